@@ -1,0 +1,63 @@
+"""One exception tree. Each subclass is also the stdlib type a caller would expect, and survives pickling.
+
+A message names the place, what was found, what was expected, and the nearest right name where there is one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class VtsweepError(Exception):
+    """Root of every error a user can mend. The command line prints its message and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(VtsweepError, ValueError):
+    """A sweep file, override or argument is wrong; raised before any work starts."""
+
+    exit_code = 2
+
+
+class DataError(VtsweepError, ValueError):
+    """Input data (images, annotations, a table of attributes) is missing or malformed."""
+
+    exit_code = 3
+
+
+class ModelError(VtsweepError, ValueError):
+    """A model cannot be found, loaded or used as asked."""
+
+    exit_code = 4
+
+
+class StorageError(VtsweepError, OSError):
+    """Results cannot be written or read back: full disk, no permission, node-local path on a cluster."""
+
+    exit_code = 5
+
+
+class ResourceError(VtsweepError, RuntimeError):
+    """The machine or cluster cannot hold what was asked; running it would hang or run out of memory."""
+
+    exit_code = 6
+
+
+class StageError(VtsweepError, RuntimeError):
+    """A stage did not finish. What it finished is kept; the same command resumes it."""
+
+    exit_code = 7
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``" Did you mean 'x'?"`` for the nearest known names, else a list of them (at most 12)."""
+    options = sorted(set(known))
+    near = difflib.get_close_matches(name, options, n=3, cutoff=0.55)
+    if near:
+        return " Did you mean " + " or ".join(repr(n) for n in near) + "?"
+    if not options:
+        return ""
+    shown = ", ".join(options[:12]) + (", ..." if len(options) > 12 else "")
+    return f" Known: {shown}."

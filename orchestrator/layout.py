@@ -1,0 +1,304 @@
+"""Where results lie: digests, stage directories, shards, `_SUCCESS`, and tables read lazily.
+
+    STORAGE/
+      capture/DIGEST/            one directory a stage and *what*; equal work is never done twice
+        stage.json               the *what*, its inputs' digests and the shard plan; written first
+        shards/00000.json        what shard 0 holds: table -> rows, array -> shape; written after its files
+        layer_metrics/00000.parquet
+        features/decoder/00000.npy
+        _SUCCESS                 written last
+      studies/NAME/              points of a study, its report, figures and tables
+
+A file is written under a temporary name and renamed (on an object store: one atomic put). A shard counts only if
+its record reads and every file it names has the recorded rows or shape.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import fsspec
+import numpy as np
+import polars as pl
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from orchestrator.errors import StorageError
+
+SUCCESS = "_SUCCESS"
+STAGE_FILE = "stage.json"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; the only form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder or fsspec URI (`s3://bucket/prefix`, `gs://...`, a path). Picklable; opened where it is used."""
+
+    uri: str
+
+    @cached_property
+    def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
+        try:
+            fs, root = fsspec.core.url_to_fs(self.uri)
+        except (ImportError, ValueError) as error:
+            raise StorageError(f"storage {self.uri!r}: {error}") from error
+        return fs, root.rstrip("/")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def fs(self) -> fsspec.AbstractFileSystem:
+        return self._opened[0]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, LocalFileSystem)
+
+    def path(self, name: str) -> str:
+        """Absolute path of `name` inside this storage, as its filesystem wants it."""
+        return f"{self._opened[1]}/{name}" if name else self._opened[1]
+
+    def sub(self, name: str) -> Storage:
+        """A storage rooted at the folder `name` of this one."""
+        return Storage(f"{self.uri.rstrip('/')}/{name}")
+
+    def write(self, name: str, data: bytes) -> None:
+        """Publish `data` at `name` in one atomic step.
+
+        Raises:
+            StorageError: no space, no permission, or the store cannot be reached; nothing is left at `name`.
+        """
+        target = self.path(name)
+        try:
+            if self.is_local:
+                _write_local(Path(target), data)
+            else:
+                self.fs.pipe_file(target, data)
+        except OSError as error:
+            reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+            raise StorageError(f"cannot write {name} in {self.uri}: {reason}. What was finished is kept.") from error
+
+    def read(self, name: str) -> bytes:
+        """Bytes of `name`; `FileNotFoundError` when absent."""
+        return self.fs.cat_file(self.path(name))
+
+    def exists(self, name: str) -> bool:
+        return bool(self.fs.exists(self.path(name)))
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names of the files directly below `folder`; empty when there is none."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(folder), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(PurePosixPath(p).name for p in found)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+
+    def read_json(self, name: str) -> Any:
+        return json.loads(self.read(name))
+
+    def write_table(self, name: str, table: pl.DataFrame) -> None:
+        """Publish `table` as zstd Parquet."""
+        buffer = io.BytesIO()
+        table.write_parquet(buffer, compression="zstd")
+        self.write(name, buffer.getvalue())
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        """Publish `array` as `.npy` (never pickled)."""
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        self.write(name, buffer.getvalue())
+
+    def read_array(self, name: str) -> np.ndarray:
+        """The array at `name`: memory-mapped on a local disk, read whole from an object store."""
+        if self.is_local:
+            return np.load(self.path(name), mmap_mode="r", allow_pickle=False)
+        return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+
+    def scan(self, names: list[str]) -> pl.LazyFrame:
+        """Lazy table over Parquet files of this storage."""
+        if self.is_local:
+            return pl.scan_parquet([self.path(n) for n in names])
+        return pl.scan_pyarrow_dataset(pads.dataset([self.path(n) for n in names], filesystem=self.fs))
+
+    def parquet_rows(self, name: str) -> int:
+        """Rows the Parquet footer of `name` declares; raises when the footer does not read."""
+        with self.fs.open(self.path(name), "rb") as handle:
+            return pq.ParquetFile(handle).metadata.num_rows
+
+    def array_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of the `.npy` at `name`, checked against the file's length; raises `ValueError` when cut short."""
+        with self.fs.open(self.path(name), "rb") as handle:
+            version = np.lib.format.read_magic(handle)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(handle)
+            expected = handle.tell() + int(np.prod(shape)) * dtype.itemsize
+        found = self.fs.size(self.path(name))
+        if found != expected:
+            raise ValueError(f"{name}: {found} bytes, expected {expected}")
+        return shape
+
+
+def _write_local(target: Path, data: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's directory, keyed by the digest of its *what* and its inputs.
+
+    Args:
+        storage: the study's storage.
+        name: stage name (`capture`, `correlate`, ...).
+        what: everything that determines the stage's result, as plain JSON values.
+        inputs: input name -> digest of the stage it comes from.
+    """
+
+    storage: Storage
+    name: str
+    what: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest({"stage": self.name, "what": dict(self.what), "inputs": dict(self.inputs)})
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}/{self.digest}"
+
+    @cached_property
+    def store(self) -> Storage:
+        return self.storage.sub(self.folder)
+
+    # -- plan and completion
+
+    def open(self, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Create `stage.json` on first use and return its plan; on resume the first run's plan is returned."""
+        if self.store.exists(STAGE_FILE):
+            return dict(self.store.read_json(STAGE_FILE)["plan"])
+        record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
+        self.store.write_json(STAGE_FILE, record)
+        return dict(record["plan"])
+
+    def is_done(self) -> bool:
+        """Whether `_SUCCESS` is there (written only after every shard was checked)."""
+        return self.store.exists(SUCCESS)
+
+    def mark_done(self, summary: Mapping[str, Any] | None = None) -> None:
+        self.store.write_json(SUCCESS, dict(summary or {}))
+
+    def summary(self) -> dict[str, Any]:
+        """What `mark_done` recorded."""
+        return dict(self.store.read_json(SUCCESS))
+
+    # -- shards
+
+    def write_shard(
+        self,
+        index: int,
+        tables: Mapping[str, pl.DataFrame],
+        arrays: Mapping[str, np.ndarray] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a shard's files under deterministic names, then its record. Writing a shard twice is harmless."""
+        record: dict[str, Any] = {"tables": {}, "arrays": {}, "extra": dict(extra or {})}
+        for name, table in tables.items():
+            self.store.write_table(f"{name}/{index:05d}.parquet", table)
+            record["tables"][name] = table.height
+        for name, array in (arrays or {}).items():
+            self.store.write_array(f"{name}/{index:05d}.npy", array)
+            record["arrays"][name] = list(array.shape)
+        self.store.write_json(f"shards/{index:05d}.json", record)
+
+    def read_shard(self, index: int) -> dict[str, Any] | None:
+        """The record of a shard whose every file is whole, else None (missing, cut short or unreadable)."""
+        try:
+            record = self.store.read_json(f"shards/{index:05d}.json")
+            for name, rows in record["tables"].items():
+                if self.store.parquet_rows(f"{name}/{index:05d}.parquet") != rows:
+                    return None
+            for name, shape in record["arrays"].items():
+                if self.store.array_shape(f"{name}/{index:05d}.npy") != tuple(shape):
+                    return None
+        except Exception:  # any unreadable file means the same thing: the shard is not there
+            return None
+        return dict(record)
+
+    def finished_shards(self) -> dict[int, dict[str, Any]]:
+        """Index -> record of every whole shard."""
+        names = [n for n in self.store.list("shards") if n.endswith(".json") and not n.startswith(".")]
+        records = {int(PurePosixPath(n).stem): self.read_shard(int(PurePosixPath(n).stem)) for n in names}
+        return {index: record for index, record in sorted(records.items()) if record is not None}
+
+    # -- reading
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """Lazy table over the shards of `table`, in shard order.
+
+        Raises:
+            StorageError: the stage has no such table.
+        """
+        names = [f"{table}/{n}" for n in self.store.list(table) if n.endswith(".parquet") and not n.startswith(".")]
+        if not names:
+            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
+        return self.store.scan(names)
+
+    def arrays(self, name: str) -> list[np.ndarray]:
+        """The shards of array `name`, in shard order, memory-mapped where storage is local."""
+        names = [n for n in self.store.list(name) if n.endswith(".npy") and not n.startswith(".")]
+        if not names:
+            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
+        return [self.store.read_array(f"{name}/{n}") for n in names]
+
+
+def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
+    """The stage directory `name/stage_digest` of `storage`, from its files alone.
+
+    Raises:
+        StorageError: there is no such directory, or its `stage.json` does not match its name.
+    """
+    try:
+        record = storage.read_json(f"{name}/{stage_digest}/{STAGE_FILE}")
+    except FileNotFoundError as error:
+        raise StorageError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
+    stage = Stage(storage, name, record["what"], record["inputs"])
+    if stage.digest != stage_digest:
+        raise StorageError(f"{name}/{stage_digest}: stage.json belongs to {stage.digest}; the folder was altered")
+    return stage

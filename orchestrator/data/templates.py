@@ -1,0 +1,84 @@
+"""Wordings of questions, read from `templates.yaml`, and the closed vocabulary that they span."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import yaml
+
+from orchestrator.data.coco_names import COCO_CATEGORIES
+from orchestrator.data.scenes import COLOURS, SHAPES
+from orchestrator.errors import ConfigError, did_you_mean
+
+
+@cache
+def templates() -> dict[str, dict[str, Any]]:
+    """Return the published templates: family -> group -> {texts, choices}."""
+    text = resources.files("orchestrator.data").joinpath("templates.yaml").read_text(encoding="utf-8")
+    # BaseLoader keeps "yes" and "no" words instead of truth values.
+    return yaml.load(text, Loader=yaml.BaseLoader)  # noqa: S506
+
+
+def check_families(families: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigError for an unknown family or none at all."""
+    known, families = tuple(known), tuple(families)
+    if not families:
+        raise ConfigError("families: expected at least one question family, found none")
+    for family in families:
+        if family not in known:
+            raise ConfigError(f"families: unknown question family {family!r}.{did_you_mean(family, known)}")
+
+
+def article(noun: str) -> str:
+    """Put "a" or "an" before a noun phrase."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def group_name(colour: str | None, shape: str | None) -> str:
+    """Name a group of objects: "red objects", "circles" or "red circles"."""
+    noun = templates()["plurals"][shape] if shape else "objects"
+    return f"{colour} {noun}" if colour else noun
+
+
+def word(family: str, group: str, words: Mapping[str, str], rng: np.random.Generator) -> tuple[int, str]:
+    """Draw a wording of a group and fill it in; return its number within the family and the text."""
+    numbered = _numbered(family)[group]
+    number, text = numbered[int(rng.integers(len(numbered)))]
+    if "{an_object}" in text:
+        return number, text.format(an_object=article(words["object"]), **words)
+    return number, text.format(**words)
+
+
+@cache
+def _numbered(family: str) -> dict[str, list[tuple[int, str]]]:
+    number, table = 0, {}
+    for group, entry in templates()[family].items():
+        table[group] = list(enumerate(entry["texts"], start=number))
+        number += len(entry["texts"])
+    return table
+
+
+def choices_of(family: str, group: str, shapes: tuple[str, ...], colours: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the possible answers of a group of wordings; None where they are numbers or lists."""
+    found = templates()[family][group].get("choices")
+    return {"colours": colours, "shapes": shapes}.get(found) if isinstance(found, str) else found and tuple(found)
+
+
+def vocabulary() -> list[str]:
+    """Return every word that a question or answer may hold, sorted. Numbers are spelt by their ten digits."""
+    entries = templates()
+    lines = [t for f, groups in entries.items() if f != "plurals" for g in groups.values() for t in g["texts"]]
+    answers = [c for f, groups in entries.items() if f != "plurals" for g in groups.values() for c in _listed(g)]
+    words = {w for line in lines for w in line.split() if not w.startswith("{")} | set(answers)
+    words |= set("0123456789,") | {"a", "an", "objects", "object"} | set(SHAPES) | set(COLOURS)
+    words |= set(entries["plurals"].values()) | {w for name in COCO_CATEGORIES for w in name.split()}
+    return sorted(words)
+
+
+def _listed(group: Mapping[str, Any]) -> list[str]:
+    found = group.get("choices", [])
+    return [] if isinstance(found, str) else list(found)

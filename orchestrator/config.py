@@ -1,7 +1,8 @@
 """Every setting of a study as a frozen pydantic model.
 
 A point of a study is one `RunConfig`. Its sections say *what* is computed (hashed into digests); `how` and `track`
-say *how* (batch size, actors, devices, tracking server: logged, never hashed). This module imports neither torch nor ray.
+say *how* (batch size, actors, devices, tracking server: logged, never hashed). This module imports
+neither torch nor ray.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Storage:
     def exists(self, name: str) -> bool:
         return bool(self.fs.exists(self.path(name)))
 
-    def list(self, folder: str) -> list[str]:
+    def files(self, folder: str) -> list[str]:
         """Sorted names of the files directly below `folder`; empty when there is none."""
         self.fs.invalidate_cache()
         try:
@@ -213,7 +213,12 @@ class Stage:
         """Create `stage.json` on first use and return its plan; on resume the first run's plan is returned."""
         if self.store.exists(STAGE_FILE):
             return dict(self.store.read_json(STAGE_FILE)["plan"])
-        record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
+        record: dict[str, Any] = {
+            "stage": self.name,
+            "what": self.what,
+            "inputs": self.inputs,
+            "plan": dict(plan or {}),
+        }
         self.store.write_json(STAGE_FILE, record)
         return dict(record["plan"])
 
@@ -263,7 +268,7 @@ class Stage:
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Index -> record of every whole shard."""
-        names = [n for n in self.store.list("shards") if n.endswith(".json") and not n.startswith(".")]
+        names = [n for n in self.store.files("shards") if n.endswith(".json") and not n.startswith(".")]
         records = {int(PurePosixPath(n).stem): self.read_shard(int(PurePosixPath(n).stem)) for n in names}
         return {index: record for index, record in sorted(records.items()) if record is not None}
 
@@ -275,14 +280,14 @@ class Stage:
         Raises:
             StorageError: the stage has no such table.
         """
-        names = [f"{table}/{n}" for n in self.store.list(table) if n.endswith(".parquet") and not n.startswith(".")]
+        names = [f"{table}/{n}" for n in self.store.files(table) if n.endswith(".parquet") and not n.startswith(".")]
         if not names:
             raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
         return self.store.scan(names)
 
     def arrays(self, name: str) -> list[np.ndarray]:
         """The shards of array `name`, in shard order, memory-mapped where storage is local."""
-        names = [n for n in self.store.list(name) if n.endswith(".npy") and not n.startswith(".")]
+        names = [n for n in self.store.files(name) if n.endswith(".npy") and not n.startswith(".")]
         if not names:
             raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
         return [self.store.read_array(f"{name}/{n}") for n in names]

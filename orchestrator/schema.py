@@ -1,4 +1,4 @@
-"""Columns, dtypes, units and keys of every table. `docs/tables.md` says the same in prose; a test holds the two together."""
+"""Columns, dtypes, units and keys of every table. `docs/tables.md` says the same in prose; a test compares them."""
 
 from __future__ import annotations
 

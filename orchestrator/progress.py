@@ -1,0 +1,110 @@
+"""Progress of a long step: a bar on a terminal, plain lines otherwise; always rate and time left."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+_LINE_SECONDS = 5.0
+"""A redirected output or job log gets at most one line in this time."""
+
+
+def format_seconds(seconds: float) -> str:
+    """`75.2` -> `1m15s`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Counts finished units of one step.
+
+    Args:
+        step: name shown, e.g. `capture reference-joint`.
+        total: number of units in all; None when it is not known.
+        unit: plural name of a unit, e.g. `images`.
+        done: units finished by an earlier run; they do not count towards the rate.
+        quiet: show nothing.
+    """
+
+    def __init__(self, step: str, total: int | None, unit: str, *, done: int = 0, quiet: bool = False) -> None:
+        self.step, self.total, self.unit, self.done, self.quiet = step, total, unit, done, quiet
+        self._skipped = done
+        self._note = ""
+        self._stream: TextIO = sys.stderr
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Progress:
+        self._started = self._last_line = time.monotonic()
+        if self.quiet:
+            return self
+        if self._stream.isatty():
+            self._bar = RichProgress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
+                console=Console(file=self._stream),
+                transient=False,
+            )
+            self._task = self._bar.add_task(self.step, total=self.total, completed=self.done, rate="", note="")
+            self._bar.start()
+        else:
+            known = f" of {self.total}" if self.total is not None else ""
+            resumed = f", {self.done} already done" if self.done else ""
+            self._print(f"{self.step}: starting, {self.unit}{known}{resumed}")
+        return self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        """Record `n` more finished units; `note` is shown beside the rate."""
+        self.done += n
+        self._note = note or self._note
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, rate=f"{self._rate():.3g} {self.unit}/s", note=self._note)
+        elif time.monotonic() - self._last_line >= _LINE_SECONDS:
+            self._last_line = time.monotonic()
+            self._print(self._line())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            elapsed = format_seconds(time.monotonic() - self._started)
+            state = "done" if kind is None else "stopped"
+            rate = f", {self._rate():.3g} {self.unit}/s" if self.done > self._skipped else ""
+            self._print(f"{self.step}: {state}, {self.done} {self.unit} in {elapsed}{rate}")
+
+    def _rate(self) -> float:
+        return (self.done - self._skipped) / max(time.monotonic() - self._started, 1e-9)
+
+    def _line(self) -> str:
+        rate = self._rate()
+        line = f"{self.step}: {self.done}"
+        if self.total:
+            left = format_seconds((self.total - self.done) / rate) if rate else "?"
+            line += f"/{self.total} {self.unit} ({self.done / self.total:.0%}), {rate:.3g}/s, {left} left"
+        else:
+            line += f" {self.unit}, {rate:.3g}/s"
+        return f"{line} {self._note}".rstrip()
+
+    def _print(self, line: str) -> None:
+        Console(file=self._stream, highlight=False, soft_wrap=True).print(Text(line))

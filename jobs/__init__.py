@@ -1,0 +1,1 @@
+"""Entry points for `ray job submit`; run with `python -m jobs.NAME`."""

@@ -1,0 +1,8 @@
+"""`python -m jobs.correlate ...` is `vtsweep correlate ...`, for `ray job submit`."""
+
+import sys
+
+from orchestrator.cli import main
+
+if __name__ == "__main__":
+    main(["correlate", *sys.argv[1:]])

@@ -1,0 +1,31 @@
+"""Pre-train a shipped reference checkpoint: ``python -m jobs.pretrain_reference --model reference-joint``."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from orchestrator.models.pretrain import Recipe, Trainer
+
+SHIPPED = Path(__file__).parents[1] / "orchestrator" / "models" / "reference"
+
+
+def main() -> None:
+    """Parse the command line and train; a second call with the same arguments resumes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, choices=["reference-joint", "reference-cross"])
+    parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="pool of images, run checkpoint")
+    parser.add_argument("--out", type=Path, help="checkpoint folder to write; the shipped one by default")
+    parser.add_argument("--start", type=Path, help="trained reference-joint to start reference-cross from")
+    parser.add_argument("--encoder-steps", type=int, default=Recipe.encoder_steps)
+    parser.add_argument("--answer-steps", type=int, default=Recipe.answer_steps)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    recipe = Recipe(args.model, encoder_steps=args.encoder_steps, answer_steps=args.answer_steps)
+    Trainer(recipe, args.work, args.out or SHIPPED / args.model, start=args.start).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,8 @@
+"""`python -m jobs.probe ...` is `vtsweep probe ...`, for `ray job submit`."""
+
+import sys
+
+from orchestrator.cli import main
+
+if __name__ == "__main__":
+    main(["probe", *sys.argv[1:]])

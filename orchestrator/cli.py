@@ -1,0 +1,217 @@
+"""The command line. Every command imports what it needs when it runs, so that `--help` is instant."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+# Nothing is sent anywhere by the libraries below; must be set before they are imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+app = typer.Typer(
+    name="vtsweep",
+    help="Measure how vision-language models spread visual information over their tokens, and sweep what changes it.",
+    epilog="Start with:  vtsweep run sweeps/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+File = Annotated[str, typer.Argument(metavar="FILE", help="Sweep file, for example sweeps/quickstart.yaml")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, for example data.n_images=500 storage=/data/results"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors and the result only.")]
+
+
+def _emit(value: Any, as_json: bool, text: Any) -> None:
+    """Print `value` as JSON, or call `text()` to print for people."""
+    if as_json:
+        typer.echo(json.dumps(value, indent=1, default=str))
+    else:
+        text()
+
+
+def _run(file: str, overrides: Sequence[str] | None, stages: Sequence[str] | None, as_json: bool, quiet: bool) -> None:
+    from orchestrator.study import print_outcome, run_study
+    from orchestrator.sweep import load_sweep
+
+    outcome = run_study(load_sweep(file, overrides or ()), stages=stages, quiet=quiet or as_json)
+    _emit(outcome.as_json(), as_json, lambda: print_outcome(outcome))
+
+
+@app.command(epilog="Example:  vtsweep run sweeps/coco.yaml data.root=/data/coco storage=/data/results")
+def run(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Run every stage of a study, then write its report and MLflow runs. Resumes what is unfinished."""
+    _run(file, overrides, None, as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep plan sweeps/paper_molmo.yaml")
+def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Show points, digests, what is already done, estimates, and whether the machine can hold it. Starts nothing."""
+    from orchestrator.plan import make_plan, print_plan
+    from orchestrator.sweep import load_sweep
+
+    made = make_plan(load_sweep(file, overrides or ()))
+    _emit(made.as_json(), as_json, lambda: print_plan(made))
+
+
+@app.command(epilog="Example:  vtsweep capture sweeps/quickstart.yaml data.n_images=50")
+def capture(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Capture activations and measure compression (the first stage of a study)."""
+    _run(file, overrides, ["capture"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep correlate sweeps/quickstart.yaml correlate.n_bootstrap=2000")
+def correlate(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Correlate compression with what is in the image."""
+    _run(file, overrides, ["capture", "correlate"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep probe sweeps/probes.yaml probe.attributes=[n_objects]")
+def probe(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Fit probes on the kept token features."""
+    _run(file, overrides, ["capture", "probe"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep finetune sweeps/complexity_ratio.yaml finetune.seed=3")
+def finetune(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Fine-tune one LoRA trial for each point, evaluate it and measure compression again."""
+    _run(file, overrides, ["finetune"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep ablate sweeps/ablation.yaml ablate.n_per_family=200")
+def ablate(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
+    """Delete, knock out and patch visual tokens to see what the decoder uses."""
+    _run(file, overrides, ["ablate"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep report results/studies/quickstart")
+def report(
+    study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False
+) -> None:
+    """Write the report of a finished study again, from its tables."""
+    from orchestrator.study import load_study, print_next, write_report
+
+    loaded = load_study(study)
+    written = write_report(loaded)
+    _emit({"report": written}, as_json, lambda: print_next(loaded, written))
+
+
+@app.command(epilog="Example:  vtsweep status results/studies/quickstart")
+def status(
+    study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False
+) -> None:
+    """Show how far a running or interrupted study is, from its files alone."""
+    from orchestrator.study import load_study, print_status, study_status
+
+    found = study_status(load_study(study))
+    _emit(found, as_json, lambda: print_status(found))
+
+
+@app.command(epilog="Example:  vtsweep compare results/studies/joint results/studies/cross --out comparison")
+def compare(
+    studies: Annotated[list[str], typer.Argument(help="Two or more study folders")],
+    out: Annotated[str, typer.Option(help="Folder of the comparison")] = "comparison",
+    as_json: Json = False,
+) -> None:
+    """Put models or studies side by side in one report."""
+    from orchestrator.study import compare_studies
+
+    written = compare_studies(studies, out)
+    _emit({"report": written}, as_json, lambda: typer.echo(f"comparison: {written}"))
+
+
+@app.command(epilog="Example:  vtsweep ui results")
+def ui(
+    storage: Annotated[str, typer.Argument(help="Storage folder of your studies, or a tracking URI")] = "results",
+    port: Annotated[int, typer.Option(help="Port on this machine")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; anything but 127.0.0.1 is open to others")] = "127.0.0.1",
+) -> None:
+    """Open the MLflow comparison UI on this machine."""
+    from orchestrator.tracking import serve_ui, tracking_uri
+
+    raise typer.Exit(serve_ui(tracking_uri(storage), port=port, host=host))
+
+
+@app.command(epilog="Example:  vtsweep track results")
+def track(
+    storage: Annotated[str, typer.Argument(help="Storage folder of your studies")] = "results", as_json: Json = False
+) -> None:
+    """Send results to MLflow that could not be sent when they were made; each is sent once."""
+    from orchestrator.layout import Storage
+    from orchestrator.tracking import track_pending
+
+    sent = track_pending(Storage(storage))
+    _emit({"sent": sent}, as_json, lambda: typer.echo(f"sent {sent} pending run(s)"))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List known models with family, kind, parameters and needs."""
+    from orchestrator.models.catalogue import catalogue_rows
+    from orchestrator.tables import print_rows
+
+    rows = catalogue_rows()
+    _emit(rows, as_json, lambda: print_rows("Models", rows))
+
+
+@app.command(epilog="Examples:  vtsweep doctor    vtsweep doctor reference-joint    vtsweep doctor org/model")
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="Catalogue name, repository id or local folder")] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a repository")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Allow the repository's own code (needs --revision)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or whether a model can be used here: access, extras, memory, one image."""
+    from orchestrator.doctor import diagnose
+    from orchestrator.tables import print_rows
+
+    findings = diagnose(model, revision, trust_remote_code)
+    rows = [{"check": f.check, "status": f.status, "found": f.found, "mend": f.mend} for f in findings]
+    _emit(rows, as_json, lambda: print_rows(f"vtsweep doctor {model or ''}".strip(), rows))
+    if any(f.status == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+def _fail(error: BaseException, code: int, as_json: bool) -> NoReturn:
+    if as_json:
+        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))
+    else:
+        typer.secho(f"error: {error}", fg="red", err=True)
+    raise SystemExit(code)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of `vtsweep`, `python -m orchestrator` and the modules in `jobs/`; always exits."""
+    from orchestrator.errors import VtsweepError
+
+    args = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in args
+    # A job scheduler stops us with SIGTERM: end as on Ctrl-C, so that finished work is kept and nothing is orphaned.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        result = app(args=args, prog_name="vtsweep", standalone_mode=False)
+    except VtsweepError as error:
+        _fail(error, error.exit_code, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.secho("stopped; what was finished is kept. Run the same command again to resume.", fg="yellow", err=True)
+        raise SystemExit(130) from None
+    except Exception as error:
+        # Click's own errors (unknown option, missing argument) know how to print themselves and their exit code.
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        raise
+    raise SystemExit(result if isinstance(result, int) else 0)

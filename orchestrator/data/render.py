@@ -8,9 +8,10 @@ import zlib
 import cv2
 import numpy as np
 
-from orchestrator.data.scenes import COLOURS, Scene
+from orchestrator.data.scenes import COLOURS, Scene, SceneObject
 
 _SHIFT = 4  # fractional bits of a vertex
+_EDGE_PX = 0.6
 
 
 def _regular(n: int, phase: float = -90.0) -> np.ndarray:
@@ -54,25 +55,68 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 
 def render(scene: Scene) -> np.ndarray:
     """Draw a scene as RGB uint8 of shape (height, width, 3). The same scene always gives the same bytes."""
-    rng = None
-    if scene.noise or scene.texture or scene.background != "white":
-        rng = np.random.default_rng([scene.seed, scene.index, zlib.crc32(scene.stream.encode())])
+    if not (scene.texture or scene.noise) and scene.background == "white":
+        image = np.full((scene.height, scene.width, 3), 255, dtype=np.uint8)
+        for thing in scene.objects:
+            cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+        return image
+    rng = np.random.default_rng([scene.seed, scene.index, zlib.crc32(scene.stream.encode())])
     image = _background(scene, rng)
     for thing in scene.objects:
-        outlines = _vertices(thing.shape, thing.x, thing.y, thing.size, thing.angle)
-        cv2.fillPoly(image, outlines, COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+        if scene.texture:
+            _draw_textured(image, thing, scene.texture, rng)
+        else:
+            cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+    if scene.noise:
+        noise = rng.standard_normal(image.shape, dtype=np.float32) * (255 * scene.noise)
+        image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
     return image
 
 
-def _vertices(shape: str, x: float, y: float, size: float, angle: float) -> list[np.ndarray]:
+def _vertices(thing: SceneObject) -> list[np.ndarray]:
     # Pixel centres lie at whole numbers for OpenCV and at halves for us. The edge that OpenCV draws around an
-    # anti-aliased polygon makes it about half a pixel wider, taken off again here.
-    radius = max(size / 2 - 0.5, 1.0) * (1 << _SHIFT)
-    c, s = math.cos(math.radians(angle)) * radius, math.sin(math.radians(angle)) * radius
+    # anti-aliased polygon widens it; taken off again here.
+    radius = max(thing.size / 2 - _EDGE_PX, 1.0) * (1 << _SHIFT)
+    angle = math.radians(thing.angle)
+    c, s = math.cos(angle) * radius, math.sin(angle) * radius
     turn = np.array([[c, -s], [s, c]])
-    centre = np.array([(x - 0.5) * (1 << _SHIFT), (y - 0.5) * (1 << _SHIFT)])
-    return [np.rint(points @ turn + centre).astype(np.int32) for points in OUTLINES[shape]]
+    centre = np.array([(thing.x - 0.5) * (1 << _SHIFT), (thing.y - 0.5) * (1 << _SHIFT)])
+    return [np.rint(points @ turn + centre).astype(np.int32) for points in OUTLINES[thing.shape]]
 
 
-def _background(scene: Scene, rng: np.random.Generator | None) -> np.ndarray:
-    return np.full((scene.height, scene.width, 3), 255, dtype=np.uint8)
+def _draw_textured(image: np.ndarray, thing: SceneObject, strength: float, rng: np.random.Generator) -> None:
+    """Draw an object with soft stripes: darker ones on light colours, lighter ones on dark colours."""
+    reach = thing.size / 2 + 2
+    left, top = max(0, int(thing.x - reach)), max(0, int(thing.y - reach))
+    patch = image[top : int(thing.y + reach) + 1, left : int(thing.x + reach) + 1]
+    mask = np.zeros(patch.shape[:2], dtype=np.uint8)
+    cv2.fillPoly(mask, _vertices(thing._replace(x=thing.x - left, y=thing.y - top)), 255, cv2.LINE_AA, _SHIFT)
+    y, x = np.mgrid[: patch.shape[0], : patch.shape[1]].astype(np.float32)
+    way, phase = rng.uniform(0, 2 * math.pi, 2)
+    period = max(3.0, thing.size * rng.uniform(0.2, 0.45))
+    wave = 0.5 + 0.5 * np.sin(2 * math.pi / period * (math.cos(way) * x + math.sin(way) * y) + phase)
+    colour = np.array(COLOURS[thing.colour], dtype=np.float32)
+    target = 255.0 if colour.mean() < 60 else 0.0
+    paint = colour + (0.3 * strength * wave[..., None]) * (target - colour)
+    alpha = mask[..., None] / np.float32(255)
+    patch[:] = np.rint(patch * (1 - alpha) + paint * alpha).astype(np.uint8)
+
+
+def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+    """Light backgrounds, never darker than 195: a gradient between two tints, or soft clutter."""
+    height, width = scene.height, scene.width
+    if scene.background == "gradient":
+        first = rng.uniform(235, 255, 3).astype(np.float32)
+        second = rng.uniform(195, 235, 3).astype(np.float32)
+        way = rng.uniform(0, 2 * math.pi)
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        ramp = math.cos(way) * x / width + math.sin(way) * y / height
+        ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+        return np.rint(first + (second - first) * ramp[..., None]).astype(np.uint8)
+    if scene.background == "clutter":
+        image = np.full((height, width, 3), 228, dtype=np.float32)
+        for cells, depth in ((5, 12.0), (14, 8.0), (40, 6.0)):
+            coarse = rng.uniform(-depth, depth, (cells, cells, 3)).astype(np.float32)
+            image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        return np.clip(np.rint(image), 200, 255).astype(np.uint8)
+    return np.full((height, width, 3), 255, dtype=np.uint8)

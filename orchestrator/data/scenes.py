@@ -38,6 +38,9 @@ MAX_ANGLE = 12.0
 """Objects are turned by at most this many degrees, so that a square never looks like a diamond."""
 GAP_PX = 1.0
 """Least distance between two circumscribed circles."""
+OVERLAP = 0.65
+"""With overlap, centres keep this share of the distance that would part them. Small objects lie on large ones, so the
+centre of every object stays visible: d >= 0.65 (r1 + r2) > r2 for r1 >= r2."""
 
 
 class SceneObject(NamedTuple):
@@ -82,9 +85,10 @@ class Layout(NamedTuple):
     angle: np.ndarray
 
 
-def capacity(width: int, height: int) -> int:
-    """Largest number of separate objects that a canvas of width x height px holds."""
-    return int(MAX_FILL * width * height / (math.pi / 4 * (MIN_SIZE_PX + GAP_PX) ** 2))
+def capacity(config: ScenesConfig) -> int:
+    """Largest number of objects that the canvas of a configuration holds."""
+    share = OVERLAP if config.overlap else 1.0
+    return int(MAX_FILL * config.width * config.height / _area(np.array([MIN_SIZE_PX]), share))
 
 
 def shapes_of(config: ScenesConfig) -> tuple[str, ...]:
@@ -110,13 +114,14 @@ def _subset(key: str, chosen: tuple[str, ...] | None, known: tuple[str, ...]) ->
 
 def check_scenes(config: ScenesConfig) -> None:
     """Raise ConfigError for unknown shapes or colours, or a canvas that cannot hold the largest number of objects."""
-    shapes_of(config), colours_of(config)
-    room = capacity(config.width, config.height)
-    if not config.overlap and config.n_objects[1] > room:
+    shapes_of(config)
+    colours_of(config)
+    room = capacity(config)
+    if config.n_objects[1] > room:
         raise ConfigError(
             f"data.n_objects: found {list(config.n_objects)}, more objects than the canvas holds: {config.width} x "
-            f"{config.height} px holds at most {room} objects of {MIN_SIZE_PX:g} px. Enlarge the canvas, lower the "
-            "number or allow data.overlap."
+            f"{config.height} px holds at most {room} objects of {MIN_SIZE_PX:g} px. Enlarge the canvas or lower the "
+            "number."
         )
 
 
@@ -128,73 +133,76 @@ def draw_number(rng: np.random.Generator, low: int, high: int, spacing: str = "l
 
 
 def draw_layout(config: ScenesConfig, rng: np.random.Generator, n: int) -> Layout:
-    """Place n objects; sizes are uniform in the configured range, shrunk together where the canvas gets full."""
+    """Place n objects; sizes are uniform in the configured range, shrunk together where the canvas gets full.
+
+    With overlap, objects come large first, so that small ones are drawn over them. Raises ConfigError for more objects
+    than the canvas holds.
+    """
+    if n > capacity(config):
+        check_scenes(config)
     short = min(config.width, config.height)
+    share = OVERLAP if config.overlap else 1.0
     size = np.maximum(rng.uniform(config.size[0] * short, config.size[1] * short, n), MIN_SIZE_PX)
+    size = np.minimum(size, short)
     angle = rng.uniform(-MAX_ANGLE, MAX_ANGLE, n)
     if config.overlap:
-        x, y = _propose(rng, size, config.width, config.height)
-        return Layout(x, y, size, angle)
+        size = np.sort(size)[::-1]
     room = MAX_FILL * config.width * config.height
-    needed = float(np.sum((size + GAP_PX) ** 2) * math.pi / 4)
+    needed = _area(size, share)
     if needed > room:
         size = np.maximum(size * math.sqrt(room / needed), MIN_SIZE_PX)
-    for _ in range(40):
-        placed = _place(rng, size, config.width, config.height)
+    while True:
+        placed = _place(rng, size, config.width, config.height, share)
         if placed is not None:
             return Layout(*placed, size, angle)
         if size.max() <= MIN_SIZE_PX:
-            break
-        size = np.maximum(size * 0.85, MIN_SIZE_PX)
-    check_scenes(config)
-    raise ConfigError(
-        f"data.n_objects: {n} objects of at least {MIN_SIZE_PX:g} px did not fit on {config.width} x {config.height} px"
-    )
+            raise ConfigError(
+                f"data.n_objects: {n} objects of {MIN_SIZE_PX:g} px are more objects than the canvas holds "
+                f"({config.width} x {config.height} px)"
+            )
+        size = np.maximum(size * 0.9, MIN_SIZE_PX)
 
 
-def _propose(rng: np.random.Generator, size: np.ndarray, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    unit = rng.random((2, len(size)))
-    return size / 2 + unit[0] * (width - size), size / 2 + unit[1] * (height - size)
+def _area(size: np.ndarray, share: float) -> float:
+    return float(np.sum((size * share + GAP_PX) ** 2) * math.pi / 4)
 
 
 def _place(
-    rng: np.random.Generator, size: np.ndarray, width: int, height: int, rounds: int = 80
+    rng: np.random.Generator, size: np.ndarray, width: int, height: int, share: float, tries: int = 400
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rejection sampling in rounds over all objects at once, large ones first; None where it did not end.
+    """Throw darts, large objects first, testing only neighbours in a grid; None where an object found no place.
 
-    In a round every object still without a place proposes one; it stays if it touches no placed object and no earlier
-    proposal of the round.
+    Plain Python over a dict of cells measured faster here than numpy over all pairs (0.8 against 1.4 ms at n = 50).
     """
     n = len(size)
-    order = np.argsort(-size, kind="stable")
-    radius = size[order] / 2
+    radius = (size / 2).tolist()
+    cell = float(size.max()) * share + GAP_PX
+    columns = int(width / cell) + 3
+    cells: dict[int, list[tuple[float, float, float]]] = {}
+    around = [-columns - 1, -columns, -columns + 1, -1, 0, 1, columns - 1, columns, columns + 1]
     x, y = np.empty(n), np.empty(n)
-    placed = np.zeros(n, dtype=bool)
-    for _ in range(rounds):
-        todo = np.flatnonzero(~placed)
-        copies = max(1, 24 // len(todo))
-        who = np.repeat(todo, copies)
-        px, py = _propose(rng, 2 * radius[who], width, height)
-        done = np.flatnonzero(placed)
-        if len(done):
-            reach = radius[who][:, None] + radius[done] + GAP_PX
-            free = ((px[:, None] - x[done]) ** 2 + (py[:, None] - y[done]) ** 2 >= reach * reach).all(1)
-            who, px, py = who[free], px[free], py[free]
-            first = np.unique(who, return_index=True)[1]
-            who, px, py = who[first], px[first], py[first]
-        elif copies > 1:
-            who, px, py = who[::copies], px[::copies], py[::copies]
-        if len(who) > 1:
-            reach = radius[who][:, None] + radius[who] + GAP_PX
-            near = (px[:, None] - px) ** 2 + (py[:, None] - py) ** 2 < reach * reach
-            alone = ~np.tril(near, -1).any(1)
-            who, px, py = who[alone], px[alone], py[alone]
-        x[who], y[who], placed[who] = px, py, True
-        if placed.all():
-            back = np.empty(n, dtype=np.intp)
-            back[order] = np.arange(n)
-            return x[back], y[back]
-    return None
+    darts = iter(rng.random(8 * n).tolist())
+    for i in np.argsort(-size, kind="stable").tolist():
+        r, own = radius[i], radius[i] * share
+        for _ in range(tries):
+            u = next(darts, None)
+            if u is None:
+                darts = iter(rng.random(16 * n).tolist())
+                u = next(darts)
+            v = next(darts)  # an even number of darts is thrown at a time
+            px, py = r + u * (width - 2 * r), r + v * (height - 2 * r)
+            home = int(py / cell) * columns + int(px / cell) + 1
+            if not any(
+                (px - ox) * (px - ox) + (py - oy) * (py - oy) < (own + reach) * (own + reach)
+                for step in around
+                for ox, oy, reach in cells.get(home + step, ())
+            ):
+                cells.setdefault(home, []).append((px, py, own + GAP_PX))
+                x[i], y[i] = px, py
+                break
+        else:
+            return None
+    return x, y
 
 
 def compose(

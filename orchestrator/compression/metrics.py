@@ -1,0 +1,232 @@
+"""Compression metrics of hidden states. `B` images, `N` tokens, `D` width, `R` rows (images of all layers together).
+
+    compute(hidden, mask)                    one layer, as a forward hook calls it
+    compute_layers([(hidden, mask), ...])    many layers at once: their eigenproblems go in one batch (best on a GPU)
+
+Norms, the mean token and one Gram matrix are shared by all metrics; see `spectrum.py` for precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor
+
+from orchestrator.compression import norms as on_norms
+from orchestrator.compression.registry import METRICS, check_names, load_user_metric
+from orchestrator.compression.spectrum import eigenvalues
+from orchestrator.errors import ConfigError
+
+_CHUNK = {"cpu": 2**22, "cuda": 2**28}
+"""Elements of hidden state handled at once: on a CPU it bounds memory, on a GPU it batches all layers of a 7B model."""
+_ROUNDING = 2e-6
+"""Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""
+
+
+class Shared:
+    """Tokens of some rows and what metrics share of them, each computed once when first asked for.
+
+    Attributes:
+        hidden: (R, N, D) float32, the tokens of each row first, zeros after them.
+        mask: (R, N) bool, where tokens are.
+        counts: (R,) int64, tokens of each row.
+    """
+
+    def __init__(self, hidden: Float32[Tensor, "R N D"], counts: Int64[Tensor, " R"]) -> None:
+        self.hidden = hidden
+        self.counts = counts
+        self.mask = torch.arange(hidden.shape[1], device=hidden.device) < counts[:, None]
+
+    @cached_property
+    def norms(self) -> Float32[Tensor, "R N"]:
+        """Token norms a_n, zero at padding."""
+        return torch.linalg.vector_norm(self.hidden, dim=2)
+
+    @cached_property
+    def sorted_norms(self) -> Float64[Tensor, "R N"]:
+        """Token norms from large to small, float64."""
+        return self.norms.double().sort(1, descending=True).values
+
+    @cached_property
+    def energies(self) -> Float64[Tensor, "R N"]:
+        """Token energies e_n = a_n^2 from large to small, float64."""
+        return self.sorted_norms.square()
+
+    @cached_property
+    def _mean_and_direction(self) -> Tensor:
+        """(R, 2, D): the mean token and the sum of unit tokens, from one pass."""
+        weights = torch.stack([self.mask / self.counts[:, None].clamp(min=1), self.inverse_norms(self.norms)], 1)
+        return weights @ self.hidden
+
+    @property
+    def mean(self) -> Float32[Tensor, "R D"]:
+        """The mean token mu."""
+        return self._mean_and_direction[:, 0]
+
+    @cached_property
+    def centred(self) -> Float32[Tensor, "R N D"]:
+        """Tokens minus their mean; zeros at padding, and in rows whose tokens are equal but for rounding."""
+        centred = self.hidden - self.mean[:, None]
+        keep = self.mask
+        total = torch.linalg.vector_norm(self.norms, dim=1)
+        left = torch.linalg.vector_norm((centred * keep[..., None]).flatten(1), dim=1)
+        return centred * (keep & (left > _ROUNDING * total)[:, None])[..., None]
+
+    def spectrum(self, centred: bool = False) -> Float64[Tensor, "R K"]:
+        """Squared singular values sigma_i^2 from large to small, K = min(N, D)."""
+        return self._spectra[int(centred)]
+
+    @cached_property
+    def _spectra(self) -> tuple[Tensor, Tensor]:
+        return eigenvalues(self.centred, self.mean, self.counts)
+
+    def mean_cosine(self, centred: bool = False) -> Float64[Tensor, " R"]:
+        """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
+        if centred:
+            inverse = self.inverse_norms(torch.linalg.vector_norm(self.centred, dim=2), _ROUNDING * self.norms)
+            direction = (inverse[:, None] @ self.centred)[:, 0]
+        else:
+            inverse, direction = self.inverse_norms(self.norms), self._mean_and_direction[:, 1]
+        n = (inverse > 0).sum(1).double()
+        return ((direction.double().square().sum(1) - n) / (n * (n - 1))).where(n > 1, torch.nan)
+
+    def without_massive(self) -> tuple[Int64[Tensor, " M"], Shared | None]:
+        """Rows that have massive tokens, and the tokens of these rows without them."""
+        rows = self.massive.any(1).nonzero()[:, 0]
+        if not len(rows):
+            return rows, None
+        return rows, gather_tokens(self.hidden[rows], (self.mask & ~self.massive)[rows])
+
+    @cached_property
+    def massive(self) -> Bool[Tensor, "R N"]:
+        """Which tokens are massive (`registry.MASSIVE_RATIO`)."""
+        return on_norms.massive_tokens(self.norms.double(), self.sorted_norms)
+
+    @staticmethod
+    def inverse_norms(norms: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+        """1 / norm, and zero where the norm does not exceed `floor`."""
+        return torch.where(norms > floor, norms.reciprocal(), 0.0)
+
+
+FUNCTIONS: dict[str, Callable[[Shared, bool], Tensor]] = {
+    "gini": lambda s, _: on_norms.gini(s.sorted_norms, s.counts),
+    "participation_ratio": lambda s, _: on_norms.participation(s.energies),
+    "participation_ratio_share": lambda s, _: on_norms.participation(s.energies) / s.counts,
+    "norm_entropy": lambda s, _: on_norms.entropy_number(s.energies) / s.counts,
+    "hoyer": lambda s, _: on_norms.hoyer(s.sorted_norms, s.counts),
+    "tokens_90": lambda s, _: on_norms.share_needed(s.energies) / s.counts,
+    "stable_rank": lambda s, centred: s.spectrum(centred).sum(1) / s.spectrum(centred)[:, 0],
+    "effective_rank": lambda s, centred: on_norms.entropy_number(s.spectrum(centred).sqrt()),
+    "spectral_participation": lambda s, centred: on_norms.participation(s.spectrum(centred)),
+    "rank_90": lambda s, centred: on_norms.share_needed(s.spectrum(centred)),
+    "mean_cosine": lambda s, centred: s.mean_cosine(centred),
+    "massive_share": lambda s, _: s.massive.sum(1) / s.counts,
+}
+"""How each base metric is computed from what is shared; the flag asks for the centred variant."""
+
+
+def compute(
+    hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], names: Iterable[str] | None = None
+) -> dict[str, Float32[Tensor, " B"]]:
+    """Metrics of one layer's tokens, one group.
+
+    Args:
+        hidden: token states of any floating dtype; cast to float32 first.
+        mask: which tokens belong to the group. Rows may differ in number.
+        names: metric names (`registry.METRICS`, or those of installed packages); all of them when None.
+
+    Returns:
+        float32 values by name on the device of `hidden`. NaN where a metric is undefined: no token, no energy, a
+        state that is not finite, a single token (`hoyer`, `mean_cosine`), or equal tokens (centred variants).
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    return compute_layers([(hidden, mask)], names)[0]
+
+
+@torch.no_grad()
+def compute_layers(
+    states: Sequence[tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]], names: Iterable[str] | None = None
+) -> list[dict[str, Float32[Tensor, " B"]]]:
+    """Metrics of several layers (taps, groups): the same values as `compute` on each, in as few batches as fit."""
+    chosen = check_names(names)
+    parts: list[list[dict[str, Tensor]]] = [[] for _ in states]
+    for batch in _batches(states):
+        values = _values(_stack([tokens for _, tokens in batch]), chosen)
+        sizes = [len(tokens.counts) for _, tokens in batch]
+        split = {name: column.float().split(sizes) for name, column in values.items()}
+        for k, (state, _) in enumerate(batch):
+            parts[state].append({name: columns[k] for name, columns in split.items()})
+    return [{name: torch.cat([part[name] for part in of_state]) for name in chosen} for of_state in parts]
+
+
+def gather_tokens(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Shared:
+    """The masked tokens of each row moved to the front, as float32, with no more places than the longest row needs."""
+    if hidden.shape[:2] != mask.shape:
+        raise ConfigError(
+            f"mask has shape {tuple(mask.shape)}; expected {tuple(hidden.shape[:2])} as the hidden states"
+        )
+    counts = mask.sum(1)
+    tokens = hidden[mask].float()
+    fewest, most = (int(c) for c in counts.aminmax()) if len(counts) else (0, 0)
+    if fewest == most:
+        return Shared(tokens.view(len(counts), most, hidden.shape[2]), counts)
+    packed = tokens.new_zeros(len(counts), most, hidden.shape[2])
+    packed[torch.arange(most, device=mask.device) < counts[:, None]] = tokens
+    return Shared(packed, counts)
+
+
+def _batches(states: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[int, Shared]]]:
+    """Runs of (state, tokens of some of its rows) of one width that together hold about `_CHUNK` elements."""
+    batch: list[tuple[int, Shared]] = []
+    held = 0
+    for i, (hidden, mask) in enumerate(states):
+        limit = _CHUNK[hidden.device.type]
+        per_row = max(1, int(mask.sum(1).max()) * hidden.shape[2]) if len(mask) else 1
+        for rows, present in zip(
+            hidden.split(max(1, limit // per_row)), mask.split(max(1, limit // per_row)), strict=True
+        ):
+            tokens = gather_tokens(rows, present)
+            if batch and (held + rows.shape[0] * per_row > limit or batch[0][1].hidden.shape[2] != hidden.shape[2]):
+                yield batch
+                batch, held = [], 0
+            batch.append((i, tokens))
+            held += rows.shape[0] * per_row
+    if batch:
+        yield batch
+
+
+def _stack(parts: Sequence[Shared]) -> Shared:
+    if len(parts) == 1:
+        return parts[0]
+    most = max(part.hidden.shape[1] for part in parts)
+    padded = [torch.nn.functional.pad(part.hidden, (0, 0, 0, most - part.hidden.shape[1])) for part in parts]
+    return Shared(torch.cat(padded), torch.cat([part.counts for part in parts]))
+
+
+def _values(tokens: Shared, names: Sequence[str]) -> dict[str, Tensor]:
+    """Each named metric of each row, (R,)."""
+    finite = tokens.norms.isfinite().all(1)
+    if tokens.hidden.shape[1] == 0:
+        return {name: torch.full_like(tokens.counts, torch.nan, dtype=torch.float32) for name in names}
+    if not finite.all():
+        tokens = Shared(tokens.hidden.where(finite[:, None, None], 0.0), tokens.counts)
+    builtin = [METRICS[name] for name in names if name in METRICS]
+    rows, trimmed = tokens.without_massive() if any(m.trimmed for m in builtin) else (tokens.counts[:0], None)
+    values: dict[str, Tensor] = {}
+    plain: dict[tuple[str, bool], Tensor] = {}
+    for metric in builtin:
+        key = (metric.base, metric.centred)
+        if key not in plain:
+            plain[key] = FUNCTIONS[metric.base](tokens, metric.centred)
+        values[metric.name] = plain[key]
+        if metric.trimmed and trimmed is not None:
+            values[metric.name] = plain[key].index_copy(0, rows, FUNCTIONS[metric.base](trimmed, metric.centred))
+    for name in names:
+        if name not in METRICS:
+            values[name] = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
+    return {name: values[name].where(finite, torch.nan) for name in names}

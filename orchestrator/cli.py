@@ -137,7 +137,9 @@ def compare(
 def ui(
     storage: Annotated[str, typer.Argument(help="Storage folder of your studies, or a tracking URI")] = "results",
     port: Annotated[int, typer.Option(help="Port on this machine")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; anything but 127.0.0.1 is open to others")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but 127.0.0.1 is open to others")
+    ] = "127.0.0.1",
 ) -> None:
     """Open the MLflow comparison UI on this machine."""
     from orchestrator.tracking import serve_ui, tracking_uri

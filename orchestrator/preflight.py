@@ -1,0 +1,120 @@
+"""Everything that can be refused before work starts, named with place, finding, expectation and nearest right name."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import RunConfig, StageName
+from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you_mean
+from orchestrator.layout import Storage, canonical_json
+from orchestrator.sweep import Sweep
+
+_PROBE_FILE = ".vtsweep-write-test"
+
+
+def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
+    """Check storage, data, models and names of every point; imports neither torch nor ray.
+
+    Raises:
+        VtsweepError: of the first kind of problem found; every problem of a kind is in the message.
+    """
+    runs = [point.run for point in sweep.points]
+    _each(_distinct(runs, lambda run: run.model), _check_model)
+    for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
+        for other in runs:
+            if other.data == run.data:
+                _check_names(other, stages, attributes)
+    check_storage(Storage(sweep.study.storage), estimate_bytes(runs, stages))
+
+
+def _distinct(runs: Sequence[RunConfig], key: Callable[[RunConfig], Any]) -> list[RunConfig]:
+    return list({canonical_json(key(run).model_dump(mode="json")): run for run in reversed(runs)}.values())[::-1]
+
+
+def _each(runs: Iterable[RunConfig], check: Callable[[RunConfig], Any]) -> list[tuple[RunConfig, Any]]:
+    """Apply `check` to all runs before raising, so that one attempt shows every mistake of its kind."""
+    done, errors = [], []
+    for run in runs:
+        try:
+            done.append((run, check(run)))
+        except VtsweepError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise type(errors[0])("\n".join(str(error) for error in errors))
+    return done
+
+
+def _check_model(run: RunConfig) -> None:
+    from orchestrator.models.catalogue import fingerprint, resolve
+
+    resolve(run.model)
+    fingerprint(run.model)
+
+
+def _source_attributes(run: RunConfig) -> list[str]:
+    from orchestrator.data.source import make_source
+
+    return list(make_source(run.data).attribute_kinds)
+
+
+def _check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str]) -> None:
+    from orchestrator.compression.registry import METRICS
+
+    asked: list[tuple[str, tuple[str, ...] | None, Sequence[str]]] = [
+        ("capture.metrics", run.capture.metrics, [*METRICS])
+    ]
+    if "correlate" in stages:
+        asked.append(("correlate.attributes", run.correlate.attributes, attributes))
+    if "probe" in stages:
+        asked.append(("probe.attributes", run.probe.attributes, attributes))
+    for key, names, known in asked:
+        for name in names or ():
+            if name not in known:
+                raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
+    if "finetune" in stages:
+        _check_families("finetune.task", run.finetune.task.low_families + run.finetune.task.high_families)
+    if "ablate" in stages:
+        _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
+
+
+def _check_families(key: str, names: Sequence[str]) -> None:
+    from orchestrator.data.questions import FAMILIES
+
+    for name in names:
+        if name not in FAMILIES:
+            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, FAMILIES)}")
+
+
+def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:
+    """Bytes of results to expect, from above; features of captured tokens dominate."""
+    from orchestrator.data.source import make_source
+    from orchestrator.models.planning import capture_bytes_per_image
+
+    if "capture" not in stages:
+        return 0
+    distinct = {
+        canonical_json([run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): run for run in runs
+    }
+    return sum(len(make_source(run.data)) * capture_bytes_per_image(run) for run in distinct.values())
+
+
+def check_storage(storage: Storage, needed: int = 0) -> None:
+    """Refuse a storage that cannot be written, or a local disk with less than `needed` bytes free.
+
+    Raises:
+        StorageError: saying which, and what would help.
+    """
+    storage.write(_PROBE_FILE, b"")
+    storage.fs.rm_file(storage.path(_PROBE_FILE))
+    if storage.is_local:
+        free = shutil.disk_usage(Path(storage.path(""))).free
+        if free < needed:
+            raise StorageError(
+                f"storage {storage.uri!r}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+                "use storage=DIR on a larger disk, fewer images, or capture.keep_features=false"
+            )

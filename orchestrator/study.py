@@ -1,0 +1,95 @@
+"""The main flow: a sweep file in; finished tables, MLflow runs and a report out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from orchestrator.config import RunConfig, StageName
+from orchestrator.layout import Storage
+from orchestrator.preflight import preflight
+from orchestrator.record import STUDY_FILE, Study, make_record
+from orchestrator.stages import STAGE_KINDS, with_inputs
+from orchestrator.sweep import Sweep
+
+
+def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False) -> Study:
+    """Run a study's stages in order; whatever an earlier run finished is not done again.
+
+    Args:
+        sweep: the validated study.
+        stages: run only these and what they read; all of the study's when absent.
+        quiet: show no progress.
+
+    Raises:
+        VtsweepError: bad input (before any work starts), or a stage that did not finish (what it finished is kept).
+    """
+    wanted = with_inputs(stages or sweep.study.stages)
+    storage = Storage(sweep.study.storage)
+    preflight(sweep, wanted)
+    study = open_study(sweep, storage, wanted)
+    tracker = _tracker(sweep, study)
+    with _ray(sweep, study, wanted):
+        for stage in wanted:
+            started = time.monotonic()
+            STAGE_KINDS[stage].run(distinct_runs(sweep, storage, stage), storage, quiet)
+            study.record["seconds"][stage] = round(time.monotonic() - started, 2)
+            tracker.log_stage(study, stage)
+    study.folder.write_json(STUDY_FILE, study.record)
+    tracker.log_report(study, write_report(study))
+    return study
+
+
+def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName]) -> Study:
+    """Write `study.json`, which names every point and the directory of each of its stages, before any work."""
+    listed = [stage for stage in STAGE_KINDS if stage in {*sweep.study.stages, *wanted}]
+    points = []
+    for point in sweep.points:
+        stages = {stage: STAGE_KINDS[stage].make(point.run, storage).digest for stage in listed}
+        config = point.run.model_dump(mode="json")
+        points.append({"label": point.label, "axes": dict(point.axes), "config": config, "stages": stages})
+    record = make_record(sweep, listed, points)
+    study = Study(storage, {**record, "seconds": {}})
+    study.folder.write_json(STUDY_FILE, study.record)
+    return study
+
+
+def distinct_runs(sweep: Sweep, storage: Storage, stage: StageName) -> list[RunConfig]:
+    """One run for each distinct directory of `stage`: equal work is done once, whatever the number of points."""
+    return list({STAGE_KINDS[stage].make(p.run, storage).digest: p.run for p in reversed(sweep.points)}.values())[::-1]
+
+
+def write_report(study: Study) -> list[str]:
+    """Write the HTML report, figures and tables of a study from its files; returns their paths, the page first."""
+    from orchestrator.report.page import make_report
+    from orchestrator.results import gather_results
+
+    return [study.folder.path(name) for name in make_report(gather_results(study), study.folder.sub("report"))]
+
+
+def _tracker(sweep: Sweep, study: Study) -> Any:
+    from orchestrator.tracked import StudyTracker
+
+    return StudyTracker(sweep.study.track, study)
+
+
+@contextlib.contextmanager
+def _ray(sweep: Sweep, study: Study, wanted: Sequence[StageName]) -> Iterator[None]:
+    """A Ray session for the stages that need one; none when nothing is left to do or the backend is local."""
+    pending = [
+        point.run
+        for point in sweep.points
+        for stage in wanted
+        if STAGE_KINDS[stage].uses_ray
+        and point.run.how.backend == "ray"
+        and not STAGE_KINDS[stage].make(point.run, study.storage).is_done()
+    ]
+    if not pending:
+        yield
+        return
+    from orchestrator.cluster import session
+
+    with session(pending[0].how, study.storage):
+        yield

@@ -73,15 +73,19 @@ def render(scene: Scene) -> np.ndarray:
     return image
 
 
-def _vertices(thing: SceneObject) -> list[np.ndarray]:
-    # Pixel centres lie at whole numbers for OpenCV and at halves for us. The edge that OpenCV draws around an
-    # anti-aliased polygon widens it; taken off again here.
-    radius = max(thing.size / 2 - _EDGE_PX, 1.0) * (1 << _SHIFT)
+def outline(thing: SceneObject, inset: float = 0.0) -> list[np.ndarray]:
+    """Return the outlines of an object as float64 arrays (V, 2) of x, y in px, its radius lessened by `inset` px."""
+    radius = max(thing.size / 2 - inset, 1.0)
     angle = math.radians(thing.angle)
     c, s = math.cos(angle) * radius, math.sin(angle) * radius
-    turn = np.array([[c, -s], [s, c]])
-    centre = np.array([(thing.x - 0.5) * (1 << _SHIFT), (thing.y - 0.5) * (1 << _SHIFT)])
-    return [np.rint(points @ turn + centre).astype(np.int32) for points in OUTLINES[thing.shape]]
+    # y points down, so this turns counter-clockwise as seen.
+    return [points @ np.array([[c, -s], [s, c]]) + (thing.x, thing.y) for points in OUTLINES[thing.shape]]
+
+
+def _vertices(thing: SceneObject) -> list[np.ndarray]:
+    # Pixel centres lie at whole numbers for OpenCV and at halves for us. The edge that OpenCV draws around an
+    # anti-aliased polygon widens it; the inset takes that off again.
+    return [np.rint((points - 0.5) * (1 << _SHIFT)).astype(np.int32) for points in outline(thing, _EDGE_PX)]
 
 
 def _draw_textured(image: np.ndarray, thing: SceneObject, strength: float, rng: np.random.Generator) -> None:

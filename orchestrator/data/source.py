@@ -1,0 +1,90 @@
+"""Where images come from: scenes, COCO, or a folder of one's own, all behind one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from orchestrator.config import CocoConfig, FolderConfig, ScenesConfig
+from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
+from orchestrator.data.render import render
+from orchestrator.data.scenes import Scene, check_scenes, make_scene
+from orchestrator.errors import ConfigError
+
+SCENES_VERSION = 1
+"""Raised whenever the same configuration gives other scenes or pixels; part of the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known of it."""
+
+    image_id: str
+    image: np.ndarray
+    """RGB, uint8, (height, width, 3)."""
+    attributes: Mapping[str, Any]
+    scene: Scene | None = None
+    """The ground truth of a synthetic image."""
+    objects: Sequence[Any] | None = None
+    """The objects of a COCO image (`coco.CocoObject`)."""
+
+
+class Source(Protocol):
+    """A numbered set of images. Sources pickle small: they carry names and numbers, never pixels."""
+
+    name: str
+    """`scenes`, `coco` or `folder`."""
+    ids: Sequence[str]
+    """Unique id of each image, in order."""
+    attribute_kinds: Mapping[str, Kind]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Sample:
+        """Load image `index`; DataError, naming the file and the reason, for a missing or broken one."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify the content, free of absolute paths: equal fingerprints mean equal images and attributes."""
+        ...
+
+
+class ScenesSource:
+    """Synthetic scenes as a source. Raises ConfigError for a configuration that cannot be drawn."""
+
+    name = "scenes"
+    attribute_kinds: Mapping[str, Kind] = {key: kind for key, (kind, _) in SCENE_ATTRIBUTES.items()}
+
+    def __init__(self, config: ScenesConfig) -> None:
+        check_scenes(config)
+        self.config = config
+        self.ids = [f"scene-{config.seed}-{index:07d}" for index in range(config.n_images)]
+
+    def __len__(self) -> int:
+        return self.config.n_images
+
+    def load(self, index: int) -> Sample:
+        scene = make_scene(self.config, index)
+        return Sample(self.ids[index], render(scene), scene_attributes(scene), scene=scene)
+
+    def fingerprint(self) -> dict[str, Any]:
+        settings = self.config.model_dump(mode="json", exclude={"max_rejected_fraction"})
+        return {**settings, "version": SCENES_VERSION}
+
+
+def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
+    """Open a source and check it: ConfigError or DataError before any work for what is missing or malformed."""
+    if isinstance(config, ScenesConfig):
+        return ScenesSource(config)
+    if isinstance(config, CocoConfig):
+        from orchestrator.data.coco import CocoSource
+
+        return CocoSource(config)
+    if isinstance(config, FolderConfig):
+        from orchestrator.data.folder import FolderSource
+
+        return FolderSource(config)
+    raise ConfigError(f"data: expected scenes, coco or folder settings, found {type(config).__name__}")

@@ -205,3 +205,16 @@ def check_table(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     if name not in TABLES:
         raise DataError(f"unknown table {name!r}.{did_you_mean(name, TABLES)}")
     return TABLES[name].check(frame, name)
+
+
+def to_markdown() -> str:
+    """Every table as Markdown: the block of `docs/tables.md` between its `columns` markers."""
+    parts = []
+    for name, table in TABLES.items():
+        lines = [f"### `{name}`", "", f"Key: {', '.join(f'`{k}`' for k in table.key)}.", ""]
+        lines += ["| column | dtype | meaning |", "|---|---|---|"]
+        lines += [f"| `{c}` | {spec.dtype} | {spec.meaning} |" for c, spec in table.columns.items()]
+        if table.open_columns:
+            lines += ["", f"Further columns: {table.open_columns}."]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"

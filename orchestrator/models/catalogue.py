@@ -1,0 +1,174 @@
+"""Which models are known by name, and what a name, hub id or folder stands for. Needs neither torch nor a network."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.config import ModelConfig
+from orchestrator.errors import ModelError, did_you_mean
+
+FAMILIES: dict[str, tuple[str, str]] = {
+    "llava": ("LlavaForConditionalGeneration", "residual"),
+    "llava_next": ("LlavaNextForConditionalGeneration", "residual"),
+    "llava_onevision": ("LlavaOnevisionForConditionalGeneration", "residual"),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", "residual"),
+    "qwen3_vl": ("Qwen3VLForConditionalGeneration", "residual"),
+    "smolvlm": ("SmolVLMForConditionalGeneration", "residual"),
+    "idefics3": ("Idefics3ForConditionalGeneration", "residual"),
+    "internvl": ("InternVLForConditionalGeneration", "residual"),
+    "paligemma": ("PaliGemmaForConditionalGeneration", "residual"),
+    "gemma3": ("Gemma3ForConditionalGeneration", "residual"),
+    "molmo2": ("Molmo2ForConditionalGeneration", "residual"),
+    "mllama": ("MllamaForConditionalGeneration", "cross_kv"),
+    "molmo": ("MolmoForCausalLM (remote code)", "residual"),
+}
+"""The supported `model_type`s: class and vision kind."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a model name stands for.
+
+    `parameters` is in billions, `family` the config's `model_type` (`None` until a hub repository's config is read),
+    `extras` are optional dependencies of vtsweep. Either `repository` or `folder` is set.
+    """
+
+    name: str
+    repository: str | None = None
+    folder: Path | None = None
+    revision: str | None = None
+    family: str | None = None
+    parameters: float | None = None
+    licence: str | None = None
+    gated: bool = False
+    extras: tuple[str, ...] = ()
+    remote_code: bool = False
+
+    @property
+    def source(self) -> str:
+        """The folder or hub id that transformers is given."""
+        return str(self.folder) if self.folder else str(self.repository)
+
+    @property
+    def model_class(self) -> str | None:
+        """The transformers class, if the family is known."""
+        return FAMILIES[self.family][0] if self.family in FAMILIES else None
+
+    @property
+    def vision_kind(self) -> str | None:
+        """`residual` or `cross_kv`, if the family is known."""
+        return FAMILIES[self.family][1] if self.family in FAMILIES else None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the weights cannot change under the name: a local folder, or a full commit hash."""
+        return self.folder is not None or bool(self.revision and _COMMIT.fullmatch(self.revision))
+
+
+@cache
+def entries() -> dict[str, Entry]:
+    """Return every named model."""
+    root = resources.files("orchestrator.models")
+    table = yaml.safe_load(root.joinpath("catalogue.yaml").read_text(encoding="utf-8"))
+    return {name: _entry(name, fields, Path(str(root))) for name, fields in table.items()}
+
+
+def _entry(name: str, fields: dict[str, Any], root: Path) -> Entry:
+    fields = dict(fields)
+    folder = fields.pop("folder", None)
+    extras = tuple(fields.pop("extras", ()))
+    return Entry(name=name, folder=root / folder if folder else None, extras=extras, **fields)
+
+
+def resolve(config: ModelConfig) -> Entry:
+    """Return the entry of a catalogue name, a hub repository id, or a local checkpoint folder.
+
+    Raises:
+        ModelError: if the name is none of them, the folder is no checkpoint or has pickled weights only, or remote
+            code is asked for without a pinned revision.
+    """
+    entry = _find(config.name)
+    if config.revision is not None and entry.folder is None:
+        entry = replace(entry, revision=config.revision)
+    if config.trust_remote_code and not entry.pinned:
+        raise ModelError(
+            f"model.name {config.name!r}: trust_remote_code needs model.revision, the full 40-digit commit whose code"
+            f" you have read; found {entry.revision!r}."
+        )
+    if entry.remote_code and not config.trust_remote_code:
+        raise ModelError(
+            f"model.name {config.name!r} runs Python code from {entry.source}. Read it, then set"
+            " model.trust_remote_code: true and model.revision: COMMIT (the full 40-digit hash)."
+        )
+    return entry
+
+
+def _find(name: str) -> Entry:
+    known = entries()
+    if name in known:
+        return known[name]
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _local(name, path)
+    if _HUB_ID.fullmatch(name) and not name.startswith("."):
+        match = next((entry for entry in known.values() if entry.repository == name), None)
+        return match or Entry(name=name, repository=name)
+    expected = "expected a catalogue name, a hub repository id (owner/name) or a folder with config.json."
+    raise ModelError(f"model.name {name!r} is unknown; {expected}{did_you_mean(name, known)}")
+
+
+def _local(name: str, path: Path) -> Entry:
+    config_file = path / "config.json"
+    if not config_file.is_file():
+        raise ModelError(f"model.name {name!r}: the folder has no config.json, so it is no checkpoint.")
+    try:
+        family = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.name {name!r}: config.json cannot be read: {error}") from error
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        found = f"only pickled weights ({', '.join(pickled)}), which can run code when read" if pickled else "none"
+        raise ModelError(f"model.name {name!r}: expected *.safetensors weights in the folder; found {found}.")
+    return Entry(name=name, folder=path.resolve(), family=family)
+
+
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """Return what identifies the weights: a content digest of a folder, or repository and revision of a hub model.
+
+    It goes into stage digests and never holds a path. An unpinned hub model has revision "unpinned".
+    """
+    entry = resolve(config)
+    if entry.folder is not None:
+        found = {"content": digest_folder(entry.folder)}
+    else:
+        found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
+    if config.adapter is not None:
+        folder = Path(config.adapter).expanduser()
+        if not (folder / "adapter_config.json").is_file():
+            raise ModelError(f"model.adapter {config.adapter!r}: no adapter_config.json; expected a LoRA folder.")
+        found["adapter"] = digest_folder(folder)
+    return found
+
+
+def digest_folder(folder: Path) -> str:
+    """Return the SHA-256 (16 hex digits) of a checkpoint's files: names and contents, weights included."""
+    files = sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}, key=lambda file: file.name)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,130 @@
+"""The exact text around a question, by family, and the question's own tokens inside it.
+
+A processor's own chat template is used where it has one; `prompts.yaml` publishes the text for those that have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import ModelError
+
+
+@cache
+def templates() -> dict[str, Any]:
+    """Return `prompts.yaml`: for each family its template without a chat template, and its answer rules."""
+    text = resources.files("orchestrator.models").joinpath("prompts.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def family_rules(family: str) -> dict[str, Any]:
+    """Return a family's rules, its own over the defaults."""
+    table = templates()
+    return {**table["default"], **table["families"].get(family, {})}
+
+
+def render(processor: Any, family: str, question: str, *, image: bool, answer: str | None = None) -> tuple[str, str]:
+    """Return (prompt, answer continuation) as text; the second is empty without an answer.
+
+    The continuation is what the model should write after the prompt, end-of-turn token included where the chat
+    template writes one.
+    """
+    template = getattr(processor, "chat_template", None)
+    if not template:
+        return _render_plain(processor, family, question, image=image, answer=answer)
+    content = [{"type": "image"}] if image else []
+    turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    if answer is None:
+        return prompt, ""
+    turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    whole = processor.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
+    if whole.startswith(prompt) and answer in whole[len(prompt) :]:
+        return prompt, whole[len(prompt) :].rstrip("\n")
+    # Templates whose generation prompt differs from an assistant turn (an opened thought, say): answer and end.
+    return prompt, answer + _eos(processor)
+
+
+def _render_plain(processor: Any, family: str, question: str, *, image: bool, answer: str | None) -> tuple[str, str]:
+    rules = family_rules(family)
+    if "template" not in rules:
+        raise ModelError(
+            f"{family}: the processor has no chat template and prompts.yaml has no text for this family; add one there."
+        )
+    token = rules["image"] if image else ""
+    prompt = rules["template"].format(image=token, question=question)
+    if answer is None:
+        return prompt, ""
+    return prompt, rules["answer_prefix"] + answer + _eos(processor)
+
+
+def _eos(processor: Any) -> str:
+    return getattr(processor, "tokenizer", processor).eos_token or ""
+
+
+def question_span(tokenizer: Any, ids: Sequence[int], question: str, images: set[int]) -> tuple[int, int]:
+    """Return (start, end) of the question's own tokens inside a prompt's ids.
+
+    The shortest run of tokens without an image placeholder whose decoded text holds the question, spaces aside, and
+    the last one if there are several. It needs no knowledge of the template, and it is checked by its own definition.
+
+    Raises:
+        ModelError: if no run decodes to the question (a tokeniser that loses text).
+    """
+    encoded = tokenizer(question, add_special_tokens=False)["input_ids"]
+    if not encoded:
+        raise ModelError(f"The question {question!r} has no tokens.")
+    wanted = {_squeeze(question), _squeeze(tokenizer.decode(encoded))}
+    for start, end in reversed(_runs(ids, images)):
+        run = list(ids[start:end])
+        for text in wanted:
+            if text and text in _squeeze(tokenizer.decode(run)):
+                return _shortest(tokenizer, run, text, start)
+    raise ModelError(
+        f"The question {question!r} is not in the prompt that the processor made:"
+        f" {tokenizer.decode([i for i in ids if i not in images])[-200:]!r}."
+    )
+
+
+def _shortest(tokenizer: Any, run: Sequence[int], text: str, offset: int) -> tuple[int, int]:
+    """Return the bounds of the shortest part of `run` that holds `text`, by bisection: holding is monotone."""
+
+    def last(low: int, high: int, holds: Any) -> int:
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return low
+
+    start = last(0, len(run), lambda i: text in _squeeze(tokenizer.decode(run[i:])))
+    cut = last(0, len(run) - start, lambda n: text in _squeeze(tokenizer.decode(run[start : len(run) - n])))
+    return offset + start, offset + len(run) - cut
+
+
+def _runs(ids: Sequence[int], images: set[int]) -> list[tuple[int, int]]:
+    """Return the (start, end) of each stretch of ids without an image placeholder."""
+    bounds = [-1, *(i for i, token in enumerate(ids) if token in images), len(ids)]
+    return [(a + 1, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a + 1]
+
+
+def _squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+def extract_answer(text: str, family: str = "") -> str:
+    """Return the answer proper of a generated text: the family's preamble, quotes and final stop removed, lower case.
+
+    Grading against a closed list of answers belongs to whoever knows the question.
+    """
+    rules = family_rules(family)
+    answer = text.strip()
+    for marker in rules["answer_after"]:
+        if marker in answer:
+            answer = answer.rsplit(marker, 1)[-1].strip()
+    lines = answer.splitlines()
+    answer = lines[0].strip() if lines else ""
+    return answer.strip(" \t.\"'*`").lower()

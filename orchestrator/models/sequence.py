@@ -1,0 +1,214 @@
+"""Models whose vision tokens stand in the decoder's sequence: all native classes but `mllama`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int, Int8
+from torch import Tensor, nn
+
+from orchestrator.errors import ModelError
+from orchestrator.models.adapter import PADDING, VISION, Adapter, grid_of_row
+from orchestrator.models.batching import Batch
+from orchestrator.models.shortening import Shortening, shorten_decoder_inputs, shorten_mask, shortening
+
+
+class SequenceAdapter(Adapter):
+    """Joint attention over image and text: the vision tokens' states are part of the residual stream."""
+
+    vision_kind: ClassVar[Literal["residual", "cross_kv"]] = "residual"
+
+    def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
+        """Return the group of each position that enters the decoder, fillers as padding."""
+        cut = self.cut(batch)
+        if cut is None or int(batch["keep_layer"]) > 0:
+            return self.full_groups(batch)
+        return cut.tokens(self.full_groups(batch)).masked_fill(~cut.real, PADDING)
+
+    def groups_at(self, batch: Batch, layer: int) -> Int8[Tensor, "B S"]:
+        """Return the groups at the input of a decoder layer, where `drop` may have deleted at an earlier one."""
+        cut = self.cut(batch)
+        if cut is None or layer < int(batch["keep_layer"]):
+            return self.full_groups(batch)
+        return cut.tokens(self.full_groups(batch)).masked_fill(~cut.real, PADDING)
+
+    def cut(self, batch: Batch) -> Shortening | None:
+        """Return which positions stay, on the CPU; `None` if nothing was dropped."""
+        if "keep" not in batch:
+            return None
+        groups = self.full_groups(batch)
+        kept = groups != PADDING
+        for row, keep in enumerate(batch["keep"]):
+            vision = (groups[row] == VISION).nonzero()[:, 0]
+            kept[row, vision[~keep[: len(vision)]]] = False
+        return shortening(kept)
+
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "B S"]:
+        """Return which positions of the (shortened) prompt are real tokens."""
+        return self.groups(batch) != PADDING
+
+    def vision_grid(self, batch: Batch) -> list[Int[Tensor, "V 3"]]:
+        """Return each image's vision tokens in sequence order as (row, column, tile)."""
+        if "vision_grid" in batch:
+            return [grid[grid[:, 0] >= 0] for grid in batch["vision_grid"]]
+        return [grid[grid[:, 0] >= 0] for _, grid in self._rows(batch)]
+
+    def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:
+        return [positions[grid[:, 0] >= 0] for positions, grid in self._rows(batch)]
+
+    def _rows(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each row's placeholder positions and their places on the image."""
+        for row, mask in enumerate(self.placeholders(batch)):
+            positions = mask.nonzero()[:, 0]
+            yield positions, grid_of_row(self.config, batch, row, len(positions))
+
+    def encoder_states(self, hidden: Tensor, batch: Batch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
+        """Return a vision block's states by image, in the encoder's own token order, and which are patches.
+
+        Blocks see tiles (T, P, D), perhaps with a class token in front, or all patches in one row.
+        """
+        if hidden.ndim == 3 and hidden.shape[0] == 1 and "image_grid_thw" in batch:
+            hidden = hidden[0]
+        patches = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
+        if hidden.ndim == 3:
+            hidden, patches = self._tile_patches(hidden, patches, batch)
+        sizes = self._encoder_rows(batch, hidden.shape[0])
+        rows = [part.reshape(-1, hidden.shape[-1]) for part in hidden.split(sizes)]
+        masks = [part.reshape(-1) for part in patches.split(sizes)]
+        return nn.utils.rnn.pad_sequence(rows, True), nn.utils.rnn.pad_sequence(masks, True)
+
+    def _tile_patches(self, hidden: Tensor, patches: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return tiles without their class token, and which of their patches are image rather than padding."""
+        names = {name.rsplit(".", 1)[-1] for name, _ in self.model.get_encoder("image").named_parameters()}
+        if names & {"class_embedding", "cls_token"}:
+            hidden, patches = hidden[:, 1:], patches[:, 1:]
+        if "pixel_attention_mask" in batch:
+            size = self.config.vision_config.patch_size
+            pixels = batch["pixel_attention_mask"].flatten(0, 1).to(hidden.device)
+            pixels = pixels[batch["pixel_values"].flatten(0, 1).to(hidden.device).ne(0).any(dim=(1, 2, 3))]
+            patches = pixels.unfold(1, size, size).unfold(2, size, size).flatten(-2).sum(-1).gt(0).flatten(1)
+        return hidden, patches
+
+    def _encoder_rows(self, batch: Batch, n: int) -> list[int]:
+        """Return how many of the encoder's `n` leading-axis rows each image has."""
+        if "n_encoder_rows" in batch:
+            return batch["n_encoder_rows"].tolist()
+        if "image_grid_thw" in batch:
+            return batch["image_grid_thw"].prod(dim=1).tolist()
+        if "image_num_crops" in batch:
+            return batch["image_num_crops"].tolist()
+        rows = batch["input_ids"].shape[0]
+        if n % rows:
+            raise ModelError(f"{n} vision tiles do not divide among {rows} images; make the batch with `collate`.")
+        return [n // rows] * rows
+
+    def forward_inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the model's inputs, labels shortened like the logits will be."""
+        inputs = super().forward_inputs(batch)
+        cut = self.cut(batch)
+        if cut is not None and "labels" in inputs:
+            labels = cut.tokens(batch["labels"]).masked_fill(~cut.real, -100)
+            inputs["labels"] = labels.to(self.device)
+        return inputs
+
+    @contextlib.contextmanager
+    def deleting(self, batch: Batch) -> Iterator[None]:
+        """Shorten the sequence at the decoder's door, or at the input of a later layer, while the context lasts."""
+        cut = self.cut(batch)
+        if cut is None:
+            yield
+            return
+        cut = Shortening(cut.index.to(self.device), cut.real.to(self.device))
+        length, layer = batch["input_ids"].shape[1], int(batch["keep_layer"])
+        with contextlib.ExitStack() as stack:
+            if layer == 0:
+                hook = _DoorHook(cut, length)
+                stack.callback(self.decoder.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            else:
+                for i, block in enumerate(self.layers[layer:]):
+                    block_hook = _BlockHook(cut, length, entry=i == 0)
+                    stack.callback(block.register_forward_pre_hook(block_hook, with_kwargs=True).remove)
+                stack.enter_context(_late_deepstack(self.decoder, cut, length))
+            yield
+
+
+class _DoorHook:
+    """Shorten all the decoder is called with; decoding steps pass through unchanged."""
+
+    def __init__(self, cut: Shortening, length: int) -> None:
+        self.cut, self.length = cut, length
+
+    def __call__(self, decoder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        if kwargs["inputs_embeds"].shape[1] != self.length:
+            return None
+        return args, shorten_decoder_inputs(kwargs, self.cut)
+
+
+class _BlockHook:
+    """Shorten what one decoder block is called with; the first such block also gets its hidden states shortened."""
+
+    def __init__(self, cut: Shortening, length: int, *, entry: bool) -> None:
+        self.cut, self.length, self.entry = cut, length, entry
+
+    def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        kwargs = dict(kwargs)
+        prompt = hidden.shape[1] == (self.length if self.entry else self.cut.index.shape[1]) and hidden.shape[1] > 1
+        if not prompt:
+            if kwargs.get("attention_mask") is not None:
+                kwargs["attention_mask"] = self._step_mask(kwargs["attention_mask"])
+            return args, kwargs
+        if self.entry:
+            hidden = self.cut.tokens(hidden)
+        kwargs["attention_mask"] = self._prompt_mask(kwargs.get("attention_mask"))
+        if kwargs.get("position_ids") is not None:
+            positions = kwargs["position_ids"]
+            kwargs["position_ids"] = self.cut.tokens(positions, positions.ndim - 1)
+        if kwargs.get("position_embeddings") is not None:
+            rotary = kwargs["position_embeddings"]
+            kwargs["position_embeddings"] = tuple(self.cut.tokens(part, part.ndim - 2) for part in rotary)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _prompt_mask(self, mask: Tensor | None) -> Tensor | None:
+        if mask is None and bool(self.cut.real.all()):
+            return None  # a block reads no mask as causal, which the kept positions still are
+        if mask is None:
+            length = self.cut.real.shape[1]
+            causal = torch.ones(length, length, dtype=torch.bool, device=self.cut.real.device).tril()
+            return causal[None, None] & self.cut.real[:, None, None, :]
+        return shorten_mask(mask, self.cut)
+
+    def _step_mask(self, mask: Tensor) -> Tensor:
+        """Return a (B, 1, 1, S + steps) mask with only the kept of the prompt's S positions."""
+        prompt, new = mask[..., : self.length], mask[..., self.length :]
+        rows = self.cut.index.shape[0]
+        prompt = prompt.expand(rows, *prompt.shape[1:])
+        index = self.cut.index[:, None, None, :].expand(-1, prompt.shape[1], prompt.shape[2], -1)
+        return torch.cat([prompt.gather(3, index), new.expand(rows, *new.shape[1:])], dim=3)
+
+
+@contextlib.contextmanager
+def _late_deepstack(decoder: Any, cut: Shortening, length: int) -> Iterator[None]:
+    """Let DeepStack features, added between blocks, follow a sequence shortened at one of those blocks."""
+    add = getattr(decoder, "_deepstack_process", None)
+    if add is None:
+        yield
+        return
+
+    def add_to_kept(hidden: Tensor, visual: Tensor, embeds: Tensor) -> Tensor:
+        if hidden.shape[1] == visual.shape[1]:
+            return add(hidden, visual, embeds)
+        rows = cut.tokens(visual.flatten().cumsum(0).view_as(visual) - 1)
+        kept = cut.tokens(visual)
+        return add(hidden, kept, embeds[rows[kept]])
+
+    decoder._deepstack_process = add_to_kept
+    try:
+        yield
+    finally:
+        del decoder._deepstack_process

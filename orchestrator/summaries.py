@@ -19,7 +19,7 @@ HEADLINE = ("gini", "participation_ratio_share", "stable_rank_centred", "effecti
 
 @dataclass(frozen=True)
 class Summary:
-    """Flat parameters, grouped metrics, and curves (name -> (step, value) points; the step is a layer or a percentage)."""
+    """Flat parameters, grouped metrics, and curves of (step, value); the step is a layer or a percentage."""
 
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -110,7 +110,7 @@ def _capture(view: View) -> Summary:
 
 
 def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
-    """The `n` strongest significant Spearman correlations of vision tokens, one a metric-attribute pair's best layer."""
+    """The `n` strongest significant Spearman correlations of vision tokens, one for each attribute, at its best layer."""
     return (
         view.stage.scan("correlations")
         .filter((pl.col("group") == "vision") & (pl.col("statistic") == "spearman") & (pl.col("q") < 0.05))

@@ -29,12 +29,18 @@ SCENE_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "coverage": ("continuous", "share of the canvas that objects cover, 0 to 1"),
     "size_mean": ("continuous", "mean diameter of objects over the canvas's shorter side, 0 to 1"),
     "size_spread": ("continuous", "standard deviation (over n) of the same, 0 to 0.5"),
-    "spatial_spread": ("continuous", "root mean square distance of centres from their mean over half the diagonal, 0 to 1"),
-    "nearest_distance": ("continuous", "mean distance to the nearest other centre over the diagonal, 0 to 1; None for one object"),
+    "spatial_spread": (
+        "continuous",
+        "root mean square distance of centres from their mean over half the diagonal, 0 to 1",
+    ),
+    "nearest_distance": (
+        "continuous",
+        "mean distance to the nearest other centre over the diagonal, 0 to 1; None for one object",
+    ),
     "clutter": ("continuous", "total outline length over the square root of the canvas's area, 0 and more"),
 }
-"""Kind and meaning of each attribute of a scene. Clutter is edge density, a standard proxy of visual clutter (Rosenholtz,
-Li and Nakano 2007, "Measuring visual clutter", Journal of Vision 7(2):17, section on edge density)."""
+"""Kind and meaning of each attribute of a scene. Clutter is edge density, a standard proxy of visual clutter
+(Rosenholtz, Li and Nakano 2007, "Measuring visual clutter", Journal of Vision 7(2):17)."""
 
 COCO_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "n_objects": ("count", "number of annotated objects, crowds left out, 0 and more"),
@@ -45,7 +51,10 @@ COCO_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "coverage": ("continuous", "share of the image inside the union of the boxes, 0 to 1"),
     "area_mean": ("continuous", "mean annotated (segmentation) area of an object over the image's area, 0 to 1"),
     "area_spread": ("continuous", "standard deviation (over n) of the same, 0 to 0.5"),
-    "spatial_spread": ("continuous", "root mean square distance of box centres from their mean over half the diagonal, 0 to 1"),
+    "spatial_spread": (
+        "continuous",
+        "root mean square distance of box centres from their mean over half the diagonal, 0 to 1",
+    ),
 }
 """Kind and meaning of each attribute of a COCO image. Crowds count in `n_crowds` alone; with no other object the
 continuous attributes and the dominant supercategory are None, coverage 0."""

@@ -8,7 +8,7 @@ segmentation polygons and run-length masks are not.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import fsspec
@@ -57,9 +57,10 @@ class CocoSource:
         del data
         self.categories, self.supercategories, numbers = _categories(document, file)
         table = _objects(document, file, numbers)
-        images = {image["id"]: image for image in _records(document, "images", file, ("id", "file_name", "width", "height"))}
+        records = _records(document, "images", file, ("id", "file_name", "width", "height"))
+        images = {_whole(record["id"], f"{file}: image id"): record for record in records}
         chosen = self._choose(np.array(sorted(images), dtype=np.int64), table)
-        self.ids = [f"{config.split}-{image:012d}" for image in chosen.tolist()]
+        self.ids: Sequence[str] = [f"{config.split}-{image:012d}" for image in chosen.tolist()]
         self.names = [safe_name(str(images[i]["file_name"]), f"{file}, image {i}") for i in chosen.tolist()]
         self.sizes = np.array([(images[i]["width"], images[i]["height"]) for i in chosen.tolist()], dtype=np.int32)
         if (self.sizes < 1).any():
@@ -73,7 +74,9 @@ class CocoSource:
         self.category, self.crowd = table.category[rows], table.crowd[rows]
         self.box, self.area = table.box[rows], table.area[rows]
         if (self.box[:, 2:] < 0).any():
-            raise DataError(f"{file}: a box has a negative width or height: {self.box[(self.box[:, 2:] < 0).any(1)][0]}")
+            raise DataError(
+                f"{file}: a box has a negative width or height: {self.box[(self.box[:, 2:] < 0).any(1)][0]}"
+            )
 
     def _choose(self, images: np.ndarray, table: _Table) -> np.ndarray:
         """Return the ids of the chosen images, sorted. A smaller `n_images` chooses a subset of a larger one."""
@@ -87,7 +90,9 @@ class CocoSource:
         if config.categories is not None:
             for name in config.categories:
                 if name not in self.categories:
-                    raise ConfigError(f"data.categories: unknown category {name!r}.{did_you_mean(name, self.categories)}")
+                    raise ConfigError(
+                        f"data.categories: unknown category {name!r}.{did_you_mean(name, self.categories)}"
+                    )
             wanted = [self.categories.index(name) for name in config.categories]
             has = known & np.isin(table.category[~table.crowd], wanted)
             keep &= np.bincount(where[has], minlength=len(images)) > 0
@@ -112,8 +117,8 @@ class CocoSource:
         rows = slice(int(self.starts[index]), int(self.starts[index + 1]))
         columns = (self.category[rows], self.box[rows], self.area[rows], self.crowd[rows])
         return [
-            CocoObject(self.categories[c], self.supercategories[c], *box, area, crowd)
-            for c, box, area, crowd in zip(*(column.tolist() for column in columns), strict=True)
+            CocoObject(self.categories[c], self.supercategories[c], x, y, width, height, area, crowd)
+            for c, (x, y, width, height), area, crowd in zip(*(column.tolist() for column in columns), strict=True)
         ]
 
     def attributes(self, index: int) -> dict[str, Any]:
@@ -144,6 +149,12 @@ class CocoSource:
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
         return {**settings, "annotations": self.digest}
+
+
+def _whole(value: Any, place: str) -> int:
+    if not isinstance(value, int):
+        raise DataError(f"{place}: expected a whole number, found {value!r}")
+    return value
 
 
 class _Table(NamedTuple):

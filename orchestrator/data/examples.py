@@ -140,8 +140,8 @@ def _comparison(draw: Palette, number: Number) -> tuple[list[Kind], Built]:
         return c if of_colour else s
 
     kinds = draw.kinds(n - more - fewer, lambda c, s: value(c, s) not in asked)
-    for name, size in zip(asked, sizes, strict=True):
-        kinds += draw.kinds(size, lambda c, s, name=name: value(c, s) == name)
+    kinds += draw.kinds(sizes[0], lambda c, s: value(c, s) == asked[0])
+    kinds += draw.kinds(sizes[1], lambda c, s: value(c, s) == asked[1])
     words = [group_name(name, None) if of_colour else group_name(None, name) for name in asked]
     return kinds, (wording, {"group": words[0], "other": words[1]}, answer)
 
@@ -179,9 +179,7 @@ def _relation(draw: Palette, config: ScenesConfig, n: int) -> tuple[list[Kind], 
     return kinds, (group, {"object": " ".join(kind), "other": " ".join(other)}, answer), layout
 
 
-def make_example(
-    config: ScenesConfig, family: str, tier: str | None, seed: int, index: int
-) -> tuple[Scene, Question]:
+def make_example(config: ScenesConfig, family: str, tier: str | None, seed: int, index: int) -> tuple[Scene, Question]:
     """Make example number `index` of a family and tier: a scene and a question about it, with a drawn answer.
 
     Depends on (config, family, tier, seed, index) alone. The number of objects comes from `config.n_objects`, cut to

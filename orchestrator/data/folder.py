@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import fsspec
@@ -49,7 +49,7 @@ class FolderSource:
             drawn = np.random.default_rng([config.seed, len(table)]).permutation(len(table))[: config.n_images]
             table = table[np.sort(drawn).tolist()]
         self.names = [safe_name(name, f"{file}, row {i + 2}") for i, name in enumerate(table["file"].to_list())]
-        self.ids = table["id"].cast(pl.String).to_list() if "id" in table.columns else self.names
+        self.ids: Sequence[str] = table["id"].cast(pl.String).to_list() if "id" in table.columns else self.names
         self.table = table.drop("file", "id", strict=False)
         self.attribute_kinds: Mapping[str, Kind] = {name: _kind(dtype) for name, dtype in self.table.schema.items()}
 
@@ -74,11 +74,15 @@ def _kind(dtype: pl.DataType) -> Kind:
 
 def _read(data: bytes, file: str) -> pl.DataFrame:
     try:
-        table = pl.read_csv(io.BytesIO(data), infer_schema_length=None, schema_overrides={"file": pl.String, "id": pl.String})
+        table = pl.read_csv(
+            io.BytesIO(data), infer_schema_length=None, schema_overrides={"file": pl.String, "id": pl.String}
+        )
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a CSV table: {error}") from None
     if "file" not in table.columns:
-        raise DataError(f"{file}: expected a column `file`, found {table.columns}.{did_you_mean('file', table.columns)}")
+        raise DataError(
+            f"{file}: expected a column `file`, found {table.columns}.{did_you_mean('file', table.columns)}"
+        )
     if table.is_empty():
         raise DataError(f"{file}: the table lists no images")
     if table.width - (2 if "id" in table.columns else 1) < 1:

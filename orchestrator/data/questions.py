@@ -101,9 +101,9 @@ Built = tuple[str, dict[str, str], str]
 Builder = Callable[[View, np.random.Generator], "Built | None"]
 
 
-def pick(rng: np.random.Generator, items: Sequence[T]) -> T | None:
+def pick(rng: np.random.Generator, items: Sequence[T] | np.ndarray) -> T | None:
     """Draw one item; None from an empty sequence."""
-    return items[int(rng.integers(len(items)))] if items else None
+    return items[int(rng.integers(len(items)))] if len(items) else None
 
 
 def name_of(thing: SceneObject) -> str:
@@ -136,7 +136,7 @@ def existence_question(view: View, rng: np.random.Generator) -> Built | None:
     return kind and ("pair", {"object": " ".join(kind)}, answer)
 
 
-def count_question(view: View, rng: np.random.Generator) -> Built | None:
+def count_question(view: View, _: np.random.Generator) -> Built | None:
     """Ask the number of objects."""
     return "all", {}, str(view.n)
 
@@ -211,7 +211,7 @@ def point_question(view: View, rng: np.random.Generator) -> Built | None:
     return "box", {"object": name_of(thing)}, " ".join(percent(x, width) + " " + percent(y, height) for x, y in corners)
 
 
-def caption_question(view: View, rng: np.random.Generator) -> Built | None:
+def caption_question(view: View, _: np.random.Generator) -> Built | None:
     """Ask for all objects from left to right."""
     ordered = sorted(view.objects, key=lambda o: o.x)
     return "ordered", {}, " , ".join(map(name_of, ordered))

@@ -27,7 +27,20 @@ def _star() -> np.ndarray:
 
 def _cross(arm: float = 0.3) -> np.ndarray:
     a, b = arm, math.sqrt(1 - arm * arm)
-    corners = [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+    corners = [
+        (-a, -b),
+        (a, -b),
+        (a, -a),
+        (b, -a),
+        (b, a),
+        (a, a),
+        (a, b),
+        (-a, b),
+        (-a, a),
+        (-b, a),
+        (-b, -a),
+        (-a, -a),
+    ]
     return np.array(corners)
 
 

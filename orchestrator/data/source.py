@@ -61,7 +61,7 @@ class ScenesSource:
     def __init__(self, config: ScenesConfig) -> None:
         check_scenes(config)
         self.config = config
-        self.ids = [f"scene-{config.seed}-{index:07d}" for index in range(config.n_images)]
+        self.ids: Sequence[str] = [f"scene-{config.seed}-{index:07d}" for index in range(config.n_images)]
 
     def __len__(self) -> int:
         return self.config.n_images

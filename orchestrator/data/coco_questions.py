@@ -1,0 +1,222 @@
+"""Questions about COCO images, as far as boxes allow them: existence, comparison and counting of categories, relations
+of two unique objects, and pointing.
+
+The world is not balanced (people are common, skis lie below them), so questions are drawn over a whole subset: for each
+text, every possible answer is equally likely, and relations are asked left to right only (as GQA's in the paper).
+Pointing is the exception: photographs have their subject in the middle, so its chance level has to be measured.
+Categories under a crowd annotation are neither counted, compared nor referred to in that image.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from functools import cached_property
+
+import numpy as np
+
+from orchestrator.data.coco import CocoObject, CocoSource
+from orchestrator.data.questions import BUILDERS, CLEAR, CROWDED, Question, percent, pick, tier_of
+from orchestrator.data.templates import check_families, choices_of, word
+from orchestrator.errors import ConfigError, DataError
+
+COCO_FAMILIES = ("existence", "count_by_attribute", "comparison", "relation", "point")
+"""Families that boxes can answer. The number of all objects is not among them: COCO does not annotate every object."""
+MAX_COUNT = 5
+"""Largest number asked for; answers are uniform from 1 to it, or to the largest number the subset offers."""
+LEAST_SHARE = 0.01
+"""A box referred to covers at least this share of the image, so that the object can be seen."""
+
+Asked = tuple[int, str, dict[str, str], str]
+"""Image index, group of wordings, words for its placeholders, answer."""
+
+
+class _BothOrders:
+    """Images by an ordered pair of categories; draws only pairs that occur in both orders, each as often."""
+
+    def __init__(self) -> None:
+        self.images: dict[tuple[int, int], list[int]] = defaultdict(list)
+
+    def add(self, image: int, pairs: list[tuple[int, int]]) -> None:
+        for pair in pairs:
+            self.images[pair].append(image)
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int]]:
+        return sorted((a, b) for a, b in self.images if a < b and (b, a) in self.images)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, tuple[int, int]] | None:
+        """Draw a pair, then an order, then an image that has it; None where no pair occurs in both orders."""
+        pair = pick(rng, self.pairs)
+        if pair is None:
+            return None
+        order = pair if rng.random() < 0.5 else (pair[1], pair[0])
+        image = pick(rng, self.images[order])
+        assert image is not None
+        return image, order
+
+
+class CocoQuestions:
+    """Draws balanced questions about the images of a COCO source."""
+
+    def __init__(self, source: CocoSource) -> None:
+        self.source, self.names = source, source.categories
+        image = np.repeat(np.arange(len(source)), np.diff(source.starts))
+        plain = ~source.crowd
+        self.counts = np.zeros((len(source), len(self.names)), dtype=np.int32)
+        np.add.at(self.counts, (image[plain], source.category[plain]), 1)
+        self.crowded = np.zeros(self.counts.shape, dtype=bool)
+        self.crowded[image[source.crowd], source.category[source.crowd]] = True
+        self.n_objects = self.counts.sum(1)
+        self._more, self._left = _BothOrders(), _BothOrders()
+        self._pointable = np.zeros(len(source), dtype=bool)
+        for index in range(len(source)):
+            unique = self._unique(index)
+            self._pointable[index] = bool(unique)
+            self._left.add(index, self._left_of(index, unique))
+            self._more.add(index, self._more_often(index))
+
+    def make(self, family: str, tier: str, seed: int, index: int) -> tuple[int, Question]:
+        """Make question number `index` of a family and tier: the image's index in the source, and the question.
+
+        Depends on the source and the arguments alone. Raises ConfigError for a family or tier that boxes cannot
+        answer, DataError where the subset holds too little to balance the answers.
+        """
+        check_families([family], BUILDERS)
+        if family not in COCO_FAMILIES:
+            raise ConfigError(f"families: COCO's boxes cannot answer {family!r}; they can answer {list(COCO_FAMILIES)}")
+        if tier == "low" and family not in ("existence", "point"):
+            raise ConfigError(f"families: {family!r} has no low-tier questions on COCO")
+        rng = np.random.default_rng([seed, index, zlib.crc32(f"{family}-{tier}".encode())])
+        draw = {
+            "existence": self._existence,
+            "count_by_attribute": self._count_by_attribute,
+            "comparison": self._comparison,
+            "relation": self._relation,
+            "point": self._point,
+        }[family]
+        asked = draw(rng, tier)
+        if asked is None:
+            raise DataError(
+                f"data: {len(self.source)} images of {self.source.config.split} are too few for balanced {tier} "
+                f"{family} questions; choose more images"
+            )
+        image, group, words, answer = asked
+        template, text = word(family, group, words, rng)
+        image_id, n = self.source.ids[image], int(self.n_objects[image])
+        return image, Question(
+            question_id=f"{image_id}/{family}-{tier}-{index}",
+            image_id=image_id,
+            family=family,
+            tier=tier_of(family, n),
+            text=text,
+            answer=answer,
+            choices=choices_of(family, group, (), ()),
+            template=template,
+            detail={"group": group, "n_objects": n, **words},
+        )
+
+    @cached_property
+    def _presence(self) -> dict[str, tuple[np.ndarray, np.ndarray, list[int]]]:
+        """By tier: where each category is (n_images, C), where it is not, and the categories that have both."""
+        table = {}
+        for tier in ("low", "high"):
+            ours = ((self.n_objects <= CROWDED) == (tier == "low"))[:, None]
+            there = np.asfortranarray((self.counts > 0) & ours)
+            absent = np.asfortranarray((self.counts == 0) & ~self.crowded & ours)
+            table[tier] = there, absent, np.flatnonzero(there.any(0) & absent.any(0)).tolist()
+        return table
+
+    def _existence(self, rng: np.random.Generator, tier: str) -> Asked | None:
+        there, absent, categories = self._presence[tier]
+        category = pick(rng, categories)
+        if category is None:
+            return None
+        answer = "yes" if rng.random() < 0.5 else "no"
+        image = pick(rng, np.flatnonzero((there if answer == "yes" else absent)[:, category]))
+        assert image is not None
+        return int(image), "pair", {"object": self.names[category]}, answer
+
+    @cached_property
+    def _countable(self) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n_images, C) with crowds set to 0, and up to which number each category has images for all counts."""
+        counts = np.asfortranarray(np.where(self.crowded, 0, self.counts))
+        offered = np.stack([(counts == k).any(0) for k in range(1, MAX_COUNT + 1)])
+        return counts, np.cumprod(offered, axis=0).sum(0)
+
+    def _count_by_attribute(self, rng: np.random.Generator, tier: str) -> Asked | None:
+        counts, reach = self._countable
+        most = int(reach.max(initial=0))
+        if most < 2:
+            return None
+        answer = int(rng.integers(1, most + 1))
+        category = pick(rng, np.flatnonzero(reach == most).tolist())
+        assert category is not None
+        image = pick(rng, np.flatnonzero(counts[:, category] == answer))
+        assert image is not None
+        return int(image), "group", {"group": f"{self.names[category]} objects"}, str(answer)
+
+    def _comparison(self, rng: np.random.Generator, tier: str) -> Asked | None:
+        drawn = self._more.draw(rng)
+        if drawn is None:
+            return None
+        image, (more, fewer) = drawn
+        wording = "more" if rng.random() < 0.5 else "fewer"
+        answer = "yes" if rng.random() < 0.5 else "no"
+        first, second = (more, fewer) if (wording == "more") == (answer == "yes") else (fewer, more)
+        words = {"group": f"{self.names[first]} objects", "other": f"{self.names[second]} objects"}
+        return image, wording, words, answer
+
+    def _relation(self, rng: np.random.Generator, tier: str) -> Asked | None:
+        drawn = self._left.draw(rng)
+        if drawn is None:
+            return None
+        image, (left, right) = drawn
+        answer = "left" if rng.random() < 0.5 else "right"
+        first, second = (left, right) if answer == "left" else (right, left)
+        return image, "horizontal", {"object": self.names[first], "other": self.names[second]}, answer
+
+    @cached_property
+    def _pointable_images(self) -> dict[str, list[int]]:
+        alone = self.n_objects <= 1
+        return {
+            "low": np.flatnonzero(self._pointable & alone).tolist(),
+            "high": np.flatnonzero(self._pointable & ~alone).tolist(),
+        }
+
+    def _point(self, rng: np.random.Generator, tier: str) -> Asked | None:
+        image = pick(rng, self._pointable_images[tier])
+        if image is None:
+            return None
+        thing = pick(rng, list(self._unique(image).values()))
+        assert thing is not None
+        width, height = self.source.sizes[image].tolist()
+        x0, y0, x1, y1 = thing.x, thing.y, thing.x + thing.width, thing.y + thing.height
+        if rng.random() < 0.75:
+            group, corners = "point", [((x0 + x1) / 2, (y0 + y1) / 2)]
+        else:
+            group, corners = "box", [(x0, y0), (x1, y1)]
+        answer = " ".join(f"{percent(x, width)} {percent(y, height)}" for x, y in corners)
+        return image, group, {"object": thing.category}, answer
+
+    def _more_often(self, image: int) -> list[tuple[int, int]]:
+        counts = np.where(self.crowded[image], 0, self.counts[image])
+        present = np.flatnonzero(counts).tolist()
+        return [(a, b) for a in present for b in present if counts[a] > counts[b]]
+
+    def _left_of(self, image: int, unique: dict[int, CocoObject]) -> list[tuple[int, int]]:
+        centres = {c: thing.x + thing.width / 2 for c, thing in unique.items()}
+        limit = CLEAR * float(self.source.sizes[image, 0])
+        return [(a, b) for a in centres for b in centres if centres[b] - centres[a] >= limit]
+
+    def _unique(self, image: int) -> dict[int, CocoObject]:
+        """Objects that are the only one of their category, large enough to see, by category number."""
+        width, height = self.source.sizes[image].tolist()
+        alone = (self.counts[image] == 1) & ~self.crowded[image]
+        rows = range(int(self.source.starts[image]), int(self.source.starts[image + 1]))
+        things = self.source.objects(image)
+        return {
+            int(self.source.category[row]): thing
+            for row, thing in zip(rows, things, strict=True)
+            if alone[self.source.category[row]] and thing.width * thing.height >= LEAST_SHARE * width * height
+        }

@@ -159,7 +159,21 @@ def track(
     _emit({"sent": sent}, as_json, lambda: typer.echo(f"sent {sent} pending run(s)"))
 
 
-@app.command()
+@app.command(epilog="Example:  vtsweep init my_study.yaml --model reference-cross --data coco --root /data/coco")
+def init(
+    file: Annotated[str, typer.Argument(help="Sweep file to write")] = "study.yaml",
+    model: Annotated[str, typer.Option(help="Catalogue name, repository id or local folder")] = "reference-joint",
+    data: Annotated[str, typer.Option(help="scenes, coco or folder")] = "scenes",
+    root: Annotated[str | None, typer.Option(help="Folder of the images")] = None,
+) -> None:
+    """Write a commented sweep file for a chosen model and data."""
+    from orchestrator.starter import write_starter
+
+    path = write_starter(file, model, data, root)
+    typer.echo(f"wrote {path}\nnext:  vtsweep plan {path}    vtsweep run {path}")
+
+
+@app.command(epilog="Example:  vtsweep models --json")
 def models(as_json: Json = False) -> None:
     """List known models with family, kind, parameters and needs."""
     from orchestrator.models.catalogue import catalogue_rows

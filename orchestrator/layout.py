@@ -30,8 +30,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import polars as pl
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.errors import StorageError
@@ -146,10 +144,14 @@ class Storage:
         """Lazy table over Parquet files of this storage."""
         if self.is_local:
             return pl.scan_parquet([self.path(n) for n in names])
+        import pyarrow.dataset as pads  # slow to import (it pulls in pandas), and needed for object stores only
+
         return pl.scan_pyarrow_dataset(pads.dataset([self.path(n) for n in names], filesystem=self.fs))
 
     def parquet_rows(self, name: str) -> int:
         """Rows the Parquet footer of `name` declares; raises when the footer does not read."""
+        import pyarrow.parquet as pq
+
         with self.fs.open(self.path(name), "rb") as handle:
             return pq.ParquetFile(handle).metadata.num_rows
 

@@ -48,7 +48,10 @@ def test_a_changed_what_never_shares_a_folder(tmp_path: Path) -> None:
 
 def test_inputs_are_part_of_the_digest(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
-    assert Stage(storage, "correlate", {}, {"capture": "a"}).digest != Stage(storage, "correlate", {}, {"capture": "b"}).digest
+    assert (
+        Stage(storage, "correlate", {}, {"capture": "a"}).digest
+        != Stage(storage, "correlate", {}, {"capture": "b"}).digest
+    )
 
 
 def test_resume_keeps_the_first_plan(tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path, monkeypat
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="Python objects|allow_pickle"):
+    with pytest.raises(ValueError, match=r"Python objects|allow_pickle"):
         storage.read_array("evil.npy")
 
 

@@ -188,9 +188,11 @@ class ProbeConfig(Section):
     positions: tuple[str, ...] | None = None
     """Kept positions (`vision_mean`, `vision_00`, `text_mean`, `text_00`, `last`); all when absent."""
     penalties: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-    """L2 penalties tried by inner cross-validation, relative to n (features standardised on training images)."""
+    """L2 penalties of `ridge` and `logistic`, relative to n; chosen on training images alone."""
+    standardise: bool = True
+    """Divide each feature by its deviation over training images (the mean is always taken off)."""
     n_folds: Annotated[int, Field(strict=True, ge=2, le=20)] = 5
-    """Inner folds for the choice of the penalty."""
+    """Inner folds for the choice of the penalty (`ridge` uses exact leave-one-out, which is free)."""
     test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """Share of images held out for the score."""
     n_bootstrap: Count = 200
@@ -205,6 +207,10 @@ class ProbeConfig(Section):
     """Optimiser steps of the MLP."""
     mlp_learning_rate: PositiveFloat = 3e-3
     """Adam learning rate of the MLP."""
+    mlp_batch_size: PositiveInt = 200
+    """Images an optimiser step of the MLP."""
+    mlp_penalties: tuple[PositiveFloat, ...] = (1e-2, 1e-1)
+    """L2 penalties of the MLP, chosen on one inner fold; a single one is taken as it is."""
     min_class_count: PositiveInt = 8
     """Classes with fewer images are left out, and the number left out is reported."""
     seed: Count = 0
@@ -282,8 +288,20 @@ class FinetuneConfig(Section):
     """Held-out questions of each family and tier."""
     eval_seed: Count = 1_000_003
     """Seed of held-out scenes; never the mixture's."""
+    answer_by: Literal["generate", "score"] = "generate"
+    """`score` takes the most probable of a question's choices (decoding where it has none); for models that would
+    answer in sentences."""
+    instruction: str = ""
+    """Words put after every question, as "Answer in one word."."""
     n_capture_images: PositiveInt = 64
     """Images of the run's `data` on which compression is measured before and after."""
+    n_drift_tokens: PositiveInt = 64
+    """Most tokens an image and group whose states are compared with the base model's."""
+    search_trials: Count = 0
+    """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none."""
+    prune: bool = False
+    """Stop weak samples of a search early (ASHA). Samples compete with those of their own point only, and the last
+    one of a point is never stopped."""
 
     @model_validator(mode="after")
     def _divisible(self) -> FinetuneConfig:
@@ -367,6 +385,8 @@ class HowConfig(Section):
     """Fail instead of waiting when no image finishes for this long, s."""
     max_retries: Count = 3
     """Restarts of a lost actor or trial."""
+    checkpoint_steps: PositiveInt = 50
+    """Optimiser steps between a trial's checkpoints."""
     keep_adapters: bool = True
     """Keep trained LoRA weights of each trial."""
 

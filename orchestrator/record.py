@@ -29,6 +29,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "probes": "probe",
     "trials": "finetune",
     "answers": "finetune",
+    "training": "finetune",
     "deletion": "ablate",
     "knockout": "ablate",
     "patching": "ablate",

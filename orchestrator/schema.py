@@ -153,6 +153,18 @@ TABLES: dict[str, Table] = {
         ("trial",),
         "settings (lora_rank, ...), accuracy/..., accuracy_base/..., compression/..., delta/..., drift/...",
     ),
+    "training": Table(
+        {
+            "step": Column(_I, "optimiser step, from 0"),
+            "loss": Column(_F, "mean cross-entropy of the step's answer tokens, nats"),
+            "grad_norm": Column(_F, "norm of all gradients before clipping"),
+            "rate": Column(_F, "share of the peak learning rates that the schedule allowed"),
+            "n_answer_tokens": Column(_I, "answer tokens of the step"),
+            "n_tokens": Column(_I, "sequence positions computed, padding included"),
+            "seconds": Column(_F, "time of the step, s"),
+        },
+        ("step",),
+    ),
     "deletion": Table(
         {
             "checkpoint": _CHECKPOINT,

@@ -1,0 +1,225 @@
+"""How fine-tuning changes a model's inner states: the same images, measured before and after.
+
+A `Snapshot` holds the compression metrics of every image and, for the comparison of states, some tokens of each image:
+all of them up to a limit, else a seeded choice that is the same before and after. The base model's snapshot is taken
+once and serves every trial.
+
+Letters: I images, L tap layers, T kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
+
+from orchestrator.capture.taps import State, Taps
+from orchestrator.compression.depth import THIRDS, third_of
+from orchestrator.compression.metrics import compute
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+from orchestrator.schema import check_table
+
+N_BOOTSTRAP = 500
+SUBSPACE = 5
+"""Dimensions of the subspaces that are compared (the paper's top five)."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One model's states on the fixed images."""
+
+    metrics: pl.DataFrame
+    """Table `layer_metrics`."""
+    states: dict[str, np.ndarray]
+    """`TAP-GROUP` -> float32 (I, L, T, D), zeros after an image's kept tokens."""
+    counts: dict[str, np.ndarray]
+    """`TAP-GROUP` -> int64 (I,), kept tokens of each image."""
+    layers: dict[str, list[int]]
+    """`TAP-GROUP` -> the tap's layers, in order."""
+
+
+def group_taps(adapter: Adapter) -> dict[str, str]:
+    """Where each group's states are compared: the residual stream, or for vision in a `cross_kv` model the values.
+
+    Vision tokens never enter the decoder of a `cross_kv` model; what the text reads of them are the values at each
+    cross-attention layer.
+    """
+    return {"vision": "decoder" if adapter.vision_kind == "residual" else "cross_v", "text": "decoder"}
+
+
+def take_snapshot(
+    adapter: Adapter,
+    examples: Sequence[Batch],
+    image_ids: Sequence[str],
+    batches: Iterable[Sequence[int]],
+    metrics: Sequence[str] | None,
+    n_tokens: int,
+) -> Snapshot:
+    """Run the model on prepared images and keep metrics and states.
+
+    Args:
+        examples: each image with the fixed prompt, prepared.
+        batches: indices of examples that are run together.
+        metrics: compression metrics; all of the registry when None.
+        n_tokens: most tokens an image and group kept for the comparison of states.
+    """
+    rows: list[pl.DataFrame] = []
+    kept: dict[str, dict[int, dict[int, np.ndarray]]] = {}
+    wanted = group_taps(adapter)
+
+    for indices in batches:
+        states: list[State] = []
+        with Taps(adapter, sorted(set(wanted.values())), on_state=states.append), torch.no_grad():
+            adapter.run(adapter.collate([examples[i] for i in indices]), logits_to_keep=1)
+        for state in states:
+            for group, mask in (("vision", state.vision), ("text", state.text)):
+                if wanted[group] != state.tap or mask is None:
+                    continue
+                rows.append(_metric_rows(state, group, mask, [image_ids[i] for i in indices], metrics))
+                by_layer = kept.setdefault(f"{state.tap}-{group}", {}).setdefault(state.layer, {})
+                for row, i in enumerate(indices):
+                    by_layer[i] = keep_tokens(state.hidden[row][mask[row]], n_tokens, seed=i)
+    order = pl.DataFrame({"image_id": list(image_ids), "place": range(len(image_ids))})
+    table = pl.concat(rows).join(order, on="image_id", maintain_order="left").sort("place", "tap", "layer", "group")
+    stacked = {name: _stack(by_layer, len(examples)) for name, by_layer in kept.items()}
+    return Snapshot(
+        check_table(table.drop("place"), "layer_metrics"),
+        {name: arrays for name, (arrays, _) in stacked.items()},
+        {name: counts for name, (_, counts) in stacked.items()},
+        {name: sorted(by_layer) for name, by_layer in kept.items()},
+    )
+
+
+def _metric_rows(
+    state: State, group: str, mask: Bool[Tensor, "B N"], ids: Sequence[str], metrics: Sequence[str] | None
+) -> pl.DataFrame:
+    values = compute(state.hidden, mask, metrics)
+    return pl.DataFrame(
+        {
+            "image_id": ids,
+            "tap": [state.tap] * len(ids),
+            "layer": [state.layer] * len(ids),
+            "group": [group] * len(ids),
+            "n_tokens": mask.sum(1).tolist(),
+            **{name: column.cpu().numpy() for name, column in values.items()},
+        }
+    )
+
+
+def keep_tokens(tokens: Float[Tensor, "N D"], limit: int, seed: int) -> Float32[np.ndarray, "T D"]:
+    """All tokens, or `limit` of them in order, chosen by (seed, N) alone."""
+    if len(tokens) > limit:
+        chosen = np.sort(np.random.default_rng([seed, len(tokens)]).choice(len(tokens), limit, replace=False))
+        tokens = tokens[torch.from_numpy(chosen).to(tokens.device)]
+    return tokens.float().cpu().numpy()
+
+
+def _stack(by_layer: dict[int, dict[int, np.ndarray]], n_images: int) -> tuple[np.ndarray, np.ndarray]:
+    first = by_layer[min(by_layer)]
+    counts = np.array([len(first[i]) for i in range(n_images)])
+    stacked = np.zeros((n_images, len(by_layer), counts.max(), first[0].shape[1]), dtype=np.float32)
+    for place, layer in enumerate(sorted(by_layer)):
+        for i, tokens in by_layer[layer].items():
+            stacked[i, place, : len(tokens)] = tokens
+    return stacked, counts
+
+
+# ---------------------------------------------------------------- comparison with the base model
+
+
+def relative_drift(base: Float[np.ndarray, "I T D"], tuned: Float[np.ndarray, "I T D"]) -> Float[np.ndarray, " I"]:
+    """|H_tuned - H_base|_F / |H_base|_F of each image."""
+    return np.linalg.norm((tuned - base).reshape(len(base), -1), axis=1) / np.linalg.norm(
+        base.reshape(len(base), -1), axis=1
+    )
+
+
+def linear_cka(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N D"]) -> float:
+    """Linear centred kernel alignment of two sets of states of the same N tokens, in [0, 1] (Kornblith et al. 2019)."""
+    x, y = (torch.from_numpy(np.asarray(a)).double() for a in (x, y))
+    x, y = x - x.mean(0), y - y.mean(0)
+    if len(x) < x.shape[1]:  # the smaller Gram matrix gives the same value
+        x, y = (x @ x.T), (y @ y.T)
+        return float((x * y).sum() / (x.norm() * y.norm()))
+    return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
+
+
+def subspace_alignment(
+    base: Float[np.ndarray, "I T D"], tuned: Float[np.ndarray, "I T D"], counts: np.ndarray
+) -> Float[np.ndarray, " I"]:
+    """|V_b^T V_t|_F^2 / k of each image's top right singular subspaces, in [0, 1]; k = 5, or T where that is fewer."""
+    k = np.minimum(SUBSPACE, counts)
+    tops = [torch.linalg.svd(torch.from_numpy(np.array(a)).double(), full_matrices=False).Vh for a in (base, tuned)]
+    rank = torch.arange(tops[0].shape[1])[None, :] < torch.from_numpy(k)[:, None]
+    tops = [(v * rank[..., None])[:, :SUBSPACE] for v in tops]
+    shared = (tops[0] @ tops[1].transpose(1, 2)).square().sum((1, 2))
+    return (shared / torch.from_numpy(k)).numpy()
+
+
+def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
+    """Columns of table `trials`, averaged over images and the layers of each depth third.
+
+    - `compression/GROUP/METRIC/THIRD`: the tuned model's mean.
+    - `delta/GROUP/METRIC/THIRD` and `_low`, `_high`: change against the base model, bootstrap interval over images.
+    - `drift/GROUP/THIRD` and `_low`, `_high`: relative drift of the states.
+    - `cka/GROUP/THIRD`: linear CKA over the tokens of all images.
+    - `alignment/GROUP/THIRD` and `_low`, `_high`: alignment of the top five right singular directions with the base's.
+    """
+    found: dict[str, float] = {}
+    for name, layers in base.layers.items():
+        group = name.rsplit("-", 1)[1]
+        thirds = np.array([third_of(place, len(layers)) for place in range(len(layers))])
+        found |= _metric_changes(base, tuned, name, dict(zip(layers, thirds, strict=True)))
+        values = _state_changes(base.states[name], tuned.states[name], base.counts[name])
+        for third in sorted(set(thirds), key=THIRDS.index):
+            inside = thirds == third
+            for measure in ("drift", "alignment"):
+                _with_interval(found, f"{measure}/{group}/{third}", values[measure][:, inside].mean(1))
+            found[f"cka/{group}/{third}"] = float(values["cka"][inside].mean())
+    return found
+
+
+def _state_changes(base: np.ndarray, tuned: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
+    real = np.arange(base.shape[2]) < counts[:, None]
+    drift, alignment, cka = [], [], []
+    for layer in range(base.shape[1]):
+        before, after = np.asarray(base[:, layer]), np.asarray(tuned[:, layer])
+        drift.append(relative_drift(before, after))
+        alignment.append(subspace_alignment(before, after, counts))
+        cka.append(linear_cka(before[real], after[real]))
+    return {"drift": np.stack(drift, 1), "alignment": np.stack(alignment, 1), "cka": np.array(cka)}
+
+
+def _metric_changes(base: Snapshot, tuned: Snapshot, name: str, thirds: dict[int, str]) -> dict[str, float]:
+    tap, group = name.rsplit("-", 1)
+    metrics = [c for c in base.metrics.columns if c not in ("image_id", "tap", "layer", "group", "n_tokens")]
+    means = []
+    for snapshot in (base, tuned):
+        table = snapshot.metrics.filter((pl.col("tap") == tap) & (pl.col("group") == group))
+        third = pl.col("layer").replace_strict(thirds, return_dtype=pl.String).alias("third")
+        averages = [pl.col(m).cast(pl.Float64).fill_nan(None).mean() for m in metrics]
+        means.append(table.with_columns(third).group_by("image_id", "third", maintain_order=True).agg(averages))
+    both = means[0].join(means[1], on=["image_id", "third"], suffix="_tuned", maintain_order="left")
+    found: dict[str, float] = {}
+    for (third,), part in both.group_by(["third"], maintain_order=True):
+        for metric in metrics:
+            after, before = part[f"{metric}_tuned"].to_numpy(), part[metric].to_numpy()
+            valid = np.isfinite(after) & np.isfinite(before)
+            if valid.any():
+                found[f"compression/{group}/{metric}/{third}"] = float(after[valid].mean())
+                _with_interval(found, f"delta/{group}/{metric}/{third}", (after - before)[valid])
+    return found
+
+
+def _with_interval(found: dict[str, float], name: str, values: np.ndarray) -> None:
+    """Add the mean of an image-wise value and its 95 % percentile bootstrap interval over images."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(N_BOOTSTRAP, len(values)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    found |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}

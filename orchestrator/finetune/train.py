@@ -1,0 +1,227 @@
+"""The training loop: warm-up and cosine, accumulation, clipping, loss on answer tokens only, exact resume.
+
+Everything that a step does depends on its number and on the state that a checkpoint holds (weights, optimiser,
+random numbers), never on when the process started: a run that was killed and resumed ends with the very weights of an
+undisturbed one. A checkpoint is one safetensors file; nothing is pickled.
+
+Letters: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint as recompute
+from torch.utils.flop_counter import FlopCounterMode
+
+from orchestrator.config import FinetuneConfig
+from orchestrator.errors import StageError
+from orchestrator.finetune.lora import Tuned
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+
+MicroBatches = Callable[[int], Sequence[Batch]]
+"""Step number -> its micro-batches, each with `labels`."""
+
+
+@dataclass
+class StepRecord:
+    """What one optimiser step did; a row of table `training`."""
+
+    step: int
+    loss: float
+    """Mean cross-entropy of the step's answer tokens, nats."""
+    grad_norm: float
+    """Norm of all gradients together, before clipping."""
+    rate: float
+    """Share of the peak learning rates that the schedule allowed."""
+    n_answer_tokens: int
+    n_tokens: int
+    """Sequence positions computed, padding included."""
+    seconds: float
+
+
+@dataclass
+class TrainingLog:
+    """Records of all finished steps, whatever number of processes ran them."""
+
+    steps: list[StepRecord] = field(default_factory=list)
+    flops_per_token: float = 0.0
+    """Floating-point operations of forward and backward a sequence position, counted on the first step."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(s.seconds for s in self.steps)
+
+    @property
+    def flops(self) -> float:
+        return self.flops_per_token * sum(s.n_tokens for s in self.steps)
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss over the last tenth of the steps."""
+        last = self.steps[-max(1, len(self.steps) // 10) :]
+        return sum(s.loss for s in last) / len(last)
+
+
+def schedule(step: int, config: FinetuneConfig) -> float:
+    """Share of the peak learning rate at a step (from 0): linear warm-up, then a cosine that ends near zero."""
+    warm = round(config.warmup_share * config.n_steps)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.n_steps - warm)))
+
+
+def answer_loss(logits: Float[Tensor, "B K V"], labels: Int[Tensor, "B K"]) -> tuple[Float[Tensor, ""], int]:
+    """Sum of the cross-entropy of the labelled tokens, each predicted from the position before it, and their number."""
+    targets = labels[:, 1:].reshape(-1).to(logits.device)
+    wanted = targets != -100
+    predictions = logits[:, :-1].reshape(-1, logits.shape[-1])[wanted]
+    return F.cross_entropy(predictions.float(), targets[wanted], reduction="sum"), int(wanted.sum())
+
+
+def answer_logits(adapter: Adapter, batch: Batch) -> tuple[Float[Tensor, "B K V"], Int[Tensor, "B K"]]:
+    """Logits and labels of the last K positions, from the one before the first labelled position of any row on.
+
+    Logits of earlier positions are not computed where the model can leave them out.
+    """
+    labels = batch["labels"]
+    first = int((labels != -100).any(dim=0).nonzero()[0])
+    keep = labels.shape[1] - first + 1
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    few = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(adapter.model.forward).parameters else {}
+    return adapter.run(inputs, **few).logits[:, -keep:], labels[:, -keep:]
+
+
+@contextmanager
+def checkpointed(adapter: Adapter, enabled: bool) -> Iterator[None]:
+    """Recompute the decoder blocks' activations in the backward pass.
+
+    `use_reentrant=False` everywhere: the reentrant form drops the gradients of inputs that are not passed by position
+    (vision features in some classes).
+    """
+    if not enabled:
+        yield
+        return
+    originals = [(layer, layer.forward) for layer in adapter.layers]
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: recompute(forward, *args, use_reentrant=False, **kwargs)
+
+    for layer, forward in originals:
+        layer.forward = wrap(forward)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, _ in originals:
+            del layer.forward
+
+
+def train(
+    adapter: Adapter,
+    tuned: Tuned,
+    micro_batches: MicroBatches,
+    config: FinetuneConfig,
+    *,
+    resume: bytes | None = None,
+    save: Callable[[bytes], None] | None = None,
+    save_every: int = 50,
+    report: Callable[[StepRecord], None] | None = None,
+) -> TrainingLog:
+    """Train until `config.n_steps` steps are done.
+
+    Args:
+        micro_batches: the data; a function of the step number alone.
+        resume: a checkpoint that an earlier call gave to `save`.
+        save: receives a checkpoint every `save_every` steps and after the last one.
+        report: receives each step's record.
+
+    Raises:
+        StageError: the loss is not finite, or the checkpoint does not fit the model.
+    """
+    optimiser = torch.optim.AdamW(tuned.optimiser_groups(), weight_decay=config.weight_decay)
+    log = TrainingLog()
+    torch.manual_seed(config.seed)
+    if resume is not None:
+        log = _restore(resume, tuned, optimiser)
+    adapter.model.train(config.dropout > 0)
+    with checkpointed(adapter, config.gradient_checkpointing):
+        for step in range(len(log.steps), config.n_steps):
+            batches = micro_batches(step)
+            started = time.perf_counter()
+            counter = FlopCounterMode(display=False) if not log.flops_per_token else None
+            with counter or nullcontext():
+                loss, n_answer = _backward(adapter, batches)
+            norm = torch.nn.utils.clip_grad_norm_(list(tuned.parameters.values()), config.max_grad_norm)
+            if not math.isfinite(loss):
+                raise StageError(f"the loss is {loss} at step {step}: training diverged. Lower the learning rates.")
+            rate = schedule(step, config)
+            for group in optimiser.param_groups:
+                group["lr"] = rate * tuned.settings[group["part"]].learning_rate
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            n_tokens = sum(batch["input_ids"].numel() for batch in batches)
+            if counter is not None:
+                log.flops_per_token = counter.get_total_flops() / n_tokens
+            seconds = time.perf_counter() - started
+            log.steps.append(StepRecord(step, loss, float(norm), rate, n_answer, n_tokens, seconds))
+            if save is not None and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
+                save(_checkpoint(tuned, optimiser, log))
+            if report is not None:
+                report(log.steps[-1])
+    adapter.model.eval()
+    return log
+
+
+def _backward(adapter: Adapter, batches: Sequence[Batch]) -> tuple[float, int]:
+    """Add the gradients of the mean loss over all answer tokens of the step, so that splitting it changes nothing."""
+    n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+    cuda = adapter.device.type == "cuda"
+    total = 0.0
+    for batch in batches:
+        with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
+            loss, _ = answer_loss(*answer_logits(adapter, batch))
+        (loss / n_answer).backward()
+        total += float(loss.detach())
+    return total / n_answer, n_answer
+
+
+def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog) -> bytes:
+    tensors = {f"weight/{name}": tensor for name, tensor in tuned.weights().items()}
+    for name, parameter in tuned.parameters.items():
+        for key, value in optimiser.state.get(parameter, {}).items():
+            tensors[f"optimiser/{key}/{name}"] = value.detach().cpu().contiguous().clone()
+    tensors["random/cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state()
+    return to_safetensors(tensors, metadata={"log": json.dumps(asdict(log))})
+
+
+def _restore(data: bytes, tuned: Tuned, optimiser: torch.optim.Optimizer) -> TrainingLog:
+    tensors = from_safetensors(data)
+    header_size = int.from_bytes(data[:8], "little")
+    record = json.loads(json.loads(data[8 : 8 + header_size])["__metadata__"]["log"])
+    tuned.load({name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")})
+    for name, parameter in tuned.parameters.items():
+        state = {}
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            value = tensors[f"optimiser/{key}/{name}"]
+            state[key] = value if key == "step" else value.to(parameter.device)
+        optimiser.state[parameter] = state
+    torch.set_rng_state(tensors["random/cpu"])
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random/cuda"])
+    return TrainingLog([StepRecord(**s) for s in record["steps"]], record["flops_per_token"])

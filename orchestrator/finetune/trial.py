@@ -1,0 +1,202 @@
+"""One trial, a plain function: train on a mixture, ask the held-out questions, measure compression again, compare.
+
+Two stages. `baseline` is what the base model answers and how its states look on the fixed images: done once and found
+again by its digest. `finetune` is one trial. Importing this module imports no torch.
+
+    baseline/DIGEST/   answers, layer_metrics, states/TAP-GROUP (float32; images, layers, tokens, width)
+    finetune/DIGEST/   trials (one row), answers, layer_metrics, training, adapter/ (LoRA weights, as peft saves them)
+
+Columns of table `trials` beyond those of schema.py, all flat names:
+
+- settings: `method`, `lora_rank`, `lora_rank_projector`, `lora_rank_vision`, `learning_rate`, `learning_rate_projector`,
+  `learning_rate_vision`, `batch_size`, `n_examples`, `n_trained` (parameters);
+- costs: `step_seconds` (median of a step), `trial_seconds` (training, evaluation and capture), `train_tokens`;
+- `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `gain/TIER` (tuned minus base);
+  `count_error/TIER`, `point_distance/TIER` and `..._base/TIER` (`evaluate.accuracy_columns`);
+- `compression/GROUP/METRIC/THIRD`, `delta/GROUP/METRIC/THIRD`, `drift/GROUP/THIRD`, `cka/GROUP/THIRD`,
+  `alignment/GROUP/THIRD` (`drift.compare`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from orchestrator.config import RunConfig
+from orchestrator.data.source import Source, make_source
+from orchestrator.errors import ConfigError
+from orchestrator.layout import Stage, Storage
+from orchestrator.models.catalogue import fingerprint
+from orchestrator.schema import check_table
+
+if TYPE_CHECKING:
+    from orchestrator.finetune.drift import Snapshot
+    from orchestrator.finetune.train import TrainingLog
+    from orchestrator.finetune.worker import Worker
+
+CHECKPOINT = "checkpoint.safetensors"
+Report = Callable[[Mapping[str, Any]], None]
+"""Receives `{"step": ..., "loss": ...}` after every optimiser step."""
+
+_EVALUATION = ("n_eval_per_family", "eval_seed", "answer_by", "instruction", "n_capture_images", "n_drift_tokens")
+_NOT_HASHED = {"search_trials", "prune"}
+
+
+def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
+    """The directory of the base model's answers and states; shared by all trials that are judged alike."""
+    settings = run.finetune.model_dump(mode="json")
+    return Stage(
+        storage,
+        "baseline",
+        {
+            "model": {**fingerprint(run.model), "dtype": run.model.dtype},
+            "data": make_source(run.data).fingerprint(),
+            "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},
+            "task": settings["task"],
+            **{key: settings[key] for key in _EVALUATION},
+        },
+    )
+
+
+def trial_stage(run: RunConfig, storage: Storage) -> Stage:
+    """The directory of a trial, without work.
+
+    Raises:
+        ConfigError: the model already carries a LoRA adapter, or the task's images do not come from `data`.
+    """
+    if run.model.adapter is not None:
+        raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
+    if run.finetune.task.source == "coco" and run.data.source != "coco":
+        raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
+    settings = run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
+    return Stage(storage, "finetune", {"finetune": settings}, {"baseline": baseline_stage(run, storage).digest})
+
+
+def task_source(run: RunConfig) -> Source | None:
+    """The images that questions are asked of where they are not scenes of their own."""
+    return make_source(run.data) if run.finetune.task.source == "coco" else None
+
+
+def run_baseline(run: RunConfig, storage: Storage) -> Stage:
+    """Answer and capture with the base model, unless that was done before."""
+    stage = baseline_stage(run, storage)
+    if not stage.is_done():
+        from orchestrator.finetune.worker import worker_for
+
+        worker = worker_for(run)
+        stage.open()
+        answers, snapshot = worker.answers(run), worker.snapshot(run)
+        arrays = {f"states/{name}": states for name, states in snapshot.states.items()}
+        extra = {
+            "layers": snapshot.layers,
+            "counts": {name: counts.tolist() for name, counts in snapshot.counts.items()},
+        }
+        stage.write_shard(0, {"answers": answers, "layer_metrics": snapshot.metrics}, arrays, extra)
+        stage.mark_done({"n_answers": answers.height, "n_images": len(next(iter(snapshot.counts.values())))})
+    return stage
+
+
+def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) -> Stage:
+    """Run a trial to its end, from its last checkpoint where there is one; nothing if it is done.
+
+    Raises:
+        VtsweepError: the configuration, model or data do not allow the trial, or training diverged.
+    """
+    stage = trial_stage(run, storage)
+    if stage.is_done():
+        return stage
+    from orchestrator.finetune.lora import tunable
+    from orchestrator.finetune.worker import worker_for
+
+    worker = worker_for(run)
+    stage.open()
+    started = time.perf_counter()
+    with tunable(worker.adapter, run.finetune) as tuned:
+        log = worker.train(run, tuned, stage.store, report)
+        n_trained = sum(p.numel() for p in tuned.parameters.values())
+        if run.how.keep_adapters:
+            for name, data in tuned.files(run.model.name).items():
+                stage.store.write(f"adapter/{name}", data)
+        answers, snapshot = worker.answers(run), worker.snapshot(run)
+    seconds = time.perf_counter() - started
+    baseline = run_baseline(run, storage)
+    row = trial_row(run, stage, log, answers, snapshot, baseline)
+    row |= {"n_trained": n_trained, "trial_seconds": seconds}
+    training = pl.DataFrame([asdict(step) for step in log.steps])
+    tables = {
+        "trials": check_table(pl.DataFrame([row], infer_schema_length=None), "trials"),
+        "answers": answers,
+        "layer_metrics": snapshot.metrics,
+        "training": check_table(training, "training"),
+    }
+    stage.write_shard(0, tables)
+    stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
+    stage.store.fs.rm_file(stage.store.path(CHECKPOINT))
+    return stage
+
+
+def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:
+    """The base model's answers and snapshot, from the files of a `baseline` stage."""
+    import numpy as np
+
+    from orchestrator.finetune.drift import Snapshot
+
+    extra = stage.finished_shards()[0]["extra"]
+    states = {name: stage.arrays(f"states/{name}")[0] for name in extra["layers"]}
+    counts = {name: np.array(values) for name, values in extra["counts"].items()}
+    return stage.scan("answers").collect(), Snapshot(
+        stage.scan("layer_metrics").collect(), states, counts, extra["layers"]
+    )
+
+
+def trial_row(
+    run: RunConfig, stage: Stage, log: TrainingLog, answers: pl.DataFrame, snapshot: Snapshot, baseline: Stage
+) -> dict[str, Any]:
+    """The trial's row of table `trials`."""
+    from statistics import median
+
+    from orchestrator.finetune.drift import compare
+    from orchestrator.finetune.evaluate import accuracy_columns
+
+    config = run.finetune
+    base_answers, base_snapshot = load_baseline(baseline)
+    row: dict[str, Any] = {
+        "trial": stage.digest,
+        "model": run.model.name,
+        "complexity_ratio": config.complexity_ratio,
+        "seed": config.seed,
+        "status": "done",
+        "n_steps": config.n_steps,
+        "train_seconds": log.seconds,
+        "train_flops": log.flops,
+        "final_loss": log.final_loss,
+        **setting_columns(run),
+        "step_seconds": median(step.seconds for step in log.steps),
+        "train_tokens": sum(step.n_tokens for step in log.steps),
+    }
+    row |= accuracy_columns(answers)
+    row |= accuracy_columns(base_answers, "_base")
+    for tier in ("low", "high"):
+        if f"accuracy/{tier}" in row:
+            row[f"gain/{tier}"] = row[f"accuracy/{tier}"] - row[f"accuracy_base/{tier}"]
+    return row | compare(base_snapshot, snapshot)
+
+
+def setting_columns(run: RunConfig) -> dict[str, Any]:
+    """The settings of a trial as flat columns."""
+    config = run.finetune
+    return {
+        "method": config.method,
+        "lora_rank": config.language.rank,
+        "lora_rank_projector": config.projector.rank,
+        "lora_rank_vision": config.vision.rank,
+        "learning_rate": config.language.learning_rate,
+        "learning_rate_projector": config.projector.learning_rate,
+        "learning_rate_vision": config.vision.learning_rate,
+        "batch_size": config.batch_size,
+        "n_examples": config.n_examples,
+    }

@@ -1,0 +1,127 @@
+"""A process that runs trials: one loaded base model, and model inputs prepared once for all trials that share them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+import torch
+
+from orchestrator.config import RunConfig
+from orchestrator.data.mixture import Example, make_evaluation, make_mixture
+from orchestrator.data.source import make_source
+from orchestrator.errors import DataError
+from orchestrator.finetune.drift import Snapshot, take_snapshot
+from orchestrator.finetune.evaluate import answer_table, predict
+from orchestrator.finetune.lora import Tuned
+from orchestrator.finetune.prepared import Prepared
+from orchestrator.finetune.train import TrainingLog, train
+from orchestrator.finetune.trial import CHECKPOINT, Report, task_source
+from orchestrator.layout import Storage, digest
+from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.catalogue import fingerprint
+
+_WORKERS: dict[str, Worker] = {}
+
+
+def worker_for(run: RunConfig) -> Worker:
+    """This process's worker for the run's base model, loaded on first use; another model takes the place of the last."""
+    if run.how.torch_threads is not None:
+        torch.set_num_threads(run.how.torch_threads)
+    key = digest([fingerprint(run.model), run.model.dtype])
+    if key not in _WORKERS:
+        _WORKERS.clear()
+        _WORKERS[key] = Worker(load_adapter(run.model, "cuda" if torch.cuda.is_available() else "cpu"))
+    return _WORKERS[key]
+
+
+class Worker:
+    """Trains, asks and measures with one model. Every method leaves the model as it found it."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self._prepared: dict[str, Prepared] = {}
+        self._images: dict[str, tuple[list[str], list[Batch]]] = {}
+
+    def prepared(self, run: RunConfig) -> Prepared:
+        """Inputs of the run's task; a task of other settings takes the place of the last."""
+        data = make_source(run.data).fingerprint() if run.finetune.task.source == "coco" else None
+        key = digest([run.finetune.task.model_dump(mode="json"), run.finetune.instruction, data])
+        if key not in self._prepared:
+            self._prepared = {key: Prepared(self.adapter, run.finetune.instruction)}
+        return self._prepared[key]
+
+    def train(self, run: RunConfig, tuned: Tuned, store: Storage, report: Report | None = None) -> TrainingLog:
+        """Train on the run's mixture, with checkpoints in `store`, from the one that is there."""
+        config = run.finetune
+        mixture = make_mixture(config, config.complexity_ratio, config.seed, task_source(run))
+        prepared = self.prepared(run)
+
+        def micro_batches(step: int) -> list[Batch]:
+            indices = step_indices(step, config.batch_size, len(mixture), config.seed)
+            size = config.batch_size // config.accumulate
+            found = []
+            for start in range(0, len(indices), size):
+                examples = {i: prepared.with_answer(mixture[i]) for i in indices[start : start + size]}
+                chunks = prepared.batches(examples, size)
+                found += [self.adapter.collate([examples[i] for i in chunk]) for chunk in chunks]
+            return found
+
+        return train(
+            self.adapter,
+            tuned,
+            micro_batches,
+            config,
+            resume=store.read(CHECKPOINT) if store.exists(CHECKPOINT) else None,
+            save=lambda data: store.write(CHECKPOINT, data),
+            save_every=run.how.checkpoint_steps,
+            report=None if report is None else lambda record: report({"step": record.step + 1, "loss": record.loss}),
+        )
+
+    def answers(self, run: RunConfig) -> pl.DataFrame:
+        """Table `answers` of the run's held-out questions."""
+        asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run))
+        predicted = predict(self.adapter, self.prepared(run), asked, run.how.batch_size, by=run.finetune.answer_by)
+        return answer_table(asked, predicted)
+
+    def snapshot(self, run: RunConfig) -> Snapshot:
+        """The model's states on the first `n_capture_images` readable images of the run's data."""
+        ids, examples = self._capture_examples(run)
+        batches = self.prepared(run).batches(dict(enumerate(examples)), run.how.batch_size)
+        return take_snapshot(self.adapter, examples, ids, batches, run.capture.metrics, run.finetune.n_drift_tokens)
+
+    def _capture_examples(self, run: RunConfig) -> tuple[list[str], list[Batch]]:
+        source, wanted = make_source(run.data), run.finetune.n_capture_images
+        key = digest([source.fingerprint(), wanted, run.capture.prompt])
+        if key not in self._images:
+            ids: list[str] = []
+            examples: list[Batch] = []
+            for index in range(len(source)):
+                if len(ids) == wanted:
+                    break
+                try:
+                    sample = source.load(index)
+                except DataError:
+                    continue  # the capture stage of the same data records it as rejected
+                ids.append(sample.image_id)
+                examples.append(self.adapter.prepare(sample.image, run.capture.prompt))
+            if not ids:
+                raise DataError(f"data: none of {len(source)} images can be read")
+            self._images = {key: (ids, examples)}
+        return self._images[key]
+
+
+def step_indices(step: int, batch_size: int, n: int, seed: int) -> list[int]:
+    """Examples of an optimiser step: the mixture in its own order first, then reshuffled for every further pass.
+
+    Depends on its arguments alone, so that a resumed run continues with the very examples that come next.
+    """
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = places // n
+    found: list[int] = []
+    for epoch in np.unique(epochs):
+        order = np.arange(n) if epoch == 0 else np.random.default_rng([seed, int(epoch)]).permutation(n)
+        found += order[places[epochs == epoch] % n].tolist()
+    return found

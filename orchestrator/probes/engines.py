@@ -1,0 +1,227 @@
+"""Fit all targets on a block of positions, by the batched solvers or by scikit-learn: same inputs, same outputs.
+
+Shapes: B positions, n training images, m held-out images, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.config import ProbeConfig
+from orchestrator.probes import reference
+from orchestrator.probes.factor import Factor, factorise, standardise
+from orchestrator.probes.labels import Labels
+from orchestrator.probes.logistic import fit_logistic
+from orchestrator.probes.mlp import MlpSettings, fit_mlp
+from orchestrator.probes.ridge import fit_ridge
+
+
+@dataclass
+class Fit:
+    """One target on B positions: chosen penalty (B,), held-out predictions (m, B) as codes or numbers; the control's."""
+
+    penalty: np.ndarray
+    predicted: np.ndarray
+    control: np.ndarray | None
+
+
+@dataclass
+class Block:
+    """Features of B positions: `train` (B, n, d) and `test` (B, m, d) float32 on the solver's device, `fold` (n,)."""
+
+    train: Tensor
+    test: Tensor
+    fold: np.ndarray
+    config: ProbeConfig
+
+    @property
+    def has_control(self) -> bool:
+        return "shuffled" in self.config.controls
+
+    @cached_property
+    def factor(self) -> Factor:
+        return factorise(self.train, self.test, self.config.standardise)
+
+    @cached_property
+    def standardised(self) -> tuple[Tensor, Tensor]:
+        return standardise(self.train, self.test, self.config.standardise)[:2]
+
+    def fold_on_device(self) -> Tensor:
+        return torch.from_numpy(self.fold).to(self.train.device)
+
+
+def mlp_settings(config: ProbeConfig) -> MlpSettings:
+    """The part of a probe config that describes the net and its training."""
+    return MlpSettings(
+        config.mlp_width,
+        config.mlp_depth,
+        config.mlp_steps,
+        config.mlp_learning_rate,
+        config.mlp_batch_size,
+        config.seed,
+    )
+
+
+def _stack(labels: list[Labels], control: bool) -> np.ndarray:
+    """(n, T) training labels, followed by T shuffled ones when `control`."""
+    columns = [label.train for label in labels] + [label.shuffled for label in labels] * control
+    return np.stack(columns, 1)
+
+
+def _groups(labels: Iterable[Labels], key: Callable[[Labels], object]) -> list[list[Labels]]:
+    found: dict[object, list[Labels]] = {}
+    for label in labels:
+        found.setdefault(key(label), []).append(label)
+    return list(found.values())
+
+
+# ---------------------------------------------------------------- batched
+
+
+def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """Targets without missing values share one factorisation; each other pattern of missing values has its own."""
+    fits = {}
+    for group in _groups(labels, lambda label: label.valid.tobytes()):
+        valid = group[0].valid
+        rows = torch.from_numpy(np.flatnonzero(valid)).to(block.train.device)
+        factor = (
+            block.factor
+            if valid.all()
+            else factorise(block.train[:, rows], block.test, block.config.standardise)
+        )
+        Y = torch.from_numpy(_stack(group, block.has_control)[valid]).to(block.train)
+        fit = fit_ridge(factor, Y, Y.new_tensor(block.config.penalties) * len(Y))
+        penalty = np.array(block.config.penalties)[fit.penalty.cpu().numpy()]
+        predicted = fit.prediction.double().cpu().numpy()
+        for t, label in enumerate(group):
+            control = predicted[:, :, len(group) + t].T if block.has_control else None
+            fits[label.target.name] = Fit(penalty[:, t], predicted[:, :, t].T, control)
+    return fits
+
+
+def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """Targets of equal class count, with their folds and controls, are one batch of problems at each position."""
+    fits = {}
+    device, factor = block.train.device, block.factor
+    for group in _groups(labels, lambda label: label.n_classes):
+        codes = torch.from_numpy(_stack(group, block.has_control)).to(device)
+        used = np.stack([label.valid for label in group] * (1 + block.has_control), 1)
+        valid = torch.from_numpy(used).to(block.train)
+        penalty, predicted = [], []
+        for b in range(len(block.train)):
+            fit = fit_logistic(
+                factor.Q[b],
+                factor.Q_test[b],
+                factor.s[b],
+                codes,
+                valid,
+                block.fold_on_device(),
+                block.config.penalties,
+                group[0].n_classes,
+            )
+            penalty.append(np.array(block.config.penalties)[fit.penalty.cpu().numpy()])
+            predicted.append(fit.logits.argmax(1).cpu().numpy())
+        for t, label in enumerate(group):
+            control = np.stack([p[:, len(group) + t] for p in predicted], 1) if block.has_control else None
+            fits[label.target.name] = Fit(
+                np.stack([p[t] for p in penalty]), np.stack([p[:, t] for p in predicted], 1), control
+            )
+    return fits
+
+
+def batched_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """All classification targets are one batch of nets, all regression targets another."""
+    fits = {}
+    X, X_test = block.standardised
+    for group in _groups(labels, lambda label: label.is_classification):
+        Y = torch.from_numpy(_stack(group, block.has_control).T.copy()).to(X.device)
+        valid = torch.from_numpy(np.stack([label.valid for label in group] * (1 + block.has_control))).to(X)
+        n_classes = None
+        if group[0].is_classification:
+            n_classes = torch.tensor([label.n_classes for label in group] * (1 + block.has_control), device=X.device)
+        else:
+            Y = Y.to(X.dtype)
+        penalties = block.config.mlp_penalties
+        settings = mlp_settings(block.config)
+        fit = fit_mlp(X, X_test, Y, valid, block.fold_on_device(), penalties, n_classes, settings)
+        penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
+        output = fit.output[..., 0].double() if n_classes is None else fit.output.argmax(3)
+        predicted = output.permute(1, 2, 0).cpu().numpy()  # T m B
+        for t, label in enumerate(group):
+            control = predicted[len(group) + t] if block.has_control else None
+            fits[label.target.name] = Fit(penalty[:, t], predicted[t], control)
+    return fits
+
+
+# ---------------------------------------------------------------- scikit-learn
+
+
+def sklearn_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """One `RidgeCV` a position for all targets with the same missing values."""
+    fits = {}
+    for group in _groups(labels, lambda label: label.valid.tobytes()):
+        valid, Y = group[0].valid, _stack(group, block.has_control)
+        results = []
+        for train, test in zip(block.train.double(), block.test.double(), strict=True):
+            rows = torch.from_numpy(np.flatnonzero(valid))
+            Z, Z_test, _, _ = standardise(train[None, rows], test[None], block.config.standardise)
+            results.append(reference.ridge(Z[0].numpy(), Z_test[0].numpy(), Y[valid], block.config.penalties)[:2])
+        for t, label in enumerate(group):
+            penalty = np.array([block.config.penalties[chosen[t]] for chosen, _ in results])
+            control = np.stack([p[:, len(group) + t] for _, p in results], 1) if block.has_control else None
+            fits[label.target.name] = Fit(penalty, np.stack([p[:, t] for _, p in results], 1), control)
+    return fits
+
+
+def sklearn_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """One warm-started path of `LogisticRegression` a position, target and fold."""
+
+    def fit(Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels) -> tuple[int, np.ndarray]:
+        best, proba = reference.logistic(Z, Z_test, y, fold, block.config.penalties, label.n_classes)
+        return best, proba.argmax(1)
+
+    return _one_by_one(block, labels, block.config.penalties, fit)
+
+
+def sklearn_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+    """One `MLPClassifier` or `MLPRegressor` a position, target and penalty."""
+    settings, penalties = mlp_settings(block.config), block.config.mlp_penalties
+
+    def fit(Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels) -> tuple[int, np.ndarray]:
+        n_classes = label.n_classes if label.is_classification else None
+        best, output = reference.mlp(Z, Z_test, y, fold, penalties, n_classes, settings)
+        return best, output.argmax(1) if label.is_classification else output[:, 0]
+
+    return _one_by_one(block, labels, penalties, fit)
+
+
+def _one_by_one(block: Block, labels: list[Labels], penalties: tuple[float, ...], fit: Callable) -> dict[str, Fit]:
+    X, X_test = (part.numpy() for part in block.standardised)
+    fits = {}
+    for label in labels:
+        valid = label.valid
+        runs = [
+            [fit(Z[valid], Z_test, y[valid], block.fold[valid], label) for Z, Z_test in zip(X, X_test, strict=True)]
+            for y in ([label.train, label.shuffled] if block.has_control else [label.train])
+        ]
+        penalty = np.array([penalties[best] for best, _ in runs[0]])
+        predicted = [np.stack([p for _, p in run], 1) for run in runs]
+        fits[label.target.name] = Fit(penalty, predicted[0], predicted[1] if block.has_control else None)
+    return fits
+
+
+SOLVERS: dict[tuple[str, str], Callable[[Block, list[Labels]], dict[str, Fit]]] = {
+    ("batched", "ridge"): batched_ridge,
+    ("batched", "logistic"): batched_logistic,
+    ("batched", "mlp"): batched_mlp,
+    ("sklearn", "ridge"): sklearn_ridge,
+    ("sklearn", "logistic"): sklearn_logistic,
+    ("sklearn", "mlp"): sklearn_mlp,
+}
+TASKS = {"ridge": ("regression",), "logistic": ("classification",), "mlp": ("classification", "regression")}

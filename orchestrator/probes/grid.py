@@ -1,0 +1,166 @@
+"""The probe grid of one feature array: every position x attribute x solver. Arrays in, table `probes` out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from orchestrator.config import ProbeConfig
+from orchestrator.errors import DataError
+from orchestrator.probes.engines import SOLVERS, TASKS, Block, Fit
+from orchestrator.probes.labels import Labels, make_labels
+from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
+from orchestrator.probes.split import Split
+from orchestrator.probes.targets import Target
+from orchestrator.schema import TABLES, check_table
+
+BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}  # float32 features fitted at a time; the solvers hold a few copies
+
+
+def fit_grid(
+    features: np.ndarray,
+    targets: Sequence[Target],
+    config: ProbeConfig,
+    split: Split,
+    *,
+    tap: str,
+    layer: int,
+    positions: Sequence[str],
+    device: str = "cpu",
+) -> pl.DataFrame:
+    """Fit and judge every probe on one (tap, layer).
+
+    Args:
+        features: (n_images, n_positions, width) float16 or float32; may be memory-mapped, read by blocks of positions.
+        targets: labels of the same images.
+        config: solvers, penalties and controls.
+        split: training and held-out images, and inner folds.
+        tap, layer, positions: names for the table's rows.
+        device: torch device of the batched engine; scikit-learn runs on the CPU.
+
+    Returns:
+        Table `probes`. A probe that cannot be fitted is a row with a null score and its `reason`.
+
+    Raises:
+        DataError: shapes do not match.
+    """
+    n_images = {len(target.values) for target in targets} | {len(features)}
+    if features.ndim != 3 or features.shape[1] != len(positions) or len(n_images) > 1:
+        raise DataError(
+            f"probes of {tap} layer {layer}: features {features.shape} with {len(positions)} position names and labels "
+            f"of {sorted(n_images)} images; expected (n_images, n_positions, width)"
+        )
+    counts = bootstrap_counts(len(split.test), config.n_bootstrap, config.seed)
+    labels = [make_labels(target, split, config.seed) for target in targets]
+    rows: list[dict[str, Any]] = []
+    for names, train, test in _blocks(features, positions, split, device):
+        bad = _bad_positions(train, test)
+        good = [b for b in range(len(names)) if b not in bad]
+        rows += [
+            _empty_row(names[b], label, solver, config, bad[b])
+            for b in bad
+            for solver, group in _work(config, labels)
+            for label in group
+        ]
+        block = Block(train[good], test[good], split.fold, config)
+        for solver, group in _work(config, labels):
+            usable = [label for label in group if label.reason is None]
+            fits = SOLVERS[config.engine, solver](block, usable) if usable and good else {}
+            for label in group:
+                if label.reason is not None:
+                    rows += [_empty_row(names[b], label, solver, config, label.reason) for b in good]
+                elif good:
+                    good_names = [names[b] for b in good]
+                    rows += _scored_rows(good_names, label, solver, config, fits[label.target.name], counts)
+    table = pl.DataFrame(rows, schema={c: s.dtype for c, s in TABLES["probes"].columns.items() if c not in _PLACE})
+    return check_table(table.with_columns(tap=pl.lit(tap), layer=pl.lit(layer, pl.Int32)), "probes")
+
+
+_PLACE = ("tap", "layer")
+
+
+def _work(config: ProbeConfig, labels: list[Labels]) -> list[tuple[str, list[Labels]]]:
+    return [(s, [label for label in labels if label.target.task in TASKS[s]]) for s in config.solvers]
+
+
+def _blocks(
+    features: np.ndarray, positions: Sequence[str], split: Split, device: str
+) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
+    """Names, training and held-out features (B, n, d) of as many positions at a time as the device's budget holds."""
+    n, n_positions, d = features.shape
+    size = max(1, BLOCK_BYTES[torch.device(device).type] // (4 * n * d))
+    for start in range(0, n_positions, size):
+        part = features[:, start : start + size]
+        train, test = (
+            torch.from_numpy(np.ascontiguousarray(part[rows].transpose(1, 0, 2))).to(device).float()
+            for rows in (split.train, split.test)
+        )
+        yield list(positions[start : start + size]), train, test
+
+
+def _bad_positions(train: torch.Tensor, test: torch.Tensor) -> dict[int, str]:
+    finite = torch.cat([train, test], 1).isfinite().all(2)
+    return {
+        b: f"features are not finite in {int((~finite[b]).sum())} of {finite.shape[1]} images (NaN, or beyond float16)"
+        for b in (~finite.all(1)).nonzero()[:, 0].tolist()
+    }
+
+
+def _shared(label: Labels, solver: str, config: ProbeConfig) -> dict[str, Any]:
+    return {
+        "attribute": label.target.name,
+        "kind": label.target.task,
+        "solver": solver,
+        "engine": config.engine,
+        "n_train": int(label.valid.sum()),
+        "n_test": int(label.test_valid.sum()),
+        "n_classes": label.n_classes if label.is_classification else None,
+        "n_left_out": label.target.n_left_out,
+    }
+
+
+def _empty_row(position: str, label: Labels, solver: str, config: ProbeConfig, reason: str) -> dict[str, Any]:
+    return {**_shared(label, solver, config), "position": position, "reason": reason}
+
+
+def _scored_rows(
+    positions: list[str], label: Labels, solver: str, config: ProbeConfig, fit: Fit, counts: np.ndarray
+) -> list[dict[str, Any]]:
+    controls = [] if fit.control is None else [fit.control]
+    predicted = np.concatenate([fit.predicted, *controls], 1)
+    B = len(positions)
+    balanced = np.full(B, np.nan)
+    if label.is_classification:
+        right = predicted == label.test[:, None]
+        score, low, high = accuracy(right, label.test_valid, counts)
+        balanced = balanced_accuracy(fit.predicted, label.test, label.test_valid)
+        majority = np.bincount(label.train[label.valid], minlength=label.n_classes).argmax()
+        baseline = float((label.test[label.test_valid] == majority).mean())
+    else:
+        score, low, high = r2(predicted, label.test, label.test_valid, counts)
+        mean = np.zeros((len(label.test), 1))  # labels are standardised on training images
+        baseline = float(r2(mean, label.test, label.test_valid, counts[:0])[0][0])
+    control = score[B:] if controls else np.full(B, np.nan)
+    values = {
+        "penalty": fit.penalty,
+        "score": score[:B],
+        "ci_low": low[:B],
+        "ci_high": high[:B],
+        "balanced_score": balanced,
+        "control": control,
+        "selectivity": score[:B] - control,
+    }
+    shared = _shared(label, solver, config)
+    return [
+        {
+            **shared,
+            "position": positions[b],
+            "baseline": baseline,
+            **{name: None if np.isnan(column[b]) else float(column[b]) for name, column in values.items()},
+        }
+        for b in range(B)
+    ]

@@ -1,0 +1,57 @@
+"""Held-out scores with bootstrap intervals, and the trivial baselines they are read against.
+
+Shapes: m held-out images, S score columns (probes), R bootstrap resamples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+def bootstrap_counts(m: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "R m"]:
+    """How often each held-out image is drawn in each resample; the same resamples for every probe of a stage."""
+    random = np.random.default_rng([seed, 0xB007])
+    return random.multinomial(m, np.full(m, 1.0 / m), size=n_bootstrap).astype(np.float64)
+
+
+def accuracy(
+    right: Bool[np.ndarray, "m S"], valid: Bool[np.ndarray, "m"], counts: Float[np.ndarray, "R m"]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of right answers among valid images: (S,) score, low and high end of the 95 % interval (NaN when R = 0)."""
+    scores = right[valid].mean(0)
+    counts = counts[:, valid]
+    return scores, *_interval(counts @ right[valid] / np.maximum(counts.sum(1, keepdims=True), 1.0), scores)
+
+
+def r2(
+    prediction: Float[np.ndarray, "m S"],
+    truth: Float[np.ndarray, " m"],
+    valid: Bool[np.ndarray, " m"],
+    counts: Float[np.ndarray, "R m"],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficient of determination on valid images, against their own mean (as scikit-learn's `r2_score`)."""
+    y = truth[valid]
+    error = np.square(prediction[valid] - y[:, None])
+    scores = 1.0 - error.sum(0) / np.square(y - y.mean()).sum()
+    counts = counts[:, valid]
+    n = np.maximum(counts.sum(1), 1.0)
+    centred = y - y.mean()
+    spread = counts @ np.square(centred) - np.square(counts @ centred) / n
+    drawn = counts[spread > 0]
+    return scores, *_interval(1.0 - (drawn @ error) / spread[spread > 0, None], scores)
+
+
+def balanced_accuracy(
+    predicted: Int[np.ndarray, "m S"], truth: Int[np.ndarray, " m"], valid: Bool[np.ndarray, " m"]
+) -> Float[np.ndarray, " S"]:
+    """Mean recall over the classes present among valid held-out images."""
+    recalls = [(predicted[valid & (truth == c)] == c).mean(0) for c in np.unique(truth[valid])]
+    return np.mean(recalls, axis=0)
+
+
+def _interval(draws: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not len(draws):
+        return np.full_like(scores, np.nan), np.full_like(scores, np.nan)
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return low, high

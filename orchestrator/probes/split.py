@@ -1,0 +1,78 @@
+"""Which images are trained on and which are held out. Always by image, never by token; copies never cross."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of a probe. A scene has one seed and index and so is one image: splitting by image splits by scene.
+
+    Args:
+        train: sorted indices of training images.
+        test: sorted indices of held-out images.
+        fold: (len(train),) inner fold of each training image, 0..n_folds-1.
+        n_duplicates: further copies of an image, used nowhere.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    fold: np.ndarray
+    n_duplicates: int = 0
+
+    @property
+    def n_folds(self) -> int:
+        return int(self.fold.max()) + 1
+
+
+def content_keys(rows: np.ndarray) -> list[str]:
+    """A key per row of (n, ...) `rows` that two rows share only when they hold the same values (SHA-256 of bytes).
+
+    Pixels and stored features both serve: the same image gives the same bytes. Adding 0 folds -0.0 into 0.0.
+    """
+    flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
+    return [hashlib.sha256((row + 0).tobytes()).hexdigest() for row in flat]
+
+
+def make_split(groups: Sequence[Hashable], test_fraction: float, n_folds: int, seed: int) -> Split:
+    """Split n images, given each one's content key: of several copies only the first is used, the rest nowhere.
+
+    Raises:
+        DataError: too few different images to hold some out and fill every fold twice.
+    """
+    first: dict[Hashable, int] = {}
+    for index, key in enumerate(groups):
+        first.setdefault(key, index)
+    unique = np.fromiter(first.values(), dtype=np.int64)
+    n_test = round(test_fraction * len(unique))
+    n_train = len(unique) - n_test
+    if n_test < 2 or n_train < 2 * n_folds:
+        raise DataError(
+            f"probes: {len(unique)} different images give {n_train} for training and {n_test} held out; "
+            f"expected at least {2 * n_folds} and 2 (n_folds {n_folds}, test_fraction {test_fraction})"
+        )
+    random = np.random.default_rng([seed, 0x5B117])
+    order = random.permutation(len(unique))
+    train = np.sort(unique[order[n_test:]])
+    fold = random.permutation(np.arange(n_train) % n_folds)
+    return Split(train, np.sort(unique[order[:n_test]]), fold, n_duplicates=len(groups) - len(unique))
+
+
+def check_leak(split: Split, groups: Sequence[Hashable]) -> None:
+    """Refuse a split in which an image, or a copy of it, is on both sides.
+
+    Raises:
+        DataError: naming the first few pairs.
+    """
+    trained = {groups[index]: int(index) for index in split.train}
+    pairs = [(trained[groups[index]], int(index)) for index in split.test if groups[index] in trained]
+    if pairs:
+        shown = ", ".join(f"{a} = {b}" for a, b in pairs[:5])
+        raise DataError(f"probes: {len(pairs)} held-out images are copies of training images (rows {shown}): a leak")

@@ -9,9 +9,8 @@ Legend: ``B`` images, ``P`` patches, ``D`` width.
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 COVERS = 0.42
 """An object counts as covering a patch whose centre lies within this fraction of its diameter from its centre."""
@@ -85,9 +84,9 @@ class DenseHead(nn.Module):
         accuracy = {}
         for i, name in enumerate(COLUMNS):
             target, scores = classes[..., i].flatten(), parts[i].flatten(0, 1)
-            loss = loss + F.cross_entropy(scores, target, ignore_index=-1)
+            loss = loss + functional.cross_entropy(scores, target, ignore_index=-1)
             seen = target > 0 if i < 3 else target >= 0  # background is easy: leave it out of the score
             accuracy[name] = (scores.argmax(-1) == target)[seen].float().mean().item()
         centre = classes[..., 3] >= 0
-        loss = loss + F.smooth_l1_loss(parts[5][centre], numbers[centre], beta=0.1)
+        loss = loss + functional.smooth_l1_loss(parts[5][centre], numbers[centre], beta=0.1)
         return loss, accuracy

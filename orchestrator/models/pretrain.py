@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration, MllamaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration
 
 from orchestrator.data.scenes import COLOURS, SHAPES
 from orchestrator.data.templates import vocabulary
 from orchestrator.models.dense_loss import DenseHead
 from orchestrator.models.pretrain_data import Batches, Pool
 from orchestrator.models.reference_build import (
-    CROSS_LAYERS,
     IMAGE,
     WIDTH,
     make_cross,
@@ -110,7 +109,7 @@ def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float
     labels, weights = batch["labels"].flatten(), batch["weights"].flatten()
     asked = labels != -100
     scores, labels, weights = logits.flatten(0, 1)[asked], labels[asked], weights[asked]
-    loss = F.cross_entropy(scores.float(), labels, reduction="none")
+    loss = functional.cross_entropy(scores.float(), labels, reduction="none")
     return (loss * weights).sum() / weights.sum(), (scores.argmax(-1) == labels).float().mean().item()
 
 
@@ -148,7 +147,16 @@ class State:
 class Trainer:
     """Trains one model through its phases, with a checkpoint every ``every`` seconds."""
 
-    def __init__(self, recipe: Recipe, work: Path, out: Path, *, start: Path | None = None, every: float = 300, compiled: bool = True) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        work: Path,
+        out: Path,
+        *,
+        start: Path | None = None,
+        every: float = 300,
+        compiled: bool = True,
+    ) -> None:
         """Prepare a run, or resume the one whose checkpoint lies in ``work``.
 
         Args:

@@ -93,9 +93,7 @@ class Pool:
 
 def mirror(scene: Scene) -> Scene:
     """The scene as seen in a mirror: left is right."""
-    return replace(
-        scene, objects=tuple(o._replace(x=scene.width - o.x, angle=-o.angle) for o in scene.objects)
-    )
+    return replace(scene, objects=tuple(o._replace(x=scene.width - o.x, angle=-o.angle) for o in scene.objects))
 
 
 def truth(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -188,8 +186,12 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         rng = np.random.default_rng([self.seed, i])
         chosen = np.concatenate([rng.choice(self.pool.low, self.n_low), rng.choice(self.pool.crowded, self.n_crowded)])
         mirrored = rng.random(len(chosen)) < 0.5
-        images = np.stack([self.pool.images[k][:, ::-1] if m else self.pool.images[k] for k, m in zip(chosen, mirrored, strict=True)])
-        scenes = [mirror(self.pool.scenes[k]) if m else self.pool.scenes[k] for k, m in zip(chosen, mirrored, strict=True)]
+        images = np.stack(
+            [self.pool.images[k][:, ::-1] if m else self.pool.images[k] for k, m in zip(chosen, mirrored, strict=True)]
+        )
+        scenes = [
+            mirror(self.pool.scenes[k]) if m else self.pool.scenes[k] for k, m in zip(chosen, mirrored, strict=True)
+        ]
         classes, numbers = zip(*map(truth, scenes), strict=True)
         batch = {
             "pixels": normalise(images),

@@ -70,13 +70,14 @@ def held_out(name: str, n: int, sizes: tuple[float, float] = SIZES) -> list[tupl
     index = 0
     while len(drawn) < n:
         scene = make_scene(config, index)
-        for question in make_questions(scene, [family], 1, seed):
-            drawn.append((render(scene), question.text, question.answer))
+        drawn += [(render(scene), q.text, q.answer) for q in make_questions(scene, [family], 1, seed)]
         index += 1
     return drawn
 
 
-def answers(model: Any, processor: Any, asked: Sequence[tuple[np.ndarray, str, str]], batch_size: int = 50) -> list[str]:
+def answers(
+    model: Any, processor: Any, asked: Sequence[tuple[np.ndarray, str, str]], batch_size: int = 50
+) -> list[str]:
     """Answer questions by greedy generation, in batches."""
     given: list[str] = []
     for start in range(0, len(asked), batch_size):
@@ -127,11 +128,8 @@ def main() -> None:
     rows = evaluate(args.folder, args.n, args.rows, tuple(args.sizes))
     print("| questions | accuracy | 95 % interval | chance | n |\n|---|---|---|---|---|")
     for row in rows:
-        print(
-            f"| {row.name} | {row.accuracy:.1%} | {row.low:.1%} to {row.high:.1%} | {row.chance:.1%} | {row.n} |".replace(
-                "%", " %"
-            )
-        )
+        shares = (f"{100 * share:.1f} %" for share in (row.accuracy, row.low, row.high, row.chance))
+        print("| {} | {} | {} to {} | {} | {} |".format(row.name, *shares, row.n))
     print(json.dumps([asdict(row) for row in rows]))
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
     MllamaConfig,
     MllamaForConditionalGeneration,
-    MllamaImageProcessor,
+    MllamaImageProcessorPil,
     MllamaProcessor,
     PreTrainedTokenizerFast,
 )
@@ -107,9 +107,9 @@ def make_processor(vocabulary: Iterable[str], *, cross: bool = False) -> LlavaPr
     tokenizer = make_tokenizer(vocabulary, cross=cross)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     if cross:
-        images = MllamaImageProcessor(size=side, max_image_tiles=1, **PIXELS)
+        images = MllamaImageProcessorPil(size=side, max_image_tiles=1, **PIXELS)
         return MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
-    images = CLIPImageProcessor(size=side, crop_size=side, do_center_crop=False, **PIXELS)
+    images = CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False, **PIXELS)
     return LlavaProcessor(
         images,
         tokenizer,
@@ -165,7 +165,12 @@ def make_joint(vocab_size: int) -> LlavaForConditionalGeneration:
     )
     model = LlavaForConditionalGeneration(config)
     for layer in model.model.vision_tower.encoder.layers:
-        for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.out_proj):
+        for projection in (
+            layer.self_attn.q_proj,
+            layer.self_attn.k_proj,
+            layer.self_attn.v_proj,
+            layer.self_attn.out_proj,
+        ):
             torch.nn.init.zeros_(projection.bias).requires_grad_(False)
     _scale_residuals(model.model.language_model.layers, 6)
     return model
@@ -224,7 +229,12 @@ def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditional
         vision.gated_positional_embedding.embedding.copy_(tower.embeddings.position_embedding.weight)
         vision.layernorm_pre.load_state_dict(tower.pre_layrnorm.state_dict())
         for source, target in zip(tower.encoder.layers, vision.transformer.layers, strict=True):
-            for ours, theirs in (("q_proj", "q_proj"), ("k_proj", "k_proj"), ("v_proj", "v_proj"), ("o_proj", "out_proj")):
+            for ours, theirs in (
+                ("q_proj", "q_proj"),
+                ("k_proj", "k_proj"),
+                ("v_proj", "v_proj"),
+                ("o_proj", "out_proj"),
+            ):
                 getattr(target.self_attn, ours).weight.copy_(getattr(source.self_attn, theirs).weight)
             target.mlp.load_state_dict(source.mlp.state_dict())
             target.input_layernorm.load_state_dict(source.layer_norm1.state_dict())

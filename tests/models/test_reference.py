@@ -105,7 +105,8 @@ def test_dense_loss_falls_to_nothing_where_the_states_tell_the_truth():
         loss, accuracy = head(states, classes, numbers)
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05 * first and accuracy["centre_shape"] == 1.0
+    assert loss.item() < 0.05 * first
+    assert accuracy["centre_shape"] == 1.0
 
 
 def test_mirrored_scene_is_the_mirrored_image():

@@ -113,7 +113,7 @@ class CocoQuestions:
             answer=answer,
             choices=choices_of(family, group, (), ()),
             template=template,
-            detail={"group": group, "n_objects": n, **words},
+            detail={"wording": group, "n_objects": n, **words},
         )
 
     @cached_property

@@ -244,7 +244,7 @@ def finish(family: str, built: Built, view: View, image_id: str, number: int, rn
         answer=answer,
         choices=choices_of(family, group, view.shapes, view.colours),
         template=template,
-        detail={"group": group, "n_objects": view.n, **words},
+        detail={"wording": group, "n_objects": view.n, **words},
     )
 
 
@@ -276,3 +276,15 @@ def make_questions(
             question = finish(family, built, view, scene.scene_id, len(questions), rng)
             questions.setdefault(question.text, question)
     return list(questions.values())
+
+
+def parse_point(text: str) -> tuple[int, ...] | None:
+    """Read a point or box answer back as 2 or 4 hundredths, however its digits are spaced; None where it is neither."""
+    tokens = text.replace(",", " ").split()
+    if not tokens or not all(token.isdecimal() and token.isascii() for token in tokens):
+        return None
+    plain = len(tokens) in (2, 4) and max(map(len, tokens)) <= 2
+    if not plain or [len(token) for token in tokens] == [1, 1, 1, 1]:
+        digits = "".join(tokens)
+        tokens = [digits[i : i + 2] for i in range(0, len(digits), 2)] if len(digits) in (4, 8) else []
+    return tuple(map(int, tokens)) or None

@@ -1,0 +1,131 @@
+"""The ratio is exact, mixtures are nested, and nothing but the ratio changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.config import CocoConfig, FinetuneConfig, TaskConfig
+from orchestrator.data.coco import CocoSource
+from orchestrator.data.mixture import Example, make_evaluation, make_mixture, n_high
+from orchestrator.errors import ConfigError
+
+MINI = Path(__file__).parents[2].parent / "shared" / "data" / "coco_mini"
+
+
+def config(n: int = 40, **task: object) -> FinetuneConfig:
+    return FinetuneConfig(n_examples=n, task=TaskConfig(width=64, height=64, **task))
+
+
+def of_tier(examples: list[Example], tier: str) -> set[str]:
+    return {e.question.question_id for e in examples if e.question.tier == tier}
+
+
+@settings(deadline=None, max_examples=15)
+@given(n=st.integers(1, 60), ratio=st.floats(0, 1), seed=st.integers(0, 2**31))
+def test_the_ratio_is_exact_and_all_examples_are_there(n: int, ratio: float, seed: int) -> None:
+    examples = make_mixture(config(n), ratio, seed)
+    assert len(examples) == n
+    high, low = of_tier(examples, "high"), of_tier(examples, "low")
+    assert len(high) == n_high(ratio, n)
+    assert len(high) + len(low) == n
+    assert abs(len(high) - ratio * n) <= 0.5
+
+
+@pytest.mark.parametrize(("ratio", "tier"), [(0.0, "low"), (1.0, "high")])
+def test_the_ratio_is_exact_at_both_ends(ratio: float, tier: str) -> None:
+    assert {e.question.tier for e in make_mixture(config(), ratio, 1)} == {tier}
+
+
+@settings(deadline=None, max_examples=15)
+@given(ratios=st.tuples(st.floats(0, 1), st.floats(0, 1)), seed=st.integers(0, 1000))
+def test_mixtures_are_nested(ratios: tuple[float, float], seed: int) -> None:
+    small, large = (make_mixture(config(30), r, seed) for r in sorted(ratios))
+    assert of_tier(small, "high") <= of_tier(large, "high")
+    assert of_tier(large, "low") <= of_tier(small, "low")
+    # A slot whose tier is the same at both ratios holds the same example.
+    for a, b in zip(small, large, strict=True):
+        assert a == b or (a.question.tier, b.question.tier) == ("low", "high")
+
+
+def test_the_same_seed_gives_the_same_order_and_another_seed_other_scenes() -> None:
+    first, again, other = (make_mixture(config(), 0.5, seed) for seed in (3, 3, 4))
+    assert first == again
+    assert not of_tier(first, "high") & of_tier(other, "high")
+
+
+def test_families_share_a_mixture_evenly() -> None:
+    examples = make_mixture(config(90), 0.5, 0)
+    for tier, n_families in (("high", 5), ("low", 4)):
+        families = [e.question.family for e in examples if e.question.tier == tier]
+        counts = [families.count(f) for f in set(families)]
+        assert len(counts) == n_families
+        assert max(counts) - min(counts) <= 1
+
+
+def test_text_and_caption_shares_stay_fixed_beside_the_ratio() -> None:
+    setting = config(40, text_only_share=0.25, caption_share=0.1)
+    mixtures = [make_mixture(setting, r, 0) for r in (0.0, 0.5, 1.0)]
+    for examples, high in zip(mixtures, (0, 13, 26), strict=True):
+        families = [e.question.family for e in examples]
+        assert families.count("text_only") == 10
+        assert families.count("caption") == 4
+        assert len(of_tier(examples, "high")) == high
+    beside = [[(i, e) for i, e in enumerate(m) if e.question.tier is None] for m in mixtures]
+    assert beside[0] == beside[1] == beside[2]
+
+
+def test_examples_draw_their_own_image_and_text_only_ones_have_none() -> None:
+    for example in make_mixture(config(12, text_only_share=0.5), 0.5, 0):
+        image = example.image()
+        if example.question.family == "text_only":
+            assert image is None
+            assert " . " in example.question.text
+            assert example.question.answer in example.question.text
+        else:
+            assert image is not None
+            assert image.shape == (64, 64, 3)
+            assert image.dtype == np.uint8
+
+
+def test_held_out_questions_are_never_training_questions() -> None:
+    setting = config(60)
+    held_out = make_evaluation(setting, n_per_family=6)
+    assert len(held_out) == 9 * 6
+    assert not {e.scene for e in held_out} & {e.scene for e in make_mixture(setting, 0.5, 0)}
+    assert {(e.question.family, e.question.tier) for e in held_out} == {
+        *((f, "low") for f in setting.task.low_families),
+        *((f, "high") for f in setting.task.high_families),
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "ratio", "words"),
+    [
+        ({}, 1.5, "expected 0 to 1"),
+        ({"low_families": ()}, 0.5, "low_families"),
+        ({"high_families": ("relatoin",)}, 0.5, "Did you mean 'relation'"),
+        ({"low_families": ("relation",)}, 0.5, "no low-tier"),
+        ({"text_only_share": 0.6, "caption_share": 0.6}, 0.5, "more than one"),
+        ({"source": "coco"}, 0.5, "needs data.source: coco"),
+    ],
+)
+def test_impossible_mixtures_are_named(task: dict, ratio: float, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_mixture(config(**task), ratio, 0)
+
+
+@pytest.mark.skipif(not MINI.is_dir(), reason="no COCO subset in ../shared/data/coco_mini")
+def test_a_mixture_on_photographs_is_nested_too() -> None:
+    setting = config(20, source="coco", low_families=("existence",), high_families=("existence", "comparison", "point"))
+    source = CocoSource(CocoConfig(root=str(MINI), split="train2017"))
+    small, large = (make_mixture(setting, r, 0, source) for r in (0.25, 0.75))
+    assert len(of_tier(small, "high")) == 5
+    assert of_tier(small, "high") <= of_tier(large, "high")
+    image = small[0].image()
+    assert image is not None
+    assert image.ndim == 3

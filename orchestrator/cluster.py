@@ -1,0 +1,293 @@
+"""Ray: starting or joining it, what it has, and refusing what it cannot hold. The only caller of `ray.init`."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import HowConfig
+from orchestrator.errors import ResourceError, StorageError
+from orchestrator.layout import Storage
+
+NAMESPACE = "vtsweep"
+MIN_LOCAL_CPUS = 4
+"""Logical CPUs of a local Ray: on two, an actor and a reading task can starve each other for ever."""
+_GB = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers to Ray."""
+
+    cpus: float
+    gpus: float = 0.0
+    address: str = ""
+    node_id: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`n` workers that hold `cpus` and `gpus` each for the whole run; `n=1` stands for tasks that come and go."""
+
+    name: str
+    n: int
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster as seen when the session began.
+
+    `limits` is what an autoscaler may grow it to (resource name -> amount), None where the size is fixed.
+    """
+
+    nodes: tuple[Node, ...]
+    limits: dict[str, float] | None = None
+
+    @property
+    def cpus(self) -> float:
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        return sum(node.gpus for node in self.nodes)
+
+    def check(self, pools: Sequence[Pool]) -> None:
+        """Refuse pools that would wait for ever; see `check_pools`."""
+        check_pools(self.nodes, pools, self.limits)
+
+
+# ---------------------------------------------------------------- what fits
+
+
+def n_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_node() -> Node:
+    """The node a local session would have, without starting Ray."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    else:
+        gpus = len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+    return Node(float(max(MIN_LOCAL_CPUS, n_cores())), float(gpus))
+
+
+def capture_pool(how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> Pool:
+    """The model actors `how` asks for, with defaults filled in from what the nodes offer."""
+    n_gpus = max(sum(node.gpus for node in nodes), (limits or {}).get("GPU", 0.0))
+    gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(n_gpus > 0)
+    if how.n_actors is not None:
+        n = how.n_actors
+    elif gpus > 0:
+        n = max(1, math.floor(sum(node.gpus for node in nodes) / gpus + 1e-9))
+    else:
+        n = len(nodes)
+    return Pool("capture actors", n, how.cpus_per_actor, gpus)
+
+
+def reader_pool(cpus: float = 1.0) -> Pool:
+    """One task that loads images: what must be left free beside the actors."""
+    return Pool("image loading", 1, cpus)
+
+
+def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, float] | None = None) -> None:
+    """Refuse a set-up in which some worker could never be placed.
+
+    Workers are placed largest first on the node with most room, as Ray spreads actors. Under an autoscaler only the
+    totals can be compared, with its upper limits.
+
+    Raises:
+        ResourceError: saying what is asked, what there is, and which settings to change.
+    """
+    asked_cpus = sum(pool.n * pool.cpus for pool in pools)
+    asked_gpus = sum(pool.n * pool.gpus for pool in pools)
+    if limits is not None:
+        short = [
+            f"{asked:g} {name}s asked, at most {limits.get(name, 0.0):g}"
+            for name, asked in (("CPU", asked_cpus), ("GPU", asked_gpus))
+            if asked > limits.get(name, 0.0) + 1e-9
+        ]
+        if short:
+            raise ResourceError(
+                f"{_describe(pools)} can never fit this autoscaling cluster: {'; '.join(short)}. {_FIX}"
+            )
+        return
+    free = [[node.cpus, node.gpus] for node in nodes]
+    workers = [pool for pool in pools for _ in range(pool.n)]
+    for worker in sorted(workers, key=lambda w: (-w.gpus, -w.cpus)):
+        fitting = [room for room in free if room[0] >= worker.cpus - 1e-9 and room[1] >= worker.gpus - 1e-9]
+        if not fitting:
+            have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
+            more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+            raise ResourceError(
+                f"{_describe(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
+                f"on {worker.name}. {_FIX}"
+            )
+        room = max(fitting, key=lambda r: (r[1], r[0]) if worker.gpus else (-r[1], r[0]))
+        room[0] -= worker.cpus
+        room[1] -= worker.gpus
+
+
+_FIX = "Lower how.n_actors, how.cpus_per_actor or how.gpus_per_actor, or use a larger cluster."
+
+
+def _describe(pools: Sequence[Pool]) -> str:
+    def one(pool: Pool) -> str:
+        gpus = f" + {pool.gpus:g} GPU" if pool.gpus else ""
+        return f"{pool.n} x {pool.name} ({pool.cpus:g} CPU{gpus})"
+
+    return ", ".join(one(pool) for pool in pools)
+
+
+# ---------------------------------------------------------------- the session
+
+
+@contextmanager
+def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]:
+    """Ray for the length of a `with` block: a local one, or the cluster that `how.address` / `RAY_ADDRESS` names.
+
+    A Ray that is already connected is used as it is and left running. On the way out, Ctrl-C included, everything
+    this session started is stopped.
+
+    Raises:
+        ResourceError: no cluster answers at the address, or the local Ray does not start.
+        StorageError: `storage` lies on one node of a cluster of several.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    owned = not ray.is_initialized()
+    if owned:
+        address = how.address or os.environ.get("RAY_ADDRESS")
+        _join(ray, address) if address and address != "local" else _start_local(ray, how)
+    try:
+        cluster = resources()
+        if storage is not None:
+            check_shared(storage, cluster.nodes)
+        yield cluster
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+_QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
+
+
+def _start_local(ray: Any, how: HowConfig) -> None:
+    from ray._private import ray_constants
+
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray turns token authentication on for a local session. Left to itself it would write the token to the home
+        # directory, and with it change how `ray start` behaves from then on.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    reachable = ray_constants.ENABLE_RAY_CLUSTER
+    # Ray's own switch for a single-machine cluster: every port is then bound to the loopback address.
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=int(local_node().cpus),
+            include_dashboard=False,
+            object_store_memory=int((how.object_store_gb or default_object_store_gb()) * _GB),
+            **_QUIET,
+        )
+    except Exception as error:  # a start that takes too long is a bare Exception of Ray's
+        raise ResourceError(f"a local Ray does not start: {_first_line(error)}.") from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = reachable
+
+
+def _join(ray: Any, address: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        if host and port.isdigit():
+            # Ray itself tries for minutes before it says that nothing is there.
+            socket.create_connection((host.strip("[]"), int(port)), timeout=15).close()
+        ray.init(address=address, **_QUIET)
+    except (OSError, RuntimeError, ValueError) as error:
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else " If it asks for a token, set RAY_AUTH_MODE=token."
+        raise ResourceError(f"no Ray cluster answers at {address!r}: {_first_line(error)}.{hint}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def default_object_store_gb() -> float:
+    """Object store of a local Ray, GB: an eighth of the memory, between 0.2 and 8, within the shared-memory mount."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GB
+    shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
+    room = shm.f_bavail * shm.f_frsize * 0.8 / _GB if shm else total
+    return max(0.2, min(total / 8, 8.0, room))
+
+
+def resources() -> Cluster:
+    """Nodes that are alive now, head first, and the autoscaler's limits where there is one."""
+    import ray
+    from ray._private.state import state
+
+    nodes = [
+        Node(
+            float(node["Resources"].get("CPU", 0.0)),
+            float(node["Resources"].get("GPU", 0.0)),
+            node["NodeManagerAddress"],
+            node["NodeID"],
+        )
+        for node in sorted(ray.nodes(), key=lambda n: "node:__internal_head__" not in n["Resources"])
+        if node["Alive"]
+    ]
+    limits = state.get_max_resources_from_cluster_config()
+    return Cluster(tuple(nodes), {k: float(v) for k, v in limits.items()} if limits else None)
+
+
+# ---------------------------------------------------------------- storage
+
+
+def check_shared(storage: Storage, nodes: Sequence[Node]) -> None:
+    """Write a small file here and look for it from every node (at most 64), so that no node writes where none reads.
+
+    Raises:
+        StorageError: the storage cannot be written, or a node does not see what this process wrote.
+    """
+    if storage.is_local and len(nodes) < 2:
+        return
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    name, content = f".probe-{secrets.token_hex(4)}", secrets.token_bytes(8)
+    storage.write(name, content)
+    look = ray.remote(num_cpus=0, max_retries=0)(_sees)
+    try:
+        seen = {
+            node.address: look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+            ).remote(storage, name, content)
+            for node in nodes[:64]
+        }
+        blind = [address for address, found in seen.items() if not ray.get(found)]
+    finally:
+        storage.fs.rm_file(storage.path(name))
+    if blind:
+        raise StorageError(
+            f"storage {storage.uri!r} is not shared: {len(blind)} of {len(seen)} nodes do not see it "
+            f"(first: {blind[0]}). Use a path every node mounts (NFS) or an object store, for example "
+            "storage=s3://bucket/vtsweep"
+        )
+
+
+def _sees(storage: Storage, name: str, content: bytes) -> bool:
+    try:
+        return storage.read(name) == content
+    except OSError:
+        return False

@@ -1,0 +1,70 @@
+"""Which worker pools fit, and what a refusal says."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.cluster import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
+from orchestrator.config import HowConfig
+from orchestrator.errors import ResourceError
+
+LAPTOP = (Node(4),)
+GPU_NODE = Node(8, 2)
+
+
+def test_two_full_size_actors_on_two_cpus_are_refused_because_nothing_could_read():
+    with pytest.raises(ResourceError, match=r"wait for ever on image loading.*how\.n_actors"):
+        check_pools([Node(2)], [Pool("capture actors", 2, 1), reader_pool()])
+
+
+def test_defaults_fit_the_smallest_local_session():
+    check_pools(LAPTOP, [capture_pool(HowConfig(), LAPTOP), reader_pool()])
+    assert local_node().cpus >= 4
+
+
+def test_an_actor_larger_than_any_node_is_refused_although_the_total_suffices():
+    with pytest.raises(ResourceError, match="do not fit the nodes"):
+        check_pools([Node(8, 1), Node(8, 1)], [Pool("capture actors", 1, 1, 2)])
+
+
+def test_by_default_every_gpu_gets_one_actor():
+    pool = capture_pool(HowConfig(), [Node(4), GPU_NODE, GPU_NODE])
+    assert (pool.n, pool.gpus) == (4, 1)
+
+
+def test_fractional_gpus_give_several_actors_a_gpu():
+    how = HowConfig(gpus_per_actor=0.5)
+    pool = capture_pool(how, [GPU_NODE])
+    assert pool.n == 4
+    check_pools([GPU_NODE], [pool, reader_pool()])
+
+
+def test_a_cpu_cluster_gets_one_actor_a_node():
+    assert capture_pool(HowConfig(), [Node(8), Node(8)]) == Pool("capture actors", 2, 1.0, 0.0)
+
+
+def test_an_autoscaling_cluster_is_measured_against_its_limits():
+    head = Node(2)
+    asked = [Pool("capture actors", 8, 1, 1), reader_pool()]
+    Cluster((head,), {"CPU": 66.0, "GPU": 8.0}).check(asked)
+    with pytest.raises(ResourceError, match="8 GPUs asked, at most 4"):
+        Cluster((head,), {"CPU": 34.0, "GPU": 4.0}).check(asked)
+
+
+def test_gpus_an_autoscaler_may_add_count_when_none_is_up():
+    assert capture_pool(HowConfig(n_actors=2), [Node(2)], {"CPU": 10.0, "GPU": 2.0}).gpus == 1.0
+
+
+@given(
+    cpus=st.lists(st.integers(1, 16), min_size=1, max_size=5),
+    n=st.integers(1, 20),
+    each=st.sampled_from([0.5, 1.0, 2.0, 3.0]),
+)
+def test_equal_actors_are_accepted_exactly_when_the_nodes_hold_them(cpus, n, each):
+    holds = sum(int(c // each) for c in cpus) >= n
+    try:
+        check_pools([Node(float(c)) for c in cpus], [Pool("actors", n, each)])
+    except ResourceError:
+        assert not holds
+    else:
+        assert holds

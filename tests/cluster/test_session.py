@@ -1,0 +1,134 @@
+"""A local Ray session: bounded, quiet, on loopback only, and gone afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cluster import default_object_store_gb, session
+from orchestrator.config import HowConfig
+from orchestrator.errors import ResourceError, StorageError
+from orchestrator.layout import Storage
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with session(HowConfig(object_store_gb=0.2)) as cluster:
+        yield cluster
+
+
+def _listening() -> set[str]:
+    """Local addresses of listening TCP sockets of this process and its descendants, as the kernel's hex words."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+    ours, grown = {os.getpid()}, True
+    while grown:
+        found = {pid for pid, parent in parents.items() if parent in ours} - ours
+        grown = bool(found)
+        ours |= found
+    inodes = set()
+    for pid in ours:
+        for fd in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                target = str(fd.readlink())
+            except OSError:
+                continue
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    addresses = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A" and words[9] in inodes:
+                addresses.add(words[1].rsplit(":", 1)[0])
+    return addresses
+
+
+@pytest.mark.usefixtures("cluster")
+def test_every_port_is_bound_to_loopback():
+    found = _listening()
+    assert found, "a Ray session listens somewhere"
+    assert found <= {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+def test_resources_are_those_of_the_session(cluster):
+    assert len(cluster.nodes) == 1
+    assert cluster.cpus >= 4
+    assert cluster.limits is None
+
+
+def test_a_session_inside_a_session_uses_it_and_leaves_it_running(cluster):
+    import ray
+
+    with session(HowConfig()) as inner:
+        assert inner.nodes == cluster.nodes
+    assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_the_token_stays_in_this_process_tree():
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+    assert os.environ["RAY_AUTH_TOKEN"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_storage_only_this_process_sees_is_refused():
+    with (
+        pytest.raises(StorageError, match=r"not shared.*object store"),
+        session(HowConfig(), Storage("memory://here-alone")),
+    ):
+        pass
+
+
+def test_object_store_is_bounded():
+    assert 0.0 < default_object_store_gb() <= 8.0
+
+
+def test_no_cluster_at_the_address_is_a_resource_error():
+    script = (
+        "from orchestrator.cluster import session\nfrom orchestrator.config import HowConfig\n"
+        "with session(HowConfig(address='127.0.0.1:9')): pass"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert ResourceError.__name__ in done.stderr
+
+
+def test_interrupt_stops_ray_and_everything_it_started():
+    script = (
+        "import time\nfrom orchestrator.cluster import session\nfrom orchestrator.config import HowConfig\n"
+        "with session(HowConfig(object_store_gb=0.2)):\n    print('up', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "up"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    deadline = time.monotonic() + 20
+    while _session_members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not _session_members(process.pid)
+
+
+def _session_members(leader: int) -> list[int]:
+    members = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[3]) == leader and fields[0] != "Z":
+            members.append(int(stat.parent.name))
+    return members

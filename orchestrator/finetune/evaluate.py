@@ -28,7 +28,8 @@ BOX_OVERLAP = 0.5
 MAX_NEW_TOKENS = 16
 CONFIDENCE = 0.95
 
-_NUMBER_WORDS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())}
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 def normalise(text: str) -> str:

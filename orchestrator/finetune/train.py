@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -90,7 +89,7 @@ def answer_loss(logits: Float[Tensor, "B K V"], labels: Int[Tensor, "B K"]) -> t
     targets = labels[:, 1:].reshape(-1).to(logits.device)
     wanted = targets != -100
     predictions = logits[:, :-1].reshape(-1, logits.shape[-1])[wanted]
-    return F.cross_entropy(predictions.float(), targets[wanted], reduction="sum"), int(wanted.sum())
+    return nn.functional.cross_entropy(predictions.float(), targets[wanted], reduction="sum"), int(wanted.sum())
 
 
 def answer_logits(adapter: Adapter, batch: Batch) -> tuple[Float[Tensor, "B K V"], Int[Tensor, "B K"]]:

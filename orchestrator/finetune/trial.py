@@ -8,10 +8,11 @@ again by its digest. `finetune` is one trial. Importing this module imports no t
 
 Columns of table `trials` beyond those of schema.py, all flat names:
 
-- settings: `method`, `lora_rank`, `lora_rank_projector`, `lora_rank_vision`, `learning_rate`, `learning_rate_projector`,
-  `learning_rate_vision`, `batch_size`, `n_examples`, `n_trained` (parameters);
+- settings: `method`, `lora_rank`, `lora_rank_projector`, `lora_rank_vision`, `learning_rate`,
+  `learning_rate_projector`, `learning_rate_vision`, `batch_size`, `n_examples`, `n_trained` (parameters);
 - costs: `step_seconds` (median of a step), `trial_seconds` (training, evaluation and capture), `train_tokens`;
-- `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `gain/TIER` (tuned minus base);
+- `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `gain/TIER` (tuned minus
+  base);
   `count_error/TIER`, `point_distance/TIER` and `..._base/TIER` (`evaluate.accuracy_columns`);
 - `compression/GROUP/METRIC/THIRD`, `delta/GROUP/METRIC/THIRD`, `drift/GROUP/THIRD`, `cka/GROUP/THIRD`,
   `alignment/GROUP/THIRD` (`drift.compare`).
@@ -36,7 +37,6 @@ from orchestrator.schema import check_table
 if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
     from orchestrator.finetune.train import TrainingLog
-    from orchestrator.finetune.worker import Worker
 
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]

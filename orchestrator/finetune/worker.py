@@ -27,7 +27,7 @@ _WORKERS: dict[str, Worker] = {}
 
 
 def worker_for(run: RunConfig) -> Worker:
-    """This process's worker for the run's base model, loaded on first use; another model takes the place of the last."""
+    """This process's worker for the run's base model, loaded on first use; one model is held at a time."""
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
     key = digest([fingerprint(run.model), run.model.dtype])

@@ -1,0 +1,63 @@
+"""ASHA that can never prune a whole point of a study, and so never a whole complexity ratio."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+
+class PointASHA(FIFOScheduler):
+    """One asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) for each point of a study.
+
+    Training losses of different mixtures do not compare: easy questions have a lower loss, and a common ASHA would
+    prune the high ratios for being hard. So samples of a search compete with those of their own point only, and the
+    last one of a point that was not stopped always runs to its end.
+
+    Args:
+        max_steps: optimiser steps of a whole trial.
+        metric: what is compared, smaller is better.
+    """
+
+    def __init__(self, max_steps: int, metric: str = "loss") -> None:
+        super().__init__()
+        self._max_steps, self._metric = max_steps, metric
+        self._points: dict[str, AsyncHyperBandScheduler] = {}
+        self._alive: dict[str, set[str]] = {}
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def _point(self, trial: Any) -> tuple[AsyncHyperBandScheduler, set[str]]:
+        entry = trial.config["entry"]
+        if entry not in self._points:
+            self._points[entry] = AsyncHyperBandScheduler(
+                time_attr="step",
+                metric=self._metric,
+                mode="min",
+                max_t=self._max_steps + 1,  # a trial ends by itself at its last step
+                grace_period=max(1, self._max_steps // 8),
+                reduction_factor=3,
+            )
+            self._alive[entry] = set()
+        return self._points[entry], self._alive[entry]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        scheduler, alive = self._point(trial)
+        alive.add(trial.trial_id)
+        scheduler.on_trial_add(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        scheduler, alive = self._point(trial)
+        decision = scheduler.on_trial_result(tune_controller, trial, result)
+        if decision == TrialScheduler.STOP:
+            if alive == {trial.trial_id}:
+                return str(TrialScheduler.CONTINUE)
+            alive.discard(trial.trial_id)
+        return str(decision)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        self._point(trial)[1].discard(trial.trial_id)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        self._point(trial)[0].on_trial_remove(tune_controller, trial)

@@ -147,7 +147,7 @@ class Taps:
     def _after(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
         """Call `give` with what a module returns."""
 
-        def hook(_: nn.Module, args: tuple, output: Any) -> None:
+        def hook(_: nn.Module, __: tuple, output: Any) -> None:
             batch = self.adapter.active_batch
             if batch is not None and not self.adapter.decoding:
                 give(output[0] if isinstance(output, tuple) else output, batch)

@@ -232,7 +232,7 @@ class Adapter(ABC):
             found = f"{keep.dtype} {tuple(keep.shape)}"
             raise ModelError(f"drop: `keep` is {found}; expected torch.bool ({rows}, {longest}).")
         if not 0 <= layer < self.n_layers:
-            raise ModelError(f"drop: layer {layer}; expected 0 to {self.n_layers - 1}.")
+            raise layer_error("drop", layer, self.n_layers - 1)
         inside = torch.arange(keep.shape[1])[None] < counts[:, None]
         return {**batch, "keep": keep.cpu() & inside, "keep_layer": torch.tensor(layer)}
 
@@ -295,6 +295,11 @@ class Adapter(ABC):
         if eos is None:
             eos = anatomy.text_config(self.config).eos_token_id
         return set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
+
+
+def layer_error(place: str, layer: int, last: int) -> ModelError:
+    """Return the error for a decoder layer that is not there."""
+    return ModelError(f"{place}: layer {layer}; expected 0 to {last}.")
 
 
 def join_grids(grids: Sequence[Int[Tensor, "V 3"]]) -> Int[Tensor, "B V 3"]:

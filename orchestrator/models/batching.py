@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from orchestrator.errors import ModelError
 
@@ -66,7 +66,7 @@ def collate(examples: Sequence[Batch], pad_token_id: int = 0) -> Batch:
 
 def pad_left(tensor: Tensor, length: int, value: float) -> Tensor:
     """Return a (B, S, ...) tensor padded with `value` at the start of axis 1 to `length`."""
-    return F.pad(tensor, [0, 0] * (tensor.ndim - 2) + [length - tensor.shape[1], 0], value=value)
+    return pad(tensor, [0, 0] * (tensor.ndim - 2) + [length - tensor.shape[1], 0], value=value)
 
 
 def join_padded(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
@@ -76,7 +76,7 @@ def join_padded(tensors: Sequence[Tensor], value: float = 0) -> Tensor:
     for tensor in tensors:
         missing = [longest - size for longest, size in zip(shape, tensor.shape[1:], strict=True)]
         ends = [n for gap in reversed(missing) for n in (0, gap)]
-        padded.append(F.pad(tensor, ends, value=value) if any(missing) else tensor)
+        padded.append(pad(tensor, ends, value=value) if any(missing) else tensor)
     return torch.cat(padded)
 
 

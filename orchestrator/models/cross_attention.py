@@ -43,8 +43,8 @@ class CrossAttentionAdapter(Adapter):
 
     def vision_mask_at(self, batch: Batch, layer: int) -> Bool[Tensor, "B N"]:
         """Return which of the states that a cross-attention layer reads are visual content, after any deletion."""
-        cut = self.cut(batch)
-        return self.vision_mask(batch) if cut is None or layer < int(batch["keep_layer"]) else cut.real
+        cut, vision = self.cut(batch), self.vision_mask(batch)
+        return vision if cut is None or layer < int(batch["keep_layer"]) else cut.tokens(vision) & cut.real
 
     @property
     def projector(self) -> nn.Module:
@@ -96,13 +96,17 @@ class CrossAttentionAdapter(Adapter):
         return {"cross_attention_mask": self.model_inputs(batch)["cross_attention_mask"][:, -1:]}
 
     def cut(self, batch: Batch) -> Shortening | None:
-        """Return which cross-attended states stay, on the CPU; `None` if nothing was dropped."""
+        """Return which cross-attended states stay, on the CPU; `None` if nothing was dropped.
+
+        Padding tiles stay: tokens before the image, which see no tile, attend evenly to all states, padding included.
+        """
         if "keep" not in batch:
             return None
-        kept = self.vision_mask(batch)
+        vision = self.vision_mask(batch)
+        kept = torch.ones_like(vision)
         for row, keep in enumerate(batch["keep"]):
-            vision = kept[row].nonzero()[:, 0]
-            kept[row, vision[~keep[: len(vision)]]] = False
+            places = vision[row].nonzero()[:, 0]
+            kept[row, places[~keep[: len(places)]]] = False
         return shortening(kept)
 
     @contextlib.contextmanager
@@ -113,12 +117,13 @@ class CrossAttentionAdapter(Adapter):
             yield
             return
         cut = Shortening(cut.index.to(self.device), cut.real.to(self.device))
+        sees = batch["keep"].any(dim=1).to(self.device)
         with contextlib.ExitStack() as stack:
             for i in self.cross_layers:
                 if i >= int(batch["keep_layer"]):
                     block = self.layers[i]
                     stack.callback(block.register_forward_pre_hook(_CrossHook(cut), with_kwargs=True).remove)
-                    stack.callback(block.register_forward_hook(_SkipBlindRows(cut), with_kwargs=True).remove)
+                    stack.callback(block.register_forward_hook(_SkipBlindRows(sees), with_kwargs=True).remove)
             yield
 
 
@@ -149,8 +154,8 @@ class _CrossHook:
 class _SkipBlindRows:
     """Undo a cross-attention layer for rows that keep no vision token: it is skipped for a prompt without an image."""
 
-    def __init__(self, cut: Shortening) -> None:
-        self.sees = cut.real.any(dim=1)[:, None, None]
+    def __init__(self, sees: Bool[Tensor, " B"]) -> None:
+        self.sees = sees[:, None, None]
 
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -70,7 +70,8 @@ class _StepMasks:
 
     def advance(self) -> dict[str, Tensor]:
         """Return attention mask and position ids of one more token."""
-        assert self.positions is not None and self.key_positions is not None
+        assert self.positions is not None
+        assert self.key_positions is not None
         self.positions = self.positions + 1
         self.keys = torch.cat([self.keys, torch.ones_like(self.keys[:, :1])], dim=1)
         self.key_positions = torch.cat([self.key_positions, self.key_positions[:, -1:] + 1], dim=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -108,7 +109,7 @@ def _shortest(tokenizer: Any, run: Sequence[int], text: str, offset: int) -> tup
 def _runs(ids: Sequence[int], images: set[int]) -> list[tuple[int, int]]:
     """Return the (start, end) of each stretch of ids without an image placeholder."""
     bounds = [-1, *(i for i, token in enumerate(ids) if token in images), len(ids)]
-    return [(a + 1, b) for a, b in zip(bounds, bounds[1:], strict=False) if b > a + 1]
+    return [(a + 1, b) for a, b in pairwise(bounds) if b > a + 1]
 
 
 def _squeeze(text: str) -> str:

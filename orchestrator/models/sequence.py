@@ -131,7 +131,7 @@ class SequenceAdapter(Adapter):
                 for i, block in enumerate(self.layers[layer:]):
                     block_hook = _BlockHook(cut, length, entry=i == 0)
                     stack.callback(block.register_forward_pre_hook(block_hook, with_kwargs=True).remove)
-                stack.enter_context(_late_deepstack(self.decoder, cut, length))
+                stack.enter_context(_late_deepstack(self.decoder, cut))
             yield
 
 
@@ -193,7 +193,7 @@ class _BlockHook:
 
 
 @contextlib.contextmanager
-def _late_deepstack(decoder: Any, cut: Shortening, length: int) -> Iterator[None]:
+def _late_deepstack(decoder: Any, cut: Shortening) -> Iterator[None]:
     """Let DeepStack features, added between blocks, follow a sequence shortened at one of those blocks."""
     add = getattr(decoder, "_deepstack_process", None)
     if add is None:

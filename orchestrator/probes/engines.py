@@ -24,7 +24,7 @@ from orchestrator.probes.ridge import fit_ridge
 
 @dataclass
 class Fit:
-    """One target on B positions: chosen penalty (B,), held-out predictions (m, B) as codes or numbers; the control's."""
+    """One target on B positions: chosen penalty (B,), predictions (m, B) as codes or numbers, the control's."""
 
     penalty: np.ndarray
     predicted: np.ndarray
@@ -90,11 +90,7 @@ def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
     for group in _groups(labels, lambda label: label.valid.tobytes()):
         valid = group[0].valid
         rows = torch.from_numpy(np.flatnonzero(valid)).to(block.train.device)
-        factor = (
-            block.factor
-            if valid.all()
-            else factorise(block.train[:, rows], block.test, block.config.standardise)
-        )
+        factor = block.factor if valid.all() else factorise(block.train[:, rows], block.test, block.config.standardise)
         Y = torch.from_numpy(_stack(group, block.has_control)[valid]).to(block.train)
         fit = fit_ridge(factor, Y, Y.new_tensor(block.config.penalties) * len(Y))
         penalty = np.array(block.config.penalties)[fit.penalty.cpu().numpy()]
@@ -182,7 +178,9 @@ def sklearn_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 def sklearn_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
     """One warm-started path of `LogisticRegression` a position, target and fold."""
 
-    def fit(Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels) -> tuple[int, np.ndarray]:
+    def fit(
+        Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels
+    ) -> tuple[int, np.ndarray]:
         best, proba = reference.logistic(Z, Z_test, y, fold, block.config.penalties, label.n_classes)
         return best, proba.argmax(1)
 
@@ -193,7 +191,9 @@ def sklearn_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
     """One `MLPClassifier` or `MLPRegressor` a position, target and penalty."""
     settings, penalties = mlp_settings(block.config), block.config.mlp_penalties
 
-    def fit(Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels) -> tuple[int, np.ndarray]:
+    def fit(
+        Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels
+    ) -> tuple[int, np.ndarray]:
         n_classes = label.n_classes if label.is_classification else None
         best, output = reference.mlp(Z, Z_test, y, fold, penalties, n_classes, settings)
         return best, output.argmax(1) if label.is_classification else output[:, 0]

@@ -3,10 +3,13 @@
 Shapes: n images, k rotated width, C classes, P problems (attribute x fold x control), all on the same Q (n, k).
 
 Objective of one problem, as scikit-learn's `LogisticRegression` with C = 1 / alpha: mean cross-entropy over the
-problem's n rows + lam/2 |W|^2 with lam = alpha / n (alpha is absolute, so folds keep it, as in scikit-learn), bias unpenalised; for two classes scikit-learn penalises the one vector w = w1 - w0,
-which in the symmetric form here is 2 lam. Solved by L-BFGS with the Hessian at W = 0, diag(s/n)/C + lam, as first
-metric: diagonal in Q, hence shared by all problems. Logits are linear in the step, so a whole line search costs one
-product with Q. Both products of an iteration are large matrix products over all problems.
+problem's n rows + lam/2 |W|^2 with lam = alpha / n, bias unpenalised. alpha is absolute, so folds keep it, as in
+scikit-learn. For two classes scikit-learn penalises the one vector w = w1 - w0, which in the symmetric form here is
+2 lam.
+
+Solved by L-BFGS. Its first metric is the Hessian at W = 0, diag(s/n)/C + lam: diagonal in Q, hence shared by all
+problems. Logits are linear in the step, so a whole line search costs one product with Q. Both products of an
+iteration are large matrix products over all problems.
 """
 
 from __future__ import annotations
@@ -135,8 +138,7 @@ class _Descent:
         along = self._product(direction)
         slope = _dot(gradient, direction)
         ww, wd, dd = (
-            _dot(self.penalty * a, b)
-            for a, b in ((self.W, self.W), (self.W, direction), (direction, direction))
+            _dot(self.penalty * a, b) for a, b in ((self.W, self.W), (self.W, direction), (direction, direction))
         )
         # Newton's length along the direction, from the exact second derivative there
         weighted = self.probability * along

@@ -11,6 +11,7 @@ so results do not depend on which nets share a call.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class MlpBatch:
         random = torch.Generator().manual_seed(settings.seed)
         self.weights: list[Tensor] = []
         self.biases: list[Tensor] = []
-        for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = math.sqrt(6.0 / (fan_in + fan_out))
             start = (torch.rand(fan_in + 1, fan_out, generator=random) * 2 - 1) * bound
             shape = (B, fan_in, T, fan_out) if i == 0 else (B * T, fan_in, fan_out)
@@ -60,7 +61,12 @@ class MlpBatch:
         return hidden.view(self.B, self.T, X.shape[1], -1)
 
     def fit(
-        self, X: Float[Tensor, "B n d"], Y: Tensor, used: Float[Tensor, "T n"], penalty: Float[Tensor, "B T"], mask: Tensor
+        self,
+        X: Float[Tensor, "B n d"],
+        Y: Tensor,
+        used: Float[Tensor, "T n"],
+        penalty: Float[Tensor, "B T"],
+        mask: Tensor,
     ) -> None:
         """Train all nets; `used` is 1 for the rows of a net, `mask` (T, O) is added to its logits."""
         settings = self.settings
@@ -120,7 +126,7 @@ def fit_mlp(
     n_classes: Int[Tensor, " T"] | None,
     settings: MlpSettings,
 ) -> MlpFit:
-    """Fit T targets on B standardised feature matrices; Y (T, n) holds class codes, or numbers when `n_classes` is None.
+    """Fit T targets on B standardised feature matrices; Y (T, n) holds class codes, or numbers without `n_classes`.
 
     The penalty is chosen on inner fold 0 after training on the other folds, then the net is trained anew on all
     training images. With one penalty the choice, and its cost, falls away.

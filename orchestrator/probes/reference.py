@@ -19,7 +19,10 @@ from orchestrator.probes.mlp import MlpSettings
 
 
 def ridge(
-    Z: Float[np.ndarray, "n d"], Z_test: Float[np.ndarray, "m d"], Y: Float[np.ndarray, "n T"], penalties: tuple[float, ...]
+    Z: Float[np.ndarray, "n d"],
+    Z_test: Float[np.ndarray, "m d"],
+    Y: Float[np.ndarray, "n T"],
+    penalties: tuple[float, ...],
 ) -> tuple[Int[np.ndarray, " T"], Float[np.ndarray, "m T"], Float[np.ndarray, "T d"]]:
     """Index of the chosen penalty (relative to n), predictions and coefficients of T targets."""
     alphas = np.array(penalties) * len(Z)

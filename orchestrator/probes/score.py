@@ -16,7 +16,7 @@ def bootstrap_counts(m: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "
 
 
 def accuracy(
-    right: Bool[np.ndarray, "m S"], valid: Bool[np.ndarray, "m"], counts: Float[np.ndarray, "R m"]
+    right: Bool[np.ndarray, "m S"], valid: Bool[np.ndarray, " m"], counts: Float[np.ndarray, "R m"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of right answers among valid images: (S,) score, low and high end of the 95 % interval (NaN when R = 0)."""
     scores = right[valid].mean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -34,7 +34,6 @@ class Target:
     classes: tuple[str, ...] = ()
     n_left_out: int = 0
     reason: str | None = None
-    rare: tuple[str, ...] = field(default=(), compare=False)
 
 
 def make_target(name: str, kind: str, column: np.ndarray | pl.Series | Sequence, min_class_count: int = 8) -> Target:
@@ -71,7 +70,7 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
     labels = labels.cast(pl.String)
     present = labels.is_not_null().to_numpy()
     names, counts = np.unique(labels.drop_nulls().to_numpy().astype(str), return_counts=True)
-    kept, rare = names[counts >= min_class_count], names[counts < min_class_count]
+    kept = names[counts >= min_class_count]
     codes = {label: code for code, label in enumerate(kept)}
     values = np.array([codes.get(label, -1) for label in labels.to_list()], dtype=np.int64)
     valid = values >= 0
@@ -80,7 +79,9 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
         reason = "no image has a value"
     elif len(kept) < 2:
         reason = f"one class: {kept[0]!r} alone has >= {min_class_count} images" if len(kept) else ""
-        reason = reason or f"no class has >= {min_class_count} images: {len(names)} classes, {int(present.sum())} images"
+        reason = (
+            reason or f"no class has >= {min_class_count} images: {len(names)} classes, {int(present.sum())} images"
+        )
     return Target(
         name,
         "classification",
@@ -89,7 +90,6 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
         tuple(map(str, kept)),
         n_left_out=int((present & ~valid).sum()),
         reason=reason,
-        rare=tuple(map(str, rare)),
     )
 
 

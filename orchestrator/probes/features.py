@@ -1,0 +1,115 @@
+"""Reading a capture's kept features: one (tap, layer) slice at a time, each byte once, whatever the storage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+
+from orchestrator.errors import ConfigError, DataError, did_you_mean
+from orchestrator.layout import Stage
+
+PIXELS = "pixels"
+"""Tap and position name of the pixel baseline."""
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """What was kept at one tap."""
+
+    layers: tuple[int, ...]
+    positions: tuple[str, ...]
+
+
+class Features:
+    """The features of a finished capture: arrays `features/TAP`, (images, layers, positions, width) float16 a shard.
+
+    Rows are in the order of the `images` table.
+
+    Raises:
+        DataError: the capture kept no features, or its shards disagree on layers or positions.
+    """
+
+    def __init__(self, capture: Stage) -> None:
+        self.capture = capture
+        self._shards = capture.finished_shards()
+        taps: dict[str, Tapped] = {}
+        for index, record in self._shards.items():
+            for tap, kept in record["extra"].get("features", {}).items():
+                found = Tapped(tuple(kept["layers"]), tuple(kept["positions"]))
+                if taps.setdefault(tap, found) != found:
+                    raise DataError(f"capture {capture.digest}: shard {index} kept other {tap} positions than the rest")
+        if not taps:
+            raise DataError(
+                f"capture {capture.digest} kept no token features, so there is nothing to probe: "
+                "set capture.keep_features=true"
+            )
+        self.taps = taps
+
+    @cached_property
+    def images(self) -> pl.DataFrame:
+        """The capture's `images` table, in the features' row order."""
+        return self.capture.scan("images").collect()
+
+    def slice(self, tap: str, layer: int, positions: Sequence[str] | None = None) -> Float[np.ndarray, "n p d"]:
+        """Features of one tap point, float16; other layers of a shard are never read.
+
+        On local disks the shards are memory-mapped; from an object store each image's layer is one byte range.
+        """
+        kept = self.taps[tap]
+        chosen = slice(None) if positions is None else [kept.positions.index(p) for p in positions]
+        parts = [self._read(f"features/{tap}/{i:05d}.npy", kept.layers.index(layer))[:, chosen] for i in self._shards]
+        return np.concatenate(parts)
+
+    def _read(self, name: str, layer: int) -> np.ndarray:
+        store = self.capture.store
+        if store.is_local:
+            return store.read_array(name)[:, layer]
+        with store.fs.open(store.path(name), "rb") as handle:
+            version = np.lib.format.read_magic(handle)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(handle)
+            start = handle.tell()
+        assert not fortran, name
+        n, n_layers, *rest = shape
+        size = math.prod(rest) * dtype.itemsize
+        starts = [start + (i * n_layers + layer) * size for i in range(n)]
+        found = store.fs.cat_ranges([store.path(name)] * n, starts, [s + size for s in starts])
+        return np.stack([np.frombuffer(part, dtype).reshape(rest) for part in found])
+
+    def select(
+        self, taps: Sequence[str] | None, layers: Sequence[int] | None, positions: Sequence[str] | None
+    ) -> list[tuple[str, int, list[str]]]:
+        """(tap, layer, positions) of every block asked for; None means all that was captured.
+
+        Layers count the decoder's tap points; taps without the layer asked for are left out, but for the single-layer
+        ones (projector), which have no layers to choose.
+
+        Raises:
+            ConfigError: a tap, layer or position nothing was kept at.
+        """
+        _known("probe.taps", taps, self.taps)
+        _known("probe.layers", layers, {layer for kept in self.taps.values() for layer in kept.layers})
+        _known("probe.positions", positions, {p for kept in self.taps.values() for p in kept.positions})
+        blocks = []
+        for tap, kept in self.taps.items():
+            if taps is not None and tap not in taps:
+                continue
+            names = [p for p in kept.positions if positions is None or p in positions]
+            wanted = [n for n in kept.layers if layers is None or n in layers or len(kept.layers) == 1]
+            blocks += [(tap, layer, names) for layer in wanted if names]
+        if not blocks:
+            raise ConfigError(f"probe: no block holds taps {taps}, layers {layers} and positions {positions} together")
+        return blocks
+
+
+def _known(key: str, asked: Sequence[object] | None, known: object) -> None:
+    for name in asked or ():
+        if name not in known:  # type: ignore[operator]
+            hint = did_you_mean(str(name), map(str, known))  # type: ignore[call-overload]
+            raise ConfigError(f"{key}: nothing was captured at {name!r}.{hint}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.registry import METRICS, check_names, load_user_metric
-from orchestrator.compression.spectrum import eigenvalues
+from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
 _CHUNK = {"cpu": 2**22, "cuda": 2**28}
@@ -39,6 +39,7 @@ class Shared:
         self.hidden = hidden
         self.counts = counts
         self.mask = torch.arange(hidden.shape[1], device=hidden.device) < counts[:, None]
+        self.full = bool(self.mask.all())
 
     @cached_property
     def norms(self) -> Float32[Tensor, "R N"]:
@@ -67,26 +68,37 @@ class Shared:
         return self._mean_and_direction[:, 0]
 
     @cached_property
+    def _centred_and_norms(self) -> tuple[Tensor, Tensor]:
+        centred = self.hidden - self.mean[:, None]
+        if not self.full:
+            centred *= self.mask[..., None]
+        norms = torch.linalg.vector_norm(centred, dim=2)
+        equal = torch.linalg.vector_norm(norms, dim=1) <= _ROUNDING * torch.linalg.vector_norm(self.norms, dim=1)
+        if equal.any():
+            centred[equal], norms[equal] = 0.0, 0.0
+        return centred, norms
+
+    @property
     def centred(self) -> Float32[Tensor, "R N D"]:
         """Tokens minus their mean; zeros at padding, and in rows whose tokens are equal but for rounding."""
-        centred = self.hidden - self.mean[:, None]
-        keep = self.mask
-        total = torch.linalg.vector_norm(self.norms, dim=1)
-        left = torch.linalg.vector_norm((centred * keep[..., None]).flatten(1), dim=1)
-        return centred * (keep & (left > _ROUNDING * total)[:, None])[..., None]
+        return self._centred_and_norms[0]
 
     def spectrum(self, centred: bool = False) -> Float64[Tensor, "R K"]:
         """Squared singular values sigma_i^2 from large to small, K = min(N, D)."""
-        return self._spectra[int(centred)]
+        return self._spectrum.eigenvalues[int(centred)]
+
+    def top_directions(self, k: int = 5) -> Float32[Tensor, "R D k"]:
+        """Right singular vectors of the k largest singular values; zero columns beyond the rank."""
+        return self._spectrum.top_directions(k)
 
     @cached_property
-    def _spectra(self) -> tuple[Tensor, Tensor]:
-        return eigenvalues(self.centred, self.mean, self.counts)
+    def _spectrum(self) -> Spectrum:
+        return Spectrum(self.centred, self.mean, self.counts)
 
     def mean_cosine(self, centred: bool = False) -> Float64[Tensor, " R"]:
         """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
         if centred:
-            inverse = self.inverse_norms(torch.linalg.vector_norm(self.centred, dim=2), _ROUNDING * self.norms)
+            inverse = self.inverse_norms(self._centred_and_norms[1], _ROUNDING * self.norms)
             direction = (inverse[:, None] @ self.centred)[:, 0]
         else:
             inverse, direction = self.inverse_norms(self.norms), self._mean_and_direction[:, 1]
@@ -171,8 +183,10 @@ def gather_tokens(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> 
             f"mask has shape {tuple(mask.shape)}; expected {tuple(hidden.shape[:2])} as the hidden states"
         )
     counts = mask.sum(1)
-    tokens = hidden[mask].float()
     fewest, most = (int(c) for c in counts.aminmax()) if len(counts) else (0, 0)
+    if fewest == mask.shape[1]:
+        return Shared(hidden.float(), counts)
+    tokens = hidden.flatten(0, 1).index_select(0, mask.flatten().nonzero()[:, 0]).float()
     if fewest == most:
         return Shared(tokens.view(len(counts), most, hidden.shape[2]), counts)
     packed = tokens.new_zeros(len(counts), most, hidden.shape[2])

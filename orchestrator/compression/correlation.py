@@ -1,0 +1,253 @@
+"""Correlation of compression with what is in the image: tables in, the table `correlations` out.
+
+Statistics, each in rows of its own:
+
+* `spearman`: Spearman's rho of a metric with a count or continuous attribute, ties by average ranks.
+* `partial_spearman`: the same with one attribute (number of objects) held fixed, so that "diversity of categories" is
+  not only "more objects".
+* `epsilon_squared`: effect size of Kruskal-Wallis for a categorical attribute, whose codes have no order to rank.
+
+p values: t with n - 2 (partial: n - 3) degrees of freedom; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over
+all rows of the same statistic. Intervals: percentile bootstrap over images, with ranks made anew in each resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import stats
+
+from orchestrator.compression import ranks
+from orchestrator.config import CorrelateConfig
+from orchestrator.errors import DataError, did_you_mean
+
+KEYS = ("tap", "layer", "group")
+MIN_IMAGES = 5
+"""Fewer images with both values give a null: an interval would be noise."""
+_CHUNK = 2**22
+"""Resampled ranks held at once (32-bit): bounds memory at some tens of MB."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Values (n, C) with a name each."""
+
+    names: list[tuple[str, ...]]
+    values: NDArray
+
+
+def correlate(
+    images: pl.DataFrame, layer_metrics: pl.DataFrame, kinds: Mapping[str, str], config: CorrelateConfig
+) -> pl.DataFrame:
+    """Relate every metric at every tap, layer and group to every attribute.
+
+    Args:
+        images: table `images`.
+        layer_metrics: table `layer_metrics`; NaN or null where a metric is undefined.
+        kinds: kind of each attribute: count, continuous or categorical.
+        config: attributes, attribute held fixed, resamples, confidence, seed.
+
+    Returns:
+        Table `correlations` without nulls replaced: `rho` is null with a `reason` where there is nothing to relate.
+
+    Raises:
+        DataError: an attribute that the images do not have.
+    """
+    chosen = tuple(kinds) if config.attributes is None else config.attributes
+    for name in chosen:
+        if name not in kinds or name not in images.columns:
+            raise DataError(f"correlate.attributes: images have no attribute {name!r}.{did_you_mean(name, kinds)}")
+    images = images.sort("image_id")
+    metrics = _wide(layer_metrics, images["image_id"])
+    fixed = config.hold_fixed if config.hold_fixed in kinds and config.hold_fixed in images.columns else None
+    ordered = [name for name in chosen if kinds[name] != "categorical"]
+    with_fixed = list(dict.fromkeys([*ordered, *([fixed] if fixed else [])]))
+    attributes = _Columns([(a,) for a in with_fixed], _matrix(images, with_fixed))
+    tables = [
+        frame
+        for rows, columns, kept in _blocks(metrics, attributes)
+        for frame in _ranked(
+            _take(metrics, rows, columns), _take(attributes, rows, kept), (fixed,) if fixed else None, config
+        )
+    ]
+    for name in chosen:
+        if kinds[name] == "categorical":
+            known = images[name].is_not_null().to_numpy()
+            for rows, columns in _patterns(metrics.values[known]):
+                block = _take(metrics, np.flatnonzero(known)[rows], columns)
+                tables.append(_categorical(block, name, images[name].filter(known).gather(rows), config))
+    found = pl.concat(tables).filter(pl.col("attribute").is_in(list(chosen)))
+    return _with_q(found).sort(*KEYS, "metric", "attribute", "statistic")
+
+
+def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
+    """One row an image and one column a (tap, layer, group, metric), NaN where there is no value."""
+    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens")]
+    names: list[tuple[str, ...]] = []
+    parts = []
+    for key, frame in layer_metrics.sort(KEYS).group_by(KEYS, maintain_order=True):
+        joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")
+        parts.append(_matrix(joined, metrics))
+        names += [(*(str(k) for k in key), metric) for metric in metrics]
+    if not parts:
+        raise DataError("table layer_metrics has no rows to correlate")
+    return _Columns(names, np.concatenate(parts, axis=1))
+
+
+def _matrix(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray:
+    values = [frame[c].cast(pl.Float64).fill_null(float("nan")).to_numpy() for c in columns]
+    matrix = np.stack(values, axis=1) if values else np.empty((frame.height, 0))
+    return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _patterns(values: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+    """(rows, columns) of equal missingness: columns that have values in exactly the same rows."""
+    present = np.isfinite(values)
+    if not values.shape[1]:
+        return
+    patterns, which = np.unique(present, axis=1, return_inverse=True)
+    for k in range(patterns.shape[1]):
+        yield np.flatnonzero(patterns[:, k]), np.flatnonzero(which.ravel() == k)
+
+
+def _blocks(x: _Columns, y: _Columns) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    """Rows that both have values in, columns of x, columns of y."""
+    for rows_y, columns_y in _patterns(y.values):
+        for rows, columns in _patterns(x.values[rows_y]):
+            yield rows_y[rows], columns, columns_y
+
+
+def _take(columns: _Columns, rows: NDArray, which: NDArray) -> _Columns:
+    return _Columns([columns.names[i] for i in which], columns.values[np.ix_(rows, which)])
+
+
+def _ranked(x: _Columns, y: _Columns, fixed: tuple[str, ...] | None, config: CorrelateConfig) -> Iterator[pl.DataFrame]:
+    """Spearman and partial Spearman of each column of x with each of y over the same images."""
+    n = len(x.values)
+    if n < MIN_IMAGES:
+        yield _frame(x, y, "spearman", n, reason=np.full((len(x.names), len(y.names)), f"only {n} images have both"))
+        return
+    z = y.names.index(fixed) if fixed in y.names else None
+    reason = _constant(x, y)
+    point, spread = _statistics(x, y, z, config)
+    for k, (statistic, dof) in enumerate((("spearman", n - 2), ("partial_spearman", n - 3))[: 1 + (z is not None)]):
+        rho = point[k]
+        why = np.where((reason == "") & np.isnan(rho), f"{fixed[0] if fixed else ''} determines one of them", reason)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            p = 2 * stats.t.sf(np.abs(rho) * np.sqrt(dof / (1 - rho**2)), dof)
+        frame = _frame(x, y, statistic, n, rho, p, spread[k], why)
+        yield frame if k == 0 else frame.filter(pl.col("attribute") != y.names[z or 0][0])
+
+
+def _statistics(x: _Columns, y: _Columns, z: int | None, config: CorrelateConfig) -> tuple[list, list]:
+    """Point values (C, A) and intervals ((C, A), (C, A)) or None: of rho, and of partial rho where z is given."""
+    n = len(x.values)
+    left, right = ranks.Ordered.of(x.values), ranks.Ordered.of(y.values)
+    ones = np.ones((1, n), np.int64)
+    weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
+    points: list[list] = [[], []]
+    spreads: list[list] = [[], []]
+    y_point = ranks.rank_scores(right, ones)
+    y_resampled = ranks.rank_scores(right, weights, np.float32)
+    step = max(1, _CHUNK // (n * max(1, config.n_bootstrap)))
+    for start in range(0, len(x.names), step):
+        part = left.part(slice(start, start + step))
+        for k, value in enumerate(_pair(ranks.rank_scores(part, ones), y_point, z)):
+            points[k].append(value[0])
+        if config.n_bootstrap:
+            for k, value in enumerate(_pair(ranks.rank_scores(part, weights, np.float32), y_resampled, z)):
+                spreads[k].append(ranks.interval(value, config.confidence))
+    found = [np.concatenate(p) for p in points if p]
+    intervals = [tuple(np.concatenate(side) for side in zip(*s, strict=True)) if s else None for s in spreads]
+    return found, intervals
+
+
+def _pair(x: NDArray, y: NDArray, z: int | None) -> list[NDArray]:
+    rho = ranks.spearman(x, y)
+    if z is None:
+        return [rho]
+    return [rho, ranks.partial(rho, rho[..., z], ranks.spearman(y[:, z : z + 1], y)[:, 0])]
+
+
+def _constant(x: _Columns, y: _Columns) -> NDArray:
+    """(C, A) reasons: which side is constant, or empty."""
+    still = [(np.ptp(side.values, axis=0) == 0) for side in (x, y)]
+    reason = np.full((len(x.names), len(y.names)), "", dtype=object)
+    reason[:, still[1]] = "attribute is constant"
+    reason[still[0], :] = "metric is constant"
+    return reason
+
+
+def _categorical(x: _Columns, attribute: str, values: pl.Series, config: CorrelateConfig) -> pl.DataFrame:
+    """Kruskal-Wallis effect size of a categorical attribute on each column of x."""
+    n = len(x.values)
+    y = _Columns([(attribute,)], np.empty((n, 1)))
+    codes = values.cast(pl.String).rank("dense").to_numpy().astype(np.int64) - 1
+    n_categories = int(codes.max(initial=-1)) + 1
+    if n < MIN_IMAGES or n_categories < 2 or n_categories == n:
+        why = f"only {n} images have both" if n < MIN_IMAGES else f"{n_categories} categories among {n} images"
+        return _frame(x, y, "epsilon_squared", n, reason=np.full((len(x.names), 1), why))
+    ordered = ranks.Ordered.of(x.values)
+    ones = np.ones((1, n), np.int64)
+    value = ranks.epsilon_squared(ranks.rank_scores(ordered, ones), ones, codes)[0]
+    spread = None
+    if config.n_bootstrap:
+        weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
+        step = max(1, _CHUNK // (n * config.n_bootstrap))
+        parts = [ordered.part(slice(i, i + step)) for i in range(0, len(x.names), step)]
+        resampled = [ranks.epsilon_squared(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
+        spread = tuple(side[:, None] for side in ranks.interval(np.concatenate(resampled, 1), config.confidence))
+    reason = np.where(np.isnan(value), "metric is constant", "")[:, None]
+    p = stats.chi2.sf(value * (n - 1), n_categories - 1)[:, None]
+    return _frame(x, y, "epsilon_squared", n, value[:, None], p, spread, reason)
+
+
+def _frame(
+    x: _Columns,
+    y: _Columns,
+    statistic: str,
+    n: int,
+    rho: NDArray | None = None,
+    p: NDArray | None = None,
+    spread: tuple[NDArray, ...] | None = None,
+    reason: NDArray | None = None,
+) -> pl.DataFrame:
+    """Rows of `correlations` for each pair of columns; NaN becomes null."""
+    blank = np.full((len(x.names), len(y.names)), np.nan)
+    low, high = spread or (None, None)
+    numbers = {"rho": rho, "p": p, "ci_low": low, "ci_high": high}
+    tap, layer, group, metric = (list(part) for part in zip(*x.names, strict=True))
+    repeats = len(y.names)
+    columns: dict[str, object] = {
+        name: np.repeat(np.array(part, dtype=object), repeats)
+        for name, part in (("tap", tap), ("layer", layer), ("group", group), ("metric", metric))
+    }
+    columns["attribute"] = [a for (a,) in y.names] * len(x.names)
+    columns |= {name: (blank if v is None else v).astype(np.float64).ravel() for name, v in numbers.items()}
+    columns["reason"] = (np.full(blank.shape, "") if reason is None else reason).astype(object).ravel()
+    strings = dict.fromkeys(("tap", "layer", "group", "metric", "attribute", "reason"), pl.String)
+    frame = pl.DataFrame(columns, schema_overrides=strings).with_columns(
+        pl.col("rho", "p", "ci_low", "ci_high").fill_nan(None),
+        pl.col("reason").replace("", None),
+        layer=pl.col("layer").cast(pl.Int32),
+        statistic=pl.lit(statistic),
+        n=pl.lit(n, dtype=pl.Int32),
+    )
+    known = pl.col("reason").is_null()
+    return frame.with_columns(pl.when(known).then(c).alias(c) for c in ("rho", "p", "ci_low", "ci_high"))
+
+
+def _with_q(table: pl.DataFrame) -> pl.DataFrame:
+    """Add Benjamini-Hochberg q over all rows of the same statistic that have a p."""
+    parts = []
+    for part in table.partition_by("statistic", maintain_order=True):
+        known = part["p"].is_not_null().to_numpy()
+        q = np.full(part.height, np.nan)
+        if known.any():
+            q[known] = stats.false_discovery_control(part["p"].to_numpy()[known])
+        parts.append(part.with_columns(q=pl.Series(q).fill_nan(None)))
+    return pl.concat(parts)

@@ -1,0 +1,112 @@
+"""Rank statistics of many columns at once, with a bootstrap that ranks anew within each resample.
+
+`n` images, `C` columns, `A` attributes, `K` categories, `S` resamples. A resample is a row of weights w (how often each
+image was drawn). The average rank of image i in it needs no sorting: with the images ordered by value once and F the
+running sum of weights in that order, it is (F(values < x_i) + F(values <= x_i) + 1) / 2. The plain statistic is the
+resample whose weights are all 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy.typing import DTypeLike, NDArray
+from scipy.stats import rankdata
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Columns prepared for ranking: the order of images by value, and how many values lie below and up to each."""
+
+    order: Int[np.ndarray, "C n"]
+    below: Int[np.ndarray, "C n"]
+    up_to: Int[np.ndarray, "C n"]
+
+    @classmethod
+    def of(cls, columns: Float[np.ndarray, "n C"]) -> Ordered:
+        """Order the columns; values must be finite."""
+        values = np.ascontiguousarray(columns.T)
+        return cls(
+            np.argsort(values, axis=1, kind="stable"),
+            rankdata(values, method="min", axis=1).astype(np.intp) - 1,
+            rankdata(values, method="max", axis=1).astype(np.intp),
+        )
+
+    def part(self, columns: slice) -> Ordered:
+        """Some of the columns."""
+        return Ordered(self.order[columns], self.below[columns], self.up_to[columns])
+
+
+def resample_weights(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "S n"]:
+    """How often each of n images is drawn in each bootstrap resample of n."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+
+
+def rank_scores(
+    columns: Ordered, weights: Int[np.ndarray, "S n"], dtype: DTypeLike = np.float64
+) -> Float[np.ndarray, "S C n"]:
+    """Centred ranks in each resample, times sqrt(weight), scaled to norm 1; NaN where a resample is constant.
+
+    The inner product of two such vectors is Spearman's rho with average ranks for ties.
+    """
+    n_resamples, n = weights.shape
+    sums = np.zeros((n_resamples, len(columns.order), n + 1), dtype)
+    np.cumsum(weights[:, columns.order], axis=2, out=sums[..., 1:])
+    rows = np.arange(len(columns.order))[:, None]
+    scores = sums[:, rows, columns.below]
+    scores += sums[:, rows, columns.up_to]
+    scores *= 0.5
+    scores -= n / 2  # rank minus the mean rank (n + 1) / 2, which weights leave as it is
+    scores *= np.sqrt(weights)[:, None, :].astype(dtype)
+    norms = np.linalg.norm(scores, axis=2, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(norms > 1e-3, scores / norms, np.nan).astype(dtype, copy=False)
+
+
+def spearman(x: Float[np.ndarray, "S C n"], y: Float[np.ndarray, "S A n"]) -> Float[np.ndarray, "S C A"]:
+    """Spearman's rho of each pair of columns in each resample, from `rank_scores`."""
+    return np.clip(x @ y.transpose(0, 2, 1), -1, 1)
+
+
+def partial(
+    rho_xy: Float[np.ndarray, "S C A"], rho_xz: Float[np.ndarray, "S C"], rho_yz: Float[np.ndarray, "S A"]
+) -> Float[np.ndarray, "S C A"]:
+    """First-order partial correlation of x and y with z held fixed; NaN where z determines x or y."""
+    left = (1 - rho_xz**2)[:, :, None] * (1 - rho_yz**2)[:, None, :]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rho = (rho_xy - rho_xz[:, :, None] * rho_yz[:, None, :]) / np.sqrt(left)
+    return np.where(left > 1e-9, np.clip(rho, -1, 1), np.nan)
+
+
+def epsilon_squared(
+    x: Float[np.ndarray, "S C n"], weights: Int[np.ndarray, "S n"], codes: Int[np.ndarray, " n"]
+) -> Float[np.ndarray, "S C"]:
+    """Kruskal-Wallis effect size H / (n - 1): the share of the ranks' variance that lies between categories.
+
+    With H corrected for ties. Without any effect it is (k - 1) / (n - 1) on average, not 0 (Tomczak and Tomczak 2014).
+
+    Args:
+        x: rank scores (norm 1, times sqrt(weight)).
+        weights: the resamples' weights.
+        codes: category of each image, 0 to k - 1.
+    """
+    member = np.eye(codes.max() + 1, dtype=x.dtype)[codes]
+    sums = (x * np.sqrt(weights)[:, None, :]) @ member
+    sizes = weights @ member
+    with np.errstate(invalid="ignore", divide="ignore"):
+        parts = np.where(sizes[:, None, :] > 0, sums**2 / sizes[:, None, :], 0.0)
+    return np.clip(parts.sum(2), 0, 1)
+
+
+def interval(resampled: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
+    """Percentile interval over the first axis; resamples in which a column was constant (NaN) are left out."""
+    tail = (1 - confidence) / 2
+    missing = np.isnan(resampled)
+    if not missing.any():
+        low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
+        return low, high
+    never = missing.all(axis=0)
+    low, high = np.nanquantile(np.where(never, 0.0, resampled), [tail, 1 - tail], axis=0)
+    return np.where(never, np.nan, low), np.where(never, np.nan, high)

@@ -1,0 +1,148 @@
+"""Correlation tables against scipy, one pair at a time."""
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from orchestrator.compression import ranks
+from orchestrator.compression.correlation import correlate
+from orchestrator.config import CorrelateConfig
+from orchestrator.errors import DataError
+from orchestrator.schema import check_table
+
+KINDS = {"n_objects": "count", "coverage": "continuous", "still": "continuous", "colour": "categorical"}
+
+
+def study(n: int = 40, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Images with a count, a continuous attribute that partly follows it, a constant and a colour; two metrics."""
+    rng = np.random.default_rng(seed)
+    objects = rng.integers(1, 9, n)
+    images = pl.DataFrame(
+        {
+            "image_id": [f"i{k:03d}" for k in range(n)],
+            "n_objects": objects,
+            "coverage": objects * 0.1 + rng.normal(size=n) * 0.2,
+            "still": np.ones(n),
+            "colour": rng.choice(["red", "green", "blue"], n),
+        }
+    )
+    layers = [
+        pl.DataFrame(
+            {
+                "image_id": images["image_id"],
+                "tap": ["decoder"] * n,
+                "layer": [layer] * n,
+                "group": ["vision"] * n,
+                "n_tokens": [4] * n,
+                "gini": np.float32(objects * (1 - 2 * layer) + rng.normal(size=n)),
+                "hoyer": np.full(n, 0.5, np.float32),
+            }
+        )
+        for layer in (0, 1)
+    ]
+    return images, pl.concat(layers)
+
+
+def row(table: pl.DataFrame, **where: object) -> dict:
+    return table.filter(pl.all_horizontal(pl.col(k) == v for k, v in where.items())).row(0, named=True)
+
+
+def test_rho_p_and_n_equal_scipy_and_the_table_fits_the_schema() -> None:
+    images, metrics = study()
+    table = check_table(correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=20)), "correlations")
+    for layer in (0, 1):
+        values = metrics.filter(pl.col("layer") == layer)["gini"].to_numpy()
+        for attribute in ("n_objects", "coverage"):
+            got = row(table, layer=layer, metric="gini", attribute=attribute, statistic="spearman")
+            want = stats.spearmanr(values, images[attribute].to_numpy())
+            assert got["rho"] == pytest.approx(want.statistic, abs=1e-9)
+            assert got["p"] == pytest.approx(want.pvalue, rel=1e-6)
+            assert got["n"] == 40
+            assert got["ci_low"] < got["rho"] < got["ci_high"]
+
+
+def test_bootstrap_ranks_equal_ranking_each_resample() -> None:
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 6, (30, 3)).astype(float), rng.normal(size=(30, 2))
+    weights = ranks.resample_weights(30, 5, seed=3)
+    scores = [ranks.rank_scores(ranks.Ordered.of(v), weights) for v in (x, y)]
+    rho = ranks.spearman(*scores)
+    for s, counts in enumerate(weights):
+        drawn = np.repeat(np.arange(30), counts)
+        for c in range(3):
+            for a in range(2):
+                assert rho[s, c, a] == pytest.approx(stats.spearmanr(x[drawn, c], y[drawn, a]).statistic, abs=1e-9)
+
+
+def test_partial_spearman_is_the_correlation_of_rank_residuals() -> None:
+    images, metrics = study()
+    got = row(
+        correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=0)),
+        layer=0, metric="gini", attribute="coverage", statistic="partial_spearman",
+    )  # fmt: skip
+    values = metrics.filter(pl.col("layer") == 0)["gini"].to_numpy()
+    x, y, z = (stats.rankdata(v) for v in (values, images["coverage"].to_numpy(), images["n_objects"].to_numpy()))
+    residual = [v - np.polyval(np.polyfit(z, v, 1), z) for v in (x, y)]
+    assert got["rho"] == pytest.approx(np.corrcoef(*residual)[0, 1], abs=1e-9)
+    assert got["ci_low"] is None
+
+
+def test_categories_get_kruskal_wallis_and_no_ranks_of_codes() -> None:
+    images, metrics = study()
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=10))
+    values = metrics.filter(pl.col("layer") == 0)["gini"].to_numpy().astype(float)
+    colours = images["colour"].to_numpy()
+    want = stats.kruskal(*(values[colours == c] for c in np.unique(colours)))
+    got = row(table, layer=0, metric="gini", attribute="colour", statistic="epsilon_squared")
+    assert got["rho"] == pytest.approx(want.statistic / 39, abs=1e-9)
+    assert got["p"] == pytest.approx(want.pvalue, rel=1e-6)
+    assert table.filter((pl.col("attribute") == "colour") & (pl.col("statistic") != "epsilon_squared")).is_empty()
+
+
+def test_constant_columns_are_null_with_a_reason_and_count_in_no_q() -> None:
+    images, metrics = study()
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=5))
+    still = table.filter((pl.col("attribute") == "still") | (pl.col("metric") == "hoyer"))
+    assert still["rho"].is_null().all()
+    assert still["q"].is_null().all()
+    assert still["reason"].str.contains("constant").all()
+    known = table.filter(pl.col("statistic") == "spearman").drop_nulls("p")
+    assert known["q"].to_numpy() == pytest.approx(stats.false_discovery_control(known["p"].to_numpy()))
+
+
+def test_missing_values_leave_out_only_their_own_images() -> None:
+    images, metrics = study()
+    gone = metrics.with_columns(
+        gini=pl.when((pl.col("layer") == 1) & pl.col("image_id").is_in(["i003", "i017"]))
+        .then(float("nan")).otherwise(pl.col("gini")).cast(pl.Float32)
+    )  # fmt: skip
+    table = correlate(images, gone, KINDS, CorrelateConfig(n_bootstrap=0))
+    assert row(table, layer=0, metric="gini", attribute="n_objects", statistic="spearman")["n"] == 40
+    got = row(table, layer=1, metric="gini", attribute="n_objects", statistic="spearman")
+    kept = ~images["image_id"].is_in(["i003", "i017"]).to_numpy()
+    values = metrics.filter(pl.col("layer") == 1)["gini"].to_numpy()
+    assert got["n"] == 38
+    assert got["rho"] == pytest.approx(stats.spearmanr(values[kept], images["n_objects"].to_numpy()[kept]).statistic)
+
+
+def test_few_images_give_nulls_not_numbers() -> None:
+    images, metrics = study(3)
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=5))
+    assert table["rho"].is_null().all()
+    assert table["reason"].str.contains("3 images").all()
+
+
+def test_equal_input_in_another_order_gives_the_equal_table() -> None:
+    images, metrics = study()
+    config = CorrelateConfig(n_bootstrap=30)
+    shuffled = correlate(
+        images.sample(fraction=1, shuffle=True, seed=1), metrics.sample(fraction=1, shuffle=True, seed=2), KINDS, config
+    )
+    assert shuffled.equals(correlate(images, metrics, KINDS, config))
+
+
+def test_unknown_attribute_is_named_with_the_nearest() -> None:
+    images, metrics = study(6)
+    with pytest.raises(DataError, match="n_objects"):
+        correlate(images, metrics, KINDS, CorrelateConfig(attributes=("n_object",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import resources
@@ -13,6 +14,9 @@ import yaml
 from orchestrator.data.coco_names import COCO_CATEGORIES
 from orchestrator.data.scenes import COLOURS, SHAPES
 from orchestrator.errors import ConfigError, did_you_mean
+
+QUESTIONS_VERSION = 1
+"""Raised whenever the same arguments give other questions, mixtures or tiers."""
 
 
 @cache
@@ -82,3 +86,9 @@ def vocabulary() -> list[str]:
 def _listed(group: Mapping[str, Any]) -> list[str]:
     found = group.get("choices", [])
     return [] if isinstance(found, str) else list(found)
+
+
+def question_fingerprint() -> dict[str, Any]:
+    """Identify the wordings and the rules behind questions, for digests of stages that ask any."""
+    text = resources.files("orchestrator.data").joinpath("templates.yaml").read_bytes()
+    return {"templates": hashlib.sha256(text).hexdigest(), "version": QUESTIONS_VERSION}

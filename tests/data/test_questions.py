@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 
@@ -206,6 +207,13 @@ def test_examples_depend_on_seed_and_index_alone() -> None:
     again = [make_example(CONFIG, "relation", "high", 3, i) for i in (9, 4)][::-1]
     assert first == again
     assert make_example(CONFIG, "relation", "high", 4, 4) != first[0]
+
+
+def test_examples_do_not_change_without_a_new_version() -> None:
+    # Where this digest has to change, raise QUESTIONS_VERSION in templates.py.
+    asked = [make_example(CONFIG, f, t, 1, 2)[1] for f, t in CASES]
+    digest = hashlib.sha256(" ".join(f"{q.text} {q.answer}" for q in asked).encode()).hexdigest()
+    assert digest[:16] == "77fbe35561406aaa"
 
 
 @pytest.mark.parametrize(

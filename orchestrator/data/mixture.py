@@ -76,8 +76,15 @@ class ExampleMaker:
         scene, question = make_example(self.low, "colour", "low", seed, index)
         words = caption_question(View(scene), np.random.default_rng(0))
         assert words is not None
-        told = replace(question, family="text_only", tier=None, text=f"{words[2]} . {question.text}")
-        return Example(told)
+        return Example(
+            replace(
+                question,
+                question_id=f"text_only-{seed}-{index:07d}",
+                family="text_only",
+                tier=None,
+                text=f"{words[2]} . {question.text}",
+            )
+        )
 
 
 def n_high(ratio: float, n: int) -> int:

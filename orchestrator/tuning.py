@@ -83,14 +83,20 @@ def _run_local(
 def draw(axis: SearchAxis, rng: Any) -> Any:
     """One value of a search space, from a numpy generator."""
     if axis.kind == "choice":
-        assert axis.values
-        return axis.values[int(rng.integers(len(axis.values)))]
-    assert axis.low is not None and axis.high is not None
+        return (axis.values or ())[int(rng.integers(len(axis.values or ())))]
+    low, high = bounds(axis)
     if axis.kind == "randint":
-        return int(rng.integers(int(axis.low), int(axis.high)))
+        return int(rng.integers(int(low), int(high)))
     if axis.kind == "loguniform":
-        return math.exp(rng.uniform(math.log(axis.low), math.log(axis.high)))
-    return float(rng.uniform(axis.low, axis.high))
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    return float(rng.uniform(low, high))
+
+
+def bounds(axis: SearchAxis) -> tuple[float, float]:
+    """Both ends of a numeric space, which its own validation made sure of."""
+    assert axis.low is not None
+    assert axis.high is not None
+    return axis.low, axis.high
 
 
 def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
@@ -267,9 +273,8 @@ def _domain(axis: SearchAxis) -> Any:
 
     if axis.kind == "choice":
         return tune.choice(list(axis.values or ()))
-    low, high = axis.low, axis.high
+    low, high = bounds(axis)
     if axis.kind == "randint":
-        assert low is not None and high is not None
         return tune.randint(int(low), int(high))
     return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from orchestrator.capture.taps import State, Taps
+from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
 from orchestrator.compression.depth import THIRDS, third_of
 from orchestrator.compression.metrics import compute
 from orchestrator.models.adapter import Adapter
@@ -26,8 +27,8 @@ from orchestrator.models.batching import Batch
 from orchestrator.schema import check_table
 
 N_BOOTSTRAP = 500
-SUBSPACE = 5
-"""Dimensions of the subspaces that are compared (the paper's top five)."""
+N_CKA_TOKENS = 1024
+"""Tokens of all images together that CKA compares; the estimator is unbiased for any number."""
 
 
 @dataclass(frozen=True)
@@ -133,42 +134,13 @@ def _stack(by_layer: dict[int, dict[int, np.ndarray]], n_images: int) -> tuple[n
 # ---------------------------------------------------------------- comparison with the base model
 
 
-def relative_drift(base: Float[np.ndarray, "I T D"], tuned: Float[np.ndarray, "I T D"]) -> Float[np.ndarray, " I"]:
-    """|H_tuned - H_base|_F / |H_base|_F of each image."""
-    return np.linalg.norm((tuned - base).reshape(len(base), -1), axis=1) / np.linalg.norm(
-        base.reshape(len(base), -1), axis=1
-    )
-
-
-def linear_cka(x: Float[np.ndarray, "N D"], y: Float[np.ndarray, "N D"]) -> float:
-    """Linear centred kernel alignment of two sets of states of the same N tokens, in [0, 1] (Kornblith et al. 2019)."""
-    x, y = (torch.from_numpy(np.asarray(a)).double() for a in (x, y))
-    x, y = x - x.mean(0), y - y.mean(0)
-    if len(x) < x.shape[1]:  # the smaller Gram matrix gives the same value
-        x, y = (x @ x.T), (y @ y.T)
-        return float((x * y).sum() / (x.norm() * y.norm()))
-    return float((x.T @ y).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm()))
-
-
-def subspace_alignment(
-    base: Float[np.ndarray, "I T D"], tuned: Float[np.ndarray, "I T D"], counts: np.ndarray
-) -> Float[np.ndarray, " I"]:
-    """|V_b^T V_t|_F^2 / k of each image's top right singular subspaces, in [0, 1]; k = 5, or T where that is fewer."""
-    k = np.minimum(SUBSPACE, counts)
-    tops = [torch.linalg.svd(torch.from_numpy(np.array(a)).double(), full_matrices=False).Vh for a in (base, tuned)]
-    rank = torch.arange(tops[0].shape[1])[None, :] < torch.from_numpy(k)[:, None]
-    tops = [(v * rank[..., None])[:, :SUBSPACE] for v in tops]
-    shared = (tops[0] @ tops[1].transpose(1, 2)).square().sum((1, 2))
-    return (shared / torch.from_numpy(k)).numpy()
-
-
 def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
     """Columns of table `trials`, averaged over images and the layers of each depth third.
 
     - `compression/GROUP/METRIC/THIRD`: the tuned model's mean.
     - `delta/GROUP/METRIC/THIRD` and `_low`, `_high`: change against the base model, bootstrap interval over images.
     - `drift/GROUP/THIRD` and `_low`, `_high`: relative drift of the states.
-    - `cka/GROUP/THIRD`: linear CKA over the tokens of all images.
+    - `cka/GROUP/THIRD`: debiased linear CKA over tokens of all images.
     - `alignment/GROUP/THIRD` and `_low`, `_high`: alignment of the top five right singular directions with the base's.
     """
     found: dict[str, float] = {}
@@ -186,14 +158,17 @@ def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
 
 
 def _state_changes(base: np.ndarray, tuned: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    real = np.arange(base.shape[2]) < counts[:, None]
+    """`drift` and `alignment` (I, L), `cka` (L,)."""
+    real = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None])
+    pooled = np.random.default_rng(0).permutation(int(real.sum()))[:N_CKA_TOKENS]
     drift, alignment, cka = [], [], []
     for layer in range(base.shape[1]):
-        before, after = np.asarray(base[:, layer]), np.asarray(tuned[:, layer])
-        drift.append(relative_drift(before, after))
-        alignment.append(subspace_alignment(before, after, counts))
-        cka.append(linear_cka(before[real], after[real]))
-    return {"drift": np.stack(drift, 1), "alignment": np.stack(alignment, 1), "cka": np.array(cka)}
+        before, after = (torch.from_numpy(np.array(states[:, layer])) for states in (base, tuned))
+        drift.append(relative_drift(before, after, real))
+        alignment.append(top5_alignment(before, real, after, real))
+        cka.append(linear_cka(before[real][pooled][None], after[real][pooled][None])[0])
+    columns = {"drift": torch.stack(drift, 1), "alignment": torch.stack(alignment, 1), "cka": torch.stack(cka)}
+    return {name: values.double().numpy() for name, values in columns.items()}
 
 
 def _metric_changes(base: Snapshot, tuned: Snapshot, name: str, thirds: dict[int, str]) -> dict[str, float]:

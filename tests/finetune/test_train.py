@@ -1,0 +1,143 @@
+"""The loop trains on answers alone, does not depend on how a step is split, and resumes exactly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.config import RunConfig
+from orchestrator.data.mixture import make_mixture
+from orchestrator.errors import StageError
+from orchestrator.finetune.lora import tunable
+from orchestrator.finetune.prepared import Prepared
+from orchestrator.finetune.train import answer_logits, answer_loss, schedule, train
+from orchestrator.finetune.worker import step_indices
+from orchestrator.models.adapter import Adapter
+
+MakeRun = Callable[..., RunConfig]
+
+
+def fixed_batches(adapter: Adapter, run: RunConfig) -> Callable[[int], list]:
+    prepared, mixture = Prepared(adapter), make_mixture(run.finetune, 0.5, 0)
+    size = run.finetune.batch_size // run.finetune.accumulate
+
+    def batches(step: int) -> list:
+        chosen = step_indices(step, run.finetune.batch_size, len(mixture), run.finetune.seed)
+        examples = [prepared.with_answer(mixture[i]) for i in chosen]
+        return [adapter.collate(examples[i : i + size]) for i in range(0, len(examples), size)]
+
+    return batches
+
+
+def trained(adapter: Adapter, run: RunConfig, **kwargs: Any) -> tuple[dict[str, torch.Tensor], list[float]]:
+    with tunable(adapter, run.finetune) as tuned:
+        log = train(adapter, tuned, fixed_batches(adapter, run), run.finetune, **kwargs)
+        return tuned.weights(), [step.loss for step in log.steps]
+
+
+def test_the_loss_is_of_answer_tokens_alone(adapter: Adapter, make_run: MakeRun) -> None:
+    example = Prepared(adapter).with_answer(make_mixture(make_run().finetune, 1.0, 0)[0])
+    labels = example["labels"][0]
+    answer = adapter.tokenizer.decode(labels[labels != -100], skip_special_tokens=True)
+    assert answer == make_mixture(make_run().finetune, 1.0, 0)[0].question.answer
+    assert (labels[labels != -100] == example["input_ids"][0][labels != -100]).all()
+    with torch.no_grad():
+        loss, n = answer_loss(*answer_logits(adapter, example))
+        full = adapter.run({k: v for k, v in example.items() if k != "labels"}).logits[0].log_softmax(-1)
+    places = (labels != -100).nonzero()[:, 0]
+    expected = -sum(float(full[place - 1, labels[place]]) for place in places)
+    assert n == len(places)
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_of_a_question_token_target_is_zero(adapter: Adapter, make_run: MakeRun) -> None:
+    """Other answers to the same question change the loss; other labels of unlabelled places cannot."""
+    example = Prepared(adapter).with_answer(make_mixture(make_run().finetune, 0.0, 0)[0])
+    logits = torch.zeros(1, example["labels"].shape[1], 50, requires_grad=True)
+    answer_loss(logits, example["labels"].clamp(max=49))[0].backward()
+    touched = logits.grad.abs().sum(-1)[0] > 0
+    labelled = example["labels"][0] != -100
+    assert torch.equal(touched[:-1], labelled[1:])
+
+
+def test_accumulation_changes_nothing(adapter: Adapter, make_run: MakeRun) -> None:
+    whole, losses = trained(adapter, make_run(accumulate=1))
+    split, split_losses = trained(adapter, make_run(accumulate=4))
+    assert losses == pytest.approx(split_losses, rel=1e-4)
+    for name, weight in whole.items():
+        torch.testing.assert_close(split[name], weight, rtol=1e-3, atol=1e-3)
+
+
+def test_recomputing_activations_changes_nothing(adapter: Adapter, make_run: MakeRun) -> None:
+    plain, losses = trained(adapter, make_run())
+    recomputed, same = trained(adapter, make_run(gradient_checkpointing=True))
+    assert losses == pytest.approx(same, rel=1e-6)
+    assert all(torch.allclose(recomputed[name], weight, atol=1e-5) for name, weight in plain.items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"method": "full"}])
+def test_resume_equals_an_uninterrupted_run(adapter: Adapter, make_run: MakeRun, settings: dict) -> None:
+    run = make_run(**settings)
+    weights, losses = trained(adapter, run)
+    saved: list[bytes] = []
+
+    class Killed(Exception):  # noqa: N818
+        pass
+
+    def kill(record: Any) -> None:
+        if record.step == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(adapter, run, save=saved.append, save_every=2, report=kill)
+    torch.rand(7)  # whatever happened in between
+    resumed, resumed_losses = trained(adapter, run, resume=saved[-1])
+    assert resumed_losses == losses
+    for name, weight in weights.items():
+        assert torch.equal(resumed[name], weight), name
+
+
+def test_a_finished_checkpoint_trains_no_further(adapter: Adapter, make_run: MakeRun) -> None:
+    saved: list[bytes] = []
+    weights, _ = trained(adapter, make_run(), save=saved.append)
+    seen: list[Any] = []
+    again, _ = trained(adapter, make_run(), resume=saved[-1], report=seen.append)
+    assert not seen
+    assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+
+
+def test_a_checkpoint_of_other_parts_is_refused(adapter: Adapter, make_run: MakeRun) -> None:
+    saved: list[bytes] = []
+    trained(adapter, make_run(), save=saved.append)
+    with pytest.raises(StageError, match="differ in trained parameters"):
+        trained(adapter, make_run(vision={"rank": 2, "learning_rate": 1e-3}), resume=saved[-1])
+
+
+def test_divergence_is_an_error_that_names_the_step(adapter: Adapter, make_run: MakeRun) -> None:
+    run = make_run(language={"rank": 4, "learning_rate": 1e30}, max_grad_norm=1e30, warmup_share=0.0)
+    with pytest.raises(StageError, match=r"at step \d: training diverged"):
+        trained(adapter, run)
+
+
+def test_the_schedule_warms_up_and_falls_to_nothing(make_run: MakeRun) -> None:
+    config = make_run(n_steps=100, warmup_share=0.1).finetune
+    rates = [schedule(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == 1.0
+    assert rates == sorted(rates[:10]) + sorted(rates[10:], reverse=True)
+    assert rates[-1] < 0.001
+    assert math.isclose(rates[55], 0.5, abs_tol=0.01)
+
+
+def test_every_pass_over_the_mixture_takes_each_example_once() -> None:
+    first = [i for step in range(4) for i in step_indices(step, 8, 32, seed=3)]
+    second = [i for step in range(4, 8) for i in step_indices(step, 8, 32, seed=3)]
+    assert first == list(range(32)), "the first pass keeps the mixture's own order"
+    assert sorted(second) == first
+    assert second != first
+    across = [i for step in range(8) for i in step_indices(step, 5, 10, seed=3)]
+    assert all(sorted(across[k : k + 10]) == list(range(10)) for k in range(0, 40, 10))

@@ -7,6 +7,8 @@ that gives the spectrum, so that alignment adds little to the other metrics.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
@@ -45,6 +47,33 @@ def top5_alignment(
     if a.shape[2] != b.shape[2]:
         raise DataError(f"alignment compares directions of one space; widths are {a.shape[2]} and {b.shape[2]}")
     return subspace_overlap(gather_tokens(a, mask_a).top_directions(TOP), gather_tokens(b, mask_b).top_directions(TOP))
+
+
+def align_layers(
+    directions: Mapping[tuple[str, int, str], Float[Tensor, "B D k"]],
+) -> dict[tuple[str, int, str], dict[str, Float32[Tensor, " B"]]]:
+    """Columns `top5_alignment_text` and `top5_alignment_next` of `layer_metrics`.
+
+    Args:
+        directions: (tap, layer, group) -> leading directions, as `metrics.measure_layers` gives them.
+
+    Returns:
+        By the same keys: vision with text of the same tap and layer (in the rows of both groups), and with the next
+        layer of the same tap and group. NaN where there is no partner: one group only, or the last layer.
+    """
+    layers: dict[tuple[str, str], list[int]] = {}
+    for tap, layer, group in sorted(directions):
+        layers.setdefault((tap, group), []).append(layer)
+    found = {}
+    for (tap, layer, group), own in directions.items():
+        other_group = directions.get((tap, layer, "text" if group == "vision" else "vision"))
+        later = [at for at in layers[tap, group] if at > layer]
+        follower = directions[tap, later[0], group] if later else None
+        found[tap, layer, group] = {
+            name: subspace_overlap(own, partner) if partner is not None else own.new_full((len(own),), torch.nan)
+            for name, partner in (("top5_alignment_text", other_group), ("top5_alignment_next", follower))
+        }
+    return found
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ Norms, the mean token and one Gram matrix are shared by all metrics; see `spectr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -89,6 +90,8 @@ class Shared:
 
     def top_directions(self, k: int = 5) -> Float32[Tensor, "R D k"]:
         """Right singular vectors of the k largest singular values; zero columns beyond the rank."""
+        if self.hidden.shape[1] == 0:
+            return self.hidden.new_zeros(len(self.hidden), self.hidden.shape[2], k)
         return self._spectrum.top_directions(k)
 
     @cached_property
@@ -160,20 +163,51 @@ def compute(
     return compute_layers([(hidden, mask)], names)[0]
 
 
-@torch.no_grad()
 def compute_layers(
     states: Sequence[tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]], names: Iterable[str] | None = None
 ) -> list[dict[str, Float32[Tensor, " B"]]]:
     """Metrics of several layers (taps, groups): the same values as `compute` on each, in as few batches as fit."""
+    return [measured.values for measured in measure_layers(states, names)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One state's metrics by name, (B,) float32 each, and its leading directions (B, D, k) float32 if asked for."""
+
+    values: dict[str, Tensor]
+    directions: Tensor | None
+
+
+@torch.no_grad()
+def measure_layers(
+    states: Sequence[tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]],
+    names: Iterable[str] | None = None,
+    n_directions: int = 0,
+) -> list[Measured]:
+    """`compute_layers` that also gives the `n_directions` leading right singular vectors from the same reduction.
+
+    They are what `alignment.align_layers` compares. Rows without that many directions have zero columns.
+    """
     chosen = check_names(names)
-    parts: list[list[dict[str, Tensor]]] = [[] for _ in states]
+    parts: list[list[tuple[dict[str, Tensor], Tensor | None]]] = [[] for _ in states]
     for batch in _batches(states):
-        values = _values(_stack([tokens for _, tokens in batch]), chosen)
+        tokens = _stack([tokens for _, tokens in batch])
         sizes = [len(tokens.counts) for _, tokens in batch]
+        finite = tokens.norms.isfinite().all(1)
+        if not finite.all():
+            tokens = Shared(tokens.hidden.where(finite[:, None, None], 0.0), tokens.counts)
+        values = {name: column.where(finite, torch.nan) for name, column in _values(tokens, chosen).items()}
         split = {name: column.float().split(sizes) for name, column in values.items()}
+        directions = tokens.top_directions(n_directions).split(sizes) if n_directions else [None] * len(batch)
         for k, (state, _) in enumerate(batch):
-            parts[state].append({name: columns[k] for name, columns in split.items()})
-    return [{name: torch.cat([part[name] for part in of_state]) for name in chosen} for of_state in parts]
+            parts[state].append(({name: columns[k] for name, columns in split.items()}, directions[k]))
+    return [
+        Measured(
+            {name: torch.cat([values[name] for values, _ in of_state]) for name in chosen},
+            torch.cat([d for _, d in of_state if d is not None]) if n_directions else None,
+        )
+        for of_state in parts
+    ]
 
 
 def gather_tokens(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Shared:
@@ -224,11 +258,8 @@ def _stack(parts: Sequence[Shared]) -> Shared:
 
 def _values(tokens: Shared, names: Sequence[str]) -> dict[str, Tensor]:
     """Each named metric of each row, (R,)."""
-    finite = tokens.norms.isfinite().all(1)
     if tokens.hidden.shape[1] == 0:
         return {name: torch.full_like(tokens.counts, torch.nan, dtype=torch.float32) for name in names}
-    if not finite.all():
-        tokens = Shared(tokens.hidden.where(finite[:, None, None], 0.0), tokens.counts)
     builtin = [METRICS[name] for name in names if name in METRICS]
     rows, trimmed = tokens.without_massive() if any(m.trimmed for m in builtin) else (tokens.counts[:0], None)
     values: dict[str, Tensor] = {}
@@ -243,4 +274,4 @@ def _values(tokens: Shared, names: Sequence[str]) -> dict[str, Tensor]:
     for name in names:
         if name not in METRICS:
             values[name] = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
-    return {name: values[name].where(finite, torch.nan) for name in names}
+    return values

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.compression.metrics import Shared
 
 Invariance = Literal["rotation", "scale", "permutation", "duplication"]
-Family = Literal["norm", "spectrum", "similarity"]
+Family = Literal["norm", "spectrum", "similarity", "alignment"]
 
 ENTRY_POINT_GROUP = "vtsweep.metrics"
 """A package adds metrics by an entry point in this group that names a `compression.metrics.UserMetric`."""
@@ -35,14 +35,14 @@ times the usual norm: 11 times at d = 4096. The rule in norms is scale-free and 
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of `layer_metrics`. `direction` is +1 where a larger value means more compressed, else -1."""
+    """One column of `layer_metrics`. `direction`: +1 where larger means more compressed, -1 less, 0 neither."""
 
     name: str
     family: Family
     title: str
     formula: str
     range: str
-    direction: Literal[1, -1]
+    direction: Literal[1, -1, 0]
     source: str
     cost: str
     misleads: str
@@ -56,7 +56,7 @@ class Metric:
     @property
     def expected(self) -> str:
         """What a larger value means, in words."""
-        return "larger = more compressed" if self.direction > 0 else "larger = less compressed"
+        return {1: "larger = more compressed", -1: "larger = less compressed", 0: "no direction"}[self.direction]
 
 
 _ALL: frozenset[Invariance] = frozenset(("rotation", "scale", "permutation", "duplication"))
@@ -267,6 +267,35 @@ METRICS: dict[str, Metric] = {v.name: v for m in BASES.values() for v in _varian
 }
 """Every built-in column of `layer_metrics` by name, variants included."""
 
+_ALIGNMENT = Metric(
+    "top5_alignment_text",
+    "alignment",
+    "Top-5 subspace alignment of vision with text",
+    "|V_vision^T V_text|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
+    "[0, 1]",
+    0,
+    "mean squared cosine of principal angles: Bjoerck and Golub 1973; Krzanowski 1979, JASA 74(367)",
+    "tridiagonal inverse iteration on the reduction that the spectrum uses",
+    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone.",
+    "both lie in the same few directions",
+    "they share no direction",
+    frozenset(("scale", "permutation", "duplication")),
+    base="top5_alignment_text",
+)
+ALIGNMENTS: dict[str, Metric] = {
+    "top5_alignment_text": _ALIGNMENT,
+    "top5_alignment_next": replace(
+        _ALIGNMENT,
+        name="top5_alignment_next",
+        base="top5_alignment_next",
+        title="Top-5 subspace alignment with the next layer",
+        formula="|V_l^T V_(l+1)|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
+        high="the layer keeps the leading directions",
+        low="the layer turns to new directions",
+    ),
+}
+"""Columns that compare two sets of tokens. They say what is shared, not how compressed either is: direction 0."""
+
 METRIC_NAMES: tuple[str, ...] = tuple(METRICS)
 
 
@@ -314,7 +343,7 @@ def metric_names() -> tuple[str, ...]:
 
 def get_metric(name: str) -> Metric:
     """The entry of metric `name`; raises `ConfigError` with the nearest right name."""
-    return METRICS.get(name) or load_user_metric(name).metric
+    return METRICS.get(name) or ALIGNMENTS.get(name) or load_user_metric(name).metric
 
 
 def check_names(names: Iterable[str] | None) -> tuple[str, ...]:

@@ -1,0 +1,115 @@
+"""Subspace alignment, CKA and drift against numpy in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.compression.alignment import (
+    align_layers,
+    linear_cka,
+    relative_drift,
+    subspace_overlap,
+    top5_alignment,
+)
+from orchestrator.compression.metrics import measure_layers
+from orchestrator.errors import DataError
+
+
+def states(b: int, n: int, d: int, seed: int = 0, mean: float = 0.0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(b, n, d)) + mean).float()
+
+
+def everything(hidden: torch.Tensor) -> torch.Tensor:
+    return torch.ones(hidden.shape[:2], dtype=torch.bool)
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(8, 20, 30), (40, 9, 12), (6, 6, 6), (64, 20, 128)])
+def test_top5_alignment_equals_svd(n: int, m: int, d: int) -> None:
+    a, b = states(2, n, d, 0, 0.7), states(2, m, d, 1, 0.5)
+    got = top5_alignment(a, everything(a), b, everything(b))
+    for i in range(2):
+        v, w = (np.linalg.svd(x[i].double().numpy(), full_matrices=False)[2][:5] for x in (a, b))
+        assert float(got[i]) == pytest.approx(np.sum((v @ w.T) ** 2) / 5, abs=2e-4)
+
+
+def test_a_state_aligns_fully_with_itself_scaled_and_with_few_tokens() -> None:
+    for n in (1, 3, 12):
+        a = states(2, n, 9)
+        assert top5_alignment(a, everything(a), 3 * a, everything(a)) == pytest.approx([1, 1], abs=1e-5)
+
+
+def test_orthogonal_directions_give_zero_and_no_tokens_give_nan() -> None:
+    a, b = torch.zeros(1, 2, 8), torch.zeros(1, 2, 8)
+    a[0, 0, 0], a[0, 1, 1], b[0, 0, 2], b[0, 1, 3] = 1, 2, 1, 2
+    assert float(top5_alignment(a, everything(a), b, everything(b))) == pytest.approx(0, abs=1e-7)
+    assert top5_alignment(a, everything(a), b, torch.zeros(1, 2, dtype=torch.bool)).isnan().all()
+
+
+def test_widths_must_agree() -> None:
+    with pytest.raises(DataError, match="8 and 9"):
+        top5_alignment(states(1, 2, 8), torch.ones(1, 2, dtype=torch.bool), states(1, 2, 9), torch.ones(1, 2).bool())
+
+
+def test_layers_align_with_text_and_with_their_next() -> None:
+    hidden = {layer: states(2, 12, 16, layer, 0.3) for layer in (0, 2)}
+    mask = {"vision": torch.arange(12) < 7, "text": torch.arange(12) >= 7}
+    keys = [("decoder", layer, group) for layer in hidden for group in mask]
+    found = measure_layers([(hidden[k[1]], mask[k[2]].expand(2, 12)) for k in keys], ["gini"], n_directions=5)
+    columns = align_layers({k: m.directions for k, m in zip(keys, found, strict=True) if m.directions is not None})
+    vision, text = (m.expand(2, 12) for m in mask.values())
+    want = top5_alignment(hidden[0], vision, hidden[0], text)
+    assert columns["decoder", 0, "vision"]["top5_alignment_text"] == pytest.approx(want)
+    assert columns["decoder", 0, "text"]["top5_alignment_text"] == pytest.approx(want)
+    after = top5_alignment(hidden[0], vision, hidden[2], vision)
+    assert columns["decoder", 0, "vision"]["top5_alignment_next"] == pytest.approx(after)
+    assert columns["decoder", 2, "vision"]["top5_alignment_next"].isnan().all()
+
+
+def test_overlap_of_random_subspaces_is_k_over_d() -> None:
+    q = torch.linalg.qr(states(200, 40, 5, 3))[0]
+    assert float(subspace_overlap(q[:100], q[100:]).mean()) == pytest.approx(5 / 40, abs=0.01)
+
+
+def unbiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
+    """Song et al. 2012, equation 5, written out."""
+    n = len(k)
+    k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
+    one = np.ones(n)
+    third = 2 / (n - 2) * (one @ k @ m @ one)
+    return (np.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2)) - third) / (n * (n - 3))
+
+
+def test_debiased_cka_equals_the_estimator_written_out() -> None:
+    a = states(1, 12, 5, 0, 2.0)
+    b = torch.cat([a[..., :2], states(1, 12, 7, 1)], 2)
+    x, y = (t[0].double().numpy() for t in (a, b))
+    kernels = x @ x.T, y @ y.T
+    want = unbiased_hsic(*kernels) / np.sqrt(
+        unbiased_hsic(kernels[0], kernels[0]) * unbiased_hsic(kernels[1], kernels[1])
+    )
+    assert float(linear_cka(a, b)) == pytest.approx(want, abs=1e-5)
+
+
+def test_cka_is_one_for_rotated_scaled_shifted_states_and_near_zero_for_unrelated_ones() -> None:
+    a = states(2, 50, 10)
+    rotation = torch.linalg.qr(states(1, 10, 10, 5)[0])[0]
+    for debiased in (True, False):
+        assert linear_cka(a, 2 * a @ rotation + 1, debiased=debiased).numpy() == pytest.approx([1, 1], abs=1e-4)
+    unrelated = linear_cka(states(40, 20, 60, 1), states(40, 20, 60, 2))
+    assert abs(float(unrelated.mean())) < 0.05
+    assert float(linear_cka(states(40, 20, 60, 1), states(40, 20, 60, 2), debiased=False).mean()) > 0.5
+
+
+def test_cka_ignores_masked_samples_and_is_nan_for_constant_or_too_few() -> None:
+    a, b = states(1, 10, 4), states(1, 10, 6, 1)
+    mask = torch.arange(10)[None] < 7
+    assert float(linear_cka(a, b, mask)) == pytest.approx(float(linear_cka(a[:, :7], b[:, :7])), abs=1e-6)
+    assert linear_cka(torch.ones(1, 10, 4), b).isnan().all()
+    assert linear_cka(a[:, :3], b[:, :3]).isnan().all()
+
+
+def test_drift_is_relative_and_masked() -> None:
+    a = torch.tensor([[[3.0, 4.0], [100.0, 100.0]]])
+    mask = torch.tensor([[True, False]])
+    assert float(relative_drift(a, a * 1.5, mask)) == pytest.approx(0.5)
+    assert float(relative_drift(a, a, mask)) == 0

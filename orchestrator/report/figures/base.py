@@ -1,0 +1,166 @@
+"""What all static figures share: style, panel grids, heat maps, and writing PNG + SVG. No pyplot, no global state."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from jaxtyping import Bool, Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
+
+from orchestrator.layout import Storage
+from orchestrator.report.style import DIVERGING, SEQUENTIAL
+
+RC = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.titlesize": 10,
+    "figure.titleweight": "bold",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.linewidth": 0.7,
+    "xtick.color": "#333333",
+    "ytick.color": "#333333",
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "vtsweep",
+}
+MISSING = "#DDDDDD"
+"""Colour of a cell without a value."""
+
+P = ParamSpec("P")
+
+
+def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw with the report's style whatever the caller's matplotlib settings are, and leave those alone."""
+
+    @wraps(function)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(RC):
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def wrapped(text: str, width: int = 36) -> str:
+    """`text` broken into lines of at most `width` characters."""
+    return textwrap.fill(text, width)
+
+
+def new_panels(
+    n: int, width: float = 3.1, height: float = 2.3, columns: int = 4, share_y: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `n` equal panels (inches each), at most `columns` side by side."""
+    columns = min(columns, n)
+    rows = math.ceil(n / columns)
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    axes = [a for row in grid for a in row]
+    for spare in axes[n:]:
+        spare.set_visible(False)
+    return figure, axes[:n]
+
+
+def layer_axis(axes: Axes, label: str = "decoder layer (0 = input)") -> None:
+    """Whole-number ticks for a layer axis."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    axes.set_xlabel(label)
+    axes.grid(True)
+    axes.set_axisbelow(True)
+
+
+def band(
+    axes: Axes,
+    x: Sequence[float],
+    mean: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    colour: str,
+    label: str,
+    dash: str = "-",
+    marker: str = "o",
+) -> None:
+    """A curve with its interval as a band; one point only becomes a marker with an error bar."""
+    if len(x) == 1:
+        error = [[max(0.0, mean[0] - low[0])], [max(0.0, high[0] - mean[0])]]
+        axes.errorbar(x, mean, yerr=error, color=colour, label=label, fmt=marker, capsize=3)
+        return
+    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
+
+
+def heat_map(
+    axes: Axes,
+    values: Float[np.ndarray, "rows columns"],
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    *,
+    diverging: bool,
+    limits: tuple[float, float],
+    marked: Bool[np.ndarray, "rows columns"] | None = None,
+    write: bool = True,
+) -> AxesImage:
+    """A heat map with a value in each cell; `marked` cells (not significant) carry a cross and no bold number.
+
+    NaN cells are grey and empty.
+    """
+    colour_map = mpl.colormaps[DIVERGING if diverging else SEQUENTIAL].with_extremes(bad=MISSING)
+    norm = Normalize(*limits)
+    image = axes.imshow(np.ma.masked_invalid(values), cmap=colour_map, norm=norm, aspect="auto", origin="lower")
+    axes.set_xticks(range(len(column_names)), column_names, rotation=40, ha="right", rotation_mode="anchor")
+    step = max(1, math.ceil(len(row_names) / 17))
+    axes.set_yticks(range(0, len(row_names), step), row_names[::step])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    crowded = len(row_names) > 14
+    for light in (False, True):
+        crosses = []
+        for r, c in zip(*np.nonzero(np.isfinite(values)), strict=True):
+            red, green, blue, _ = colour_map(norm(values[r, c]))
+            if (0.299 * red + 0.587 * green + 0.114 * blue > 0.5) != light:
+                continue
+            if marked is not None and marked[r, c]:
+                crosses.append((c, r))
+            elif write and not crowded:
+                text = f"{values[r, c]:.2f}".replace("0.", ".").replace("1.00", "1")
+                ink = "#111111" if light else "#FFFFFF"
+                cell = axes.text(c, r, text, ha="center", va="center", fontsize=6.5, color=ink)
+                cell.set_in_layout(False)
+        if crosses:
+            axes.scatter(*zip(*crosses, strict=True), marker="x", s=6 if crowded else 18, linewidths=0.8,
+                         color="#111111" if light else "#FFFFFF", alpha=0.75)  # fmt: skip
+    return image
+
+
+def save(figure: Figure, folder: Storage, name: str, dpi: int = 130) -> list[str]:
+    """Write `figure` as `name.png` and `name.svg` into `folder`; returns both names. Its layout is fixed by that."""
+    written = []
+    with mpl.rc_context(RC):
+        for kind in ("png", "svg"):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+            figure.set_layout_engine("none")  # the second format keeps the first one's places, at half the cost
+            folder.write(f"{name}.{kind}", buffer.getvalue())
+            written.append(f"{name}.{kind}")
+    return written

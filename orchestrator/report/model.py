@@ -1,0 +1,154 @@
+"""What a report is made of: one `StudyResults`, filled from finished stages, rendered by `report.build`.
+
+L: decoder layers; N: visual tokens; tables are polars frames with the columns of `orchestrator.schema`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import polars as pl
+
+from orchestrator.schema import TABLES, check_table
+
+POINT_TABLES = (
+    "images",
+    "layer_metrics",
+    "correlations",
+    "probes",
+    "trials",
+    "deletion",
+    "knockout",
+    "patching",
+)
+"""Tables of a point that the report draws; each is optional."""
+
+
+@dataclass(frozen=True)
+class TokenMap:
+    """The norms of one image's visual tokens, laid back on the image.
+
+    Args:
+        image_id: id of the image.
+        thumbnail: uint8 (height, width, 3), at most about 200 px wide: it goes into the page.
+        layers: tap points of the decoder, ascending.
+        norms: float32 (len(layers), rows, columns), token norms on the grid; NaN where the grid has no token.
+        view: which part of the image the grid covers, for models that see it in several tiles.
+    """
+
+    image_id: str
+    thumbnail: np.ndarray
+    layers: tuple[int, ...]
+    norms: np.ndarray
+    view: str = "whole image"
+
+    def __post_init__(self) -> None:
+        assert self.thumbnail.dtype == np.uint8, self.thumbnail.dtype
+        assert self.thumbnail.ndim == 3, self.thumbnail.shape
+        assert self.norms.ndim == 3, self.norms.shape
+        assert self.norms.shape[0] == len(self.layers), (self.norms.shape, self.layers)
+
+    @cached_property
+    def energy_share(self) -> np.ndarray:
+        """float32 like `norms`: each token's share of its layer's energy (squared norm); sums to 1 over the grid."""
+        energy = np.square(self.norms.astype(np.float64))
+        return (energy / np.nansum(energy, axis=(1, 2), keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class PointResults:
+    """Results of one point of a study: one model on one data source with one set of settings.
+
+    Args:
+        label: short and unique within the study, e.g. `reference-joint, coco`.
+        model: catalogue name of the model.
+        source: scenes, coco or folder.
+        n_layers: L, decoder layers; the decoder's tap points are 0 .. L.
+        attribute_kinds: attribute -> count, continuous or categorical.
+        settings: the settings in which this point differs from the others.
+        digests: stage name -> digest.
+        n_rejected: broken images left out.
+        findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
+        further: other tables to show as they are (policy, link, ...), name -> frame.
+        token_maps: images for the contact sheets.
+        places: kept vision position (`vision_03`) -> its (row, column) on the grid of visual tokens.
+        grid: (rows, columns) of that grid; None when token counts vary with the image.
+    """
+
+    label: str
+    model: str
+    source: str
+    n_layers: int
+    attribute_kinds: Mapping[str, str]
+    settings: Mapping[str, object] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    n_rejected: int = 0
+    images: pl.DataFrame | None = None
+    layer_metrics: pl.DataFrame | None = None
+    correlations: pl.DataFrame | None = None
+    probes: pl.DataFrame | None = None
+    trials: pl.DataFrame | None = None
+    deletion: pl.DataFrame | None = None
+    knockout: pl.DataFrame | None = None
+    patching: pl.DataFrame | None = None
+    findings: pl.DataFrame | None = None
+    further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    token_maps: tuple[TokenMap, ...] = ()
+    places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in POINT_TABLES:
+            table = getattr(self, name)
+            if table is not None:
+                object.__setattr__(self, name, check_table(table, name) if name in TABLES else table)
+
+    @property
+    def slug(self) -> str:
+        """`label` as a folder name."""
+        return slugify(self.label)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Compression metrics of `layer_metrics`, in column order."""
+        if self.layer_metrics is None:
+            return []
+        return [c for c in self.layer_metrics.columns if c not in TABLES["layer_metrics"].columns]
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """A finished or partly finished study.
+
+    Args:
+        name: name of the study.
+        description: one sentence on what it asks.
+        created: when the report was made, ISO 8601 with offset.
+        command: the command that makes these results again.
+        versions: package -> version.
+        hardware: e.g. cpu, cores, memory, gpu -> words.
+        points: results point by point.
+        config: the resolved study as YAML.
+        stages: what ran, one row a stage (any columns: stage, point, digest, seconds, images, ...).
+        next_steps: (command, what it does), shown at the end.
+    """
+
+    name: str
+    description: str
+    created: str
+    command: str
+    versions: Mapping[str, str]
+    hardware: Mapping[str, str]
+    points: tuple[PointResults, ...]
+    config: str = ""
+    stages: pl.DataFrame | None = None
+    next_steps: tuple[tuple[str, str], ...] = ()
+
+
+def slugify(text: str) -> str:
+    """`text` in lower case with everything but letters, digits, dots and dashes replaced by a dash."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "point"

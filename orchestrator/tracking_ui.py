@@ -1,0 +1,102 @@
+"""`vtsweep ui`: the MLflow server on loopback, one worker, without the helper processes it would start by default."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from orchestrator.errors import ResourceError
+from orchestrator.scrub import scrub
+
+FIRST_PORT = 5000
+_START_SECONDS = 120.0
+_SETTINGS = {
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+}
+"""Job execution starts a runner and several consumers of about 250 MB each, for features a study does not use."""
+
+
+def serve_ui(uri: str, port: int | None = None) -> None:
+    """Serve the runs in `uri` until interrupted; prints the address once it answers.
+
+    Args:
+        uri: a database URI; for a tracking server only its address is printed, as it serves its own pages.
+        port: loopback port; the first free one from 5000 when absent.
+
+    Raises:
+        ResourceError: the port is taken, or the server did not start.
+    """
+    if uri.startswith(("http://", "https://")):
+        print(f"MLflow runs at {scrub(uri)}")
+        return
+    with ui_server(uri, port) as (address, process):
+        print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            print("stopped")
+
+
+@contextmanager
+def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A running server: its address and process; stopped on exit."""
+    chosen = _free_port() if port is None else port
+    if not _is_free(chosen):
+        raise ResourceError(f"port {chosen} of 127.0.0.1 is taken; choose another with --port")
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+            *("--host", "127.0.0.1", "--port", str(chosen), "--workers", "1", "--uvicorn-opts", "--log-level warning"),
+        ],
+        env={**os.environ, **_SETTINGS},
+        start_new_session=True,
+    )
+    address = f"http://127.0.0.1:{chosen}"
+    try:
+        _wait(address, process)
+        yield address, process
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ResourceError(f"the MLflow server ended at once with exit code {process.returncode}; see above")
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.3)
+    raise ResourceError(f"the MLflow server at {address} did not answer within {_START_SECONDS:.0f} s")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _free_port() -> int:
+    for port in range(FIRST_PORT, FIRST_PORT + 100):
+        if _is_free(port):
+            return port
+    raise ResourceError(f"no free port from {FIRST_PORT} to {FIRST_PORT + 99}; choose one with --port")

@@ -1,0 +1,282 @@
+"""A study made of invented numbers, for testing figures and pages before and without any model. Not a result."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from orchestrator.compression.registry import METRIC_NAMES, METRICS
+from orchestrator.report.model import PointResults, StudyResults, TokenMap
+from orchestrator.schema import TABLES
+
+SCENE_KINDS = {
+    "n_objects": "count",
+    "n_shapes": "count",
+    "n_colours": "count",
+    "dominant_colour": "categorical",
+    "dominant_shape": "categorical",
+    "coverage": "continuous",
+    "size_mean": "continuous",
+    "size_spread": "continuous",
+    "spatial_spread": "continuous",
+    "nearest_distance": "continuous",
+    "clutter": "continuous",
+}
+COCO_KINDS = {
+    "n_objects": "count",
+    "n_categories": "count",
+    "n_supercategories": "count",
+    "dominant_supercategory": "categorical",
+    "coverage": "continuous",
+    "area_mean": "continuous",
+    "area_spread": "continuous",
+    "spatial_spread": "continuous",
+}
+LOW_FAMILIES = ("colour", "shape", "existence", "count")
+HIGH_FAMILIES = ("count", "relation", "comparison")
+
+
+def fake_images(kinds: dict[str, str], n: int, source: str, rng: np.random.Generator) -> pl.DataFrame:
+    columns: dict[str, object] = {
+        "image_id": [f"{source}-{i:05d}" for i in range(n)],
+        "source": [source] * n,
+        "index": np.arange(n),
+        "width": [336] * n,
+        "height": [336] * n,
+    }
+    for name, kind in kinds.items():
+        if kind == "count":
+            columns[name] = rng.integers(1, 40, n)
+        elif kind == "continuous":
+            columns[name] = rng.uniform(0, 1, n)
+        else:
+            columns[name] = rng.choice(["red", "green", "blue"], n)
+    return pl.DataFrame(columns)
+
+
+def fake_layer_metrics(images: pl.DataFrame, n_layers: int, rng: np.random.Generator) -> pl.DataFrame:
+    """Spread, concentrate, spread again over depth, with an effect of the number of objects."""
+    n = images.height
+    complexity = images["n_objects"].to_numpy() / 40
+    parts = []
+    for tap, layers in (("decoder", range(n_layers + 1)), ("projector", range(1))):
+        for layer in layers:
+            depth = layer / n_layers
+            for group in ("vision", "text") if tap == "decoder" else ("vision",):
+                hump = np.exp(-(((depth - 0.55) / 0.25) ** 2)) * (1.0 if group == "vision" else 0.4)
+                columns: dict[str, object] = {
+                    "image_id": images["image_id"],
+                    "tap": [tap] * n,
+                    "layer": [layer] * n,
+                    "group": [group] * n,
+                    "n_tokens": [64 if group == "vision" else 5] * n,
+                }
+                for k, (name, metric) in enumerate(METRICS.items()):
+                    scale = 20.0 if "rank" in name or name == "participation_ratio" else 0.6
+                    compressed = 0.2 + 0.5 * hump - 0.15 * complexity + rng.normal(0, 0.06, n) + 0.01 * (k % 3)
+                    value = compressed if metric.direction > 0 else 1.2 - compressed
+                    columns[name] = (scale * value).astype(np.float32)
+                parts.append(pl.DataFrame(columns))
+    return pl.concat(parts)
+
+
+def fake_correlations(kinds: dict[str, str], n_layers: int, n: int, rng: np.random.Generator) -> pl.DataFrame:
+    rows = []
+    for tap, layers in (("decoder", range(n_layers + 1)), ("projector", range(1))):
+        for layer in layers:
+            for group in ("vision", "text") if tap == "decoder" else ("vision",):
+                for name in METRIC_NAMES:
+                    for k, (attribute, kind) in enumerate(kinds.items()):
+                        statistics = ("epsilon_squared",) if kind == "categorical" else ("spearman", "partial_spearman")
+                        for statistic in statistics:
+                            if statistic == "partial_spearman" and attribute == "n_objects":
+                                continue
+                            size = 0.7 * np.exp(-k / 3) * (0.4 + layer / n_layers) / 1.4
+                            rho = float(np.clip(-METRICS[name].direction * size + rng.normal(0, 0.1), -0.98, 0.98))
+                            rho = abs(rho) if statistic == "epsilon_squared" else rho
+                            p = float(np.exp(-abs(rho) * 18))
+                            rows.append((tap, layer, group, name, attribute, statistic, rho, p, min(1.0, p * 4),
+                                         rho - 0.1, rho + 0.1, n, None))  # fmt: skip
+    schema = [
+        "tap",
+        "layer",
+        "group",
+        "metric",
+        "attribute",
+        "statistic",
+        "rho",
+        "p",
+        "q",
+        "ci_low",
+        "ci_high",
+        "n",
+        "reason",
+    ]
+    return pl.DataFrame(rows, schema=schema, orient="row", schema_overrides={"reason": pl.String})
+
+
+def fake_probes(kinds: dict[str, str], n_layers: int, rng: np.random.Generator) -> pl.DataFrame:
+    positions = ["vision_mean", *(f"vision_{i:02d}" for i in range(16)), "text_mean", "text_00", "text_03", "last"]
+    rows = []
+
+    def add(tap: str, layer: int, position: str, attribute: str, kind: str, score: float) -> None:
+        classes = kind == "categorical"
+        baseline = 0.34 if classes else -0.01
+        control = baseline + rng.normal(0, 0.02)
+        rows.append({
+            "tap": tap, "layer": layer, "position": position, "attribute": attribute,
+            "kind": "classification" if classes else "regression", "solver": "logistic" if classes else "ridge",
+            "engine": "batched", "penalty": 1.0, "score": score, "ci_low": score - 0.05, "ci_high": score + 0.05,
+            "balanced_score": score if classes else None, "baseline": baseline, "control": control,
+            "selectivity": score - control, "n_train": 140, "n_test": 60, "n_classes": 3 if classes else None,
+            "n_left_out": 0, "reason": None,
+        })  # fmt: skip
+
+    for attribute, kind in kinds.items():
+        floor = 0.34 if kind == "categorical" else 0.0
+        add("pixels", 0, "pixels", attribute, kind, floor + 0.3)
+        for layer in range(n_layers + 1):
+            for position in positions:
+                depth = layer / n_layers
+                known = 0.6 + 0.3 * depth if position.startswith("vision") else 0.9 * np.tanh(3 * depth)
+                known -= 0.15 if position not in ("vision_mean", "text_mean") else 0.0
+                add(
+                    "decoder",
+                    layer,
+                    position,
+                    attribute,
+                    kind,
+                    floor + (0.95 - floor) * max(0.0, known + rng.normal(0, 0.02)),
+                )
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def fake_trials(rng: np.random.Generator) -> pl.DataFrame:
+    rows = []
+    for ratio in (0.0, 0.1, 0.25, 0.5, 1.0):
+        for seed in range(3):
+            gain = 0.35 * (1 - np.exp(-4 * ratio)) + rng.normal(0, 0.015)
+            row = {
+                "trial": f"{int(ratio * 100):08x}{seed:08x}", "model": "reference-joint", "complexity_ratio": ratio,
+                "seed": seed, "status": "done", "n_steps": 120, "train_seconds": 60.0 + rng.normal(0, 2),
+                "train_flops": 3.1e13, "final_loss": 0.6 - 0.2 * ratio, "lora_rank": 16,
+                "accuracy/low": 0.9 - 0.06 * ratio + rng.normal(0, 0.01), "accuracy/high": 0.32 + gain,
+                "accuracy_base/low": 0.91, "accuracy_base/high": 0.33,
+            }  # fmt: skip
+            for family in LOW_FAMILIES:
+                row[f"accuracy/low/{family}"] = 0.9 + rng.normal(0, 0.02)
+            for family in HIGH_FAMILIES:
+                row[f"accuracy/high/{family}"] = 0.3 + gain + rng.normal(0, 0.02)
+            for metric in ("gini", "stable_rank_centred", "effective_rank", "mean_cosine"):
+                for group in ("vision", "text"):
+                    for third in ("early", "middle", "late"):
+                        shift = (0.1 if group == "vision" else 0.4) * gain + rng.normal(0, 0.01)
+                        row[f"compression/{group}/{metric}/{third}"] = 0.5 + shift
+                        row[f"delta/{group}/{metric}/{third}"] = shift
+            row["drift/vision"], row["drift/text"] = 0.05 + 0.1 * ratio, 0.2 + 0.3 * ratio
+            rows.append(row)
+    return pl.DataFrame(rows)
+
+
+def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
+    questions = [(f, "low") for f in LOW_FAMILIES] + [(f, "high") for f in HIGH_FAMILIES]
+    frailty = {"colour": 6.0, "shape": 3.0, "existence": 3.0, "count": 0.8, "relation": 1.2, "comparison": 1.5}
+    deletion, knockout, patching = [], [], []
+    for family, tier in questions:
+        top = 0.95 if tier == "low" else 0.6
+        for method in ("random", "norm", "downsample"):
+            for seed in (0, 1, 2) if method == "random" else (0,):
+                for share in (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99):
+                    a = 0.2 + (top - 0.2) * (1 - share ** frailty[family]) + rng.normal(0, 0.01)
+                    deletion.append(
+                        (
+                            "base",
+                            method,
+                            0,
+                            seed,
+                            share,
+                            64 * (1 - share),
+                            family,
+                            tier,
+                            a,
+                            a - 0.06,
+                            a + 0.06,
+                            100,
+                            0.02,
+                        )
+                    )
+        for first in range(n_layers - 1):
+            a = top - 0.4 * np.exp(-((first - 2) ** 2)) + rng.normal(0, 0.01)
+            knockout.append(("base", first, first + 1, family, tier, a, a - 0.06, a + 0.06, 100))
+        knockout.append(("base", 0, -1, family, tier, top, top - 0.05, top + 0.05, 100))
+    for attribute in ("colour", "shape", "n_objects"):
+        for layer in range(n_layers + 1):
+            a = 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.normal(0, 0.01)
+            patching.append(("base", layer, attribute, a, max(0, a - 0.08), a + 0.08, 100))
+    tables = []
+    for name, rows in (("deletion", deletion), ("knockout", knockout), ("patching", patching)):
+        tables.append(pl.DataFrame(rows, orient="row", schema=list(TABLES[name].columns)))
+    return tables[0], tables[1], tables[2]
+
+
+def fake_token_maps(images: pl.DataFrame, n_layers: int, n_maps: int, rng: np.random.Generator) -> tuple[TokenMap, ...]:
+    maps = []
+    for image_id in images["image_id"].to_list()[:n_maps]:
+        thumbnail = np.full((112, 112, 3), 255, np.uint8)
+        norms = rng.uniform(0.8, 1.2, (n_layers + 1, 8, 8)).astype(np.float32)
+        for _ in range(5):
+            r, c = rng.integers(0, 7, 2)
+            thumbnail[r * 14 : r * 14 + 20, c * 14 : c * 14 + 20] = rng.integers(0, 200, 3)
+            norms[:, r : r + 2, c : c + 2] *= np.linspace(1, 4, n_layers + 1)[:, None, None]
+        maps.append(TokenMap(image_id, thumbnail, tuple(range(n_layers + 1)), norms))
+    return tuple(maps)
+
+
+def fake_point(
+    model: str = "reference-joint", source: str = "scenes", n_images: int = 60, n_layers: int = 6, seed: int = 0
+) -> PointResults:
+    rng = np.random.default_rng(seed)
+    kinds = SCENE_KINDS if source == "scenes" else COCO_KINDS
+    images = fake_images(kinds, n_images, source, rng)
+    deletion, knockout, patching = fake_causal(n_layers, rng)
+    scenes = source == "scenes"
+    return PointResults(
+        label=f"{model}, {source}",
+        model=model,
+        source=source,
+        n_layers=n_layers,
+        attribute_kinds=kinds,
+        settings={"model": model, "data": source},
+        digests={"capture": f"{seed:016x}"},
+        images=images,
+        layer_metrics=fake_layer_metrics(images, n_layers, rng),
+        correlations=fake_correlations(kinds, n_layers, n_images, rng),
+        probes=fake_probes(kinds, n_layers, rng),
+        trials=fake_trials(rng) if scenes else None,
+        deletion=deletion if scenes else None,
+        knockout=knockout if scenes else None,
+        patching=patching if scenes else None,
+        token_maps=fake_token_maps(images, n_layers, 6, rng),
+        places={f"vision_{i:02d}": (2 * (i // 4), 2 * (i % 4) + 1) for i in range(16)},
+        grid=(8, 8),
+    )
+
+
+def fake_study(n_points: int = 2) -> StudyResults:
+    points = [fake_point(), fake_point(source="coco", seed=1), fake_point("reference-cross", n_layers=4, seed=2)][
+        :n_points
+    ]
+    return StudyResults(
+        name="invented",
+        description="Invented numbers that exercise every figure; nothing here was measured.",
+        created="2026-01-02T03:04:05+00:00",
+        command="vtsweep run sweeps/invented.yaml",
+        versions={"vtsweep": "0.1.0", "torch": "2.13.0"},
+        hardware={"cpu": "2 cores", "memory": "8 GB", "gpu": "none"},
+        points=tuple(points),
+        config="name: invented\n",
+        stages=pl.DataFrame(
+            {"stage": ["capture", "correlate"], "point": [points[0].label] * 2, "seconds": [12.0, 3.5]}
+        ),
+        next_steps=(("vtsweep ui", "look at the runs in MLflow"),),
+    )

@@ -93,6 +93,28 @@ def _entry(name: str, fields: dict[str, Any], root: Path) -> Entry:
     return Entry(name=name, folder=root / folder if folder else None, extras=extras, **fields)
 
 
+def catalogue_rows() -> list[dict[str, Any]]:
+    """Return the named models as rows for a table: what each is and needs."""
+    rows = []
+    for entry in entries().values():
+        needs = [f"vtsweep[{extra}]" for extra in entry.extras]
+        needs += ["access on the hub"] if entry.gated else []
+        needs += ["trust_remote_code and a revision"] if entry.remote_code else []
+        rows.append(
+            {
+                "name": entry.name,
+                "family": entry.family,
+                "kind": entry.vision_kind,
+                "parameters_b": entry.parameters,
+                "bf16_gb": round(2 * (entry.parameters or 0), 2),
+                "licence": entry.licence,
+                "needs": ", ".join(needs) or "-",
+                "repository": entry.repository or "shipped with the package",
+            }
+        )
+    return rows
+
+
 def resolve(config: ModelConfig) -> Entry:
     """Return the entry of a catalogue name, a hub repository id, or a local checkpoint folder.
 

@@ -51,7 +51,7 @@ def vision_blocked(adapter: Adapter, layers: Sequence[int]) -> Iterator[None]:
         yield
 
 
-def _skip(_: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+def _skip(_: nn.Module, args: tuple, kwargs: dict[str, Any], __: Any) -> Any:
     return args[0] if args else kwargs["hidden_states"]
 
 
@@ -192,7 +192,7 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
     text = (adapter.groups(batch) == TEXT).to(adapter.device)
     total = torch.zeros(where.shape, device=adapter.device)
 
-    def add(_: nn.Module, args: tuple, output: Any) -> None:
+    def add(_: nn.Module, __: tuple, output: Any) -> None:
         weights = output[1].float().mean(dim=1)
         total.add_(torch.einsum("bqk,bq->bk", weights, text / text.sum(dim=1, keepdim=True)))
 

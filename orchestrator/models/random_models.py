@@ -339,7 +339,7 @@ def _side(config: Any) -> int:
     return side[0] if isinstance(side, list | tuple) else side
 
 
-def _fixed(config: Any, tiles: tuple[int, int], generator: torch.Generator) -> _Image:
+def _fixed(config: Any, _: tuple[int, int], generator: torch.Generator) -> _Image:
     side = _side(config)
     n = (side // config.vision_config.patch_size) ** 2
     return [IMAGE] * n, {"pixel_values": _pixels(generator, 1, 3, side, side)}

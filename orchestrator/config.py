@@ -325,8 +325,10 @@ class AblateConfig(Section):
     )
     low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
     high_families: tuple[str, ...] = ("count", "relation")
+    n_objects_high: tuple[Int, Int] = (2, 12)
+    """Number of objects in high-tier scenes."""
     source: Literal["scenes", "coco"] = "scenes"
-    """Images the questions are asked of."""
+    """Images the questions are asked of; `coco` uses the run's `data` section. Patching always uses scenes."""
     n_per_family: PositiveInt = 100
     """Questions of each family and tier."""
     deleted_shares: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)

@@ -1,0 +1,87 @@
+"""Which tokens' states are kept for probes, and how they become float16.
+
+| position | token |
+|---|---|
+| `vision_mean`, `text_mean` | mean over the group's tokens |
+| `vision_00`, `vision_01`, ... | seeded places among the image's vision tokens |
+| `text_00`, `text_01`, ... | tokens of the question, evenly spread from its first to its last |
+| `last` | last token of the sequence |
+
+A vision place is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different size thus
+share places, at the same relative position in reading order. The k-th of P quantiles is drawn from [k/P, (k+1)/P), so
+that places are spread over the image and distinct wherever N >= 2 P.
+
+Letters: B images, N tokens, D width, P positions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+FLOAT16_MAX = 65504.0
+
+
+def vision_quantiles(n: int, seed: int) -> np.ndarray:
+    """The `n` seeded places, float64 in [0, 1), ascending."""
+    return (np.arange(n) + np.random.default_rng([seed, n]).random(n)) / max(n, 1)
+
+
+def vision_ordinals(quantiles: np.ndarray, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
+    """Which of an image's vision tokens, counted from 0, lies at each place."""
+    places = torch.as_tensor(quantiles, dtype=torch.float64, device=counts.device)
+    return (places[None] * counts[:, None].double()).floor().long()
+
+
+def text_ordinals(n: int, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
+    """`n` tokens of a question spread evenly from its first to its last."""
+    steps = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=counts.device)
+    return (steps[None] * (counts[:, None] - 1).double()).round().long()
+
+
+def position_names(n_vision: int | None, n_text: int | None) -> list[str]:
+    """Names in the order of `gather`; None for a group that a tap does not hold."""
+    names: list[str] = []
+    if n_vision is not None:
+        names += ["vision_mean", *(f"vision_{k:02d}" for k in range(n_vision))]
+    if n_text is not None:
+        names += ["text_mean", *(f"text_{k:02d}" for k in range(n_text)), "last"]
+    return names
+
+
+def masked_mean(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float32[Tensor, "B D"]:
+    """Mean over the tokens of a group. A state that is not finite shows in it."""
+    weights = mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
+    # Masked states are zeroed, not weighted by zero: padding may hold anything, and 0 x inf is NaN.
+    tokens = hidden.float().masked_fill(~mask[..., None], 0.0)
+    return torch.bmm(weights[:, None], tokens)[:, 0]
+
+
+def take(
+    hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], ordinals: Int64[Tensor, "B P"]
+) -> Float32[Tensor, "B P D"]:
+    """States of a group's tokens by their number within the group."""
+    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
+    places = order.gather(1, ordinals.clamp(max=mask.shape[1] - 1))
+    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])).float()
+
+
+def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Features as float16 without overflow.
+
+    Args:
+        features: float32 (n_images, n_layers, n_positions, D).
+
+    Returns:
+        The float16 array, and None where every value fits. Otherwise vectors that would overflow are divided by a
+        power of two (exact but for the smallest values), and the second array, float32 (n_images, n_layers,
+        n_positions), holds what to multiply each vector by.
+    """
+    largest = np.abs(features).max(axis=-1, initial=0.0)
+    if not (largest > FLOAT16_MAX).any():
+        return features.astype(np.float16), None
+    exponents = np.ceil(np.log2(np.maximum(largest / FLOAT16_MAX, 1.0)))
+    scales = np.exp2(exponents).astype(np.float32)
+    return (features / scales[..., None]).astype(np.float16), scales

@@ -7,9 +7,12 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from orchestrator.config import StageName
 
 # Nothing is sent anywhere by the libraries below; must be set before they are imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -43,12 +46,15 @@ def _emit(value: Any, as_json: bool, text: Any) -> None:
         text()
 
 
-def _run(file: str, overrides: Sequence[str] | None, stages: Sequence[str] | None, as_json: bool, quiet: bool) -> None:
-    from orchestrator.study import print_outcome, run_study
+def _run(
+    file: str, overrides: Sequence[str] | None, stages: Sequence[StageName] | None, as_json: bool, quiet: bool
+) -> None:
+    from orchestrator.console import outcome, print_outcome
+    from orchestrator.study import run_study
     from orchestrator.sweep import load_sweep
 
-    outcome = run_study(load_sweep(file, overrides or ()), stages=stages, quiet=quiet or as_json)
-    _emit(outcome.as_json(), as_json, lambda: print_outcome(outcome))
+    study, report = run_study(load_sweep(file, overrides or ()), stages=stages, quiet=quiet or as_json)
+    _emit(outcome(study, report) if as_json else None, as_json, lambda: print_outcome(study, report))
 
 
 @app.command(epilog="Example:  vtsweep run sweeps/coco.yaml data.root=/data/coco storage=/data/results")
@@ -102,11 +108,13 @@ def report(
     study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False
 ) -> None:
     """Write the report of a finished study again, from its tables."""
-    from orchestrator.study import load_study, print_next, write_report
+    from orchestrator.console import print_next
+    from orchestrator.record import Study
+    from orchestrator.study import write_report
 
-    loaded = load_study(study)
-    written = write_report(loaded)
-    _emit({"report": written}, as_json, lambda: print_next(loaded, written))
+    loaded = Study.load(study)
+    written = write_report(loaded, quiet=as_json)
+    _emit({"report": written}, as_json, lambda: print_next(loaded, written[0]))
 
 
 @app.command(epilog="Example:  vtsweep status results/studies/quickstart")
@@ -114,9 +122,10 @@ def status(
     study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False
 ) -> None:
     """Show how far a running or interrupted study is, from its files alone."""
-    from orchestrator.study import load_study, print_status, study_status
+    from orchestrator.console import print_status, study_status
+    from orchestrator.record import Study
 
-    found = study_status(load_study(study))
+    found = study_status(Study.load(study))
     _emit(found, as_json, lambda: print_status(found))
 
 
@@ -127,7 +136,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Put models or studies side by side in one report."""
-    from orchestrator.study import compare_studies
+    from orchestrator.console import compare_studies
 
     written = compare_studies(studies, out)
     _emit({"report": written}, as_json, lambda: typer.echo(f"comparison: {written}"))
@@ -136,27 +145,32 @@ def compare(
 @app.command(epilog="Example:  vtsweep ui results")
 def ui(
     storage: Annotated[str, typer.Argument(help="Storage folder of your studies, or a tracking URI")] = "results",
-    port: Annotated[int, typer.Option(help="Port on this machine")] = 5000,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but 127.0.0.1 is open to others")
-    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port on this machine; a free one when absent")] = None,
 ) -> None:
-    """Open the MLflow comparison UI on this machine."""
-    from orchestrator.tracking import serve_ui, tracking_uri
+    """Open the MLflow comparison UI, on this machine only."""
+    from orchestrator.layout import Storage
+    from orchestrator.tracking import default_uri
+    from orchestrator.tracking_ui import serve_ui
 
-    raise typer.Exit(serve_ui(tracking_uri(storage), port=port, host=host))
+    uri = storage if storage.startswith(("sqlite:", "http:", "https:")) else default_uri(Storage(storage))
+    serve_ui(uri or storage, port)
 
 
 @app.command(epilog="Example:  vtsweep track results")
 def track(
-    storage: Annotated[str, typer.Argument(help="Storage folder of your studies")] = "results", as_json: Json = False
+    storage: Annotated[str, typer.Argument(help="Storage folder of your studies")] = "results",
+    uri: Annotated[str | None, typer.Option(help="Tracking server; STORAGE/mlflow.db when absent")] = None,
+    as_json: Json = False,
 ) -> None:
     """Send results to MLflow that could not be sent when they were made; each is sent once."""
+    from orchestrator.config import TrackConfig
     from orchestrator.layout import Storage
     from orchestrator.tracking import track_pending
 
-    sent = track_pending(Storage(storage))
-    _emit({"sent": sent}, as_json, lambda: typer.echo(f"sent {sent} pending run(s)"))
+    sent, waiting = track_pending(Storage(storage), TrackConfig(uri=uri))
+    _emit({"sent": sent, "waiting": waiting}, as_json, lambda: typer.echo(f"sent {sent} run(s), {waiting} still wait"))
+    if waiting:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example:  vtsweep init my_study.yaml --model reference-cross --data coco --root /data/coco")

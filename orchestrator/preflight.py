@@ -83,11 +83,12 @@ def _check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequen
 
 
 def _check_families(key: str, names: Sequence[str]) -> None:
-    from orchestrator.data.questions import FAMILIES
+    from orchestrator.data.templates import templates
 
+    known = [name for name in templates() if name not in ("plurals", "caption")]
     for name in names:
-        if name not in FAMILIES:
-            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, FAMILIES)}")
+        if name not in known:
+            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, known)}")
 
 
 def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from orchestrator.config import RunConfig, StageName
 from orchestrator.layout import Storage
 from orchestrator.preflight import preflight
+from orchestrator.progress import Progress
 from orchestrator.record import STUDY_FILE, Study, make_record
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
+from orchestrator.tracked import log_report, log_stage
+from orchestrator.tracking import Tracker
 
 
-def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False) -> Study:
+def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False) -> tuple[Study, str]:
     """Run a study's stages in order; whatever an earlier run finished is not done again.
 
     Args:
         sweep: the validated study.
         stages: run only these and what they read; all of the study's when absent.
         quiet: show no progress.
+
+    Returns:
+        The study, and the path of its report.
 
     Raises:
         VtsweepError: bad input (before any work starts), or a stage that did not finish (what it finished is kept).
@@ -30,16 +35,17 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
     storage = Storage(sweep.study.storage)
     preflight(sweep, wanted)
     study = open_study(sweep, storage, wanted)
-    tracker = _tracker(sweep, study)
+    tracker = Tracker(sweep.study.track, study.name, storage, sweep.study.description)
     with _ray(sweep, study, wanted):
         for stage in wanted:
             started = time.monotonic()
             STAGE_KINDS[stage].run(distinct_runs(sweep, storage, stage), storage, quiet)
             study.record["seconds"][stage] = round(time.monotonic() - started, 2)
-            tracker.log_stage(study, stage)
+            log_stage(tracker, study, stage)
     study.folder.write_json(STUDY_FILE, study.record)
-    tracker.log_report(study, write_report(study))
-    return study
+    written = write_report(study, quiet=quiet)
+    log_report(tracker, study, written)
+    return study, written[0]
 
 
 def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName]) -> Study:
@@ -61,18 +67,14 @@ def distinct_runs(sweep: Sweep, storage: Storage, stage: StageName) -> list[RunC
     return list({STAGE_KINDS[stage].make(p.run, storage).digest: p.run for p in reversed(sweep.points)}.values())[::-1]
 
 
-def write_report(study: Study) -> list[str]:
+def write_report(study: Study, *, quiet: bool = False) -> list[str]:
     """Write the HTML report, figures and tables of a study from its files; returns their paths, the page first."""
-    from orchestrator.report.page import make_report
+    from orchestrator.report import make_report
     from orchestrator.results import gather_results
 
-    return [study.folder.path(name) for name in make_report(gather_results(study), study.folder.sub("report"))]
-
-
-def _tracker(sweep: Sweep, study: Study) -> Any:
-    from orchestrator.tracked import StudyTracker
-
-    return StudyTracker(sweep.study.track, study)
+    with Progress("report", None, "files", quiet=quiet) as progress:
+        names = make_report(gather_results(study), study.folder.sub("report"), lambda name: progress.advance(1, name))
+    return [study.folder.path(f"report/{name}") for name in names]
 
 
 @contextlib.contextmanager

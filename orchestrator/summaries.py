@@ -110,7 +110,7 @@ def _capture(view: View) -> Summary:
 
 
 def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
-    """The `n` strongest significant Spearman correlations of vision tokens, one for each attribute, at its best layer."""
+    """The `n` strongest significant Spearman correlations of vision tokens, at most one an attribute."""
     return (
         view.stage.scan("correlations")
         .filter((pl.col("group") == "vision") & (pl.col("statistic") == "spearman") & (pl.col("q") < 0.05))

@@ -1,0 +1,37 @@
+"""vtsweep: how vision-language models spread visual information over their tokens, and what changes it.
+
+>>> import orchestrator as vt
+>>> study = vt.Study.load("results/studies/quickstart")   # doctest: +SKIP
+>>> study.layer_metrics.collect()   # doctest: +SKIP
+>>> vt.capture("reference-joint", images).layer_metrics   # doctest: +SKIP
+
+Names are imported when they are first used, so that importing the package is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.notebook import Captured, capture
+    from orchestrator.record import Study
+    from orchestrator.study import run_study
+    from orchestrator.sweep import load_sweep, make_sweep
+
+_HOMES = {
+    "Captured": "orchestrator.notebook",
+    "capture": "orchestrator.notebook",
+    "Study": "orchestrator.record",
+    "run_study": "orchestrator.study",
+    "load_sweep": "orchestrator.sweep",
+    "make_sweep": "orchestrator.sweep",
+}
+
+__all__ = ["Captured", "Study", "capture", "load_sweep", "make_sweep", "run_study"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

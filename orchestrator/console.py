@@ -1,0 +1,142 @@
+"""What a command says at its end: the closing summary, the state of a study, the next commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from orchestrator.compression.depth import THIRDS
+from orchestrator.compression.registry import METRICS
+from orchestrator.errors import StorageError
+from orchestrator.record import Study, View
+from orchestrator.results import next_steps
+from orchestrator.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
+from orchestrator.tables import print_rows
+
+
+def finished(study: Study, stage: Any) -> list[View]:
+    """The study's finished stages of one kind; none when the kind is not part of it."""
+    return [v for v in study.views(stage) if v.stage.is_done()] if stage in study.stages else []
+
+
+def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
+    """A finished study as plain values, for `--json`."""
+    return {
+        "study": study.name,
+        "storage": study.storage.uri,
+        "report": report,
+        "seconds": study.record["seconds"],
+        "stages": [
+            {"stage": name, "point": view.label, "digest": view.stage.digest, "path": view.stage.store.uri}
+            for name in study.stages
+            for view in finished(study, name)
+        ],
+        "compression": {v.label: depth_rows(v) for v in finished(study, "capture")},
+        "strongest_correlations": {v.label: strongest_correlations(v).to_dicts() for v in finished(study, "correlate")},
+        "trials": trial_rows(study),
+    }
+
+
+def depth_rows(view: View) -> list[dict[str, Any]]:
+    """One row a headline metric: its mean over vision tokens by depth third, and which way is more compressed."""
+    means = depth_means(view).filter(pl.col("group") == "vision")
+    values = {row["third"]: row for row in means.iter_rows(named=True)}
+    rows = []
+    for metric in HEADLINE:
+        if metric in means.columns:
+            meaning = "more" if METRICS[metric].direction > 0 else "less"
+            row = {"metric": metric, **{t: values[t][metric] for t in THIRDS if t in values}}
+            rows.append({**row, "larger means": f"{meaning} compressed"})
+    return rows
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """One row a finished trial: accuracy of both tiers before and after."""
+    rows = []
+    for view in finished(study, "finetune"):
+        row = view.stage.scan("trials").collect().row(0, named=True)
+        shown = {"ratio": row["complexity_ratio"], "seed": row["seed"]}
+        for tier in ("low", "high"):
+            shown |= {f"{tier} before": row.get(f"accuracy_base/{tier}"), f"{tier} after": row.get(f"accuracy/{tier}")}
+        rows.append(shown)
+    return rows
+
+
+def print_outcome(study: Study, report: str | None = None) -> None:
+    """The closing summary: compression by depth, the three strongest correlations, trials, and what to do next."""
+    console = Console()
+    for view in finished(study, "capture"):
+        title = f"Compression of visual tokens by depth ({view.label}, {main_tap(view)})"
+        print_rows(title, depth_rows(view), console)
+    for view in finished(study, "correlate"):
+        rows = strongest_correlations(view).to_dicts()
+        if rows:
+            shown = ("attribute", "metric", "tap", "layer", "rho", "ci_low", "ci_high", "n")
+            title = f"Strongest correlations with what is in the image ({view.label})"
+            print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
+        else:
+            console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
+    if rows := trial_rows(study):
+        print_rows("Accuracy by tier, before and after fine-tuning", rows, console)
+    print_next(study, report)
+
+
+def print_next(study: Study, report: str | None = None) -> None:
+    """Where the report is, and commands worth running next."""
+    console = Console(soft_wrap=True, highlight=False)
+    if report:
+        console.print(f"\nreport: [bold]{report}[/]")
+    console.print("next:")
+    for command, why in next_steps(study):
+        console.print(f"  [cyan]{command}[/]  {why}")
+
+
+def study_status(study: Study) -> dict[str, Any]:
+    """How far a study is, from its files alone."""
+    rows = []
+    for name in study.stages:
+        views = {v.stage.digest: v for v in study.views(name)}
+        planned: dict[str, str] = {}
+        for point in study.record["points"]:
+            planned.setdefault(point["stages"][name], point["label"])
+        for stage_digest, label in planned.items():
+            view = views.get(stage_digest)
+            rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
+    return {"study": study.name, "created": study.record["created"], "command": study.record["command"], "stages": rows}
+
+
+def _state(view: View | None) -> dict[str, Any]:
+    if view is None:
+        return {"state": "not begun", "shards": 0}
+    shards = len(view.stage.finished_shards())
+    if view.stage.is_done():
+        return {"state": "done", "shards": shards}
+    return {"state": "unfinished", "shards": shards}
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """Print `study_status` for people, with the command that goes on."""
+    console = Console(soft_wrap=True, highlight=False)
+    print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
+    if any(row["state"] != "done" for row in status["stages"]):
+        console.print(f"resume:  [cyan]{status['command']}[/]")
+
+
+def compare_studies(folders: Sequence[str], out: str) -> str:
+    """Write one report over several studies; returns the path of its page.
+
+    Raises:
+        StorageError: a folder holds no study, or fewer than two are named.
+    """
+    from orchestrator.layout import Storage
+    from orchestrator.report import make_comparison
+    from orchestrator.results import gather_results
+
+    if len(folders) < 2:
+        raise StorageError(f"compare needs two or more studies, found {len(folders)}")
+    storage = Storage(out)
+    written = make_comparison([gather_results(Study.load(folder)) for folder in folders], storage)
+    return storage.path(written[0])

@@ -1,0 +1,177 @@
+"""A study's finished tables, gathered into what the report draws."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from orchestrator.compression.findings import find
+from orchestrator.config import RunConfig, StageName
+from orchestrator.data.source import make_source
+from orchestrator.errors import StorageError, VtsweepError
+from orchestrator.layout import canonical_json
+from orchestrator.record import TABLE_STAGE, Study, View, describe_run
+from orchestrator.report.model import PointResults, StudyResults, TokenMap
+
+_FURTHER = ("policy", "link")
+_N_TOKEN_MAPS = 6
+
+
+def gather_results(study: Study) -> StudyResults:
+    """Read whatever tables of a study are finished; what is not there yet is left out."""
+    record = study.record
+    versions = {str(k): str(v) for k, v in record["versions"].items()}
+    return StudyResults(
+        name=study.name,
+        description=record["description"],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=record["command"],
+        versions=versions,
+        hardware={k: str(v) for k, v in record["hardware"].items()},
+        points=tuple(_points(study)),
+        config=record["text"] or yaml.safe_dump(record["points"][0]["config"]),
+        stages=stage_rows(study),
+        next_steps=next_steps(study),
+    )
+
+
+def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
+    """Commands worth running after this study."""
+    steps = [
+        (f"vtsweep ui {study.storage.uri}", "compare runs in the MLflow UI"),
+        (f"vtsweep report {study.folder.uri}", "write the report again"),
+    ]
+    done = set(study.stages)
+    if "finetune" not in done:
+        steps.append(("vtsweep run sweeps/complexity_ratio.yaml", "does complex training data change this?"))
+    if "ablate" not in done:
+        steps.append(("vtsweep run sweeps/ablation.yaml", "which tokens does the decoder use?"))
+    return tuple(steps)
+
+
+def stage_rows(study: Study) -> pl.DataFrame:
+    """One row a distinct stage: stage, point, digest, state."""
+    rows = [
+        {"stage": name, "point": view.label, "digest": view.stage.digest, "done": view.stage.is_done()}
+        for name in study.stages
+        for view in study.views(name)
+    ]
+    return pl.DataFrame(rows, schema={"stage": pl.String, "point": pl.String, "digest": pl.String, "done": pl.Boolean})
+
+
+def _points(study: Study) -> Iterable[PointResults]:
+    views = {stage: study.views(stage) for stage in study.stages}
+    subjects: dict[str, RunConfig] = {}
+    for name in views:
+        for view in views[name]:
+            subjects.setdefault(_subject(view.run), view.run)
+    for key, run in subjects.items():
+        mine = {stage: [v for v in found if _subject(v.run) == key] for stage, found in views.items()}
+        yield _point(run, mine, label=_label(run, list(subjects.values())))
+
+
+def _subject(run: RunConfig) -> str:
+    """What a report treats as one point: a model on a data source, whatever the trial."""
+    config = run.model_dump(mode="json")
+    return canonical_json([config["model"], config["data"], config["capture"]])
+
+
+def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
+    label = describe_run(run)
+    twins = [other for other in runs if describe_run(other) == label]
+    return label if len(twins) == 1 else f"{label} {twins.index(run) + 1}"
+
+
+def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> PointResults:
+    tables = {name: _read(views.get(stage, []), name) for name, stage in TABLE_STAGE.items()}
+    kinds = dict(make_source(run.data).attribute_kinds) if tables["images"] is not None else {}
+    capture = next(iter(views.get("capture", [])), None)
+    rejected = tables.pop("rejected")
+    for unused in ("answers", "training"):
+        tables.pop(unused, None)
+    further = {name: frame for name in _FURTHER if (frame := _read(views.get("ablate", []), name)) is not None}
+    return PointResults(
+        label=label,
+        model=run.model.name,
+        source=run.data.source,
+        n_layers=_n_layers(tables["layer_metrics"]),
+        attribute_kinds=kinds,
+        digests={stage: found[0].stage.digest for stage, found in views.items() if found},
+        n_rejected=0 if rejected is None else rejected.height,
+        findings=_findings(run, tables),
+        further=further,
+        token_maps=tuple(_token_maps(capture, run)) if capture else (),
+        **{k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__},
+    )
+
+
+def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
+    frames = []
+    for view in views:
+        try:
+            frames.append(view.stage.scan(table).collect())
+        except StorageError:
+            continue
+    return pl.concat(frames, how="diagonal_relaxed") if frames else None
+
+
+def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
+    if layer_metrics is None:
+        return 0
+    decoder = layer_metrics.filter(pl.col("tap") == "decoder")
+    return int(decoder["layer"].max() or 0)  # type: ignore[arg-type]
+
+
+def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
+    if tables.get("layer_metrics") is None or tables.get("correlations") is None:
+        return None
+    found = find(tables["layer_metrics"], tables["correlations"], source=run.data.source)
+    return pl.DataFrame([asdict(f) for f in found]) if found else None
+
+
+def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:
+    """Norm maps of a few images spread over the range of `n_objects` (or over the source)."""
+    shards = view.stage.finished_shards()
+    if not shards or "token_norms" not in next(iter(shards.values()))["arrays"]:
+        return
+    images = view.stage.scan("images").collect().with_row_index("row")
+    ordered = images.sort("n_objects") if "n_objects" in images.columns else images
+    rows = (
+        ordered["row"]
+        .gather(np.linspace(0, images.height - 1, min(_N_TOKEN_MAPS, images.height)).astype(int))
+        .to_list()
+    )
+    norms = view.stage.arrays("token_norms")
+    grids = view.stage.arrays("token_grid")
+    layers = tuple(next(iter(shards.values()))["extra"]["token_norms"]["layers"])
+    starts = np.cumsum([0, *(len(a) for a in norms)])
+    source = make_source(run.data)
+    for row in rows:
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        grid, values = grids[shard][row - starts[shard]], norms[shard][row - starts[shard]]
+        try:
+            image = source.load(int(images["index"][row])).image
+        except VtsweepError:
+            continue
+        yield _token_map(str(images["image_id"][row]), image, layers, np.asarray(grid), np.asarray(values))
+
+
+def _token_map(
+    image_id: str, image: np.ndarray, layers: tuple[int, ...], grid: np.ndarray, norms: np.ndarray
+) -> TokenMap:
+    """One map of the first tile. `grid` is (N, 3) of row, column, tile (-1: no token); `norms` is (layers, N)."""
+    import cv2
+
+    shown = (grid[:, 0] >= 0) & (grid[:, 2] == grid[grid[:, 0] >= 0, 2].min())
+    places = grid[shown]
+    laid = np.full((len(layers), places[:, 0].max() + 1, places[:, 1].max() + 1), np.nan, np.float32)
+    laid[:, places[:, 0], places[:, 1]] = norms[:, shown]
+    scale = 200 / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return TokenMap(image_id, cv2.resize(image, size, interpolation=cv2.INTER_AREA), layers, laid)

@@ -1,0 +1,56 @@
+"""Finished stages of a study -> MLflow runs: a parent run a kind of stage, a child run each of its stages or trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from orchestrator.config import StageName
+from orchestrator.errors import StorageError
+from orchestrator.layout import digest
+from orchestrator.outbox import Content
+from orchestrator.record import TABLE_STAGE, Study
+from orchestrator.summaries import summarise
+from orchestrator.tracking import Tracker
+
+_LARGE = {"layer_metrics", "images", "answers", "deletion_answers", "question_metrics", "training"}
+"""Tables with a row an image or question: they stay in storage, and the run names the place."""
+
+
+def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
+    """Log every finished stage of one kind, once; what cannot be sent now waits in the study's outbox."""
+    for view in study.views(name):
+        if not view.stage.is_done():
+            continue
+        summary = summarise(name, view)
+        tables: dict[str, pl.DataFrame] = {}
+        for table, home in TABLE_STAGE.items():
+            if home != name or table in _LARGE:
+                continue
+            try:
+                tables[table] = view.stage.scan(table).collect()
+            except StorageError:
+                continue
+        content = Content(
+            params=summary.params,
+            metrics=summary.metrics,
+            curves=summary.curves,
+            tables=tables,
+            note=f"{name}: {view.label}. Tables: {study.storage.uri.rstrip('/')}/{view.stage.folder}",
+            seconds=float(study.record["seconds"].get(name, 0.0)),
+        )
+        tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name)
+
+
+def log_report(tracker: Tracker, study: Study, written: list[str]) -> None:
+    """Log the report's page and PNG figures as artifacts of one run."""
+    from fsspec.core import url_to_fs
+
+    figures: dict[str, bytes] = {}
+    for path in written:
+        if path.endswith((".png", ".html")):
+            fs, where = url_to_fs(path)
+            figures[path.split("/report/", 1)[-1]] = fs.cat_file(where)
+    stages: dict[str, Any] = {name: [v.stage.digest for v in study.views(name)] for name in study.stages}
+    tracker.log_group("report", digest(stages), None, Content(figures=figures, note=study.record["description"]))

@@ -5,7 +5,7 @@ Shapes: B positions, n training images, m held-out images, d width, T nets a pos
 All nets of a call take the same steps on the same minibatches, so the first layer of all nets of a position is one
 product X (b, d) @ (d, T w) and the others are batched products over B T nets. Loss as scikit-learn's `MLPClassifier` /
 `MLPRegressor`: mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU,
-Glorot-uniform start, Adam; the learning rate falls to zero along a cosine. Each net's start depends on `seed` alone,
+Glorot-uniform start, Adam; the learning rate is constant for half the steps, then falls to zero in a line. Each net's start depends on `seed` alone,
 so results do not depend on which nets share a call.
 """
 
@@ -81,7 +81,7 @@ class MlpBatch:
                 order = torch.randperm(n, generator=random)
             rows, order = order[:b].to(X.device), order[b:]
             for group in optimiser.param_groups:
-                group["lr"] = settings.learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+                group["lr"] = settings.learning_rate * min(1.0, 2.0 * (1.0 - step / settings.steps))
             output = self.forward(X[:, rows])
             part = used[:, rows]
             weight = part / part.sum(1, keepdim=True).clamp_min(1.0)

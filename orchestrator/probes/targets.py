@@ -77,11 +77,10 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
     reason = None
     if not present.any():
         reason = "no image has a value"
-    elif len(kept) < 2:
-        reason = f"one class: {kept[0]!r} alone has >= {min_class_count} images" if len(kept) else ""
-        reason = (
-            reason or f"no class has >= {min_class_count} images: {len(names)} classes, {int(present.sum())} images"
-        )
+    elif len(kept) == 1:
+        reason = f"one class: {str(kept[0])!r} alone has >= {min_class_count} images"
+    elif len(kept) == 0:
+        reason = f"no class has >= {min_class_count} images: {len(names)} classes, {int(present.sum())} images"
     return Target(
         name,
         "classification",

@@ -1,0 +1,214 @@
+"""Batched solvers against scikit-learn and float64 oracles."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from orchestrator.config import ProbeConfig
+from orchestrator.probes import reference
+from orchestrator.probes.factor import factorise
+from orchestrator.probes.grid import fit_grid
+from orchestrator.probes.logistic import fit_logistic, make_problems, solve
+from orchestrator.probes.mlp import MlpBatch, MlpSettings, fit_mlp
+from orchestrator.probes.ridge import fit_ridge
+from orchestrator.probes.split import make_split
+from orchestrator.probes.targets import make_target
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+
+
+def correlated(n: int, d: int, seed: int = 0, decades: float = 2.0) -> np.ndarray:
+    """Features (n, d) whose spectrum falls over some decades, with offsets: like hidden states."""
+    random = np.random.default_rng(seed)
+    rotation = np.linalg.qr(random.normal(size=(d, d)))[0]
+    return random.normal(size=(n, d)) * np.logspace(0, -decades, d) @ rotation + random.normal(size=d)
+
+
+def standardised(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (train - train.mean(0)) / train.std(0), (test - train.mean(0)) / train.std(0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(150, 40), (60, 200)], ids=["primal", "dual"])
+def test_ridge_chooses_the_penalties_and_coefficients_of_sklearn(n: int, d: int) -> None:
+    X = correlated(n + 30, d).astype(np.float32)
+    random = np.random.default_rng(1)
+    Y = X @ random.normal(size=(d, 6)) + random.normal(size=(n + 30, 6)) * np.linspace(0.01, 3, 6)
+    Z, Z_test = standardised(X[:n].astype(np.float64), X[n:].astype(np.float64))
+    chosen, prediction, coefficients = reference.ridge(Z, Z_test, Y[:n], PENALTIES)
+    factor = factorise(torch.from_numpy(X[None, :n]), torch.from_numpy(X[None, n:]))
+    fit = fit_ridge(factor, torch.from_numpy(Y[:n]).float(), torch.tensor(PENALTIES) * n)
+    assert fit.penalty[0].tolist() == chosen.tolist()
+    assert np.abs(factor.weights(fit.rotated)[0].T.numpy() - coefficients).max() < 1e-4 * np.abs(coefficients).max()
+    np.testing.assert_allclose(fit.prediction[0].numpy(), prediction, atol=1e-4 * np.abs(prediction).max())
+
+
+def test_ridge_leave_one_out_error_equals_refitting_without_each_image() -> None:
+    X = torch.from_numpy(correlated(20, 8))[None]
+    y = np.random.default_rng(0).normal(size=20)
+    factor = factorise(X, X)
+    fit = fit_ridge(factor, torch.from_numpy(y)[:, None], torch.tensor([3.0], dtype=torch.float64))
+    Z = ((X - factor.mean) / factor.scale)[0].numpy()
+    errors = []
+    for i in range(20):
+        rest = np.arange(20) != i
+        errors.append(Ridge(alpha=3.0).fit(Z[rest], y[rest]).predict(Z[[i]])[0] - y[i])
+    assert float(fit.loo_error[0, 0, 0]) == pytest.approx(np.square(errors).mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize(("n", "d"), [(120, 10), (40, 70)], ids=["primal", "dual"])
+def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int) -> None:
+    Z, _ = standardised(X := correlated(n, d), X)
+    random = np.random.default_rng(0)
+    codes = (Z @ random.normal(size=(d, n_classes)) / d**0.5 + 0.5 * random.normal(size=(n, n_classes))).argmax(1)
+    factor = factorise(torch.from_numpy(X)[None], torch.from_numpy(X)[None])
+    used = torch.ones(n, 1, dtype=torch.float64)
+    used[: n // 5] = 0
+    problems = make_problems(factor.Q[0], factor.s[0], torch.from_numpy(codes)[:, None], used, n_classes)
+    start = torch.zeros(problems.Q.shape[1], n_classes, 1, dtype=torch.float64)
+    W, _ = solve(problems, torch.tensor([0.7], dtype=torch.float64), start, tolerance=1e-8)
+    logits = (problems.Q @ W[:, :, 0]).softmax(1).numpy()
+    model = LogisticRegression(C=1 / 0.7, tol=1e-8, max_iter=10_000).fit(Z[n // 5 :], codes[n // 5 :])
+    np.testing.assert_allclose(logits, model.predict_proba(Z), atol=2e-5)
+
+
+def test_logistic_problems_do_not_influence_each_other() -> None:
+    X = torch.from_numpy(correlated(90, 12)).float()[None]
+    factor = factorise(X, X)
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (90, 3)))
+    codes[:, 0] = (factor.Q[0] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
+    fold = torch.arange(90) % 3
+    args = (factor.Q[0], factor.Q_test[0], factor.s[0])
+    together = fit_logistic(*args, codes, torch.ones(90, 3), fold, PENALTIES, 3)
+    for t in range(3):
+        alone = fit_logistic(*args, codes[:, [t]], torch.ones(90, 1), fold, PENALTIES, 3)
+        assert alone.penalty[0] == together.penalty[t]
+        torch.testing.assert_close(
+            alone.logits[:, :, 0].softmax(1), together.logits[:, :, t].softmax(1), atol=2e-3, rtol=0
+        )
+
+
+def test_nets_trained_together_equal_nets_trained_alone_by_plain_torch() -> None:
+    settings = MlpSettings(width=5, depth=2, steps=12, learning_rate=1e-2, batch_size=16, seed=3)
+    random = torch.Generator().manual_seed(0)
+    X, Y = torch.randn(2, 40, 6, generator=random), torch.randint(0, 3, (4, 40), generator=random)
+    used = (torch.rand(4, 40, generator=random) > 0.3).float()
+    penalty = torch.rand(2, 4, generator=random) * 0.1
+    mask = torch.zeros(4, 3)
+    nets = MlpBatch(2, 6, 4, 3, settings, X.device)
+    start = [w.detach().clone() for w in (*nets.weights, *nets.biases)]
+    nets.fit(X, Y, used, penalty, mask)
+    together = nets.predict(X, mask)
+    for b, t in ((0, 0), (1, 3)):
+        linear = [torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)]
+        for i, layer in enumerate(linear):
+            weight = start[0][b, :, t] if i == 0 else start[i][b * 4 + t]
+            layer.weight.data, layer.bias.data = weight.T.clone(), start[3 + i][b * 4 + t, 0].clone()
+        net = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1], torch.nn.ReLU(), linear[2])
+        optimiser = torch.optim.Adam(
+            [
+                {"params": [layer.weight for layer in linear], "weight_decay": float(penalty[b, t])},
+                {"params": [layer.bias for layer in linear]},
+            ]
+        )
+        order, generator = torch.empty(0, dtype=torch.int64), torch.Generator().manual_seed(settings.seed + 1)
+        for step in range(settings.steps):
+            if len(order) < 16:
+                order = torch.randperm(40, generator=generator)
+            rows, order = order[:16], order[16:]
+            rows = rows[used[t, rows] > 0]
+            for group in optimiser.param_groups:
+                group["lr"] = 1e-2 * min(1.0, 2.0 * (1.0 - step / settings.steps))
+            optimiser.zero_grad()
+            torch.nn.functional.cross_entropy(net(X[b, rows]), Y[t, rows]).backward()
+            optimiser.step()
+        torch.testing.assert_close(net(X[b]), together[b, t], atol=1e-5, rtol=1e-4)
+
+
+def test_mlp_solves_what_no_linear_probe_can() -> None:
+    random = np.random.default_rng(0)
+    X = random.normal(size=(300, 4)).astype(np.float32)
+    labels = torch.from_numpy((X[:, 0] * X[:, 1] > 0).astype(np.int64))
+    fit = fit_mlp(
+        torch.from_numpy(X[None, :200]),
+        torch.from_numpy(X[None, 200:]),
+        labels[None, :200],
+        torch.ones(1, 200),
+        torch.arange(200) % 5,
+        (1e-3, 100.0),
+        torch.tensor([2]),
+        MlpSettings(width=16, steps=150, learning_rate=1e-2),
+    )
+    assert fit.penalty.tolist() == [[0]]
+    assert float((fit.output[0, 0].argmax(1) == labels[200:]).float().mean()) > 0.85
+
+
+@pytest.fixture(scope="module")
+def both_engines() -> pl.DataFrame:
+    """Scores of 216 probes by both engines, joined."""
+    n, d, n_positions = 500, 12, 9
+    random = np.random.default_rng(0)
+    latent = random.normal(size=(n, 16))
+    features = np.stack(
+        [latent @ random.normal(size=(16, d)) + (1 + p) * random.normal(size=(n, d)) for p in range(n_positions)], 1
+    ).astype(np.float16)
+    targets = [
+        make_target(f"n{i}", "continuous", np.where(random.random(n) < 0.1 * (i % 4 == 0), np.nan, latent[:, i]))
+        for i in range(12)
+    ] + [make_target(f"c{i}", "categorical", latent[:, i : i + 2 + i % 3].argmax(1).astype(str)) for i in range(12)]
+    split = make_split(range(n), 0.6, 2, 0)
+    tables = [
+        fit_grid(
+            features,
+            targets,
+            ProbeConfig(engine=engine, controls=(), penalties=(1e-3, 1e-1, 10.0), n_folds=2, n_bootstrap=0),
+            split,
+            tap="decoder",
+            layer=0,
+            positions=[f"text_{p:02d}" for p in range(n_positions)],
+        )
+        for engine in ("batched", "sklearn")
+    ]
+    return tables[0].join(tables[1], on=["position", "attribute", "solver"], suffix="_sklearn")
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic"])
+def test_engines_agree_on_every_held_out_score_within_half_a_point(both_engines: pl.DataFrame, solver: str) -> None:
+    assert both_engines.height >= 200
+    rows = both_engines.filter(solver=solver)
+    assert (rows["score"] - rows["score_sklearn"]).abs().max() <= 0.005
+    assert rows["penalty"].to_list() == rows["penalty_sklearn"].to_list()
+    assert rows["score"].max() > 0.6
+
+
+def test_mlp_engines_agree_on_the_mean_held_out_score() -> None:
+    n, d = 900, 8
+    random = np.random.default_rng(0)
+    latent = random.normal(size=(n, 6))
+    features = np.stack([latent @ random.normal(size=(6, d)) + random.normal(size=(n, d)) for _ in range(3)], 1)
+    targets = [make_target(f"n{i}", "continuous", latent[:, i] * latent[:, i + 1]) for i in range(3)]
+    targets += [make_target(f"c{i}", "categorical", latent[:, i : i + 3].argmax(1)) for i in range(3)]
+    scores = {}
+    for engine in ("batched", "sklearn"):
+        config = ProbeConfig(
+            solvers=("mlp",),
+            engine=engine,
+            controls=(),
+            mlp_penalties=(0.03,),
+            mlp_steps=200,
+            mlp_width=16,
+            n_bootstrap=0,
+        )
+        table = fit_grid(
+            features.astype(np.float32),
+            targets,
+            config,
+            make_split(range(n), 0.6, 2, 0),
+            tap="decoder",
+            layer=0,
+            positions=["a", "b", "c"],
+        )
+        scores[engine] = table["score"].mean()
+    assert scores["batched"] == pytest.approx(scores["sklearn"], abs=0.01)

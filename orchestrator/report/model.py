@@ -152,3 +152,20 @@ class StudyResults:
 def slugify(text: str) -> str:
     """`text` in lower case with everything but letters, digits, dots and dashes replaced by a dash."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "point"
+
+
+def distinct_points(points: tuple[PointResults, ...]) -> list[PointResults]:
+    """Points whose measurements differ: those that share a capture (fine-tuning trials of one model) count once."""
+    seen: dict[str, PointResults] = {}
+    for point in points:
+        seen.setdefault(point.digests.get("capture", point.label), point)
+    return list(seen.values())
+
+
+def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
+    """All trials of all points by base model, each trial once."""
+    tables = [p.trials for p in points if p.trials is not None and p.trials.height]
+    if not tables:
+        return {}
+    together = pl.concat(tables, how="diagonal_relaxed").unique("trial", keep="first", maintain_order=True)
+    return {str(model): part for (model,), part in together.group_by("model", maintain_order=True)}

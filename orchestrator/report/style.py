@@ -96,6 +96,15 @@ def metric_title(name: str) -> str:
     return f"{metric.title} ({', '.join(variants)})" if variants else metric.title
 
 
+def metric_short(name: str) -> str:
+    """The name as a short heading: `effective_rank_centred` -> `Effective rank (centred)`."""
+    metric = metric_of(name)
+    if metric is None:
+        return name_of(name).capitalize()
+    variants = ["centred"] * metric.centred + ["trimmed"] * metric.trimmed
+    return metric.base.replace("_", " ").capitalize() + (f" ({', '.join(variants)})" if variants else "")
+
+
 UNITS = {
     "gini": "index, 0 to 1",
     "hoyer": "index, 0 to 1",

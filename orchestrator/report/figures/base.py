@@ -7,7 +7,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from orchestrator.layout import Storage
 from orchestrator.report.style import DIVERGING, SEQUENTIAL
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8.5,
     "axes.titlesize": 9,
@@ -61,9 +61,18 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return draw
 
 
-def wrapped(text: str, width: int = 36) -> str:
-    """`text` broken into lines of at most `width` characters."""
-    return textwrap.fill(text, width)
+def head(figure: Figure, text: str) -> None:
+    """The figure's heading, broken into lines that fit its width."""
+    figure.suptitle(textwrap.fill(text, int(12.5 * figure.get_figwidth())), x=0.01, ha="left")
+
+
+def legend(figure: Figure, panels: Sequence[Axes], loc: str, ncols: int = 1) -> None:
+    """One legend for all panels; a label that several panels share is shown once."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(list(handles.values()), list(handles), loc=loc, ncols=ncols, fontsize=8.5)  # type: ignore[arg-type]
 
 
 def new_panels(
@@ -148,8 +157,9 @@ def heat_map(
                 cell = axes.text(c, r, text, ha="center", va="center", fontsize=6.5, color=ink)
                 cell.set_in_layout(False)
         if crosses:
-            axes.scatter(*zip(*crosses, strict=True), marker="x", s=6 if crowded else 18, linewidths=0.8,
-                         color="#111111" if light else "#FFFFFF", alpha=0.75)  # fmt: skip
+            x, y = zip(*crosses, strict=True)
+            size = 6 if crowded else 18
+            axes.scatter(x, y, s=size, marker="x", linewidths=0.8, color="#111111" if light else "#FFFFFF", alpha=0.75)
     return image
 
 

@@ -9,13 +9,13 @@ import polars as pl
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from orchestrator.report.figures.base import band, heat_map, layer_axis, new_panels, styled, wrapped
+from orchestrator.report.figures.base import band, head, heat_map, layer_axis, legend, new_panels, styled
 from orchestrator.report.style import (
     colour_of,
     direction_words,
     headline_metrics,
     main_metrics,
-    metric_title,
+    metric_short,
     metric_unit,
     name_of,
 )
@@ -52,21 +52,16 @@ def layer_curves_figure(
             if part.height:
                 x, mean, low, high = (part[c].to_list() for c in ("layer", "mean", "ci_low", "ci_high"))
                 band(axes, x, mean, low, high, colour_of(group), f"{group} tokens")
-        axes.set_title(wrapped(metric_title(metric)))
+        axes.set_title(metric_short(metric))
         axes.set_ylabel(metric_unit(metric))
         axes.annotate(
             direction_words(metric), (0.02, 0.985), xycoords="axes fraction", va="top", fontsize=7, color="#555555"
         )
         axes.margins(y=0.18)
         layer_axis(axes)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=9)
+    legend(figure, panels, "outside upper right", 2)
     n = int(curves["n"].max() or 0)  # type: ignore[arg-type]
-    figure.suptitle(
-        f"Compression by layer · {title} · n = {n} images, band = 95 % bootstrap interval of the mean",
-        x=0.01,
-        ha="left",
-    )
+    head(figure, f"Compression by layer · {title} · n = {n} images, band = 95 % bootstrap interval of the mean")
     return figure
 
 
@@ -126,8 +121,9 @@ def rho_figure(
         image = heat_map(
             axes, values, [str(layer) for layer in layers], names, diverging=diverging, limits=limits, marked=weak
         )
-        axes.set_title(f"{metric_title(metric)}\n", fontsize=8.5)
-        axes.annotate(direction_words(metric), (0, 1.02), xycoords="axes fraction", fontsize=7, color="#555555")
+        axes.set_title(metric_short(metric) + "\n" * diverging, fontsize=8.5)
+        if diverging:
+            axes.annotate(direction_words(metric), (0, 1.02), xycoords="axes fraction", fontsize=7, color="#555555")
         if k % 4 == 0:
             axes.set_ylabel("decoder layer")
     bar = figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, pad=0.01)
@@ -135,5 +131,5 @@ def rho_figure(
     bar.outline.set_visible(False)  # type: ignore[operator]
     n = int(correlations["n"].max() or 0)  # type: ignore[arg-type]
     words = f"Compression of {group} tokens against image attributes · {title} · n = {n} images · × marks q ≥ 0.05"
-    figure.suptitle(words if diverging else words.replace("attributes", "categories"), x=0.01, ha="left")
+    head(figure, words if diverging else words.replace("attributes", "categories"))
     return figure

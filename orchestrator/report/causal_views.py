@@ -1,0 +1,36 @@
+"""Deletion, knock-out and patching tables as the report shows them."""
+
+from __future__ import annotations
+
+import polars as pl
+
+
+def over_seeds(deletion: pl.DataFrame) -> pl.DataFrame:
+    """`deletion` with the seeds of random deletion averaged; the interval is the hull of the seeds' intervals.
+
+    The hull is wider than an interval of the mean would be: it claims no more than each seed's own interval does.
+    """
+    keys = ["checkpoint", "method", "layer", "deleted_share", "family", "tier"]
+    return (
+        deletion.group_by(keys, maintain_order=True)
+        .agg(
+            pl.col("accuracy", "kept_tokens", "seconds").mean(),
+            pl.col("ci_low").min(),
+            pl.col("ci_high").max(),
+            pl.col("n").max(),
+            pl.len().alias("n_seeds"),
+        )
+        .sort(keys)
+    )
+
+
+def without_knockout(knockout: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the plain model (no window)."""
+    return knockout.filter(pl.col("last_layer") < pl.col("first_layer"))
+
+
+def windows(knockout: pl.DataFrame) -> pl.DataFrame:
+    """Rows with a window of blocked layers, with its centre, in layers."""
+    return knockout.filter(pl.col("last_layer") >= pl.col("first_layer")).with_columns(
+        ((pl.col("first_layer") + pl.col("last_layer")) / 2).alias("centre")
+    )

@@ -1,0 +1,95 @@
+"""Token deletion, attention knock-out and activation patching."""
+
+from __future__ import annotations
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.figures.base import band, head, layer_axis, legend, new_panels, styled
+from orchestrator.report.style import colour_of, name_of
+
+METHODS = ("random", "norm", "attention", "similarity", "leverage", "downsample")
+TIERS = {"low": ("-", "o"), "high": ("--", "s")}
+"""Dash and marker of a tier."""
+
+
+def _finish(figure: Figure, panels: list[Axes], title: str) -> Figure:
+    for axes in panels:
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    legend(figure, panels, "outside right upper")
+    head(figure, title)
+    return figure
+
+
+def _questions(table: pl.DataFrame) -> list[tuple[str, str]]:
+    pairs = table.select("family", "tier").unique(maintain_order=True).rows()
+    return sorted(pairs, key=lambda pair: (pair[1] != "low", pair[0]))
+
+
+@styled
+def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
+    """Accuracy against the share of visual tokens deleted after the projector, a panel a method, a line a family."""
+    table = over_seeds(deletion.filter((pl.col("layer") == 0) & (pl.col("checkpoint") == "base")))
+    methods = sorted(table["method"].unique().to_list(), key=METHODS.index)
+    figure, panels = new_panels(len(methods), width=3.4, height=2.9, columns=3, share_y=True)
+    for axes, method in zip(panels, methods, strict=True):
+        for family, tier in _questions(table):
+            rows = table.filter(
+                (pl.col("method") == method) & (pl.col("family") == family) & (pl.col("tier") == tier)
+            ).sort("deleted_share")
+            if rows.height:
+                x, mean, low, high = (rows[c].to_list() for c in ("deleted_share", "accuracy", "ci_low", "ci_high"))
+                dash, marker = TIERS.get(tier, ("-", "o"))
+                band(axes, x, mean, low, high, colour_of(family), f"{name_of(family)}, {tier} tier", dash, marker)
+        axes.set_title(name_of(method).capitalize())
+        axes.set_xlabel("share of visual tokens deleted")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(-0.02, 1.02)
+    for axes in panels[::3]:
+        axes.set_ylabel("accuracy")
+    return _finish(figure, panels, f"Accuracy when visual tokens are deleted · {title} · band = 95 % interval")
+
+
+@styled
+def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
+    """Accuracy when text cannot attend to vision in a window of layers; a dotted line shows the plain model."""
+    base = knockout.filter(pl.col("checkpoint") == "base")
+    table, plain = windows(base), without_knockout(base)
+    tiers = [t for t in ("low", "high") if t in set(table["tier"])]
+    figure, panels = new_panels(len(tiers), width=4.2, height=2.9, share_y=True)
+    for axes, tier in zip(panels, tiers, strict=True):
+        for family, _ in [q for q in _questions(table) if q[1] == tier]:
+            rows = table.filter((pl.col("family") == family) & (pl.col("tier") == tier)).sort("centre")
+            x, mean, low, high = (rows[c].to_list() for c in ("centre", "accuracy", "ci_low", "ci_high"))
+            dash, marker = TIERS[tier]
+            band(axes, x, mean, low, high, colour_of(family), f"{name_of(family)}, {tier} tier", dash, marker)
+            whole = plain.filter((pl.col("family") == family) & (pl.col("tier") == tier))["accuracy"]
+            if whole.len():
+                axes.axhline(whole[0], color=colour_of(family), lw=0.8, ls=":")
+        axes.set_title(f"{tier.capitalize()} tier")
+        layer_axis(axes, "centre of the blocked window, decoder layer")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("accuracy (dotted: nothing blocked)")
+    return _finish(figure, panels, f"Where text reads vision: attention knock-out · {title} · band = 95 % interval")
+
+
+@styled
+def patching_figure(patching: pl.DataFrame, title: str) -> Figure:
+    """Share of answers that flip to the donor's when vision-token states are replaced at a layer."""
+    table = patching.filter(pl.col("checkpoint") == "base")
+    figure, panels = new_panels(1, width=4.6, height=2.9)
+    for k, attribute in enumerate(table["attribute"].unique(maintain_order=True)):
+        rows = table.filter(pl.col("attribute") == attribute).sort("layer")
+        x, mean, low, high = (rows[c].to_list() for c in ("layer", "flip_share", "ci_low", "ci_high"))
+        band(panels[0], x, mean, low, high, colour_of(attribute, k), name_of(attribute))
+    panels[0].set_ylabel("answers that flip to the donor's")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0].set_ylim(-0.02, 1.02)
+    layer_axis(panels[0], "decoder layer whose vision states are replaced")
+    return _finish(figure, panels, f"Activation patching · {title} · band = 95 % interval")

@@ -1,0 +1,131 @@
+"""Complexity-ratio sweeps: compression against accuracy for every trial, and the effect of the ratio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from orchestrator.report.figures.base import head, new_panels, styled
+from orchestrator.report.style import CONTROL_COLOUR, SEQUENTIAL, SERIES_COLOURS, colour_of, metric_of, metric_short
+from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes, pareto_front
+
+
+def column_words(column: str) -> str:
+    """`delta/vision/stable_rank/middle` -> `Change of stable rank, vision, middle layers`."""
+    kind, *rest = column.split("/")
+    if kind in ("delta", "compression") and len(rest) == 3:
+        group, metric, third = rest
+        what = metric_short(metric)
+        return ("Change of " + what[0].lower() + what[1:] if kind == "delta" else what) + f", {group}, {third} layers"
+    words = {"accuracy": "Accuracy", "accuracy_base": "Accuracy of the base model", "drift": "Drift"}
+    return ", ".join([words.get(kind, kind), *(r.replace("_", " ") for r in rest)])
+
+
+def column_direction(column: str) -> int:
+    """+1 where a larger value of a compression column means more compressed, -1 where less, 0 for other columns."""
+    metric = metric_of(column.split("/")[2]) if column.count("/") == 3 else None
+    return metric.direction if metric is not None else 0
+
+
+def column_arrow(column: str) -> str:
+    """`↑ more compressed` or the like for a compression column, else an empty string."""
+    return {1: "↑ more compressed", -1: "↓ more compressed", 0: ""}[column_direction(column)]
+
+
+def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
+    """The `n` compression columns with the strongest rank correlation with `outcome`, one a metric and group."""
+    done = finished(trials)
+    scored = []
+    for column in compression_columns(done):
+        pair = done.select(column, outcome).drop_nulls()
+        if pair.height > 2 and pair[column].n_unique() > 1 and pair[outcome].n_unique() > 1:
+            rho = pair.select(pl.corr(column, outcome, method="spearman")).item()
+            scored.append((-abs(rho), column))
+    chosen: dict[str, str] = {}
+    for _, column in sorted(scored):
+        chosen.setdefault(column.rsplit("/", 1)[0], column)
+    return list(chosen.values())[:n]
+
+
+@styled
+def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Sequence[str] | None = None) -> Figure:
+    """Compression against accuracy: a point a trial, ratio as colour, Pareto front (more accurate, more compressed)."""
+    done = finished(trials)
+    chosen = list(columns or best_columns(done, outcome))
+    figure, panels = new_panels(max(1, len(chosen)), width=3.4, height=2.9, columns=4)
+    for axes, column in zip(panels, chosen, strict=False):
+        part = done.select(column, outcome, "complexity_ratio").drop_nulls()
+        x, y = part[column].to_list(), part[outcome].to_list()
+        sign = column_direction(column) or 1
+        front = pareto_front([sign * v for v in x], y)
+        axes.plot(
+            [x[i] for i in front], [y[i] for i in front], color=CONTROL_COLOUR, lw=1, zorder=1, label="Pareto front"
+        )
+        dots = axes.scatter(
+            x,
+            y,
+            c=part["complexity_ratio"],
+            cmap=SEQUENTIAL,
+            vmin=0,
+            vmax=1,
+            s=34,
+            edgecolors="#333333",
+            linewidths=0.5,
+        )
+        axes.set_xlabel(f"{column_words(column)}\n{column_arrow(column)}")
+        axes.set_ylabel(column_words(outcome))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    if chosen:
+        figure.colorbar(dots, ax=panels, label="complexity ratio", shrink=0.8, aspect=25, pad=0.01)
+        panels[0].legend(loc="best", fontsize=7.5)
+    head(figure, f"Compression against accuracy · {title} · {done.height} trials")
+    return figure
+
+
+@styled
+def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
+    """Effect of the complexity ratio on accuracy by tier and on the compression columns that follow it most."""
+    done = finished(trials)
+    tiers = [c for c in outcomes(done) if c.count("/") == 1]
+    high = "accuracy/high" if "accuracy/high" in tiers else tiers[0]
+    changes = best_columns(done, high, 3)
+    figure, panels = new_panels(1 + len(changes), width=3.3, height=2.7, columns=4)
+    shown = {"accuracy/low": (SERIES_COLOURS[0], "o"), "accuracy/high": (SERIES_COLOURS[1], "s")}
+    for column in tiers:
+        colour, marker = shown.get(column, (SERIES_COLOURS[2], "^"))
+        _ratio_curve(panels[0], done, column, colour, marker, column.split("/")[1] + " tier")
+        base = f"accuracy_base/{column.split('/')[1]}"
+        if base in done.columns and done[base].drop_nulls().len():
+            panels[0].axhline(float(done[base].drop_nulls()[0]), color=colour, lw=0.9, ls="--")
+    panels[0].set_ylabel("accuracy (dashed: base model)")
+    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    panels[0].set_title("Accuracy")
+    panels[0].legend(fontsize=8)
+    for axes, column in zip(panels[1:], changes, strict=True):
+        group = column.split("/")[1] if column.count("/") == 3 else "vision"
+        _ratio_curve(axes, done, column, colour_of(group), "o", group)
+        axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
+        axes.set_title(column_words(column).replace(", ", ",\n", 1), fontsize=8)
+        axes.set_ylabel(column_arrow(column))
+    for axes in panels:
+        axes.set_xlabel("complexity ratio (share of high-tier examples)")
+        axes.grid(True)
+        axes.set_axisbelow(True)
+    head(figure, f"Effect of the complexity ratio · {title} · bars = 95 % bootstrap interval over seeds")
+    return figure
+
+
+def _ratio_curve(axes: Axes, done: pl.DataFrame, column: str, colour: str, marker: str, label: str) -> None:
+    effect = effect_of_ratio(done, column)
+    x, mean = effect["complexity_ratio"].to_list(), effect["mean"].to_list()
+    low = [m - (lo if lo is not None else m) for m, lo in zip(mean, effect["ci_low"], strict=True)]
+    high = [(hi if hi is not None else m) - m for m, hi in zip(mean, effect["ci_high"], strict=True)]
+    axes.errorbar(x, mean, yerr=[low, high], color=colour, marker=marker, markersize=4, capsize=2.5, label=label)
+    points = done.select("complexity_ratio", column).drop_nulls()
+    axes.scatter(points["complexity_ratio"], points[column], s=9, color=colour, alpha=0.4, linewidths=0)

@@ -1,0 +1,89 @@
+"""The probe table as the report shows it: skill above the baseline, position kinds, first layer that knows."""
+
+from __future__ import annotations
+
+import polars as pl
+
+POSITION_KINDS = ("vision_mean", "vision_single", "text_mean", "text_single", "last")
+POSITION_NAMES = {
+    "vision_mean": "mean of vision tokens",
+    "vision_single": "one vision token (mean over places)",
+    "text_mean": "mean of text tokens",
+    "text_single": "one text token (mean over places)",
+    "last": "last token",
+    "pixels": "pixels (control)",
+}
+
+
+def with_skill(probes: pl.DataFrame) -> pl.DataFrame:
+    """`probes` with `skill` = (score - baseline) / (1 - baseline) and its interval, and `position_kind`.
+
+    Skill puts accuracy and R2 on one scale: 0 is the majority class or the training mean, 1 is perfect; it is negative
+    where the probe does worse than that.
+    """
+    room = 1 - pl.col("baseline")
+    single = pl.col("position").str.contains(r"_\d+$")
+    return probes.with_columns(
+        ((pl.col("score") - pl.col("baseline")) / room).alias("skill"),
+        ((pl.col("ci_low") - pl.col("baseline")) / room).alias("skill_low"),
+        ((pl.col("ci_high") - pl.col("baseline")) / room).alias("skill_high"),
+        ((pl.col("control") - pl.col("baseline")) / room).alias("skill_control"),
+        pl.when(single)
+        .then(pl.col("position").str.replace(r"_\d+$", "_single"))
+        .otherwise(pl.col("position"))
+        .alias("position_kind"),
+    )
+
+
+def best_linear(probes: pl.DataFrame) -> pl.DataFrame:
+    """Rows of the linear solver of each attribute (ridge for numbers, logistic for categories), else of the MLP."""
+    order = {"ridge": 0, "logistic": 0, "mlp": 1}
+    ranked = probes.with_columns(
+        pl.col("solver").replace_strict(order, default=2, return_dtype=pl.Int8).alias("_order")
+    )
+    least = pl.col("_order").min().over("tap", "layer", "position", "attribute")
+    return ranked.filter(pl.col("_order") == least).drop("_order")
+
+
+def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
+    """Mean over the places of each position kind: tap, layer, position_kind, attribute, skill, score, n_places, ....
+
+    The interval of single tokens is the mean of the single intervals: how sure one such token's score is.
+    """
+    numbers = ("skill", "skill_low", "skill_high", "skill_control", "score", "baseline", "control")
+    return (
+        with_skill(best_linear(probes))
+        .filter(pl.col("score").is_not_null())
+        .group_by("tap", "layer", "position_kind", "attribute", "kind", maintain_order=True)
+        .agg(
+            *(pl.col(c).mean() for c in numbers),
+            pl.col("skill").min().alias("skill_worst"),
+            pl.col("skill").max().alias("skill_best"),
+            pl.len().alias("n_places"),
+            pl.col("n_test").max(),
+        )
+        .sort("tap", "position_kind", "attribute", "layer")
+    )
+
+
+def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
+    """The first layer at which each attribute is readable from text and from vision.
+
+    Readable: the lower end of the score's interval lies above the baseline and above the shuffled-label control. The
+    input of the first layer counts as layer 0.
+
+    Returns:
+        attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer, best_score.
+    """
+    rows = by_kind(probes).filter((pl.col("tap") == tap) & pl.col("position_kind").is_in(["text_mean", "vision_mean"]))
+    readable = (pl.col("skill_low") > 0) & (pl.col("skill_low") > pl.col("skill_control").fill_null(0))
+    return (
+        rows.group_by("attribute", "position_kind", maintain_order=True)
+        .agg(
+            pl.col("layer").filter(readable).min().alias("first_layer"),
+            pl.col("layer").sort_by("skill", descending=True).first().alias("best_layer"),
+            pl.col("score").max().alias("best_score"),
+            pl.col("kind").first(),
+        )
+        .sort("position_kind", "attribute")
+    )

@@ -27,6 +27,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "layer_metrics": "capture",
     "correlations": "correlate",
     "probes": "probe",
+    "probe_search": "probe",
     "trials": "finetune",
     "answers": "finetune",
     "training": "finetune",

@@ -124,6 +124,28 @@ TABLES: dict[str, Table] = {
         },
         ("tap", "layer", "position", "attribute", "solver"),
     ),
+    "probe_search": Table(
+        {
+            "trial": Column(_I, "number of the sample; 0 is the study's own settings"),
+            "solver": Column(_S, "linear (ridge for numbers, logistic for categories), mlp, or study: its own"),
+            "positions": Column(
+                _S, "positions probed: vision_mean, vision_single, text_mean, text_single, last or all"
+            ),
+            "standardise": Column(_B, "whether features were divided by their deviation"),
+            "penalty": Column(_F, "L2 penalty; null where each probe chose its own"),
+            "width": Column(_I, "width of the MLP's hidden layers; null unless mlp"),
+            "depth": Column(_I, "hidden layers of the MLP; null unless mlp"),
+            "learning_rate": Column(_F, "learning rate of the MLP; null unless mlp"),
+            "steps": Column(_I, "steps of the longest MLP training run that was judged"),
+            "stopped": Column(_B, "stopped early by the scheduler"),
+            "skill": Column(
+                _F, "mean of (score - baseline) / (1 - baseline) on validation images, part of the training"
+            ),
+            "held_out": Column(_F, "the same on held-out images no trial saw; for trial 0 and the best alone"),
+            "best": Column(_B, "the highest skill on validation images"),
+        },
+        ("trial",),
+    ),
     "answers": Table(
         {
             "question_id": Column(_S, "question id, unique in its set"),
@@ -169,8 +191,8 @@ TABLES: dict[str, Table] = {
         {
             "checkpoint": _CHECKPOINT,
             "method": Column(_S, "random, norm, attention, similarity, leverage or downsample"),
-            "layer": Column(_I, "0: after the projector; k: after decoder layer k"),
-            "seed": Column(_I, "seed of random deletion"),
+            "layer": Column(_I, "0: after the projector; k: after k decoder layers"),
+            "seed": Column(_I, "seed of random deletion; -1 for methods that draw nothing"),
             "deleted_share": Column(_F, "share of visual tokens asked to be deleted"),
             "kept_tokens": Column(_F, "mean number of visual tokens kept"),
             "family": Column(_S, "question family"),
@@ -179,7 +201,7 @@ TABLES: dict[str, Table] = {
             "ci_low": _LOW,
             "ci_high": _HIGH,
             "n": _N,
-            "seconds": Column(_F, "time of the answers, s per question"),
+            "seconds": Column(_F, "selection of tokens and answer, s per question"),
         },
         ("checkpoint", "method", "layer", "seed", "deleted_share", "family", "tier"),
     ),
@@ -197,7 +219,7 @@ TABLES: dict[str, Table] = {
             "half": Column(_S, "choose or judge: the half of the images the question belongs to"),
             "n_vision": Column(_I, "visual tokens of the image"),
             "kept_tokens": Column(_I, "visual tokens the decoder saw (from `layer` on)"),
-            "gflop": Column(_F, "decoder operations of the prompt, 1e9"),
+            "gflop": Column(_F, "operations of selection and of the decoder on the prompt, 1e9"),
             "correct": Column(_B, "exact match"),
         },
         ("checkpoint", "method", "layer", "seed", "deleted_share", "question_id"),
@@ -205,10 +227,10 @@ TABLES: dict[str, Table] = {
     "question_metrics": Table(
         {
             "question_id": Column(_S, "question id"),
-            "third": Column(_S, "early, middle or late third of the decoder's tap points"),
+            "depth": Column(_S, "projector, or the middle of the early, middle or late third of the decoder"),
         },
-        ("question_id", "third"),
-        "one float32 column a compression metric of the vision tokens, mean over the third's tap points",
+        ("question_id", "depth"),
+        "one float32 column a compression metric of the image's vision tokens (`cross_kv`: of cross-attention's values)",
     ),
     "policy": Table(
         {
@@ -226,24 +248,44 @@ TABLES: dict[str, Table] = {
             "ci_high": _HIGH,
             "accuracy_random": Column(_F, "accuracy with as many tokens deleted at random; null where not measured"),
             "accuracy_downsample": Column(_F, "accuracy of the image downsampled as far; null where not measured"),
-            "gflop_share": Column(_F, "decoder operations relative to all tokens"),
+            "gflop_share": Column(_F, "operations (as `gflop`) relative to all tokens"),
             "n": _N,
         },
         ("policy", "tier", "family"),
+    ),
+    "evaluation": Table(
+        {
+            "system": Column(_S, "all tokens, fixed, adaptive, or its rivals random and downsample"),
+            "tier": Column(_S, "low or high"),
+            "family": Column(_S, "question family, or `all` of the tier"),
+            "accuracy": Column(_F, "share of exact matches"),
+            "ci_low": _LOW,
+            "ci_high": _HIGH,
+            "difference": Column(_F, "accuracy minus that with all tokens"),
+            "difference_low": Column(_F, "lower end of its bootstrap interval, paired by question"),
+            "difference_high": Column(_F, "upper end of that interval"),
+            "kept_tokens": Column(_F, "mean number of visual tokens the decoder saw to the end"),
+            "kept_share": Column(_F, "mean share of visual tokens the decoder saw to the end"),
+            "seconds": Column(_F, "selection of tokens and answer, s per question of the tier"),
+            "gflop": Column(_F, "operations of selection and of the decoder on the prompt, 1e9 per question"),
+            "n": _N,
+        },
+        ("system", "tier", "family"),
     ),
     "link": Table(
         {
             "tier": Column(_S, "low or high"),
             "metric": Column(_S, "compression metric of the image's vision tokens"),
-            "third": Column(_S, "third of depth"),
-            "rho": Column(_F, "Spearman correlation with the share of tokens the question needs"),
+            "depth": Column(_S, "where in the model, as in `question_metrics`"),
+            "method": Column(_S, "how the tokens deleted are chosen"),
+            "rho": Column(_F, "Spearman correlation, within families, with the share of tokens a right answer needs"),
             "ci_low": _LOW,
             "ci_high": _HIGH,
             "p": Column(_F, "two-sided p value"),
             "q": Column(_F, "Benjamini-Hochberg q over the tier's rows"),
             "n": _N,
         },
-        ("tier", "metric", "third"),
+        ("tier", "metric", "depth"),
     ),
     "knockout": Table(
         {

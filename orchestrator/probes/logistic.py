@@ -95,6 +95,7 @@ class _Descent:
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.before: tuple[Tensor, Tensor] | None = None
         self.logits = self._product(W)
+        self.probability = torch.softmax(self.logits, 1)
         self.stuck = False
 
     def _product(self, W: Tensor) -> Tensor:
@@ -110,7 +111,6 @@ class _Descent:
             self.before = (self.before[0][:, :, keep], self.before[1][:, :, keep])
 
     def gradient(self) -> Tensor:
-        self.probability = torch.softmax(self.logits, 1)
         residual = (self.probability - self.p.onehot).mul_(self.p.weight[:, None])
         gradient = (self.p.Q.mT @ residual.view(residual.shape[0], -1)).view(self.W.shape)
         return gradient.addcmul_(self.penalty, self.W)
@@ -158,7 +158,7 @@ class _Descent:
             self.stuck = bool((t == 0).all())
         change = t * direction
         self.before = (change, gradient)
-        self.W, self.logits = self.W + change, moved
+        self.W, self.logits, self.probability = self.W + change, moved, torch.softmax(moved, 1)
 
     def _loss(self, logits: Tensor) -> Tensor:
         return (self.p.weight * (torch.logsumexp(logits, 1) - (logits * self.p.onehot).sum(1))).sum(0)
@@ -196,9 +196,9 @@ def fit_logistic(
 
     Each fold's fit starts from the same fold's fit at the penalty before, never from one that saw the held-out rows.
     A target's path ends when its held-out loss has risen at two penalties in a row: it is overfitting from there on.
-    Penalties are relative to the number of valid images.
+    Penalties are relative to the number of valid images. A single penalty is taken without folds.
     """
-    T, K = codes.shape[1], int(fold.max()) + 1
+    T, K = codes.shape[1], int(fold.max()) + 1 if len(penalties) > 1 else 0  # one penalty: nothing to choose
     inside = (fold[:, None] == torch.arange(K, device=fold.device)).to(Q.dtype)  # n K
     used = torch.cat([(valid[:, :, None] * (1 - inside[:, None])), valid[:, :, None]], 2)  # n T K+1, whole set last
     held_out = valid[:, :, None] * inside[:, None]

@@ -5,8 +5,8 @@ Shapes: B positions, n training images, m held-out images, d width, T nets a pos
 All nets of a call take the same steps on the same minibatches, so the first layer of all nets of a position is one
 product X (b, d) @ (d, T w) and the others are batched products over B T nets. Loss as scikit-learn's `MLPClassifier` /
 `MLPRegressor`: mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU,
-Glorot-uniform start, Adam; the learning rate is constant for half the steps, then falls to zero in a line. Each net's start depends on `seed` alone,
-so results do not depend on which nets share a call.
+Glorot-uniform start, Adam. The learning rate is constant for half the steps, then falls to zero in a line. Each net's
+start depends on `seed` alone, so results do not depend on which nets share a call.
 """
 
 from __future__ import annotations

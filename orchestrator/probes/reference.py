@@ -43,7 +43,7 @@ def logistic(
     """Index of the penalty chosen by K-fold cross-entropy, and held-out probabilities."""
     order = sorted(range(len(penalties)), key=lambda a: -penalties[a])
     loss = np.zeros(len(penalties))
-    for k in np.unique(fold):
+    for k in np.unique(fold) if len(penalties) > 1 else ():
         train, held_out = fold != k, fold == k
         model = LogisticRegression(warm_start=True, max_iter=1000, tol=tolerance)
         for a in order:

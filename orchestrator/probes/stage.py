@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from orchestrator.config import RunConfig
+from orchestrator.config import ProbeConfig, RunConfig
 from orchestrator.data.source import make_source
 from orchestrator.layout import STAGE_FILE, Stage, Storage
 from orchestrator.probes.features import PIXELS, Features
@@ -26,108 +28,131 @@ PIXEL_FILE = "pixels.npy"
 
 def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
     """The directory of these probes, without work."""
-    settings = run.probe.model_dump(mode="json", exclude={"search_trials"})
+    unused = set() if run.probe.search_trials else {"search_trials"}
+    settings = run.probe.model_dump(mode="json", exclude=unused)
     return Stage(storage, "probe", {"version": VERSION, "probe": settings}, {"capture": capture.digest})
 
 
-def open_probes(run: RunConfig, stage: Stage, features: Features, *, quiet: bool = False) -> dict[str, Any]:
-    """Check what is asked, find copies among the images, and write the stage's plan; on resume, return it.
+@dataclass(frozen=True)
+class Work:
+    """What the blocks of a stage share; small, and all a worker needs beside the features.
+
+    Args:
+        stage: where the shards go.
+        capture: where the features lie.
+        config: the run's probe settings.
+        blocks: (tap, layer, positions) of each shard.
+        copy_of: for each image, the row of the first image of the same content.
+        targets: labels of all images.
+    """
+
+    stage: Stage
+    capture: Stage
+    config: ProbeConfig
+    blocks: list[tuple[str, int, list[str]]]
+    copy_of: list[int]
+    targets: list[Target]
+
+    @cached_property
+    def split(self) -> Split:
+        """The stage's one split: by image, copies left out."""
+        split = make_split(self.copy_of, self.config.test_fraction, self.config.n_folds, self.config.seed)
+        check_leak(split, self.copy_of)
+        return split
+
+    def missing(self) -> list[int]:
+        """Blocks whose shard is not whole."""
+        return sorted(set(range(len(self.blocks))) - set(self.stage.finished_shards()))
+
+    def name(self, index: int) -> str:
+        """`decoder 12`."""
+        return f"{self.blocks[index][0]} {self.blocks[index][1]}"
+
+
+def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = False) -> Work:
+    """Check what is asked, find copies among the images, and write the stage's plan; on resume, read it.
 
     Raises:
         ConfigError: an attribute, tap, layer or position that does not exist.
-        DataError: too few different images.
+        DataError: too few different images, or a capture without features.
     """
-    config, images = run.probe, features.images
-    blocks = [list(block) for block in features.select(config.taps, config.layers, config.positions)]
-    targets(run, features)
+    config, features = run.probe, Features(capture)
+    source = make_source(run.data)
+    targets = make_targets(features.images, source.attribute_kinds, config.attributes, config.min_class_count)
+    blocks = features.select(config.taps, config.layers, config.positions)
     if stage.store.exists(STAGE_FILE):
-        return stage.open()
+        plan = stage.open()
+        return Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets)
     if "pixels" in config.controls:
-        blocks.append([PIXELS, 0, [PIXELS]])
-        with Progress("probe: pixels", images.height, "images", quiet=quiet) as progress:
-            pixels, keys = load_pixels(make_source(run.data), images["index"].to_list(), progress.advance)
+        indices = features.images["index"].to_list()
+        with Progress("probe: pixels", len(indices), "images", quiet=quiet) as progress:
+            pixels, keys = load_pixels(source, indices, progress.advance)
         stage.store.write_array(PIXEL_FILE, pixels)
+        blocks.append((PIXELS, 0, [PIXELS]))
     else:
-        tap, layer, _ = blocks[0]
-        keys = content_keys(features.slice(tap, layer))
+        keys = content_keys(features.slice(*blocks[0][:2]))
     first: dict[str, int] = {}
-    plan = {"blocks": blocks, "copy_of": [first.setdefault(key, i) for i, key in enumerate(keys)]}
-    split_images(run, plan)
-    return stage.open(plan)
+    work = Work(stage, capture, config, blocks, [first.setdefault(key, i) for i, key in enumerate(keys)], targets)
+    assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
+    stage.open({"blocks": blocks, "copy_of": work.copy_of})
+    return work
 
 
-def targets(run: RunConfig, features: Features) -> list[Target]:
-    """Labels of the attributes asked for, on the features' images."""
-    kinds = make_source(run.data).attribute_kinds
-    return make_targets(features.images, kinds, run.probe.attributes, run.probe.min_class_count)
-
-
-def split_images(run: RunConfig, plan: dict[str, Any]) -> Split:
-    """The stage's one split: by image, copies left out."""
-    split = make_split(plan["copy_of"], run.probe.test_fraction, run.probe.n_folds, run.probe.seed)
-    check_leak(split, plan["copy_of"])
-    return split
-
-
-def fit_block(run: RunConfig, stage: Stage, features: Features, plan: dict[str, Any], index: int, device: str) -> int:
-    """Fit every probe of block `index` and write its shard; returns the number of rows."""
+def fit_block(work: Work, index: int, device: str) -> None:
+    """Fit every probe of block `index` and write its shard."""
     from orchestrator.probes.grid import fit_grid
 
-    tap, layer, positions = plan["blocks"][index]
+    tap, layer, positions = work.blocks[index]
     if tap == PIXELS:
-        pixels = stage.store.read_array(PIXEL_FILE)
-        block = np.asarray(pixels, np.float32).reshape(len(pixels), 1, -1) / 255.0
+        pixels = work.stage.store.read_array(PIXEL_FILE)
+        features = np.asarray(pixels, np.float32).reshape(len(pixels), 1, -1) / 255.0
     else:
-        block = features.slice(tap, layer, positions)
+        features = Features(work.capture).slice(tap, layer, positions)
     table = fit_grid(
-        block,
-        targets(run, features),
-        run.probe,
-        split_images(run, plan),
-        tap=tap,
-        layer=layer,
-        positions=positions,
-        device=device,
+        features, work.targets, work.config, work.split, tap=tap, layer=layer, positions=positions, device=device
     )
-    stage.write_shard(index, {"probes": table})
-    return table.height
+    work.stage.write_shard(index, {"probes": table})
 
 
-def finish(stage: Stage, plan: dict[str, Any]) -> Stage:
-    """Mark the stage done once every block is whole, with the count of probes and of each reason for a missing score.
-
-    Raises:
-        AssertionError: a block is missing.
-    """
-    assert set(stage.finished_shards()) == set(range(len(plan["blocks"]))), "a block was not written"
-    table = stage.scan("probes").select("score", "reason").collect()
+def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:
+    """Mark the stage done, with the count of probes and of each reason for a missing score; every block is whole."""
+    assert not work.missing(), "a block was not written"
+    table = work.stage.scan("probes").select("score", "reason").collect()
     reasons = table.drop_nulls("reason")["reason"].value_counts(sort=True).head(20)
     summary = {
         "probes": int(table["score"].is_not_null().sum()),
         "skipped": {row["reason"]: row["count"] for row in reasons.iter_rows(named=True)},
-        "copies_left_out": sum(i != c for i, c in enumerate(plan["copy_of"])),
+        "copies_left_out": sum(i != c for i, c in enumerate(work.copy_of)),
     }
-    stage.mark_done(summary)
-    return stage
+    work.stage.mark_done({**summary, **(further or {})})
+    return work.stage
 
 
-def run_probes(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bool = False) -> Stage:
-    """Fit all blocks in this process, skipping finished ones; does nothing when the stage is done."""
-    stage = probe_stage(run, storage, capture)
-    if stage.is_done():
-        return stage
+def fit_missing(work: Work, run: RunConfig, *, quiet: bool = False) -> None:
+    """Fit the blocks that are missing, one after the other in this process."""
     import torch
 
     if run.how.torch_threads:
         torch.set_num_threads(run.how.torch_threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    features = Features(capture)
-    plan = open_probes(run, stage, features, quiet=quiet)
-    n, done = len(plan["blocks"]), set(stage.finished_shards())
-    with Progress(f"probe {run.model.name} on {run.data.source}", n, "blocks", done=len(done), quiet=quiet) as progress:
-        for index in range(n):
-            if index not in done:
-                fit_block(run, stage, features, plan, index, device)
-                tap, layer, _ = plan["blocks"][index]
-                progress.advance(note=f"{tap} {layer}")
-    return finish(stage, plan)
+    with block_progress(work, run, quiet) as progress:
+        for index in work.missing():
+            fit_block(work, index, device)
+            progress.advance(note=work.name(index))
+
+
+def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
+    """A progress bar over the stage's blocks."""
+    n = len(work.blocks)
+    title = f"probe {run.model.name} on {run.data.source}"
+    return Progress(title, n, "blocks", done=n - len(work.missing()), quiet=quiet)
+
+
+def run_probes(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bool = False) -> Stage:
+    """The whole grid in this process, without a search; does nothing when the stage is done."""
+    stage = probe_stage(run, storage, capture)
+    if stage.is_done():
+        return stage
+    work = open_probes(run, stage, capture, quiet=quiet)
+    fit_missing(work, run, quiet=quiet)
+    return finish(work)

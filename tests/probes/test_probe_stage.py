@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.config import CaptureConfig, ProbeConfig, RunConfig, ScenesConfig
+from orchestrator.config import CaptureConfig, HowConfig, ProbeConfig, RunConfig, ScenesConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.layout import Stage, Storage
@@ -86,18 +86,18 @@ def test_an_interrupted_stage_computes_only_what_is_missing(
     calls: list[int] = []
     fit_block = probes_stage.fit_block
 
-    def interrupted(*args: Any) -> int:
+    def interrupted(work: Any, index: int, device: str) -> None:
         if len(calls) == 2:
             raise KeyboardInterrupt
-        calls.append(args[4])
-        return fit_block(*args)
+        calls.append(index)
+        fit_block(work, index, device)
 
     monkeypatch.setattr(probes_stage, "fit_block", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_probes(run, storage, capture, quiet=True)
     stage = probe_stage(run, storage, capture)
     assert not stage.is_done()
-    monkeypatch.setattr(probes_stage, "fit_block", lambda *args: calls.append(args[4]) or fit_block(*args))
+    monkeypatch.setattr(probes_stage, "fit_block", lambda *args: calls.append(args[1]) or fit_block(*args))
     monkeypatch.setattr(probes_stage, "load_pixels", None)  # nor are the images loaded again
     run_probes(run, storage, capture, quiet=True)
     assert calls == [0, 1, 2, 3]
@@ -160,5 +160,9 @@ def test_the_summaries_find_where_the_number_of_objects_was_planted(probes: pl.D
 
 def test_the_directory_depends_on_the_settings_and_the_capture_alone(storage: Storage, capture: Stage) -> None:
     stage = probe_stage(make_run(), storage, capture)
-    assert stage.digest == probe_stage(make_run(search_trials=9), storage, capture).digest
-    assert stage.digest != probe_stage(make_run(seed=5), storage, capture).digest
+    assert (
+        stage.digest
+        == probe_stage(make_run().model_copy(update={"how": HowConfig(batch_size=3)}), storage, capture).digest
+    )
+    for change in ({"seed": 5}, {"search_trials": 9}):
+        assert stage.digest != probe_stage(make_run(**change), storage, capture).digest

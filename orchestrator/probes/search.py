@@ -1,0 +1,134 @@
+"""Judging one setting of the probes: what a hyperparameter search tries, without the search.
+
+A search sees training images only: they are split once more into fitting and validation images. Settings are judged
+by skill, (score - baseline) / (1 - baseline), which puts accuracy and R2 on one scale: 0 is the majority class or the
+training mean, 1 is perfect. The study's held-out images judge only the winner and the study's own settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from orchestrator.config import ProbeConfig
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.probes.features import Features
+from orchestrator.probes.grid import fit_grid
+from orchestrator.probes.split import Split
+from orchestrator.probes.stage import Work
+from orchestrator.probes.targets import Target
+
+LEVELS = (0.25, 0.5, 1.0)
+"""Shares of an MLP's steps after which a trial reports: each a whole training run with its own learning-rate decay."""
+N_LAYERS = 3
+SINGLE_TOKENS = 4
+MIN_SKILL = -1.0
+SETTINGS = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
+
+
+@dataclass(frozen=True)
+class SearchData:
+    """Features a search works on, (images, positions, width) float16 of each layer; put once where workers share it."""
+
+    config: ProbeConfig
+    targets: list[Target]
+    split: Split
+    tap: str
+    positions: list[str]
+    layers: dict[int, np.ndarray]
+
+
+def load_search_data(work: Work) -> SearchData:
+    """A few layers spread over the first tap's depth (the decoder's, where it was captured), means and some tokens."""
+    taps = dict.fromkeys(tap for tap, _, _ in work.blocks if tap != "pixels")
+    tap = "decoder" if "decoder" in taps else next(iter(taps))
+    layers = [layer for t, layer, _ in work.blocks if t == tap]
+    positions = next(list(names) for t, _, names in work.blocks if t == tap)
+    kept = [p for group in groups(positions).values() for p in group]
+    spread = np.unique(np.linspace(0, len(layers) - 1, min(N_LAYERS, len(layers)) + 1).round().astype(int))[1:]
+    chosen = [layers[i] for i in spread] or layers
+    features = Features(work.capture)
+    arrays = {layer: features.slice(tap, layer, kept) for layer in chosen}
+    return SearchData(work.config, work.targets, work.split, tap, kept, arrays)
+
+
+def groups(positions: list[str]) -> dict[str, list[str]]:
+    """Position kind -> names, for the kinds that are there; of single tokens, a few spread over all."""
+    means: tuple[str, ...] = ("vision_mean", "text_mean", "last")
+    found = {kind: [kind] for kind in means if kind in positions}
+    for kind in ("vision", "text"):
+        single = [p for p in positions if p.startswith(f"{kind}_") and p != f"{kind}_mean"]
+        if single:
+            spread = np.linspace(0, len(single) - 1, min(SINGLE_TOKENS, len(single))).round().astype(int)
+            found[f"{kind}_single"] = [single[i] for i in np.unique(spread)]
+    return found
+
+
+def validation_split(split: Split) -> Split:
+    """Inner fold 0 of the training images as held-out images; the others are dealt to as many folds anew."""
+    inside = split.fold == 0
+    train = split.train[~inside]
+    return Split(train, split.train[inside], np.arange(len(train)) % split.n_folds)
+
+
+def configured(config: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
+    """`config` with a trial's settings; penalties and whatever else is not given stay the study's.
+
+    Raises:
+        ConfigError: a setting that does not exist, or a value a probe config refuses.
+    """
+    for name in settings:
+        if name not in SETTINGS:
+            raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
+    change: dict[str, Any] = {"engine": "batched", "controls": (), "n_bootstrap": 0}
+    if "solver" in settings:
+        change["solvers"] = {"linear": ("ridge", "logistic"), "mlp": ("mlp",)}[settings["solver"]]
+    if "penalty" in settings:
+        change |= {"penalties": (settings["penalty"],), "mlp_penalties": (settings["penalty"],)}
+    if "standardise" in settings:
+        change["standardise"] = settings["standardise"]
+    change |= {f"mlp_{name}": settings[name] for name in ("width", "depth", "learning_rate") if name in settings}
+    try:
+        return ProbeConfig.model_validate({**config.model_dump(), **change})
+    except ValueError as error:
+        raise ConfigError(f"search: probe settings {dict(settings)}: {error}") from error
+
+
+def skill(table: pl.DataFrame) -> float:
+    """Mean skill over a table of probes, each no worse than `MIN_SKILL`; NaN when no probe could be fitted."""
+    room = 1 - pl.col("baseline")
+    known = table.filter(pl.col("score").is_not_null() & (pl.col("baseline") < 1))
+    values = known.select(((pl.col("score") - pl.col("baseline")) / room).clip(MIN_SKILL)).to_series()
+    return float(values.mean()) if len(values) else float("nan")  # type: ignore[arg-type]
+
+
+def judge(data: SearchData, settings: Mapping[str, Any], *, held_out: bool, steps: int | None = None) -> float:
+    """Skill of settings: on validation images, or (`held_out`) refitted on all training images, on held-out ones."""
+    config = configured(data.config, settings)
+    if steps is not None:
+        config = config.model_copy(update={"mlp_steps": steps})
+    names = data.positions
+    if "positions" in settings:
+        names = groups(data.positions)[settings["positions"]]
+    index = [data.positions.index(name) for name in names]
+    split = data.split if held_out else validation_split(data.split)
+    tables = [
+        fit_grid(array[:, index], data.targets, config, split, tap=data.tap, layer=layer, positions=names)
+        for layer, array in data.layers.items()
+    ]
+    return skill(pl.concat(tables))
+
+
+def rungs(data: SearchData, settings: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
+    """(steps, skill on validation images) of a trial: three ever longer training runs of an MLP, one fit otherwise."""
+    total = data.config.mlp_steps
+    if "mlp" not in configured(data.config, settings).solvers:
+        yield total, judge(data, settings, held_out=False)
+        return
+    for level in LEVELS:
+        steps = max(1, round(level * total))
+        yield steps, judge(data, settings, held_out=False, steps=steps)

@@ -9,6 +9,7 @@ Legend: ``B`` images, ``P`` patches, ``D`` width.
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Int, Int8, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -21,12 +22,17 @@ COLUMNS = ("cover_shape", "cover_colour", "n_centres", "centre_shape", "centre_c
 
 
 def dense_targets(
-    x: np.ndarray, y: np.ndarray, size: np.ndarray, shape: np.ndarray, colour: np.ndarray, grid: int
-) -> tuple[np.ndarray, np.ndarray]:
+    x: Float[np.ndarray, " n"],
+    y: Float[np.ndarray, " n"],
+    size: Float[np.ndarray, " n"],
+    shape: Int[np.ndarray, " n"],
+    colour: Int[np.ndarray, " n"],
+    grid: int,
+) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3"]]:
     """Targets of every patch of one image.
 
     Args:
-        x: Object centres, as fractions of the width, shape (n,).
+        x: Object centres, as fractions of the width.
         y: The same, downwards.
         size: Diameters, as fractions of the width.
         shape: Shape index of each object.
@@ -71,13 +77,15 @@ class DenseHead(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, sum(self.sizes))
 
-    def forward(self, states: Tensor, classes: Tensor, numbers: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def forward(
+        self, states: Float[Tensor, "B P D"], classes: Int64[Tensor, "B P 5"], numbers: Float[Tensor, "B P 3"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
         """Loss (a scalar) and the accuracy of each class target.
 
         Args:
-            states: Patch states (B, P, D).
-            classes: int64 (B, P, 5).
-            numbers: float32 (B, P, 3).
+            states: Patch states.
+            classes: Columns as `COLUMNS`.
+            numbers: Offset of the centre and size, as `dense_targets` gives them.
         """
         parts = self.read(self.norm(states)).split(tuple(self.sizes), dim=-1)
         loss = states.new_zeros(())

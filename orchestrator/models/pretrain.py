@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
@@ -60,12 +61,12 @@ class Recipe:
     """Seed of scenes, questions and weights. Held-out scenes use other scene seeds."""
 
 
-def encode(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Run the vision encoder on pixels (B, 3, H, W).
+def encode(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B K D"]]:
+    """Run the vision encoder.
 
     Returns:
-        Patch states (B, 64, 128) for the dense loss, and what the decoder gets: (B, 64, 128) projected patches (joint)
-        or (B, 65, 128) projected patches with the class token (cross).
+        Patch states for the dense loss, and what the decoder gets: the projected patches (joint), or the projected
+        class token and patches (cross).
     """
     if isinstance(model, LlavaForConditionalGeneration):
         states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
@@ -78,8 +79,10 @@ def encode(model: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return states[:, 0, 0, 1:, :WIDTH], projected
 
 
-def packed_logits(model: nn.Module, projected: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Logits (B, S, V) of packed sequences, given what the decoder gets of each image."""
+def packed_logits(
+    model: nn.Module, projected: Float[Tensor, "B K D"], batch: dict[str, Tensor]
+) -> Float[Tensor, "B S V"]:
+    """Logits of packed sequences, given what the decoder gets of each image."""
     embeds = model.get_input_embeddings()(batch["input_ids"])
     common: dict[str, Any] = {
         "attention_mask": batch["attention_mask"],
@@ -104,8 +107,8 @@ def packed_logits(model: nn.Module, projected: Tensor, batch: dict[str, Tensor])
     return model.lm_head(hidden)
 
 
-def answer_loss(logits: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Weighted cross-entropy of answer tokens (scalar), and the share of them that is right."""
+def answer_loss(logits: Float[Tensor, "B S V"], batch: dict[str, Tensor]) -> tuple[Float[Tensor, ""], float]:
+    """Weighted cross-entropy of answer tokens, and the share of them that is right."""
     labels, weights = batch["labels"].flatten(), batch["weights"].flatten()
     asked = labels != -100
     scores, labels, weights = logits.flatten(0, 1)[asked], labels[asked], weights[asked]
@@ -218,6 +221,7 @@ class Trainer:
                 layer.compile(dynamic=True)
         last_save = last_log = time.monotonic()
         sums: dict[str, float] = {}
+        n_summed = 0
         n_low = self.recipe.answer_batch[0]
         for batch in self._batches(phase, self.state.step, n_steps):
             share = self.state.step / n_steps
@@ -238,17 +242,17 @@ class Trainer:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             self.state.step += 1
+            n_summed += 1
             for name, value in scores.items():
                 sums[name] = sums.get(name, 0.0) + value
             if self.state.step % 20 == 0 or self.state.step == n_steps:
                 self.state.seconds += time.monotonic() - last_log
                 last_log = time.monotonic()
-                n = (self.state.step - 1) % 20 + 1
-                point = {name: round(value / n, 4) for name, value in sums.items()}
+                point = {name: round(value / n_summed, 4) for name, value in sums.items()}
                 point |= {"phase": phase, "step": self.state.step, "minutes": round(self.state.seconds / 60, 2)}
                 self.state.curve.append(point)
                 print(json.dumps(point), flush=True)
-                sums = {}
+                sums, n_summed = {}, 0
             if time.monotonic() - last_save > self.every or self.state.step == n_steps:
                 last_save = time.monotonic()
                 self._save(optimizers)

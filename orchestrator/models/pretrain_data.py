@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int8, UInt8
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -59,13 +60,13 @@ _MEAN = np.array(PIXELS["image_mean"], dtype=np.float32)
 _STD = np.array(PIXELS["image_std"], dtype=np.float32)
 
 
-def resize(image: np.ndarray) -> np.ndarray:
-    """Resize uint8 (H, W, 3) to uint8 (112, 112, 3) exactly as both processors do."""
+def resize(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "112 112 3"]:
+    """Resize an image exactly as both processors do."""
     return np.asarray(Image.fromarray(image).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling(PIXELS["resample"])))
 
 
-def normalise(pixels: np.ndarray) -> Tensor:
-    """Normalise uint8 (B, H, W, 3) as both processors do; float32 (B, 3, H, W)."""
+def normalise(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
+    """Normalise pixels as both processors do, as float32, channels first."""
     return torch.from_numpy(((pixels.astype(np.float32) / 255 - _MEAN) / _STD).transpose(0, 3, 1, 2).copy())
 
 
@@ -96,7 +97,7 @@ def mirror(scene: Scene) -> Scene:
     return replace(scene, objects=tuple(o._replace(x=scene.width - o.x, angle=-o.angle) for o in scene.objects))
 
 
-def truth(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3"]]:
     """Dense targets of a scene on the patch grid; see `dense_targets`."""
     x, y, size = (np.array([getattr(o, name) for o in scene.objects]) for name in ("x", "y", "size"))
     return dense_targets(

@@ -4,6 +4,8 @@ The folder is loaded by the Auto classes, a prompt goes through the chat templat
 comes from plain greedy ``generate``. An answer counts only if it equals the true one word for word.
 """
 
+import argparse
+import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -115,16 +117,50 @@ def evaluate(
     return rows
 
 
-def main() -> None:
-    """Evaluate the folder named on the command line and print a Markdown table."""
-    import argparse
+def draw_curves(curves: Sequence[Path], png: Path) -> None:
+    """Draw the training curves that runs left in their work folder: losses above, shares right below."""
+    import matplotlib as mpl
 
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(2, len(curves), figsize=(5 * len(curves), 5.5), sharex="col", squeeze=False)
+    for (losses, shares), path in zip(axes.T, curves, strict=True):
+        points = [json.loads(line) for line in path.read_text().splitlines()]
+        for axis, names in (
+            (losses, ("dense_loss", "answer_loss")),
+            (shares, ("cover_shape", "cover_colour", "centre_shape", "answer_tokens_right")),
+        ):
+            for name in names:
+                seen = [point for point in points if name in point]
+                axis.plot([point["minutes"] for point in seen], [point[name] for point in seen], label=name, lw=1.2)
+            for point, following in itertools.pairwise(points):
+                if point["phase"] != following["phase"]:
+                    axis.axvline(point["minutes"], color="grey", lw=0.8, ls=":")
+            axis.grid(alpha=0.3)
+        losses.set(title=path.stem.removesuffix("-curve"), yscale="log", ylabel="loss")
+        shares.set(xlabel="minutes of training", ylabel="share right", ylim=(0, 1))
+        losses.legend(fontsize=8)
+        shares.legend(fontsize=8, loc="lower right")
+    figure.tight_layout()
+    figure.savefig(png, dpi=110)
+
+
+def main() -> None:
+    """Evaluate the folder named on the command line and print a Markdown table, or draw training curves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="checkpoint folder to evaluate")
+    parser.add_argument("--curves", type=Path, nargs="*", default=[], help="*-curve.jsonl of runs to draw instead")
+    parser.add_argument("--png", type=Path, default=Path("docs/img/reference_training.png"))
     parser.add_argument("-n", type=int, default=500, help="questions a row")
     parser.add_argument("--sizes", type=float, nargs=2, default=SIZES, help="object diameters / canvas side")
     parser.add_argument("--rows", nargs="*", default=list(SETS))
     args = parser.parse_args()
+    if args.curves:
+        draw_curves(args.curves, args.png)
+        return
+    if args.folder is None:
+        parser.error("a checkpoint folder or --curves is needed")
     rows = evaluate(args.folder, args.n, args.rows, tuple(args.sizes))
     print("| questions | accuracy | 95 % interval | chance | n |\n|---|---|---|---|---|")
     for row in rows:

@@ -14,14 +14,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.notebook import Captured, capture
+    from orchestrator.notebook import Captured
+    from orchestrator.notebook import capture as capture
     from orchestrator.record import Study
     from orchestrator.study import run_study
     from orchestrator.sweep import load_sweep, make_sweep
 
 _HOMES = {
     "Captured": "orchestrator.notebook",
-    "capture": "orchestrator.notebook",
     "Study": "orchestrator.record",
     "run_study": "orchestrator.study",
     "load_sweep": "orchestrator.sweep",
@@ -32,6 +32,8 @@ __all__ = ["Captured", "Study", "capture", "load_sweep", "make_sweep", "run_stud
 
 
 def __getattr__(name: str) -> Any:
+    if name == "capture":  # a package of that name stands beside the function and is callable
+        return importlib.import_module("orchestrator.capture")
     if name not in _HOMES:
         raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

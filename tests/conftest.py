@@ -1,0 +1,38 @@
+"""Shared fixtures. Threads are bounded before torch is imported: the suite runs on few cores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from orchestrator.sweep import Sweep, make_sweep
+
+COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
+"""A real COCO folder beside the checkout, where there is one."""
+
+
+@pytest.fixture
+def coco_root() -> Path:
+    if not (COCO / "annotations").is_dir():
+        pytest.skip("needs a COCO folder beside the checkout (shared/data/coco_mini)")
+    return COCO
+
+
+def tiny_study(storage: Path, *overrides: str, **sections: object) -> Sweep:
+    """A study of a dozen small scenes on the shipped reference model, in this process."""
+    base = {
+        "model": {"name": "reference-joint"},
+        "data": {"source": "scenes", "n_images": 12, "n_objects": [1, 30], "width": 112, "height": 112},
+        "correlate": {"n_bootstrap": 20},
+        "how": {"backend": "local", "batch_size": 6, "shard_size": 5, "torch_threads": 1},
+    }
+    study = {"name": "tiny", "storage": str(storage), "stages": ["capture", "correlate"], "base": base}
+    return make_sweep({**study, **sections}, overrides)

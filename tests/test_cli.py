@@ -1,0 +1,81 @@
+"""The command line as a user meets it: help, exit codes, JSON, errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import app, main
+
+COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    found = capsys.readouterr()
+    return int(stopped.value.code or 0), found.out, found.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert "Example" in out
+    assert f"vtsweep {command}" in out
+
+
+def test_help_needs_no_heavy_import() -> None:
+    heavy = ("torch", "ray", "mlflow", "transformers", "polars", "pydantic")
+    code = (
+        "import sys\nfrom orchestrator.cli import main\n"
+        f"try: main(['--help'])\nfinally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stderr.strip() == "[]"
+
+
+def test_a_wrong_key_ends_with_code_2_and_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, "plan", "sweeps/quickstart.yaml", "data.n_imges=3")
+    assert code == 2
+    assert "'n_images'" in err
+    assert out == ""
+
+
+def test_errors_are_json_where_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "plan", "no-such.yaml", "--json")
+    assert code == 2
+    assert json.loads(out)["error"] == "ConfigError"
+
+
+def test_an_unknown_option_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, "run", "--nope")
+    assert code == 2
+    assert "No such option" in err
+
+
+def test_plan_names_digests_and_starts_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "plan", "sweeps/quickstart.yaml", f"storage={tmp_path}/r", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert {s["stage"] for s in plan["stages"]} == {"capture", "correlate", "probe", "finetune"}
+    assert plan["models"][0]["vision_tokens"] == 64
+    assert not (tmp_path / "r").exists()
+
+
+def test_plan_refuses_pools_that_would_wait_for_ever(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, _, err = run(capsys, "plan", "sweeps/quickstart.yaml", f"storage={tmp_path}/r", "how.n_actors=500")
+    assert code == 6
+    assert "how.n_actors" in err
+
+
+def test_job_modules_take_the_same_arguments() -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "jobs.study", "sweeps/absent.yaml"], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert "sweeps/absent.yaml" in found.stderr

@@ -41,7 +41,9 @@ class Ordered:
 
 def resample_weights(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "S n"]:
     """How often each of n images is drawn in each bootstrap resample of n."""
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n)) if n_resamples else np.empty((0, n), int)
+    drawn += n * np.arange(n_resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n)
 
 
 def rank_scores(
@@ -52,6 +54,7 @@ def rank_scores(
     The inner product of two such vectors is Spearman's rho with average ranks for ties.
     """
     n_resamples, n = weights.shape
+    weights = weights.astype(dtype)
     sums = np.zeros((n_resamples, len(columns.order), n + 1), dtype)
     np.cumsum(weights[:, columns.order], axis=2, out=sums[..., 1:])
     rows = np.arange(len(columns.order))[:, None]
@@ -59,7 +62,7 @@ def rank_scores(
     scores += sums[:, rows, columns.up_to]
     scores *= 0.5
     scores -= n / 2  # rank minus the mean rank (n + 1) / 2, which weights leave as it is
-    scores *= np.sqrt(weights)[:, None, :].astype(dtype)
+    scores *= np.sqrt(weights)[:, None, :]
     norms = np.linalg.norm(scores, axis=2, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(norms > 1e-3, scores / norms, np.nan).astype(dtype, copy=False)

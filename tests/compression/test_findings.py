@@ -1,0 +1,151 @@
+"""Findings on planted data: they must say yes, no and undecided where each is true."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from orchestrator.compression.consensus import compression_scores, correlation_consensus
+from orchestrator.compression.correlation import correlate
+from orchestrator.compression.findings import Finding, find, verdict
+from orchestrator.config import CorrelateConfig
+
+KINDS = {"n_objects": "count", "n_categories": "count", "area_spread": "continuous", "coverage": "continuous"}
+METRICS = {"gini": 1, "norm_entropy": -1, "stable_rank": -1, "mean_cosine": 1}
+DEPTH_SPREAD = (0.0, 1.0, 0.0)
+
+
+def planted(
+    n: int = 80,
+    weights: dict[str, float] | None = None,
+    depth: tuple[float, float, float] = DEPTH_SPREAD,
+    noise: float = 1.0,
+    seed: int = 0,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Images of independent attributes; compression = depth profile + weighted attributes (by z-score) + noise."""
+    rng = np.random.default_rng(seed)
+    attributes = {name: rng.normal(size=n) for name in KINDS}
+    images = pl.DataFrame({"image_id": [f"i{k:03d}" for k in range(n)], "width": [64] * n, **attributes})
+    driven = sum(w * attributes[name] for name, w in (weights or {}).items()) + np.zeros(n)
+    layers = [
+        pl.DataFrame(
+            {
+                "image_id": images["image_id"],
+                "tap": ["decoder"] * n,
+                "layer": [layer] * n,
+                "group": ["vision"] * n,
+                "n_tokens": [9] * n,
+                **{m: sign * (depth[layer // 2] + driven + noise * rng.normal(size=n)) for m, sign in METRICS.items()},
+            }
+        )
+        for layer in range(6)
+    ]
+    return images, pl.concat(layers)
+
+
+def findings(images: pl.DataFrame, metrics: pl.DataFrame, source: str = "coco") -> list[Finding]:
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=0))
+    return find(images, metrics, table, source=source)
+
+
+def claim(found: list[Finding], name: str) -> Finding:
+    return next(f for f in found if f.claim == name)
+
+
+@pytest.mark.parametrize(
+    ("depth", "n", "noise", "expected"),
+    [
+        ((0.0, 1.5, 0.0), 60, 1.0, "supported"),
+        ((0.0, 0.0, 0.0), 200, 0.3, "contradicted"),
+        ((1.5, 0.0, 1.5), 60, 1.0, "contradicted"),
+        ((0.0, 1.0, 2.0), 60, 1.0, "contradicted"),
+        ((0.0, 0.25, 0.0), 12, 1.0, "undecided"),
+    ],
+)
+def test_depth_claim_follows_the_planted_profile(
+    depth: tuple[float, float, float], n: int, noise: float, expected: str
+) -> None:
+    assert claim(findings(*planted(n, depth=depth, noise=noise)), "depth").holds == expected
+
+
+@pytest.mark.parametrize(
+    ("weight", "n", "expected"), [(-1.0, 80, "supported"), (1.0, 80, "contradicted"), (-0.05, 20, "undecided")]
+)
+def test_more_objects_less_compression_can_be_yes_no_and_undecided(weight: float, n: int, expected: str) -> None:
+    finding = claim(findings(*planted(n, {"n_objects": weight}, seed=2)), "objects")
+    assert finding.holds == expected
+    assert finding.effect is not None
+    assert (finding.effect > 0) == (weight < 0)
+    assert finding.ci_low is not None
+    assert finding.ci_high is not None
+    assert finding.ci_low <= finding.effect <= finding.ci_high
+
+
+def test_no_relation_is_contradicted_once_images_suffice() -> None:
+    finding = claim(findings(*planted(900, {}, noise=1.0)), "objects")
+    assert finding.holds == "contradicted"
+
+
+@pytest.mark.parametrize(
+    ("weights", "n", "expected"),
+    [
+        ({"n_categories": -1.0, "area_spread": -1.0}, 120, "supported"),
+        ({"n_objects": -1.5, "area_spread": -0.5}, 120, "contradicted"),
+        ({"n_categories": -0.3, "area_spread": -0.3, "coverage": -0.3}, 30, "undecided"),
+    ],
+)
+def test_coco_drivers_can_be_yes_no_and_undecided(weights: dict[str, float], n: int, expected: str) -> None:
+    found = findings(*planted(n, weights))
+    assert claim(found, "coco_drivers").holds == expected
+    assert not [f for f in findings(*planted(n, weights), source="scenes") if f.claim == "coco_drivers"]
+
+
+def test_drivers_are_compared_on_images_that_have_every_attribute() -> None:
+    images, metrics = planted(120, {"n_categories": -1.0, "area_spread": -1.0})
+    holes = images.with_columns(
+        area_spread=pl.when(pl.int_range(pl.len()) % 4 == 0).then(None).otherwise("area_spread")
+    )
+    finding = claim(findings(holes, metrics), "coco_drivers")
+    assert (finding.holds, finding.n) == ("supported", 90)
+
+
+def test_attributes_are_ranked_by_how_sure_they_are() -> None:
+    found = [f for f in findings(*planted(150, {"coverage": -1.0, "n_objects": 0.5})) if f.claim == "attribute"]
+    assert [f.attribute for f in found[:2]] == ["coverage", "n_objects"]
+    assert "less compressed" in found[0].statement
+    assert "more compressed" in found[1].statement
+    assert found[0].holds == "supported"
+    assert found[0].agreement == pytest.approx(1.0, abs=0.1)
+
+
+def test_few_images_decide_nothing() -> None:
+    assert {f.holds for f in findings(*planted(8, {"n_objects": -3.0}))} <= {"undecided"}
+
+
+def test_verdict_rule() -> None:
+    assert verdict(0.2, 0.5, 0.1) == "supported"
+    assert verdict(-0.2, 0.05, 0.1) == "contradicted"
+    assert verdict(0.0, 0.5, 0.1) == "undecided"
+    assert verdict(float("nan"), 0.5, 0.1) == "undecided"
+
+
+def test_consensus_aligns_signs_and_families_count_equally() -> None:
+    images, metrics = planted(100, {"n_objects": -1.0})
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=20))
+    for by, n_rows in (("layer", 6), ("third", 3)):
+        rows = correlation_consensus(table, by).filter(
+            (pl.col("attribute") == "n_objects") & (pl.col("statistic") == "spearman")
+        )
+        assert rows.height == n_rows
+        assert (rows["compression_rho"] < -0.5).all()
+        assert (rows["ci_low"] < rows["compression_rho"]).all()
+        assert (rows["compression_rho"] < rows["ci_high"]).all()
+        assert (rows["less"] == 1).all()
+        assert (rows["more"] == 0).all()
+
+
+def test_scores_order_images_by_planted_compression() -> None:
+    images, metrics = planted(50, {"n_objects": 1.0}, noise=0.01)
+    scores = compression_scores(metrics, images["image_id"], "decoder", "vision")
+    assert set(scores) == {"early", "middle", "late", "all"}
+    order = np.argsort(images["n_objects"].to_numpy())
+    assert np.corrcoef(np.argsort(order), scores["all"])[0, 1] > 0.98

@@ -61,7 +61,7 @@ class Recipe:
     """Seed of scenes, questions and weights. Held-out scenes use other scene seeds."""
 
 
-def encode(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B K D"]]:
+def encode(model: Any, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B K D"]]:
     """Run the vision encoder.
 
     Returns:
@@ -79,9 +79,7 @@ def encode(model: nn.Module, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Te
     return states[:, 0, 0, 1:, :WIDTH], projected
 
 
-def packed_logits(
-    model: nn.Module, projected: Float[Tensor, "B K D"], batch: dict[str, Tensor]
-) -> Float[Tensor, "B S V"]:
+def packed_logits(model: Any, projected: Float[Tensor, "B K D"], batch: dict[str, Tensor]) -> Float[Tensor, "B S V"]:
     """Logits of packed sequences, given what the decoder gets of each image."""
     embeds = model.get_input_embeddings()(batch["input_ids"])
     common: dict[str, Any] = {
@@ -118,7 +116,9 @@ def answer_loss(logits: Float[Tensor, "B S V"], batch: dict[str, Tensor]) -> tup
 
 def make_optimizers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the blocks, AdamW for everything else."""
-    matrices, others, seen = [], [], set()
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    seen: set[int] = set()
     for module in modules:
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad or id(parameter) in seen:
@@ -175,7 +175,8 @@ class Trainer:
         self.cross = recipe.model == "reference-cross"
         torch.manual_seed(recipe.seed)
         self.processor = make_processor(vocabulary(), cross=self.cross)
-        self.model = (make_cross if self.cross else make_joint)(len(self.processor.tokenizer))
+        build: Any = make_cross if self.cross else make_joint
+        self.model: Any = build(len(self.processor.tokenizer))
         self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS))
         self.state = State()
         if start is not None:
@@ -248,7 +249,7 @@ class Trainer:
             if self.state.step % 20 == 0 or self.state.step == n_steps:
                 self.state.seconds += time.monotonic() - last_log
                 last_log = time.monotonic()
-                point = {name: round(value / n_summed, 4) for name, value in sums.items()}
+                point: dict[str, Any] = {name: round(value / n_summed, 4) for name, value in sums.items()}
                 point |= {"phase": phase, "step": self.state.step, "minutes": round(self.state.seconds / 60, 2)}
                 self.state.curve.append(point)
                 print(json.dumps(point), flush=True)

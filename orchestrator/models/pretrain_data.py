@@ -133,9 +133,9 @@ def pack(
     prefix = [BOS, USER, *[IMAGE] * (1 if cross else N_PATCHES)]
     flat = [text for questions in asked for question, answer, _ in questions for text in (question, answer)]
     encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
-    rows = []
+    rows: list[tuple[list[Any], ...]] = []
     for questions in asked:
-        ids, positions, labels, weights, part = list(prefix), list(range(len(prefix))), [], [], [0] * len(prefix)
+        ids, positions, part = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, weights = [-100] * len(prefix), [0.0] * len(prefix)
         for number, (_, _, weight) in enumerate(questions, start=1):
             question, answer = [*next(encoded), ASSISTANT], [*next(encoded), EOS]
@@ -147,18 +147,17 @@ def pack(
             part += [number] * length
         rows.append((ids, positions, labels, weights, part))
     longest = -(-max(len(row[0]) for row in rows) // 8) * 8
-    fill = (PAD, 0, -100, 0.0, -1)
-    ids, positions, labels, weights, part = (
-        torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(5)
-    )
-    same = (part[:, None, :] == part[:, :, None]) | (part[:, None, :] == 0)
+    fill: tuple[float, ...] = (PAD, 0, -100, 0.0, -1)
+    table = [torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(5)]
+    parts = table[4]
+    same = (parts[:, None, :] == parts[:, :, None]) | (parts[:, None, :] == 0)
     mask = same & torch.ones(longest, longest, dtype=torch.bool).tril()
     return {
-        "input_ids": ids,
-        "position_ids": positions,
+        "input_ids": table[0],
+        "position_ids": table[1],
         "attention_mask": mask[:, None],
-        "labels": labels,
-        "weights": weights,
+        "labels": table[2],
+        "weights": table[3],
     }
 
 

@@ -40,7 +40,7 @@ WIDTH = 128
 CROSS_LAYERS = [1, 3, 5]
 """Decoder layers of ``reference-cross`` that read the image."""
 
-PIXELS = {
+PIXELS: dict[str, Any] = {
     "resample": 3,
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -107,8 +107,8 @@ def make_processor(vocabulary: Iterable[str], *, cross: bool = False) -> LlavaPr
     tokenizer = make_tokenizer(vocabulary, cross=cross)
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     if cross:
-        images = MllamaImageProcessorPil(size=side, max_image_tiles=1, **PIXELS)
-        return MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+        tiles = MllamaImageProcessorPil(size=side, max_image_tiles=1, **PIXELS)
+        return MllamaProcessor(tiles, tokenizer, chat_template=tokenizer.chat_template)
     images = CLIPImageProcessorPil(size=side, crop_size=side, do_center_crop=False, **PIXELS)
     return LlavaProcessor(
         images,
@@ -209,7 +209,7 @@ def make_cross(vocab_size: int) -> MllamaForConditionalGeneration:
     return model
 
 
-def _scale_residuals(layers: Iterable[torch.nn.Module], n_layers: int) -> None:
+def _scale_residuals(layers: Iterable[Any], n_layers: int) -> None:
     """Shrink the weights that write into the residual stream, as GPT-2 does, for a stable start."""
     for layer in layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -222,7 +222,8 @@ def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditional
     Four of the six language layers are taken over, in order; the cross-attention layers and the projector are new.
     Both must have the same vocabulary.
     """
-    tower, vision = joint.model.vision_tower, cross.model.vision_model
+    tower: Any = joint.model.vision_tower
+    vision = cross.model.vision_model
     with torch.no_grad():
         vision.patch_embedding.weight.copy_(tower.embeddings.patch_embedding.weight)
         vision.class_embedding.copy_(tower.embeddings.class_embedding)
@@ -248,7 +249,7 @@ def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditional
             target.load_state_dict(source.state_dict())
 
 
-def save(model: torch.nn.Module, processor: Any, folder: Path) -> None:
+def save(model: Any, processor: Any, folder: Path) -> None:
     """Write a checkpoint folder: ``config.json``, ``model.safetensors``, tokenizer and processor files."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -22,6 +22,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -257,7 +258,7 @@ class Stage:
     def read_shard(self, index: int) -> dict[str, Any] | None:
         """The record of a shard whose every file is whole, else None (missing, cut short or unreadable)."""
         try:
-            record = self.store.read_json(f"shards/{index:05d}.json")
+            record = self._shard_record(index)
             for name, rows in record["tables"].items():
                 if self.store.parquet_rows(f"{name}/{index:05d}.parquet") != rows:
                     return None
@@ -266,13 +267,26 @@ class Stage:
                     return None
         except Exception:  # any unreadable file means the same thing: the shard is not there
             return None
-        return dict(record)
+        return record
+
+    def written_shards(self) -> list[int]:
+        """Indices of the shards that have a record, ascending; one listing, nothing is read."""
+        names = [n for n in self.store.files("shards") if n.endswith(".json") and not n.startswith(".")]
+        return sorted(int(PurePosixPath(n).stem) for n in names)
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
-        """Index -> record of every whole shard."""
-        names = [n for n in self.store.files("shards") if n.endswith(".json") and not n.startswith(".")]
-        records = {int(PurePosixPath(n).stem): self.read_shard(int(PurePosixPath(n).stem)) for n in names}
-        return {index: record for index, record in sorted(records.items()) if record is not None}
+        """Index -> record of every whole shard, ascending. Read side by side: an object store answers in its own time.
+
+        Of a finished stage only the records are read, as every file was checked before `_SUCCESS` was written.
+        """
+        read = self._shard_record if self.is_done() else self.read_shard
+        with ThreadPoolExecutor(4 if self.store.is_local else 32) as readers:
+            indices = self.written_shards()
+            found = dict(zip(indices, readers.map(read, indices), strict=True))
+        return {index: record for index, record in found.items() if record is not None}
+
+    def _shard_record(self, index: int) -> dict[str, Any]:
+        return dict(self.store.read_json(f"shards/{index:05d}.json"))
 
     # -- reading
 

@@ -80,7 +80,6 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
         size = {"min_size": n_actors, "max_size": n_upper}
     overlap = pool.gpus > 0
     calls = 2 if overlap else 1
-    retries = job.run.how.max_retries
     with _data_context(job.run) as data:
         images = data.from_items(
             [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), MAX_TASKS)
@@ -91,7 +90,6 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
             batch_format="pyarrow",
             fn_kwargs={"job": job, "source": ray.put(source)},
             num_cpus=1,
-            max_retries=retries,
         ).map_batches(
             CaptureActor,
             fn_constructor_kwargs={"job": job, "threads": actor_threads(job.run, n_actors, n_nodes)},
@@ -105,8 +103,6 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
             ),
             num_cpus=pool.cpus,
             num_gpus=pool.gpus,
-            max_restarts=retries,
-            max_task_retries=retries,
         )
         with _our_errors(job):
             for row in captured.iter_rows():

@@ -50,7 +50,7 @@ class Job:
     n_images: int
     shard_size: int
     attribute_kinds: Mapping[str, str]
-    make_worker: Callable[[Job, int | None], Worker]
+    make_worker: MakeWorker
     """Called once a process with the job and the number of torch threads."""
 
     @property
@@ -65,6 +65,9 @@ class Job:
         result = worker.shard(images)
         self.stage.write_shard(shard, result.tables, result.arrays, result.extra)
         return ShardStats(shard, result.n_images, result.n_rejected)
+
+
+MakeWorker = Callable[[Job, int | None], Worker]
 
 
 def make_model_worker(job: Job, threads: int | None) -> Worker:
@@ -136,8 +139,8 @@ class Tally:
         Raises:
             StageError: a shard is missing, or the images do not add up.
         """
-        there = {int(name[:-5]) for name in self.job.stage.store.files("shards") if name.endswith(".json")}
-        missing = sorted(set(range(self.job.n_shards)) - (there & self.finished))
+        there = self.finished.intersection(self.job.stage.written_shards())
+        missing = sorted(set(range(self.job.n_shards)) - there)
         if missing:
             raise StageError(
                 f"capture: {len(missing)} of {self.job.n_shards} shards are not in {self.job.stage.storage.uri} "

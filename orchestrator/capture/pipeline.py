@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from orchestrator.capture.job import Job, ShardStats, Tally, make_model_worker
+from orchestrator.capture.job import Job, MakeWorker, ShardStats, Tally, make_model_worker
 from orchestrator.capture.loading import load_shard
 from orchestrator.compression.registry import check_names
 from orchestrator.config import RunConfig
@@ -42,8 +42,16 @@ def _stage(run: RunConfig, storage: Storage, source: Source) -> Stage:
     return Stage(storage, "capture", what)
 
 
-def run_capture(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:
+def run_capture(
+    run: RunConfig, storage: Storage, *, quiet: bool = False, make_worker: MakeWorker = make_model_worker
+) -> Stage:
     """Capture every image of `run.data`; shards that an earlier run finished are not computed again.
+
+    Args:
+        run: the point's configuration.
+        storage: where stages lie.
+        quiet: show no progress.
+        make_worker: makes what computes a shard; a benchmark may simulate a model.
 
     Raises:
         VtsweepError: what stopped it. Finished shards are kept, and the same call goes on from them.
@@ -55,7 +63,7 @@ def run_capture(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Sta
     with _backend(run, storage) as backend:
         dtype = backend.dtype if run.model.dtype == "auto" else run.model.dtype
         plan = stage.open({"n_images": len(source), "shard_size": run.how.shard_size, "dtype": dtype})
-        job = make_job(run, stage, plan, source)
+        job = make_job(run, stage, plan, source, make_worker)
         tally = Tally(job)
         todo = tally.resume()
         done = tally.n_images + tally.n_rejected
@@ -68,7 +76,9 @@ def run_capture(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Sta
     return stage
 
 
-def make_job(run: RunConfig, stage: Stage, plan: Mapping[str, Any], source: Source) -> Job:
+def make_job(
+    run: RunConfig, stage: Stage, plan: Mapping[str, Any], source: Source, make_worker: MakeWorker = make_model_worker
+) -> Job:
     """The job of a stage as its first run planned it: a resumed run keeps the shards and the precision."""
     model = run.model.model_copy(update={"dtype": plan["dtype"]})
     return Job(
@@ -77,7 +87,7 @@ def make_job(run: RunConfig, stage: Stage, plan: Mapping[str, Any], source: Sour
         plan["n_images"],
         plan["shard_size"],
         dict(source.attribute_kinds),
-        make_model_worker,
+        make_worker,
     )
 
 

@@ -8,8 +8,8 @@
 | `last` | last token of the sequence |
 
 A vision place is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different size thus
-share places, at the same relative position in reading order. The k-th of P quantiles is drawn from [k/P, (k+1)/P), so
-that places are spread over the image and distinct wherever N >= 2 P.
+share places, at the same relative position in reading order. Quantile k of P is (k + s + u_k) / P, with one shift s and
+a u_k of its own drawn from [0, 0.5): places are spread over the image and, where N >= 2 P, distinct.
 
 Letters: B images, N tokens, D width, P positions.
 """
@@ -26,7 +26,8 @@ FLOAT16_MAX = 65504.0
 
 def vision_quantiles(n: int, seed: int) -> np.ndarray:
     """The `n` seeded places, float64 in [0, 1), ascending."""
-    return (np.arange(n) + np.random.default_rng([seed, n]).random(n)) / max(n, 1)
+    draws = np.random.default_rng([seed, n]).random(n + 1) / 2
+    return (np.arange(n) + draws[0] + draws[1:]) / max(n, 1)
 
 
 def vision_ordinals(quantiles: np.ndarray, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:

@@ -13,21 +13,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 
 from orchestrator.capture import positions
 from orchestrator.capture.job import ShardResult
 from orchestrator.capture.loading import Loaded, describe
 from orchestrator.capture.recorder import PassRecord, Recorder
+from orchestrator.capture.tables import images_table, metrics_table, rejected_table
 from orchestrator.capture.taps import Taps, default_taps
 from orchestrator.compression.registry import check_names
 from orchestrator.config import RunConfig
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.batching import Batch
-from orchestrator.schema import check_table
-
-DTYPES: dict[str, type[pl.DataType]] = {"count": pl.Int64, "continuous": pl.Float64, "categorical": pl.String}
 
 
 @dataclass
@@ -75,7 +72,7 @@ class CaptureWorker:
 
     def shard(self, images: Sequence[Loaded]) -> ShardResult:
         """Capture a shard's images, in batches of equal shapes; broken ones are recorded with their reason."""
-        rejected = {one.index: one.reason for one in images if one.image is None}
+        rejected = {one.index: one.reason or "no image" for one in images if one.image is None}
         examples: dict[int, Batch] = {}
         for one in images:
             if one.image is None:
@@ -127,7 +124,7 @@ class CaptureWorker:
         return None
 
     def _unpack(
-        self, record: PassRecord, chunk: Sequence[int], kept: dict[int, _Kept], rejected: dict[int, str | None]
+        self, record: PassRecord, chunk: Sequence[int], kept: dict[int, _Kept], rejected: dict[int, str]
     ) -> None:
         for row, index in enumerate(chunk):
             if row in record.broken:
@@ -148,21 +145,12 @@ class CaptureWorker:
         images: Sequence[Loaded],
         kept: dict[int, _Kept],
         names: dict[str, list[str]],
-        rejected: dict[int, str | None],
+        rejected: dict[int, str],
     ) -> ShardResult:
-        bad = [one for one in images if one.index in rejected]
-        rejected_table = pl.DataFrame(
-            {
-                "image_id": [one.image_id for one in bad],
-                "index": [one.index for one in bad],
-                "reason": [rejected[one.index] for one in bad],
-            },
-            schema={"image_id": pl.String, "index": pl.Int32, "reason": pl.String},
-        )
         tables = {
-            "images": check_table(self._images_table(good), "images"),
-            "layer_metrics": check_table(self._metrics_table(good, kept), "layer_metrics"),
-            "rejected": check_table(rejected_table, "rejected"),
+            "images": images_table(good, self.run.data.source, self.attribute_kinds),
+            "layer_metrics": metrics_table([(one.image_id, kept[one.index].metrics) for one in good], self.metrics),
+            "rejected": rejected_table(images, rejected),
         }
         arrays: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
@@ -173,38 +161,7 @@ class CaptureWorker:
             if scales is not None:
                 arrays[f"feature_scales/{tap}"] = scales
             described[tap] = {"layers": layers, "positions": names[tap], "scaled": scales is not None}
-        return ShardResult(tables, arrays, {"features": described}, len(good), len(bad))
-
-    def _images_table(self, good: Sequence[Loaded]) -> pl.DataFrame:
-        fixed: dict[str, Any] = {
-            "image_id": [one.image_id for one in good],
-            "source": [self.run.data.source] * len(good),
-            "index": [one.index for one in good],
-            "width": [one.image.shape[1] for one in good if one.image is not None],
-            "height": [one.image.shape[0] for one in good if one.image is not None],
-        }
-        schema: dict[str, Any] = {"image_id": pl.String, "source": pl.String}
-        schema |= dict.fromkeys(("index", "width", "height"), pl.Int32)
-        for name, kind in self.attribute_kinds.items():
-            fixed[name] = [one.attributes.get(name) for one in good]
-            schema[name] = DTYPES[kind]
-        return pl.DataFrame(fixed, schema=schema)
-
-    def _metrics_table(self, good: Sequence[Loaded], kept: dict[int, _Kept]) -> pl.DataFrame:
-        keys = [(one, key, *kept[one.index].metrics[key]) for one in good for key in sorted(kept[one.index].metrics)]
-        columns: dict[str, Any] = {
-            "image_id": [one.image_id for one, *_ in keys],
-            "tap": [key[0] for _, key, *_ in keys],
-            "layer": [key[1] for _, key, *_ in keys],
-            "group": [key[2] for _, key, *_ in keys],
-            "n_tokens": [n for _, _, n, _ in keys],
-        }
-        values = np.array([v for *_, v in keys], dtype=np.float32).reshape(len(keys), len(self.metrics))
-        columns |= {name: values[:, place] for place, name in enumerate(self.metrics)}
-        schema: dict[str, Any] = {"image_id": pl.String, "tap": pl.String, "layer": pl.Int32, "group": pl.String}
-        schema |= {"n_tokens": pl.Int32} | dict.fromkeys(self.metrics, pl.Float32)
-        # A metric that is undefined (a single token, no energy) is a missing value.
-        return pl.DataFrame(columns, schema=schema).with_columns(pl.col(self.metrics).fill_nan(None))
+        return ShardResult(tables, arrays, {"features": described}, len(good), len(rejected))
 
 
 def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:

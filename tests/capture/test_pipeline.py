@@ -1,0 +1,195 @@
+"""The stage: what is done once is not done again, and how it was done leaves no trace in the tables."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from benchmarks.simulated import Simulation
+from orchestrator.capture.pipeline import capture_stage, run_capture
+from orchestrator.errors import ConfigError, StageError
+from orchestrator.layout import Stage, Storage
+from tests.capture.conftest import make_run
+
+TABLES = ("images", "layer_metrics", "rejected")
+
+
+def run_simulated(run, storage: Path, simulation: Simulation | None = None) -> Stage:
+    return run_capture(run, Storage(str(storage)), quiet=True, make_worker=simulation or Simulation())
+
+
+def assert_equal(one: Stage, two: Stage, **tolerance: float) -> None:
+    for name in TABLES:
+        assert_frame_equal(one.scan(name).collect(), two.scan(name).collect(), **tolerance)
+    for a, b in zip(one.arrays("features/decoder"), two.arrays("features/decoder"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def modified(stage: Stage) -> dict[str, int]:
+    root = Path(stage.store.path(""))
+    return {str(file.relative_to(root)): file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()}
+
+
+def test_a_finished_stage_is_not_touched(tmp_path):
+    stage = run_simulated(make_run(), tmp_path)
+    before = modified(stage)
+    assert run_simulated(make_run(), tmp_path).digest == stage.digest
+    assert modified(stage) == before
+
+
+def test_every_image_is_there_once_and_in_order(tmp_path):
+    stage = run_capture(make_run(), Storage(str(tmp_path)), quiet=True)
+    images = stage.scan("images").collect()
+    assert images["index"].to_list() == list(range(12))
+    assert images["image_id"].n_unique() == 12
+    metrics = stage.scan("layer_metrics").collect()
+    assert metrics.select("image_id", "tap", "layer", "group").is_unique().all()
+    assert set(metrics["image_id"]) == set(images["image_id"])
+    assert sum(len(part) for part in stage.arrays("features/decoder")) == 12
+    assert stage.summary()["n_captured"] == 12
+
+
+def test_resume_writes_no_finished_shard_twice(tmp_path):
+    whole = run_simulated(make_run(), tmp_path / "whole")
+    stage = run_simulated(make_run(), tmp_path / "resumed")
+    stage.store.fs.rm_file(stage.store.path("_SUCCESS"))
+    stage.store.fs.rm_file(stage.store.path("shards/00001.json"))
+    before = modified(stage)
+    run_simulated(make_run(), tmp_path / "resumed")
+    after = modified(stage)
+    rewritten = {name for name in before if after[name] != before[name]}
+    assert rewritten
+    assert all("00001" in name for name in rewritten)
+    assert_equal(stage, whole)
+
+
+@pytest.mark.parametrize("victim", ["layer_metrics/00002.parquet", "features/decoder/00002.npy", "shards/00002.json"])
+def test_a_shard_cut_short_is_done_again(tmp_path, victim):
+    whole = run_simulated(make_run(), tmp_path / "whole")
+    stage = run_simulated(make_run(), tmp_path / "cut")
+    stage.store.fs.rm_file(stage.store.path("_SUCCESS"))
+    file = Path(stage.store.path(victim))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    assert_equal(run_simulated(make_run(), tmp_path / "cut"), whole)
+
+
+def test_resume_keeps_the_first_run_s_shards_and_precision(tmp_path):
+    first = run_simulated(make_run(), tmp_path)
+    first.store.fs.rm_file(first.store.path("_SUCCESS"))
+    first.store.fs.rm_file(first.store.path("shards/00000.json"))
+    again = run_simulated(make_run(how__shard_size=3, how__batch_size=2), tmp_path)
+    assert again.digest == first.digest
+    assert again.summary()["shard_size"] == 5
+    assert again.summary()["dtype"] == "float32"
+    assert again.scan("images").collect()["index"].to_list() == list(range(12))
+
+
+def test_how_work_is_done_does_not_change_the_digest(tmp_path):
+    storage = Storage(str(tmp_path))
+    plain = capture_stage(make_run(), storage).digest
+    assert capture_stage(make_run(how__batch_size=1, how__n_actors=3), storage).digest == plain
+    assert capture_stage(make_run(data__max_rejected_fraction=0.5), storage).digest == plain
+    changes = {"capture__seed": 1, "capture__prompt": "what is this ?", "data__seed": 1, "model__dtype": "bfloat16"}
+    digests = {capture_stage(make_run(**{key: value}), storage).digest for key, value in changes.items()}
+    assert len(digests | {plain}) == len(changes) + 1
+
+
+def test_naming_all_metrics_is_the_default(tmp_path):
+    from orchestrator.compression.registry import METRICS
+
+    storage = Storage(str(tmp_path))
+    named = capture_stage(make_run(capture__metrics=list(METRICS)), storage)
+    assert named.digest == capture_stage(make_run(), storage).digest
+    with pytest.raises(ConfigError, match="Did you mean 'gini'"):
+        capture_stage(make_run(capture__metrics=["ginny"]), storage)
+
+
+# ---------------------------------------------------------------- rejected images
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    root = tmp_path / "images"
+    root.mkdir()
+    for k in range(10):
+        Image.new("RGB", (32, 32), (20 * k, 40, 60)).save(root / f"{k}.png")
+    rows = "".join(f"{k}.png,{k}\n" for k in range(10))
+    (root / "attributes.csv").write_text("file,number\n" + rows)
+    return root
+
+
+def folder_run(root: Path, fraction: float):
+    data = {"source": "folder", "root": str(root), "max_rejected_fraction": fraction}
+    return make_run(data=data)
+
+
+def test_broken_images_are_recorded_and_the_rest_goes_on(tmp_path, folder):
+    (folder / "3.png").write_bytes(b"not an image")
+    (folder / "7.png").unlink()
+    stage = run_simulated(folder_run(folder, 0.2), tmp_path / "out")
+    rejected = stage.scan("rejected").collect()
+    assert rejected["index"].to_list() == [3, 7]
+    assert "not an image" in rejected["reason"][0]
+    assert "missing file" in rejected["reason"][1]
+    assert stage.scan("images").collect().height == 8
+    assert stage.summary()["n_rejected"] == 2
+
+
+def test_too_many_broken_images_fail_the_stage_with_a_table_of_reasons(tmp_path, folder):
+    for k in (3, 4, 5):
+        (folder / f"{k}.png").unlink()
+    with pytest.raises(StageError, match=r"3 of 10 images are rejected.*allows 2(.|\n)*3\.png: missing file"):
+        run_simulated(folder_run(folder, 0.2), tmp_path / "out")
+
+
+def test_mended_images_are_taken_up_by_the_same_command(tmp_path, folder):
+    kept = (folder / "3.png").read_bytes()
+    (folder / "3.png").unlink()
+    with pytest.raises(StageError):
+        run_simulated(folder_run(folder, 0.05), tmp_path / "out")
+    (folder / "3.png").write_bytes(kept)
+    stage = run_simulated(folder_run(folder, 0.05), tmp_path / "out")
+    assert stage.scan("images").collect().height == 10
+    assert stage.scan("rejected").collect().is_empty()
+
+
+# ---------------------------------------------------------------- killed
+
+KILLED = """
+import sys
+from pathlib import Path
+from benchmarks.simulated import Simulation
+from tests.capture.conftest import make_run
+from tests.capture.test_pipeline import run_simulated
+run_simulated(make_run(data__n_images=60), Path(sys.argv[1]), Simulation(seconds=0.05))
+"""
+
+
+def test_a_killed_process_resumes_to_equal_tables(tmp_path):
+    run = make_run(data__n_images=60)
+    whole = run_simulated(run, tmp_path / "whole")
+    victim = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], cwd=Path(__file__).parents[2])
+    shards = Path(capture_stage(run, Storage(str(tmp_path / "killed"))).store.path("shards"))
+    deadline = time.monotonic() + 120
+    while len(list(shards.glob("*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    finished = {file.name: file.stat().st_mtime_ns for file in shards.glob("*.json")}
+    assert 3 <= len(finished) < 12
+    stage = run_simulated(run, tmp_path / "killed")
+    assert_equal(stage, whole)
+    assert all((shards / name).stat().st_mtime_ns == when for name, when in finished.items())
+
+
+def test_missing_values_keep_their_column_type(tmp_path):
+    stage = run_capture(make_run(data__n_objects=[1, 1], data__n_images=6), Storage(str(tmp_path)), quiet=True)
+    assert stage.scan("images").collect_schema()["nearest_distance"] == pl.Float64

@@ -46,8 +46,9 @@ def test_a_part_of_rank_0_stays_frozen(adapter: Adapter, make_run: MakeRun) -> N
 
 def test_nothing_to_train_is_refused(adapter: Adapter, make_run: MakeRun) -> None:
     frozen = {"rank": 0, "learning_rate": 1e-3}
-    with pytest.raises(ConfigError, match="rank 0"), tunable(
-        adapter, make_run(language=frozen, projector=frozen, vision=frozen).finetune
+    with (
+        pytest.raises(ConfigError, match="rank 0"),
+        tunable(adapter, make_run(language=frozen, projector=frozen, vision=frozen).finetune),
     ):
         pass
 

@@ -1,0 +1,128 @@
+"""Answers are judged fairly: chance stays chance, near misses are measured, batches do not matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import polars as pl
+import pytest
+import torch
+
+from orchestrator.config import FinetuneConfig, RunConfig
+from orchestrator.data.mixture import make_evaluation
+from orchestrator.data.questions import Question
+from orchestrator.finetune.evaluate import accuracy_columns, answer_table, judge, normalise, predict, wilson
+from orchestrator.finetune.prepared import Prepared
+from orchestrator.models.adapter import Adapter
+
+MakeRun = Callable[..., RunConfig]
+
+
+def question(family: str, answer: str) -> Question:
+    return Question("q", "i", family, "high", "?", answer)
+
+
+def test_a_model_that_always_says_yes_is_at_chance() -> None:
+    asked = make_evaluation(FinetuneConfig(n_eval_per_family=400))
+    answers = answer_table(asked, ["yes"] * len(asked))
+    columns = accuracy_columns(answers)
+    assert columns["accuracy/low/existence_low"] <= 0.5 <= columns["accuracy/low/existence_high"]
+    # A quarter of the comparisons ask for a colour, which "yes" never answers.
+    assert columns["accuracy/high/comparison_low"] <= 0.375 <= columns["accuracy/high/comparison_high"]
+    for family in ("colour", "shape", "count"):
+        assert columns[f"accuracy/low/{family}"] == 0.0
+    assert columns["accuracy/high/relation"] == 0.0
+    assert columns["accuracy/high/point"] == 0.0
+
+
+@pytest.mark.parametrize("word", ["left", "above"])
+def test_a_model_that_always_says_one_side_is_at_chance(word: str) -> None:
+    asked = [a for a in make_evaluation(FinetuneConfig(n_eval_per_family=400)) if a.question.family == "relation"]
+    columns = accuracy_columns(answer_table(asked, [word] * len(asked)))
+    assert columns["accuracy/high/relation_low"] <= 0.25 <= columns["accuracy/high/relation_high"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("Yes.", "yes"), (" a  red Circle ", "red circle"), ("THREE", "3"), ("the", "the"), ("12", "12"), ("", "")],
+)
+def test_form_does_not_count(given: str, expected: str) -> None:
+    assert normalise(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "answer", "predicted", "expected"),
+    [
+        ("count", "7", "7", (True, 0.0)),
+        ("count", "7", "about 5", (False, 2.0)),
+        ("count", "7", "many", (False, None)),
+        ("count_by_attribute", "0", "zero", (True, 0.0)),
+        ("colour", "red", "Red.", (True, None)),
+        ("colour", "red", "dark red", (False, None)),
+        ("point", "50 50", "53 54", (True, pytest.approx(0.05))),
+        ("point", "50 50", "50 60", (False, pytest.approx(0.1))),
+        ("point", "50 50", "50", (False, None)),
+        ("point", "10 10 30 30", "10 10 30 30", (True, 0.0)),
+        ("point", "10 10 30 30", "20 10 40 30", (False, pytest.approx(0.1))),
+        ("point", "10 10 30 30", "30 30 10 10", (False, pytest.approx(0.2828, abs=1e-3))),
+    ],
+)
+def test_answers_are_judged_with_their_error(family: str, answer: str, predicted: str, expected: tuple) -> None:
+    assert judge(question(family, answer), predicted) == expected
+
+
+def test_wilson_intervals_stay_inside_and_hold_the_share() -> None:
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+    low, high = wilson(50, 100)
+    assert (low, high) == (pytest.approx(0.4038, abs=1e-4), pytest.approx(0.5962, abs=1e-4))
+
+
+def test_batches_and_their_order_do_not_change_answers(adapter: Adapter, make_run: MakeRun) -> None:
+    asked = make_evaluation(make_run(n_eval_per_family=2).finetune)
+    prepared = Prepared(adapter)
+    one = predict(adapter, prepared, asked, 1)
+    assert predict(adapter, prepared, asked, 5) == one
+    assert predict(adapter, prepared, asked[::-1], 4) == one[::-1]
+
+
+def test_scoring_takes_the_most_probable_choice(adapter: Adapter, make_run: MakeRun) -> None:
+    asked = [a for a in make_evaluation(make_run(n_eval_per_family=2).finetune) if a.question.family == "relation"]
+    prepared = Prepared(adapter)
+    for item, found in zip(asked, predict(adapter, prepared, asked, 3, by="score"), strict=True):
+        scores = {}
+        for choice in item.question.choices or ():
+            example = prepared.with_answer(item, choice)
+            labels = example["labels"][0]
+            inputs = {k: v for k, v in example.items() if k != "labels"}
+            with torch.no_grad():
+                logits = adapter.run(inputs).logits[0].log_softmax(-1)
+            places = (labels != -100).nonzero()[:, 0]
+            scores[choice] = sum(float(logits[p - 1, labels[p]]) for p in places)
+        assert found == max(scores, key=scores.__getitem__)
+
+
+def test_inputs_are_prepared_once_and_bounded(adapter: Adapter, make_run: MakeRun) -> None:
+    asked = make_evaluation(make_run().finetune)[0]
+    calls = []
+    counted = SimpleNamespace(prepare=lambda *a: calls.append(a) or adapter.prepare(*a), bucket=adapter.bucket)
+    prepared = Prepared(counted, "in one word .")  # type: ignore[arg-type]
+    first = prepared.prompt(asked)
+    assert prepared.prompt(asked) is first
+    assert len(calls) == 1
+    assert calls[0][1] == f"{asked.question.text} in one word ."
+    bounded = Prepared(counted, max_bytes=1)  # type: ignore[arg-type]
+    bounded.prompt(asked)
+    bounded.with_answer(asked)
+    assert len(bounded._kept) == 1
+
+
+def test_columns_name_tier_and_family() -> None:
+    answers = pl.DataFrame(
+        {"tier": ["low", "high"], "family": ["colour", "count"], "correct": [True, False], "error": [None, 2.0]}
+    )
+    columns = accuracy_columns(answers, "_base")
+    assert columns["accuracy_base/low/colour"] == 1.0
+    assert columns["count_error_base/high"] == 2.0
+    assert set(columns) >= {"accuracy_base/low", "accuracy_base/low_low", "accuracy_base/high/count_high"}

@@ -230,7 +230,7 @@ TABLES: dict[str, Table] = {
             "depth": Column(_S, "projector, or the middle of the early, middle or late third of the decoder"),
         },
         ("question_id", "depth"),
-        "one float32 column a compression metric of the image's vision tokens (`cross_kv`: of cross-attention's values)",
+        "one float32 column a compression metric of the image's tokens (`cross_kv`: of cross-attention's values)",
     ),
     "policy": Table(
         {

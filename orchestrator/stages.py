@@ -81,10 +81,10 @@ def _ablate(run: RunConfig, storage: Storage) -> Stage:
 
 
 def _run_ablate(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
-    from orchestrator.ablate.stage import run_ablate
+    from orchestrator.tuning_ablate import run_ablate_stage
 
     for run in runs:
-        run_ablate(run, storage, quiet=quiet)
+        run_ablate_stage(run, storage, quiet=quiet)
 
 
 STAGE_KINDS: dict[StageName, StageKind] = {

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from orchestrator.ablate.selection import keep_mask, score_tokens, shrink
+from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
 from orchestrator.data.mixture import Example
-from orchestrator.finetune.evaluate import judge
+from orchestrator.finetune.evaluate import MAX_NEW_TOKENS, judge
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states
 
-MAX_NEW_TOKENS = 8
-
-Change = Callable[[Batch, list[int]], Batch]
-"""Takes a batch and the numbers of its questions, returns the batch to answer instead."""
+Answer = Callable[[Batch, list[int]], tuple[Batch, list[str]]]
+"""Takes a batch and the numbers of its questions; returns the batch as it was answered, and the answers."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Answers in the order of the questions."""
+    """Answers in the order of the questions asked."""
 
     predicted: list[str]
     correct: np.ndarray
     """bool (n,)"""
     kept: np.ndarray
-    """Visual tokens the decoder saw, int (n,)."""
+    """Visual tokens the decoder saw to the end, int64 (n,)."""
     seconds: float
-    """Time of generation, selection of tokens included, s."""
+    """Time of selection and generation, s; preparing inputs is left out."""
 
 
 class Bench:
@@ -42,92 +41,150 @@ class Bench:
     Args:
         adapter: the model.
         asked: questions with their images.
-        batch_size: questions a forward pass.
+        batch_size: questions a forward pass; halved for a batch that does not fit the GPU's memory.
+        instruction: words put after every question.
     """
 
-    def __init__(self, adapter: Adapter, asked: Sequence[Example], batch_size: int) -> None:
+    def __init__(self, adapter: Adapter, asked: Sequence[Example], batch_size: int, instruction: str = "") -> None:
         self.adapter, self.asked, self.batch_size = adapter, list(asked), batch_size
-        self.inputs = [adapter.prepare(item.image(), item.question.text) for item in self.asked]
+        self.texts = [f"{item.question.text} {instruction}".strip() for item in self.asked]
+        images = (item.image() for item in self.asked)
+        self.inputs = [adapter.prepare(image, text) for image, text in zip(images, self.texts, strict=True)]
+        longest = max(
+            len(adapter.tokenizer(a.question.answer, add_special_tokens=False)["input_ids"]) for a in self.asked
+        )
+        # A model that babbles is stopped soon; an answer cut here is too long to be right.
+        self.max_new_tokens = min(MAX_NEW_TOKENS, longest + 2)
+        self._scores: dict[tuple[str, int, int], tuple[Tensor, float]] = {}
 
-    def answer(self, change: Change | None = None, inputs: Sequence[Batch] | None = None) -> Answered:
-        """Answer every question; `change` deletes tokens, `inputs` replaces the prepared images and prompts."""
+    # ------------------------------------------------------------ asking
+
+    @cached_property
+    def plain(self) -> Answered:
+        """The answers with nothing done to the tokens."""
+        return self.ask(self._generate)
+
+    def ask(
+        self, answer: Answer, numbers: Sequence[int] | None = None, inputs: Sequence[Batch] | None = None
+    ) -> Answered:
+        """Ask the questions `numbers` (all when absent), of other `inputs` than the prepared ones where given."""
+        numbers = range(len(self.asked)) if numbers is None else numbers
         inputs = self.inputs if inputs is None else inputs
-        predicted, kept = [""] * len(inputs), np.zeros(len(inputs), dtype=np.int64)
+        predicted: dict[int, str] = {}
+        kept: dict[int, int] = {}
         seconds = 0.0
-        for numbers in self.batches(inputs):
-            batch = self.adapter.collate([inputs[i] for i in numbers])
+        todo = self.batches(numbers, inputs)
+        while todo:
+            chunk = todo.pop(0)
+            batch = self.adapter.collate([inputs[i] for i in chunk])
             started = time.perf_counter()
-            changed = batch if change is None else change(batch, numbers)
-            texts = self.adapter.generate(changed, max_new_tokens=MAX_NEW_TOKENS)
+            try:
+                answered, texts = answer(batch, chunk)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                torch.cuda.empty_cache()
+                todo[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+                continue
             seconds += time.perf_counter() - started
-            counts = changed["keep"].sum(dim=1) if "keep" in changed else self.adapter.n_vision(batch)
-            for i, text, count in zip(numbers, texts, counts.tolist(), strict=True):
-                predicted[i], kept[i] = text, count
-        correct = np.array([judge(a.question, p)[0] for a, p in zip(self.asked, predicted, strict=True)])
-        return Answered(predicted, correct, kept, seconds)
+            counts = answered["keep"].sum(dim=1) if "keep" in answered else self.adapter.n_vision(answered)
+            predicted |= dict(zip(chunk, texts, strict=True))
+            kept |= dict(zip(chunk, counts.tolist(), strict=True))
+        correct = [judge(self.asked[i].question, predicted[i])[0] for i in numbers]
+        return Answered(
+            [predicted[i] for i in numbers], np.array(correct), np.array([kept[i] for i in numbers]), seconds
+        )
 
-    def batches(self, inputs: Sequence[Batch]) -> list[list[int]]:
-        """Numbers of the inputs in batches that may be collated, similar lengths together."""
+    def batches(self, numbers: Sequence[int], inputs: Sequence[Batch]) -> list[list[int]]:
+        """`numbers` in batches that may be collated, similar lengths together."""
         groups: dict[tuple[str, ...], list[int]] = {}
-        for i, example in enumerate(inputs):
-            groups.setdefault(self.adapter.bucket(example), []).append(i)
-        found = []
-        for numbers in groups.values():
-            numbers.sort(key=lambda i: inputs[i]["input_ids"].shape[1])
-            found += [numbers[k : k + self.batch_size] for k in range(0, len(numbers), self.batch_size)]
-        return found
+        for i in sorted(numbers, key=lambda i: inputs[i]["input_ids"].shape[1]):
+            groups.setdefault(self.adapter.bucket(inputs[i]), []).append(i)
+        size = self.batch_size
+        return [found[k : k + size] for found in groups.values() for k in range(0, len(found), size)]
+
+    def _generate(self, batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
+        return batch, self.adapter.generate(batch, max_new_tokens=self.max_new_tokens)
 
     # ------------------------------------------------------------ what is done to the tokens
 
     def deleted(self, method: str, deleted_share: float, *, seed: int = 0, layer: int = 0) -> Answered:
-        """Answer with a share of visual tokens deleted: after the projector (`layer` 0) or at a later layer's input.
+        """Answers with a share of visual tokens deleted: after the projector (`layer` 0) or after `layer` layers."""
+        if deleted_share == 0.0:
+            return self.plain
+        return self.keeping([deleted_share] * len(self.asked), method, seed=seed, layer=layer)
 
-        Tokens are deleted by shortening the sequence, so that the time saved is real.
+    def keeping(
+        self,
+        shares: Sequence[float],
+        method: str,
+        *,
+        seed: int = 0,
+        layer: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Answered:
+        """Answers with a share of tokens deleted that differs from question to question.
+
+        Tokens are deleted by shortening the sequence, so that the time saved is real. Scores of a method are computed
+        once for each question, in a pass of their own, and that time counts every time they are used.
+
+        Args:
+            shares: share deleted, for every question of the bench.
+            numbers: ask these only.
         """
         if method == "downsample":
-            return self.answer(inputs=self._shrunk(deleted_share))
-        if deleted_share == 0.0:
-            return self.answer()
+            numbers = range(len(self.asked)) if numbers is None else numbers
+            inputs = list(self.inputs)
+            for i in numbers:
+                inputs[i] = self._shrunk(i, shares[i])
+            return self.ask(self._generate, numbers, inputs)
+        reused = 0.0
 
-        def change(batch: Batch, numbers: list[int]) -> Batch:
-            seeds = [(seed, i) for i in numbers]
-            scores = score_tokens(self.adapter, batch, method, layer=layer, seeds=seeds)
-            return self.adapter.drop(batch, keep_mask(scores, self.adapter.n_vision(batch), deleted_share), layer=layer)
+        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
+            nonlocal reused
+            scores, earlier = self._scored(batch, chunk, method, layer, seed)
+            reused += earlier
+            keep = keep_mask(scores, [shares[i] for i in chunk])
+            return self._generate(self.adapter.drop(batch, keep, layer=layer), chunk)
 
-        return self.answer(change)
+        found = self.ask(answer, numbers)
+        return Answered(found.predicted, found.correct, found.kept, found.seconds + reused)
 
-    def _shrunk(self, deleted_share: float) -> list[Batch]:
-        images = [item.image() for item in self.asked]
-        small = [None if image is None else shrink(image, deleted_share) for image in images]
-        return [self.adapter.prepare(i, a.question.text) for i, a in zip(small, self.asked, strict=True)]
+    def _shrunk(self, i: int, deleted_share: float) -> Batch:
+        image = self.asked[i].image()
+        if image is None or deleted_share == 0.0:
+            return self.inputs[i]
+        if deleted_share == 1.0:
+            return self.adapter.prepare(None, self.texts[i])
+        return self.adapter.prepare(shrink(image, deleted_share, seen_size(self.inputs[i])), self.texts[i])
 
-    def keeping(self, shares: Sequence[float], method: str, *, seed: int = 0, layer: int = 0) -> Answered:
-        """Answer with a share of tokens deleted that differs from question to question: how a policy is applied."""
-
-        def change(batch: Batch, numbers: list[int]) -> Batch:
+    def _scored(self, batch: Batch, chunk: list[int], method: str, layer: int, seed: int) -> tuple[list[Tensor], float]:
+        """Scores of a batch's tokens, and the time an earlier call spent on those that are reused, s."""
+        if method == "random":
             counts = self.adapter.n_vision(batch).tolist()
-            scores = score_tokens(self.adapter, batch, method, layer=layer, seeds=[(seed, i) for i in numbers])
-            rows = [keep_mask(scores[r : r + 1], [counts[r]], shares[i]) for r, i in enumerate(numbers)]
-            return self.adapter.drop(batch, torch.cat(rows), layer=layer)
-
-        return self.answer(change)
+            return [random_scores(n, (seed, i)) for n, i in zip(counts, chunk, strict=True)], 0.0
+        keys = [(method, layer, i) for i in chunk]
+        if not all(key in self._scores for key in keys):
+            started = time.perf_counter()
+            scores = score_tokens(self.adapter, batch, method, layer)
+            each = (time.perf_counter() - started) / len(chunk)
+            self._scores |= {key: (score, each) for key, score in zip(keys, scores, strict=True)}
+            return scores, 0.0
+        return [self._scores[key][0] for key in keys], sum(self._scores[key][1] for key in keys)
 
     def blocked(self, layers: Sequence[int]) -> Answered:
-        """Answer with attention from other tokens to visual ones blocked in `layers`."""
-        with vision_blocked(self.adapter, layers) if layers else contextlib.nullcontext():
-            return self.answer()
+        """Answers with attention from other tokens to visual ones blocked in `layers`."""
+        if not layers:
+            return self.plain
+        with vision_blocked(self.adapter, layers):
+            return self.ask(self._generate)
 
     def patched(self, donors: Bench, layer: int) -> Answered:
-        """Answer each question on its own image with the donor image's visual states put in place at `layer`."""
-        predicted = [""] * len(self.asked)
-        started = time.perf_counter()
-        for numbers in self.batches(self.inputs):
-            batch = self.adapter.collate([self.inputs[i] for i in numbers])
-            states = vision_states(self.adapter, self.adapter.collate([donors.inputs[i] for i in numbers]), layer)
+        """Answers about each image with the donor image's visual states put in place at the input of `layer`."""
+
+        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
+            states = vision_states(self.adapter, self.adapter.collate([donors.inputs[i] for i in chunk]), layer)
             with vision_patched(self.adapter, layer, states):
-                texts = self.adapter.generate(batch, max_new_tokens=MAX_NEW_TOKENS)
-            for i, text in zip(numbers, texts, strict=True):
-                predicted[i] = text
-        correct = np.array([judge(a.question, p)[0] for a, p in zip(self.asked, predicted, strict=True)])
-        kept = np.array([int(self.adapter.n_vision(example)[0]) for example in self.inputs])
-        return Answered(predicted, correct, kept, time.perf_counter() - started)
+                return self._generate(batch, chunk)
+
+        return self.ask(answer)

@@ -14,7 +14,11 @@ UNSEEDED = -1
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting. `check` is deletion, knockout or patching; a shard of the stage holds one cell's rows."""
+    """One setting; a shard of the stage holds one cell's rows.
+
+    `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
+    `last_layer`; none where that is -1), `patching` (of `attribute` at `layer`) or `metrics`.
+    """
 
     check: str
     method: str = ""
@@ -27,41 +31,52 @@ class Cell:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def label(self) -> str:
+        """`norm 50 %`, `knock-out 2-3`, `colour at layer 4`: for the progress line."""
+        if self.check == "deletion":
+            return f"{self.method} {self.deleted_share:.0%}" + (f" after layer {self.layer}" if self.layer else "")
+        if self.check == "knockout":
+            return f"knock-out {self.layer}-{self.last_layer}" if self.last_layer >= 0 else "no knock-out"
+        return f"{self.attribute} at layer {self.layer}" if self.check == "patching" else self.check
+
 
 def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] = ()) -> list[Cell]:
-    """Every cell of an ablation, in a fixed order.
+    """Every cell of an ablation, in a fixed order: those of one method together, since they share its scores.
 
     Args:
         n_layers: decoder layers.
         cross_layers: cross-attention layers of a `cross_kv` model; they are switched off one by one, and patched.
     """
     cells: list[Cell] = []
+    shares = sorted({0.0, *config.deleted_shares})
     if {"deletion", "policy", "link"} & set(config.checks):
-        cells += _deletions(config, [0])
+        for method in config.methods:
+            cells += _deletions(config, method, 0, shares)
     if "inside" in config.checks:
-        layers = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
-        methods = [m for m in config.methods if m not in ("downsample", "attention")]
-        cells += [cell for cell in _deletions(config, list(layers), methods) if cell.deleted_share > 0]
+        reading = list(cross_layers) or list(range(n_layers))
+        chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
+        for method in config.methods:
+            for layer in chosen:
+                attended = any(i < layer for i in reading) or method != "attention"
+                # After the last layer that reads the image, deletion changes nothing.
+                if method != "downsample" and layer <= reading[-1] and attended:
+                    cells += _deletions(config, method, layer, [s for s in shares if s > 0])
+    if "link" in config.checks:
+        cells.append(Cell("metrics"))
     if "knockout" in config.checks:
-        cells.append(Cell("knockout"))
-        if cross_layers:
-            windows = [(layer, layer) for layer in cross_layers]
-        else:
-            width = min(config.window, n_layers)
-            windows = [(first, first + width - 1) for first in range(n_layers - width + 1)]
+        width = min(config.window, n_layers)
+        windows = [(first, first + width - 1) for first in range(n_layers - width + 1)]
+        windows = [(layer, layer) for layer in cross_layers] or windows
         windows.append((0, n_layers - 1))
+        cells.append(Cell("knockout"))
         cells += [Cell("knockout", layer=first, last_layer=last) for first, last in dict.fromkeys(windows)]
     if "patching" in config.checks:
-        points = cross_layers or range(n_layers)
-        attributes = ("colour", "shape", "count", "relation")
-        cells += [Cell("patching", layer=layer, attribute=name) for name in attributes for layer in points]
+        points = list(cross_layers) or list(range(n_layers))
+        cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]
     return cells
 
 
-def _deletions(config: AblateConfig, layers: Sequence[int], methods: Sequence[str] | None = None) -> list[Cell]:
-    cells = []
-    for method in methods or config.methods:
-        for seed in config.seeds if method == "random" else (UNSEEDED,):
-            for layer in layers:
-                cells += [Cell("deletion", method, layer, seed, share) for share in config.deleted_shares]
-    return cells
+def _deletions(config: AblateConfig, method: str, layer: int, shares: Sequence[float]) -> list[Cell]:
+    seeds = config.seeds if method == "random" else (UNSEEDED,)
+    return [Cell("deletion", method, layer, seed, share) for seed in seeds for share in shares]

@@ -20,10 +20,23 @@ def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, n_kept: int, lay
     for i, block in enumerate(adapter.layers):
         vision = n_vision if i < layer else n_kept
         weights = sum(p.numel() for p in block.parameters() if p.ndim == 2)
-        if i in cross:  # keys and values are made of visual tokens, everything else of text
-            read = sum(p.numel() for name, p in block.named_parameters() if "k_proj" in name or "v_proj" in name)
-            total += 2.0 * (read * vision + (weights - read) * n_text) + 4.0 * n_text * vision * width
-        else:
+        if i not in cross:
             n = n_text + (0 if cross else vision)
             total += 2.0 * weights * n + 4.0 * n * n * width
+        elif vision:  # keys and values are made of visual tokens, everything else of text; without any it is skipped
+            read = sum(p.numel() for name, p in block.named_parameters() if "k_proj" in name or "v_proj" in name)
+            total += 2.0 * (read * vision + (weights - read) * n_text) + 4.0 * n_text * vision * width
     return total
+
+
+def selection_flops(adapter: Adapter, method: str, n_text: int, n_vision: int, layer: int) -> float:
+    """Operations of scoring the tokens, beyond the pass that answers.
+
+    States and the last layer's attention come with that pass; attention over all layers takes a whole pass more.
+    """
+    width = adapter.hidden_size
+    if method == "attention":
+        return decoder_flops(adapter, n_text, n_vision, n_vision) if layer == 0 else 0.0
+    if method == "leverage":  # the Gram matrix and its eigenvectors (Golub and Van Loan 2013, section 8.3)
+        return 2.0 * n_vision**2 * width + 9.0 * n_vision**3
+    return {"norm": 2.0, "similarity": 6.0}.get(method, 0.0) * n_vision * width

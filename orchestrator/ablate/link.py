@@ -6,146 +6,117 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import false_discovery_control, spearmanr
+from scipy.stats import false_discovery_control
+from scipy.stats import t as student
 
-from orchestrator.ablate.policy import judged, shares_right
+from orchestrator.ablate.policy import EPSILON, judge, shares_right
+from orchestrator.config import AdaptiveRule
 
 N_BOOTSTRAP = 500
 N_BINS = 3
 MIN_QUESTIONS = 12
 """Fewer questions than this say nothing about a correlation."""
+BEFORE = "projector"
+"""Depth known before the decoder runs: what an adaptive policy may look at."""
 
 
-def needed_shares(answers: pl.DataFrame, method: str, layer: int = 0) -> pl.DataFrame:
+def needed_shares(answers: pl.DataFrame, method: str) -> pl.DataFrame:
     """The smallest share of tokens with which each question is still right, and stays right with every larger share.
 
     Columns: question_id, family, tier, half, needed. Questions that are wrong with all tokens need no number and are
-    left out. With several seeds, right means right for at least half of them.
+    left out. With several seeds, right means right for at least half of them. Deletion is before the decoder.
     """
-    rows = shares_right(answers).filter((pl.col("method") == method) & (pl.col("layer") == layer))
-    found = []
-    for (question,), part in rows.sort("deleted_share").group_by(["question_id"], maintain_order=True):
-        right = (part["right"] >= 0.5).to_list()
-        if not right or not right[0] or part["deleted_share"][0] > 0:
-            continue
-        last = right.index(False) - 1 if False in right else len(right) - 1
-        first = part.row(0, named=True)
-        needed = 1.0 - part["deleted_share"][last]
-        found.append({"question_id": question, "needed": needed, **{k: first[k] for k in ("family", "tier", "half")}})
-    schema = {"question_id": pl.String, "needed": pl.Float64, "family": pl.String, "tier": pl.String, "half": pl.String}
-    return pl.DataFrame(found, schema=schema)
+    rows = shares_right(answers).filter((pl.col("method") == method) & (pl.col("layer") == 0))
+    right = (pl.col("right") >= 0.5).cum_min().over("question_id", order_by="deleted_share")
+    keys = ["question_id", "family", "tier", "half"]
+    largest = rows.filter(right).group_by(keys, maintain_order=True).agg(pl.col("deleted_share").max())
+    return largest.select(*keys, needed=1.0 - pl.col("deleted_share"))
 
 
-def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
-    """Table `link`: Spearman correlation of every metric and third with the share needed, within a tier.
+def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, method: str, seed: int = 0) -> pl.DataFrame:
+    """Table `link` for the questions of one tier: each metric at each depth against the share needed.
 
-    Ranks are taken within question families and then pooled, so that a family that needs more tokens and asks about
-    other scenes does not make a correlation by itself.
+    Ranks are taken within question families and centred, so that a family that needs more tokens and asks about other
+    scenes makes no correlation by itself. Intervals resample questions; p is of the t distribution with one degree of
+    freedom less for each family. Metrics that are undefined for an image are left out.
     """
     rng = np.random.default_rng(seed)
-    names = [c for c in metrics.columns if c not in ("question_id", "third")]
-    joined = needed.join(metrics, on="question_id")
+    names = [c for c in metrics.columns if c not in ("question_id", "depth")]
     rows: list[dict[str, Any]] = []
-    for (tier, third), part in joined.group_by(["tier", "third"], maintain_order=True):
-        if part.height < MIN_QUESTIONS:
+    joined = needed.join(metrics, on="question_id").sort("question_id")
+    for (depth,), part in joined.group_by(["depth"], maintain_order=True):
+        defined = [c for c in names if part[c].fill_nan(None).null_count() == 0]
+        if part.height < MIN_QUESTIONS or not defined:
             continue
-        ranked = part.select("needed", *names).with_columns(
-            ((pl.all().fill_nan(None).rank().over(part["family"])) / pl.len().over(part["family"]))
-        )
-        target = ranked["needed"].to_numpy()
-        draws = rng.integers(part.height, size=(N_BOOTSTRAP, part.height))
-        for name in names:
-            values = ranked[name].cast(pl.Float64).to_numpy()
-            if np.isnan(values).any() or np.ptp(values) == 0 or np.ptp(target) == 0:
+        ranks = part.select((pl.col("needed", *defined).rank() / pl.len()).over("family"))
+        centred = ranks.select(pl.all() - pl.all().mean().over(part["family"])).to_numpy()
+        n, free = part.height, part.height - 1 - part["family"].n_unique()
+        rho = correlations(centred)
+        draws = np.stack([correlations(centred[rng.integers(n, size=n)]) for _ in range(N_BOOTSTRAP)])
+        for k, name in enumerate(defined):
+            if not np.isfinite(rho[k]):
                 continue
-            rho, p = spearmanr(values, target)
-            resampled = [np.corrcoef(values[d], target[d])[0, 1] for d in draws if np.ptp(target[d]) > 0]
-            low, high = np.nanquantile(resampled, [0.025, 0.975])
-            rows.append(
-                {
-                    "tier": tier,
-                    "metric": name,
-                    "third": third,
-                    "rho": float(rho),
-                    "ci_low": float(low),
-                    "ci_high": float(high),
-                    "p": float(p),
-                    "n": part.height,
-                }
-            )
-    schema = {"tier": pl.String, "metric": pl.String, "third": pl.String}
+            low, high = np.nanquantile(draws[:, k], [0.025, 0.975])
+            statistic = abs(rho[k]) * np.sqrt(free / max(1e-12, 1.0 - rho[k] ** 2))
+            row = {"tier": part["tier"][0], "metric": name, "depth": depth, "method": method, "rho": float(rho[k])}
+            row |= {"ci_low": float(low), "ci_high": float(high), "p": float(2 * student.sf(statistic, free)), "n": n}
+            rows.append(row)
     if not rows:
-        return pl.DataFrame(
-            schema={**schema, **dict.fromkeys(("rho", "ci_low", "ci_high", "p", "q"), pl.Float64), "n": pl.Int32}
-        )
+        return pl.DataFrame()
     table = pl.DataFrame(rows)
-    parts = [
-        g.with_columns(q=pl.Series(false_discovery_control(g["p"].to_numpy())))
-        for _, g in table.group_by("tier", maintain_order=True)
-    ]
-    return pl.concat(parts).sort(["tier", "p"])
+    return table.with_columns(q=pl.Series(false_discovery_control(table["p"].to_numpy()))).sort("p", "metric")
 
 
-def adaptive_rows(
-    answers: pl.DataFrame, metrics: pl.DataFrame, link: pl.DataFrame, method: str, max_loss: float, seed: int = 0
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of table `policy` for the adaptive policy of each tier, and the policy itself as plain values.
+def correlations(x: np.ndarray) -> np.ndarray:
+    """Pearson correlation of column 0 of `x` (n, 1 + m) with each other column, (m,); NaN where one is constant."""
+    x = x - x.mean(axis=0)
+    norms = np.sqrt((x**2).sum(axis=0))
+    scale = norms[0] * norms[1:]
+    return np.divide(x[:, 0] @ x[:, 1:], scale, out=np.full(x.shape[1] - 1, np.nan), where=scale > 1e-12)
 
-    The metric most correlated with the share needed (on all questions' ranks, choosing half only for its bins) splits
-    images into thirds; for each the choosing half sets the largest deletion within `max_loss`.
+
+def adaptive_policy(
+    answers: pl.DataFrame, metrics: pl.DataFrame, tier: str, method: str, max_loss: float, seed: int = 0
+) -> tuple[AdaptiveRule, pl.DataFrame] | None:
+    """The adaptive policy of a tier and its row of table `policy`; None where no metric can be compared.
+
+    On the choosing half alone, the metric most correlated with the share needed is found, and images are split into
+    thirds by it; each third's share is the largest deletion within `max_loss` there. Only metrics of the projected
+    tokens compete: they are known before the decoder runs, so that using them costs no pass.
     """
-    rows, rules = [], []
-    curves = shares_right(answers).filter((pl.col("method") == method) & (pl.col("layer") == 0))
-    for (tier,), part in curves.group_by(["tier"], maintain_order=True):
-        best = link.filter(pl.col("tier") == tier).sort(pl.col("rho").abs(), descending=True)
-        if not best.height:
-            continue
-        metric, third = best["metric"][0], best["third"][0]
-        values = metrics.filter(pl.col("third") == third).select("question_id", value=metric)
-        part = part.join(values, on="question_id")
-        choosing = part.filter(pl.col("half") == "choose")
-        edges = np.quantile(choosing["value"].to_numpy(), np.linspace(0, 1, N_BINS + 1)[1:-1])
-        part = part.with_columns(bin=pl.Series(np.searchsorted(edges, part["value"].to_numpy())))
-        shares = [
-            _largest_share(part.filter((pl.col("half") == "choose") & (pl.col("bin") == b)), max_loss)
-            for b in range(N_BINS)
-        ]
-        judging = part.filter(pl.col("half") == "judge").with_columns(
-            share=pl.col("bin").replace_strict(dict(enumerate(shares)), return_dtype=pl.Float64)
-        )
-        chosen = judging.filter((pl.col("deleted_share") - pl.col("share")).abs() < 1e-9)
-        if not chosen.height:
-            continue
-        everything = shares_right(answers).filter((pl.col("half") == "judge") & (pl.col("tier") == tier))
-        row = judged(everything, chosen, chosen.select("question_id", "share"), 0, seed)
-        mean_share = float(chosen["share"].to_numpy().mean())
-        rows.append(
-            {
-                "policy": "adaptive",
-                "tier": tier,
-                "family": "all",
-                "method": method,
-                "layer": 0,
-                "deleted_share": mean_share,
-                **row,
-            }
-        )
-        rules.append(
-            {
-                "tier": tier,
-                "metric": metric,
-                "third": third,
-                "method": method,
-                "edges": [float(e) for e in edges],
-                "deleted_shares": shares,
-            }
-        )
-    return rows, rules
+    answers = answers.filter(pl.col("tier") == tier)
+    metrics = metrics.filter(pl.col("depth") == BEFORE)
+    choosing = needed_shares(answers.filter(pl.col("half") == "choose"), method)
+    link = link_table(choosing, metrics, method, seed)
+    if not link.height:
+        return None
+    metric = link.sort(pl.col("rho").abs(), descending=True)["metric"][0]
+    rows = shares_right(answers).join(metrics.select("question_id", value=metric), on="question_id")
+    curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0))
+    values = curves.filter((pl.col("half") == "choose") & (pl.col("deleted_share") == 0))["value"].to_numpy()
+    edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1])
+    rows = rows.with_columns(bin=pl.Series(np.searchsorted(edges, rows["value"].to_numpy(), side="right")))
+    curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0) & (pl.col("half") == "choose"))
+    shares = [_largest_share(curves.filter(pl.col("bin") == b), max_loss) for b in range(N_BINS)]
+    rule = AdaptiveRule(
+        tier=tier, metric=metric, method=method, edges=tuple(float(e) for e in edges), deleted_shares=tuple(shares)
+    )
+    judging = rows.filter(pl.col("half") == "judge")
+    if not judging.height:
+        return None
+    chosen = judging.unique("question_id").select(
+        "question_id", share=pl.col("bin").replace_strict(dict(enumerate(shares)), return_dtype=pl.Float64)
+    )
+    row = judge(judging, chosen, method, 0, seed)
+    mean = float(chosen["share"].to_numpy().mean())
+    fixed = {"policy": "adaptive", "tier": tier, "family": "all", "method": method, "layer": 0, "deleted_share": mean}
+    return rule, pl.DataFrame([{**fixed, **row}], infer_schema_length=None)
 
 
-def _largest_share(part: pl.DataFrame, max_loss: float) -> float:
-    means = part.group_by("deleted_share").agg(pl.col("right").mean()).sort("deleted_share")
-    if not means.height or means["deleted_share"][0] > 0:
+def _largest_share(curves: pl.DataFrame, max_loss: float) -> float:
+    """The largest deletion up to which accuracy stays within `max_loss`; 0 for an empty bin."""
+    means = curves.group_by("deleted_share").agg(pl.col("right").mean()).sort("deleted_share")
+    if not means.height:
         return 0.0
-    allowed = means.filter(pl.col("right") >= means["right"][0] - max_loss - 1e-9)
-    return float(allowed["deleted_share"].max())  # type: ignore[arg-type]
+    within = (means["right"] >= means["right"][0] - max_loss - EPSILON).to_list()
+    return float(means["deleted_share"][([*within, False]).index(False) - 1])

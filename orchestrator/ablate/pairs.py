@@ -36,11 +36,11 @@ def _changed(
         return None
     value = unused[int(draw.integers(len(unused)))]
     objects = list(scene.objects)
-    objects[found[0]] = objects[found[0]]._replace(**{attribute: value})
+    objects[found[0]] = objects[found[0]]._replace(**{attribute: value})  # type: ignore[arg-type]
     return replace(scene, objects=tuple(objects)), value
 
 
-def _one_fewer(scene: Scene, question: Question, draw: Draw) -> tuple[Scene, str] | None:
+def _one_fewer(scene: Scene, _: Question, draw: Draw) -> tuple[Scene, str] | None:
     """The scene without one of its objects."""
     if len(scene.objects) < 2:
         return None
@@ -52,7 +52,7 @@ def _one_fewer(scene: Scene, question: Question, draw: Draw) -> tuple[Scene, str
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
-def _exchanged(scene: Scene, question: Question, draw: Draw) -> tuple[Scene, str] | None:
+def _exchanged(scene: Scene, question: Question, _: Draw) -> tuple[Scene, str] | None:
     """The two objects of a spatial question in each other's places."""
     names = [question.detail["object"], question.detail["other"]]
     places = [[i for i, o in enumerate(scene.objects) if f"{o.colour} {o.shape}" == name] for name in names]

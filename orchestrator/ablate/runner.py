@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,17 @@ import torch
 
 from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
-from orchestrator.ablate.cost import decoder_flops
+from orchestrator.ablate.cost import decoder_flops, selection_flops
 from orchestrator.ablate.pairs import make_pairs
-from orchestrator.capture.taps import Taps
-from orchestrator.compression.depth import third_of
-from orchestrator.compression.metrics import compute_layers
-from orchestrator.compression.registry import METRICS
-from orchestrator.config import RunConfig, ScenesConfig, TaskConfig
+from orchestrator.capture.taps import State, Taps, tap_layers
+from orchestrator.compression.depth import THIRDS
+from orchestrator.compression.metrics import compute
+from orchestrator.config import ModelConfig, RunConfig, ScenesConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.data.source import make_source
 from orchestrator.finetune.evaluate import wilson
 from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.catalogue import fingerprint
 from orchestrator.schema import check_table
 
 
@@ -32,11 +33,38 @@ def half_of(image_id: str) -> str:
     return ("choose", "judge")[zlib.crc32(image_id.encode()) % 2]
 
 
-def load_ablation(run: RunConfig) -> Ablation:
-    """Load the run's model in this process."""
+def checkpoint_of(model: ModelConfig) -> str:
+    """`base`, or the digest of the trial whose folder holds the LoRA weights (else of the weights)."""
+    if model.adapter is None:
+        return "base"
+    trial = Path(model.adapter).expanduser().resolve().parent.name
+    return trial if re.fullmatch(r"[0-9a-f]{16}", trial) else fingerprint(model)["adapter"]
+
+
+def make_questions(run: RunConfig, seed: int | None = None) -> list[Example]:
+    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed` unless given another.
+
+    Raises:
+        ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
+    """
+    config = run.ablate
+    task = TaskConfig(
+        source=config.source,
+        low_families=config.low_families,
+        high_families=config.high_families,
+        n_objects_high=config.n_objects_high,
+    )
+    maker = ExampleMaker(task, make_source(run.data) if config.source == "coco" else None)  # type: ignore[arg-type]
+    wanted = [("low", f) for f in config.low_families] + [("high", f) for f in config.high_families]
+    seed = config.seed if seed is None else seed
+    return [maker.make(family, tier, seed, i) for tier, family in wanted for i in range(config.n_per_family)]
+
+
+def load_model(run: RunConfig) -> Adapter:
+    """The run's model, loaded in this process with its share of threads."""
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
-    return Ablation(load_adapter(run.model, "cuda" if torch.cuda.is_available() else "cpu"), run)
+    return load_adapter(run.model, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Ablation:
@@ -44,76 +72,65 @@ class Ablation:
 
     def __init__(self, adapter: Adapter, run: RunConfig) -> None:
         self.adapter, self.run = adapter, run
-        self.checkpoint = run.model.adapter or "base"
+        self.checkpoint = checkpoint_of(run.model)
         self._pairs: dict[str, tuple[Bench, Bench]] = {}
 
     @cached_property
     def bench(self) -> Bench:
-        return Bench(self.adapter, make_questions(self.run), self.run.how.batch_size)
+        return self._bench(make_questions(self.run))
+
+    def _bench(self, asked: list[Example]) -> Bench:
+        return Bench(self.adapter, asked, self.run.how.batch_size, self.run.ablate.instruction)
 
     def tables(self, cell: Cell) -> dict[str, pl.DataFrame]:
         """The rows of one cell, by table name."""
-        return {
+        kinds = {
             "deletion": self._deletion,
             "knockout": self._knockout,
             "patching": self._patching,
             "metrics": self._metrics,
-        }[cell.check](cell)
+        }
+        return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
 
     # ------------------------------------------------------------ cells
 
     def _deletion(self, cell: Cell) -> dict[str, pl.DataFrame]:
         answered = self.bench.deleted(cell.method, cell.deleted_share, seed=max(cell.seed, 0), layer=cell.layer)
         setting = {"method": cell.method, "layer": cell.layer, "seed": cell.seed, "deleted_share": cell.deleted_share}
+        setting = {"checkpoint": self.checkpoint, **setting}
         seconds = answered.seconds / len(self.bench.asked)
         rows = [
             {**setting, **row, "kept_tokens": float(answered.kept[numbers].mean()), "seconds": seconds}
             for row, numbers in self._by_family(answered)
         ]
-        tokens = [self._tokens(i) for i in range(len(self.bench.asked))]
         single = [
             {
-                "checkpoint": self.checkpoint,
                 **setting,
                 "question_id": item.question.question_id,
                 "image_id": item.question.image_id,
                 "family": item.question.family,
                 "tier": item.question.tier,
                 "half": half_of(item.question.image_id),
-                "n_vision": vision,
-                "kept_tokens": int(kept),
-                "gflop": decoder_flops(self.adapter, text, vision, int(kept), cell.layer) / 1e9,
-                "correct": bool(correct),
+                "n_vision": n_tokens(self.bench, i)[0],
+                "kept_tokens": int(answered.kept[i]),
+                "gflop": gflop(self.bench, i, cell.method, int(answered.kept[i]), cell.layer),
+                "correct": bool(answered.correct[i]),
             }
-            for item, kept, correct, (vision, text) in zip(
-                self.bench.asked, answered.kept, answered.correct, tokens, strict=True
-            )
+            for i, item in enumerate(self.bench.asked)
         ]
-        return {
-            "deletion": check_table(pl.DataFrame(rows), "deletion"),
-            "deletion_answers": check_table(pl.DataFrame(single), "deletion_answers"),
-        }
-
-    def _tokens(self, i: int) -> tuple[int, int]:
-        """Visual and other tokens of a question."""
-        example = self.bench.inputs[i]
-        vision = int(self.adapter.n_vision(example)[0])
-        length = int(example["attention_mask"].sum())
-        return vision, length - vision if self.adapter.vision_kind == "residual" else length
+        return {"deletion": pl.DataFrame(rows), "deletion_answers": pl.DataFrame(single)}
 
     def _knockout(self, cell: Cell) -> dict[str, pl.DataFrame]:
-        layers = list(range(cell.layer, cell.last_layer + 1))
-        answered = self.bench.blocked(layers)
-        window = {"first_layer": cell.layer, "last_layer": cell.last_layer}
-        rows = [{**window, **row} for row, _ in self._by_family(answered)]
-        return {"knockout": check_table(pl.DataFrame(rows), "knockout")}
+        answered = self.bench.blocked(range(cell.layer, cell.last_layer + 1))
+        window = {"checkpoint": self.checkpoint, "first_layer": cell.layer, "last_layer": cell.last_layer}
+        return {"knockout": pl.DataFrame([{**window, **row} for row, _ in self._by_family(answered)])}
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
         own, donors = self._pair(cell.attribute)
+        patched = own.patched(donors, cell.layer)
         # Only pairs that the model tells apart say anything about where it reads the difference.
-        usable = own[1].correct & donors[1].correct
-        patched = own[0].patched(donors[0], cell.layer)
-        wanted = [item.question.answer for item in donors[0].asked]
+        usable = own.plain.correct & donors.plain.correct
+        wanted = [item.question.answer for item in donors.asked]
         flips = np.array([p == w for p, w in zip(patched.predicted, wanted, strict=True)])[usable]
         n, k = len(flips), int(flips.sum())
         low, high = wilson(k, n) if n else (None, None)
@@ -126,36 +143,18 @@ class Ablation:
             "ci_high": high,
             "n": n,
         }
-        return {"patching": check_table(pl.DataFrame([row]), "patching")}
+        return {"patching": pl.DataFrame([row])}
 
-    def _pair(self, attribute: str) -> tuple[tuple[Bench, Answered], tuple[Bench, Answered]]:
+    def _pair(self, attribute: str) -> tuple[Bench, Bench]:
         if attribute not in self._pairs:
             config = self.run.ablate
             scenes = ScenesConfig(n_objects=(1, config.n_objects_high[1]), n_objects_spacing="uniform")
             own, donors = make_pairs(attribute, config.n_per_family, config.seed, scenes)
-            benches = [Bench(self.adapter, asked, self.run.how.batch_size) for asked in (own, donors)]
-            self._pairs[attribute] = tuple((bench, bench.answer()) for bench in benches)  # type: ignore[assignment]
-        return self._pairs[attribute]  # type: ignore[return-value]
+            self._pairs[attribute] = self._bench(own), self._bench(donors)
+        return self._pairs[attribute]
 
     def _metrics(self, cell: Cell) -> dict[str, pl.DataFrame]:
-        """Compression of each question's image, by depth third: what `link` compares with the tokens it needs."""
-        tap = "decoder" if self.adapter.vision_kind == "residual" else "cross_v"
-        rows: list[dict[str, Any]] = []
-        for numbers in self.bench.batches(self.bench.inputs):
-            batch = self.adapter.collate([self.bench.inputs[i] for i in numbers])
-            with Taps(self.adapter, [tap]) as taps, torch.no_grad():
-                self.adapter.run(batch, logits_to_keep=1)
-                states = [s for s in taps.states(batch) if s.vision is not None]
-                found = compute_layers([(s.hidden, s.vision) for s in states], list(METRICS))
-            for i, state_values in (
-                (row, [{k: float(v[r]) for k, v in f.items()} for f in found]) for r, row in enumerate(numbers)
-            ):
-                question = self.bench.asked[i].question
-                for position, values in enumerate(state_values):
-                    third = third_of(position, len(states))
-                    rows.append({"question_id": question.question_id, "third": third, **values})
-        frame = pl.DataFrame(rows).group_by("question_id", "third", maintain_order=True).mean()
-        return {"question_metrics": check_table(frame, "question_metrics")}
+        return {"question_metrics": image_metrics(self.bench, depth_points(self.adapter))}
 
     # ------------------------------------------------------------ rows
 
@@ -167,19 +166,57 @@ class Ablation:
             k, n = int(answered.correct[numbers].sum()), len(numbers)
             low, high = wilson(k, n)
             row = {"family": family, "tier": tier, "accuracy": k / n, "ci_low": low, "ci_high": high, "n": n}
-            found.append(({"checkpoint": self.checkpoint, **row}, numbers))
+            found.append((row, numbers))
         return found
 
 
-def make_questions(run: RunConfig) -> Sequence[Example]:
-    """`n_per_family` questions of each family and tier that the ablation asks."""
-    config = run.ablate
-    task = TaskConfig(
-        source=config.source,
-        low_families=config.low_families,
-        high_families=config.high_families,
-        n_objects_high=config.n_objects_high,
-    )
-    maker = ExampleMaker(task, make_source(run.data) if config.source == "coco" else None)  # type: ignore[arg-type]
-    wanted = [("low", f) for f in config.low_families] + [("high", f) for f in config.high_families]
-    return [maker.make(family, tier, config.seed, i) for tier, family in wanted for i in range(config.n_per_family)]
+# ---------------------------------------------------------------- what a question costs, and how its image looks inside
+
+
+def n_tokens(bench: Bench, i: int) -> tuple[int, int]:
+    """Visual and other tokens of question `i`."""
+    example = bench.inputs[i]
+    vision, length = int(bench.adapter.n_vision(example)[0]), int(example["attention_mask"].sum())
+    return vision, length - vision if bench.adapter.vision_kind == "residual" else length
+
+
+def gflop(bench: Bench, i: int, method: str, kept: int, layer: int) -> float:
+    """Operations of selection and of the decoder on the prompt of question `i`, 1e9."""
+    vision, text = n_tokens(bench, i)
+    total = decoder_flops(bench.adapter, text, vision, kept, layer)
+    if kept < vision:
+        total += selection_flops(bench.adapter, method, text, vision, layer)
+    return total / 1e9
+
+
+def depth_points(adapter: Adapter) -> dict[tuple[str, int], str]:
+    """Tap points at which an image is measured: the projector, and the middle of each third of the decoder."""
+    tap = "decoder" if adapter.vision_kind == "residual" else "cross_v"
+    layers = tap_layers(adapter, tap)
+    points = {("projector", 0): "projector"}
+    for k, third in enumerate(THIRDS):
+        points.setdefault((tap, layers[(2 * k + 1) * len(layers) // 6]), third)
+    return points
+
+
+def image_metrics(bench: Bench, points: dict[tuple[str, int], str], names: list[str] | None = None) -> pl.DataFrame:
+    """Table `question_metrics`: compression of each question's image at tap points, all tokens in place."""
+    rows: list[dict[str, Any]] = []
+    chunk: list[int] = []
+
+    def measure(state: State) -> None:
+        if state.vision is None:
+            return
+        found = compute(state.hidden, state.vision, names)
+        for row, i in enumerate(chunk):
+            values = {name: float(value[row]) for name, value in found.items()}
+            depth = points[state.tap, state.layer]
+            rows.append({"question_id": bench.asked[i].question.question_id, "depth": depth, **values})
+
+    select = {tap: [layer for t, layer in points if t == tap] for tap, _ in points}
+    with Taps(bench.adapter, select, on_state=measure), torch.no_grad():
+        for chunk in bench.batches(range(len(bench.asked)), bench.inputs):
+            bench.adapter.run(bench.adapter.collate([bench.inputs[i] for i in chunk]), logits_to_keep=1)
+    fixed = pl.DataFrame(rows)
+    metrics = [pl.col(c).cast(pl.Float32) for c in fixed.columns if c not in ("question_id", "depth")]
+    return fixed.select("question_id", "depth", *metrics)

@@ -1,34 +1,24 @@
 """Which visual tokens to keep: a score for each token, and the highest are kept.
 
-B: images, V: visual tokens of the largest image, D: width. Entries past an image's own tokens are ignored.
+V: visual tokens of one image, D: width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.interventions import attention_to_vision, vision_states
 
 LEVERAGE_RANK = 5
 """Dimensions of the top subspace in which leverage is measured."""
-
-METHODS = {
-    "random": "a uniform order of the tokens, drawn anew for each question and seed",
-    "norm": "keeps the tokens of largest norm",
-    "attention": "keeps the tokens the question's tokens attend to most (mean over layers and heads)",
-    "similarity": "keeps the tokens least like the others (smallest mean cosine)",
-    "leverage": f"keeps the tokens of largest leverage in the top-{LEVERAGE_RANK} singular subspace",
-    "downsample": "keeps every token of an image shrunk to as many patches as would be kept",
-}
-"""Methods, each with what it does. `downsample` changes the image instead of the sequence: the honest rival."""
 
 
 def n_kept(n_tokens: int, deleted_share: float) -> int:
@@ -39,76 +29,86 @@ def n_kept(n_tokens: int, deleted_share: float) -> int:
     """
     if deleted_share >= 1.0:
         return 0
-    return max(1, int(np.floor((1.0 - deleted_share) * n_tokens + 0.5)))
+    return min(n_tokens, max(1, int(np.floor((1.0 - deleted_share) * n_tokens + 0.5))))
 
 
-def keep_mask(
-    scores: Float[Tensor, "B V"], counts: Int[Tensor, " B"] | Sequence[int], deleted_share: float
-) -> Bool[Tensor, "B V"]:
-    """Keep the highest scores of each image; equal scores keep the earlier token."""
-    keep = torch.zeros(scores.shape, dtype=torch.bool)
-    for row, count in enumerate(torch.as_tensor(counts).tolist()):
-        order = torch.argsort(scores[row, :count], descending=True, stable=True)
-        keep[row, order[: n_kept(count, deleted_share)]] = True
+def keep_mask(scores: Sequence[Float[Tensor, " V"]], deleted_shares: Sequence[float]) -> Bool[Tensor, "B V"]:
+    """The tokens of each image with the highest scores, as `Adapter.drop` wants them; of equals, the earlier ones."""
+    keep = torch.zeros(len(scores), max(len(s) for s in scores), dtype=torch.bool)
+    for row, (score, share) in enumerate(zip(scores, deleted_shares, strict=True)):
+        order = torch.argsort(score, descending=True, stable=True)
+        keep[row, order[: n_kept(len(score), share)]] = True
     return keep
 
 
-def score_tokens(
-    adapter: Adapter, batch: Batch, method: str, *, layer: int = 0, seeds: Sequence[Sequence[int]] = ()
-) -> Float[Tensor, "B V"]:
-    """Scores of a batch's visual tokens by their states at the input of decoder layer `layer`; higher is kept longer.
+def random_scores(n_tokens: int, seed: Sequence[int]) -> Float[Tensor, " V"]:
+    """A uniform order of the tokens that depends on the seed sequence alone."""
+    return torch.from_numpy(np.random.default_rng(list(seed)).random(n_tokens, dtype=np.float32))
+
+
+def score_tokens(adapter: Adapter, batch: Batch, method: str, layer: int = 0) -> list[Float[Tensor, " V"]]:
+    """Scores of each image's visual tokens for deletion at the input of decoder layer `layer`.
 
     Args:
-        method: any of `METHODS` but `downsample`.
-        seeds: for `random`, the seed sequence of each row, so that a question's draw depends on nothing else.
+        method: `norm` keeps the tokens of largest norm, `similarity` those least like the others (smallest mean
+            cosine), `leverage` those of largest leverage in the top singular subspace, all by the states at the input
+            of the layer. `attention` keeps those the question attends to most: in the last layer before `layer` (as
+            FastV does, Chen et al. 2024), or over all layers of a pass of its own where `layer` is 0.
+
+    Raises:
+        ValueError: another method.
+        ModelError: `attention` before the first layer that attends to the image.
     """
-    counts = adapter.n_vision(batch)
-    if method == "random":
-        scores = torch.zeros(len(counts), int(counts.max()))
-        for row, (count, seed) in enumerate(zip(counts.tolist(), seeds, strict=True)):
-            scores[row, :count] = torch.from_numpy(np.random.default_rng(list(seed)).random(count, dtype=np.float32))
-        return scores
+    counts = adapter.n_vision(batch).tolist()
     if method == "attention":
-        return attention_to_vision(adapter, batch)
+        scores = attention_to_vision(adapter, batch, attention_layers(adapter, layer))
+        return [row[:n] for row, n in zip(scores, counts, strict=True)]
     states = vision_states(adapter, batch, layer).float().cpu()
-    return torch.stack(
-        [_pad(_by_states(method, row[:n]), len(row)) for row, n in zip(states, counts.tolist(), strict=True)]
-    )
+    return [_by_states(method, row[:n]) for row, n in zip(states, counts, strict=True)]
 
 
-def _by_states(method: str, states: Float[Tensor, "N D"]) -> Float[Tensor, " N"]:
+def attention_layers(adapter: Adapter, layer: int) -> list[int] | None:
+    """The layer whose attention ranks tokens for deletion at `layer`; None for all of them."""
+    if layer == 0:
+        return None
+    there = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else range(adapter.n_layers)
+    return [i for i in there if i < layer][-1:]
+
+
+def _by_states(method: str, states: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
     if method == "norm":
         return states.norm(dim=1)
     if method == "similarity":
         unit = torch.nn.functional.normalize(states, dim=1)
-        n = max(1, len(unit) - 1)
-        return -((unit @ unit.sum(dim=0)) - 1.0) / n
+        return -(unit @ unit.sum(dim=0))
     if method == "leverage":
-        # Left singular vectors of the token matrix: eigenvectors of the N x N Gram matrix.
+        # Left singular vectors of the token matrix: eigenvectors of the V x V Gram matrix.
         values, vectors = torch.linalg.eigh((states @ states.T).double())
         kept = vectors[:, -LEVERAGE_RANK:] * (values[-LEVERAGE_RANK:] > values[-1] * 1e-12)
         return kept.square().sum(dim=1).float()
-    raise ValueError(f"unknown method {method!r}; expected one of {list(METHODS)}")
+    raise ValueError(f"unknown method {method!r}; expected norm, similarity, leverage or attention")
 
 
-def _pad(scores: Tensor, n: int) -> Tensor:
-    return torch.nn.functional.pad(scores, (0, n - len(scores)))
+def seen_size(example: Batch) -> tuple[int, int] | None:
+    """Height and width, px, at which a model of fixed resolution sees a prepared image; None for any other model."""
+    pixels = example.get("pixel_values")
+    if pixels is None or pixels.ndim < 4 or pixels.shape[-3] != 3 or int(np.prod(pixels.shape[:-3])) != 1:
+        return None
+    return int(pixels.shape[-2]), int(pixels.shape[-1])
 
 
-def shrink(image: np.ndarray, deleted_share: float) -> np.ndarray:
-    """The image with `1 - deleted_share` of its pixels, shrunk by area; a processor of fixed size enlarges it again.
+def shrink(image: np.ndarray, deleted_share: float, seen: tuple[int, int] | None = None) -> np.ndarray:
+    """The image with a share `1 - deleted_share` of the pixels that the model would see, shrunk by area.
 
-    A model of native resolution then has that share of its visual tokens; one of fixed resolution has as many tokens
-    as before, holding no more detail than that share of them could.
+    A model of native resolution then has that share of its visual tokens. One of fixed resolution enlarges the image
+    again: it has as many tokens as before, holding no more detail than that share of them could, and saves no time.
+
+    Args:
+        image: uint8 (H, W, 3).
+        seen: from `seen_size`.
     """
     import cv2
 
-    height, width = image.shape[:2]
-    scale = float(np.sqrt(max(1e-6, 1.0 - deleted_share)))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """Rows of method and meaning, for the report and the docs."""
-    return [{"method": name, "keeps": text} for name, text in METHODS.items()]
+    sides = image.shape[:2] if seen is None else np.minimum(image.shape[:2], seen)
+    height, width = (max(1, round(side * float(np.sqrt(1.0 - deleted_share)))) for side in sides)
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA))

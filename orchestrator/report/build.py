@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
 from matplotlib.figure import Figure
 
+from orchestrator.compression.consensus import main_tap
 from orchestrator.layout import Storage
 from orchestrator.report import figures
 from orchestrator.report.figures.base import save
@@ -15,6 +17,7 @@ from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.page import render_page
 from orchestrator.report.trial_views import finished, outcomes
+from orchestrator.schema import GROUPS
 
 REPORT = "report.html"
 Drawing = tuple[str, Callable[[], Figure]]
@@ -40,6 +43,41 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
     return [REPORT, *written]
 
 
+def make_comparison(
+    studies: Sequence[StudyResults], folder: Storage, note: Callable[[str], None] = lambda _: None
+) -> list[str]:
+    """Write one page that puts all points of several studies side by side, and the figures of each, into `folder`.
+
+    Returns:
+        Names of the written files within `folder`, the page first.
+    """
+    return make_report(compared(studies), folder, note)
+
+
+def compared(studies: Sequence[StudyResults]) -> StudyResults:
+    """Several studies as one: points keep their labels, led by the study's name where two would be equal."""
+    labels = [p.label for s in studies for p in s.points]
+    points = [
+        replace(p, label=f"{s.name}: {p.label}") if labels.count(p.label) > 1 else p for s in studies for p in s.points
+    ]
+    numbered = [
+        replace(p, label=f"{p.label} ({i + 1})") if [q.label for q in points].count(p.label) > 1 else p
+        for i, p in enumerate(points)
+    ]
+    stages = [s.stages.select(pl.lit(s.name).alias("study"), pl.all()) for s in studies if s.stages is not None]
+    return StudyResults(
+        name=" against ".join(dict.fromkeys(s.name for s in studies)),
+        description="Side by side: " + " | ".join(f"{s.name}: {s.description}" for s in studies),
+        created=max(s.created for s in studies),
+        command="\n".join(dict.fromkeys(s.command for s in studies)),
+        versions={k: v for s in studies for k, v in s.versions.items()},
+        hardware={k: v for s in studies for k, v in s.hardware.items()},
+        points=tuple(numbered),
+        config="\n---\n".join(s.config for s in studies),
+        stages=pl.concat(stages, how="diagonal_relaxed") if stages else None,
+    )
+
+
 def study_figures(results: StudyResults) -> Iterator[Drawing]:
     """Path below `figures/` and drawing of every static figure the study has tables for."""
     for point in distinct_points(results.points):
@@ -63,11 +101,14 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
                 yield f"fig1_compression{suffix}", partial(figures.layer_curves_figure, curves, title, tap=str(tap))
     if (correlations := point.correlations) is not None and correlations.height:
         number = 3 if point.source == "coco" else 2
-        table = correlations.filter(pl.col("tap") == "decoder")
-        for group, statistic in table.select("group", "statistic").unique(maintain_order=True).iter_rows():
-            if group == "text" and statistic != "spearman":
-                continue  # the page shows every combination; the static set stays small enough to look through
-            yield f"fig{number}_{statistic}_{group}", partial(figures.rho_figure, table, title, group, statistic)
+        for group in GROUPS:
+            tap = main_tap(correlations, group)
+            table = correlations.filter((pl.col("tap") == tap) & (pl.col("group") == group))
+            for statistic in table["statistic"].unique(maintain_order=True):
+                if group == "text" and statistic != "spearman":
+                    continue  # the page shows every combination; the static set stays small enough to look through
+                draw = partial(figures.rho_figure, table, title, group, statistic, tap=str(tap))
+                yield f"fig{number}_{statistic}_{group}", draw
     if (probes := point.probes) is not None and probes.height:
         number = 5 if point.source == "coco" else 4
         yield f"fig{number}_probes", partial(figures.probe_heat_figure, probes, title)

@@ -9,7 +9,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from orchestrator.compression.consensus import main_tap
+from orchestrator.compression.depth import third_expression
 from orchestrator.report.model import PointResults
+from orchestrator.schema import GROUPS
 
 N_RESAMPLES = 1000
 LEVEL = 0.95
@@ -77,10 +80,25 @@ def curves_of(point: PointResults) -> pl.DataFrame | None:
     return layer_curves(point.layer_metrics)
 
 
-def thirds(n_layers: int) -> dict[str, tuple[int, int]]:
-    """First and last decoder tap point of each third of the depth: tap points 1 .. L split as evenly as can be.
+def depth_table(point: PointResults, metrics: list[str]) -> pl.DataFrame | None:
+    """Mean and 95 % bootstrap interval over images of `metrics` by group and third of the decoder's depth.
 
-    Tap point 0, the input of the first layer, belongs to `early`.
+    An image's value in a third is its mean over the third's layers.
     """
-    cuts = [round(n_layers * k / 3) for k in range(4)]
-    return {"early": (0, cuts[1]), "middle": (cuts[1] + 1, cuts[2]), "late": (cuts[2] + 1, n_layers)}
+    if point.layer_metrics is None or not metrics or point.layer_metrics.is_empty():
+        return None
+    parts = []
+    for group in GROUPS:
+        tap = main_tap(point.layer_metrics, group)
+        if tap is None:
+            continue
+        rows = point.layer_metrics.filter((pl.col("tap") == tap) & (pl.col("group") == group))
+        n_points = int(rows["layer"].max() or 0) + 1  # type: ignore[arg-type]
+        by_third = (
+            rows.with_columns(third=third_expression(n_points))
+            .group_by("image_id", "group", "third", maintain_order=True)
+            .agg(pl.col(metrics).cast(pl.Float64).fill_nan(None).mean())
+            .select("image_id", pl.col("third").alias("tap"), pl.lit(0, pl.Int32).alias("layer"), "group", *metrics)
+        )
+        parts.append(layer_curves(by_third).rename({"tap": "third"}).drop("layer"))
+    return pl.concat(parts) if parts else None

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -73,6 +74,8 @@ class PointResults:
         digests: stage name -> digest.
         n_rejected: broken images left out.
         findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
+        sweep: what `finetune.sweep_summary.summarise_sweep` says of the trials; without it the report resamples seeds
+            alone.
         further: other tables to show as they are (policy, link, ...), name -> frame.
         token_maps: images for the contact sheets.
         places: kept vision position (`vision_03`) -> its (row, column) on the grid of visual tokens.
@@ -96,6 +99,7 @@ class PointResults:
     knockout: pl.DataFrame | None = None
     patching: pl.DataFrame | None = None
     findings: pl.DataFrame | None = None
+    sweep: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     token_maps: tuple[TokenMap, ...] = ()
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from orchestrator.report.style import main_metrics
+
 N_RESAMPLES = 2000
+_ENDS = ("_low", "_high")
+"""Columns that hold the ends of another column's interval."""
 
 
 def finished(trials: pl.DataFrame) -> pl.DataFrame:
@@ -17,14 +21,25 @@ def finished(trials: pl.DataFrame) -> pl.DataFrame:
 
 def outcomes(trials: pl.DataFrame) -> list[str]:
     """Accuracy columns, the tiers' totals first."""
-    found = [c for c in trials.columns if c.startswith("accuracy/")]
+    found = [c for c in trials.columns if c.startswith("accuracy/") and not c.endswith(_ENDS)]
     return sorted(found, key=lambda c: (c.count("/"), c))
 
 
 def compression_columns(trials: pl.DataFrame) -> list[str]:
-    """Columns with the change of a compression metric against the base model, else with its value."""
-    changes = [c for c in trials.columns if c.startswith("delta/")]
-    return changes or [c for c in trials.columns if c.startswith("compression/")]
+    """Columns with the change of a compression metric against the base model, else with its value; main metrics."""
+    for kind in ("delta", "compression"):
+        found = [c for c in trials.columns if c.startswith(f"{kind}/") and not c.endswith(_ENDS) and c.count("/") == 3]
+        main = set(main_metrics({c.split("/")[2] for c in found}))
+        if found:
+            return [c for c in found if c.split("/")[2] in main]
+    return []
+
+
+def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
+    """Mean relative drift of a group's states over trials and thirds of depth; None where it was not measured."""
+    columns = [c for c in trials.columns if c.startswith(f"drift/{group}") and not c.endswith(_ENDS)]
+    values = trials.select(columns).to_numpy() if columns else np.array([])
+    return float(np.nanmean(values)) if values.size else None
 
 
 def effect_of_ratio(trials: pl.DataFrame, column: str, seed: int = 0) -> pl.DataFrame:

@@ -173,7 +173,14 @@ def fake_trials(rng: np.random.Generator) -> pl.DataFrame:
                         shift = (0.1 if group == "vision" else 0.4) * gain + rng.normal(0, 0.01)
                         row[f"compression/{group}/{metric}/{third}"] = 0.5 + shift
                         row[f"delta/{group}/{metric}/{third}"] = shift
-            row["drift/vision"], row["drift/text"] = 0.05 + 0.1 * ratio, 0.2 + 0.3 * ratio
+            for third in ("early", "middle", "late"):
+                row[f"drift/vision/{third}"], row[f"drift/text/{third}"] = 0.05 + 0.1 * ratio, 0.2 + 0.3 * ratio
+            row |= {
+                f"{c}_{end}": v
+                for c, v in list(row.items())
+                if c.startswith(("accuracy/", "delta/"))
+                for end in ("low", "high")
+            }
             rows.append(row)
     return pl.DataFrame(rows)
 
@@ -211,7 +218,7 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
         knockout.append(("base", 0, -1, family, tier, top, top - 0.05, top + 0.05, 100))
     for attribute in ("colour", "shape", "n_objects"):
         for layer in range(n_layers + 1):
-            a = 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.normal(0, 0.01)
+            a = 0.02 + 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.uniform(0, 0.01)
             patching.append(("base", layer, attribute, a, max(0, a - 0.08), a + 0.08, 100))
     tables = []
     for name, rows in (("deletion", deletion), ("knockout", knockout), ("patching", patching)):
@@ -230,6 +237,24 @@ def fake_token_maps(images: pl.DataFrame, n_layers: int, n_maps: int, rng: np.ra
             norms[:, r : r + 2, c : c + 2] *= np.linspace(1, 4, n_layers + 1)[:, None, None]
         maps.append(TokenMap(image_id, thumbnail, tuple(range(n_layers + 1)), norms))
     return tuple(maps)
+
+
+def fake_findings(kinds: dict[str, str]) -> pl.DataFrame:
+    """Rows as `compression.findings.Finding` has them, one of each verdict."""
+    rho = "Spearman's rho with less compression"
+    depth = "Vision tokens spread, concentrate and spread again over depth"
+    objects = "The more objects, the less compressed are vision tokens"
+    rows = [
+        ("depth", depth, "supported", "all", None, "smaller of the two shifts, SD", 1.1, 0.9, 1.3),
+        ("objects", objects, "undecided", "all", "n_objects", rho, 0.15, -0.1, 0.3),
+    ]
+    for k, name in enumerate(kinds):
+        statement = f"Higher {name} goes with less compressed vision tokens in middle layers"
+        effect = 0.3 - 0.08 * k
+        holds = "contradicted" if k > 3 else "supported"
+        rows.append(("attribute", statement, holds, "middle", name, rho, effect, effect - 0.1, effect + 0.1))
+    names = ["claim", "statement", "holds", "where", "attribute", "effect_name", "effect", "ci_low", "ci_high"]
+    return pl.DataFrame(rows, schema=names, orient="row").with_columns(group=pl.lit("vision"), n=60, agreement=0.5)
 
 
 def fake_point(
@@ -256,6 +281,8 @@ def fake_point(
         deletion=deletion if scenes else None,
         knockout=knockout if scenes else None,
         patching=patching if scenes else None,
+        findings=fake_findings(kinds),
+        further={"policy": pl.DataFrame({"tier": ["low", "high"], "kept_share": [0.5, 0.9]})} if scenes else {},
         token_maps=fake_token_maps(images, n_layers, 6, rng),
         places={f"vision_{i:02d}": (2 * (i // 4), 2 * (i % 4) + 1) for i in range(16)},
         grid=(8, 8),

@@ -72,7 +72,7 @@ def legend(figure: Figure, panels: Sequence[Axes], loc: str, ncols: int = 1) -> 
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc=loc, ncols=ncols, fontsize=8.5)  # type: ignore[arg-type]
+    figure.legend(list(handles.values()), list(handles), loc=loc, ncols=ncols, fontsize=8.5)  # type: ignore[call-overload]
 
 
 def new_panels(

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.report.figures.base import band, head, heat_map, layer_axis, legend, new_panels, styled
 from orchestrator.report.style import (
+    TAP_NAMES,
     colour_of,
     direction_words,
     headline_metrics,
@@ -23,6 +24,11 @@ from orchestrator.schema import GROUPS
 
 SIGNIFICANT_Q = 0.05
 """Benjamini-Hochberg q below which a correlation counts as found."""
+LAYER_AXIS = {
+    "decoder": "decoder layer (0 = input)",
+    "encoder": "vision encoder layer",
+    **dict.fromkeys(("cross_k", "cross_v", "cross_out"), "decoder layer with cross-attention"),
+}
 STATISTIC_NAMES = {
     "spearman": "Spearman ρ",
     "partial_spearman": "partial Spearman ρ (number of objects held fixed)",
@@ -58,10 +64,11 @@ def layer_curves_figure(
             direction_words(metric), (0.02, 0.985), xycoords="axes fraction", va="top", fontsize=7, color="#555555"
         )
         axes.margins(y=0.18)
-        layer_axis(axes)
+        layer_axis(axes, LAYER_AXIS.get(tap, "layer"))
     legend(figure, panels, "outside upper right", 2)
     n = int(curves["n"].max() or 0)  # type: ignore[arg-type]
-    head(figure, f"Compression by layer · {title} · n = {n} images, band = 95 % bootstrap interval of the mean")
+    where = "" if tap == "decoder" else f"{TAP_NAMES.get(tap, tap)} · "
+    head(figure, f"Compression by layer · {where}{title} · n = {n} images, band = 95 % bootstrap interval of the mean")
     return figure
 
 
@@ -125,7 +132,7 @@ def rho_figure(
         if diverging:
             axes.annotate(direction_words(metric), (0, 1.02), xycoords="axes fraction", fontsize=7, color="#555555")
         if k % 4 == 0:
-            axes.set_ylabel("decoder layer")
+            axes.set_ylabel(LAYER_AXIS.get(tap, "layer"))
     bar = figure.colorbar(image, ax=panels, shrink=0.6, aspect=30, pad=0.01)
     bar.set_label(STATISTIC_NAMES[statistic])
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -1,0 +1,211 @@
+"""Results as compact JSON for the page's own drawing code (`templates/*.js`).
+
+A table is a dict of columns: text columns are a dictionary and codes; numbers are little-endian base64, either float32
+or, for values with a known small range (rho, q, accuracies), 16-bit steps over that range. NaN and null are the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import polars as pl
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from orchestrator.report import style
+from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.figures.trials import best_columns, column_arrow, column_direction, column_words
+from orchestrator.report.intervals import curves_of
+from orchestrator.report.model import PointResults, StudyResults, TokenMap, distinct_points, merged_trials
+from orchestrator.report.probe_views import POSITION_NAMES, best_linear, with_skill
+from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes
+
+MOST_RHO_ROWS = 120_000
+"""Correlation rows of one page (about 16 bytes each); beyond it only plain metrics, then only the headline ones."""
+MOST_MAP_VALUES = 500_000
+"""Token-map values of one page (about 3 bytes each)."""
+_MISSING = 65535
+
+
+def payload(results: StudyResults) -> dict[str, Any]:
+    """Everything the page draws."""
+    points = distinct_points(results.points)
+    keep = _kept_metrics(points)
+    n_maps = sum(m.norms.size for p in points for m in p.token_maps)
+    most_maps = 99 if n_maps <= MOST_MAP_VALUES else max(1, int(6 * MOST_MAP_VALUES / n_maps))
+    return {
+        "style": _style(points),
+        "points": [_point(p, keep, most_maps) for p in points],
+        "trials": {m: _trials(t) for m, t in merged_trials(results.points).items() if finished(t).height},
+    }
+
+
+def encode(table: pl.DataFrame, ranges: dict[str, tuple[float, float]] | None = None) -> dict[str, Any]:
+    """A table as compact columns; `ranges` names columns to keep in 16-bit steps over (low, high)."""
+    columns = {c: _column(table[c], (ranges or {}).get(c)) for c in table.columns}
+    return {"n": table.height, "columns": columns}
+
+
+def _column(column: pl.Series, limits: tuple[float, float] | None) -> dict[str, Any]:
+    if not column.dtype.is_numeric() and column.dtype != pl.Boolean:
+        words = column.cast(pl.String).fill_null("").to_list()
+        order = {w: i for i, w in enumerate(dict.fromkeys(words))}
+        codes = np.array([order[w] for w in words], np.uint8 if len(order) < 256 else np.uint16)
+        return {"words": list(order), "bits": codes.itemsize * 8, "data": _base64(codes)}
+    values = column.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    if limits is None:
+        return {"data": _base64(values.astype("<f4"))}
+    return {"low": limits[0], "high": limits[1], "data": _base64(_steps(values, limits))}
+
+
+def _steps(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """uint16 steps over `limits`; 65535 stands for a missing value."""
+    share = (np.clip(values, *limits) - limits[0]) / (limits[1] - limits[0])
+    return np.where(np.isfinite(values), np.round(np.nan_to_num(share) * (_MISSING - 1)), _MISSING).astype("<u2")
+
+
+def _base64(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _kept_metrics(points: list[PointResults]) -> set[str] | None:
+    """Metrics of the correlation tables that fit the page; None for all."""
+    rows = sum(p.correlations.height for p in points if p.correlations is not None)
+    if rows <= MOST_RHO_ROWS:
+        return None
+    names = {m for p in points if p.correlations is not None for m in p.correlations["metric"].unique()}
+    main = set(style.main_metrics(names))
+    return main if rows * len(main) / len(names) <= MOST_RHO_ROWS else set(style.headline_metrics(names))
+
+
+def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "label": point.label,
+        "model": point.model,
+        "source": point.source,
+        "nLayers": point.n_layers,
+        "nImages": point.images.height if point.images is not None else 0,
+        "kinds": dict(point.attribute_kinds),
+        "maps": [_map(m) for m in point.token_maps[:most_maps]],
+        "places": {k: list(v) for k, v in point.places.items()},
+        "grid": list(point.grid) if point.grid else None,
+    }
+    unit = {"ci_low": (-1.0, 1.0), "ci_high": (-1.0, 1.0)}
+    if (curves := curves_of(point)) is not None:
+        made["curves"] = encode(curves)
+    if point.correlations is not None and point.correlations.height:
+        rho = point.correlations.drop("p", "reason")
+        rho = rho if keep is None else rho.filter(pl.col("metric").is_in(list(keep)))
+        made["rho"] = encode(rho, {**unit, "rho": (-1.0, 1.0), "q": (0.0, 1.0)})
+    if point.probes is not None and point.probes.height:
+        columns = ("tap", "layer", "position", "position_kind", "attribute", "kind", "solver", "score", "ci_low",
+                   "ci_high", "skill", "skill_low", "skill_control", "baseline", "control", "n_test")  # fmt: skip
+        solved = pl.concat([best_linear(point.probes), point.probes.filter(pl.col("solver") == "mlp")]).unique(
+            maintain_order=True
+        )
+        made["probes"] = encode(with_skill(solved.filter(pl.col("score").is_not_null())).select(columns))
+    share = {"accuracy": (0.0, 1.0), "ci_low": (0.0, 1.0), "ci_high": (0.0, 1.0)}
+    if point.deletion is not None and point.deletion.height:
+        made["deletion"] = encode(over_seeds(point.deletion), share)
+    if point.knockout is not None and point.knockout.height:
+        made["knockout"] = encode(windows(point.knockout), share)
+        made["plain"] = encode(without_knockout(point.knockout), share)
+    if point.patching is not None and point.patching.height:
+        made["patching"] = encode(point.patching)
+    return made
+
+
+def _map(token_map: TokenMap) -> dict[str, Any]:
+    share = token_map.energy_share
+    n_tokens = np.isfinite(share).sum(axis=(1, 2), keepdims=True)
+    relative, norms = share * n_tokens, token_map.norms / np.nanmean(token_map.norms, axis=(1, 2), keepdims=True)
+    views = {}
+    for name, values in (("energy", relative), ("norm", norms)):
+        high = float(np.nanmax(values)) or 1.0
+        views[name] = {"high": high, "data": _base64(_steps(values, (0.0, high)))}
+    return {
+        "id": token_map.image_id,
+        "view": token_map.view,
+        "image": _picture(token_map.thumbnail),
+        "width": token_map.thumbnail.shape[1],
+        "height": token_map.thumbnail.shape[0],
+        "layers": list(token_map.layers),
+        "shape": list(token_map.norms.shape[1:]),
+        "views": views,
+    }
+
+
+def _picture(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").save(buffer, format="JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _trials(trials: pl.DataFrame) -> dict[str, Any]:
+    done = finished(trials)
+    columns = compression_columns(done)
+    results = outcomes(done)
+    numeric = [c for c in done.columns if done[c].dtype.is_numeric()]
+    effects = {}
+    for column in [*results, *columns]:
+        effects[column] = effect_of_ratio(done, column).to_dicts()
+    outcome = "accuracy/high" if "accuracy/high" in results else (results or [""])[0]
+    best = best_columns(done, outcome, 1) if outcome else []
+    return {
+        "rows": encode(done.select("trial", *numeric)),
+        "outcomes": results,
+        "compressions": columns,
+        "effects": effects,
+        "words": {c: column_words(c) for c in numeric},
+        "arrows": {c: column_arrow(c) for c in columns},
+        "directions": {c: column_direction(c) for c in columns},
+        "start": {"x": (best or columns or [""])[0], "y": outcome},
+    }
+
+
+def _style(points: Iterable[PointResults]) -> dict[str, Any]:
+    metrics = sorted({m for p in points for m in p.metrics} | _named(points, "correlations", "metric"))
+    ordered = style.main_metrics(metrics) + [m for m in metrics if m not in set(style.main_metrics(metrics))]
+    keys = {k for p in points for k in p.attribute_kinds}
+    for table, column in (("deletion", "family"), ("deletion", "method"), ("patching", "attribute")):
+        keys |= _named(points, table, column)
+    return {
+        "metrics": {m: _metric(m) for m in ordered},
+        "headline": style.headline_metrics(ordered),
+        "names": {k: style.name_of(k) for k in sorted(keys)} | POSITION_NAMES,
+        "taps": style.TAP_NAMES,
+        "viridis": _stops(style.SEQUENTIAL),
+        "diverging": _stops(style.DIVERGING),
+        "divergingDark": _stops(style.DIVERGING_DARK),
+        "families": list(style.FAMILIES),
+    }
+
+
+def _named(points: Iterable[PointResults], table: str, column: str) -> set[str]:
+    frames = [getattr(p, table) for p in points]
+    return {v for f in frames if f is not None for v in f[column].unique().to_list()}
+
+
+def _metric(name: str) -> dict[str, Any]:
+    metric = style.metric_of(name)
+    about = {"title": style.metric_title(name), "short": style.metric_short(name), "unit": style.metric_unit(name)}
+    if metric is None:
+        return {**about, "direction": 0}
+    return {
+        **about,
+        "direction": metric.direction,
+        "formula": metric.formula,
+        "range": metric.range,
+        "misleads": metric.misleads,
+        "high": metric.high,
+        "low": metric.low,
+    }
+
+
+def _stops(name: str, n: int = 17) -> list[str]:
+    return [to_hex(mpl.colormaps[name](x)) for x in np.linspace(0, 1, n)]

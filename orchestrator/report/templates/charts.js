@@ -1,0 +1,261 @@
+// Three charts in SVG: lines with intervals, heat map, scatter. Each can be read by pointer, by arrow keys and as a table.
+
+const MARGIN = { left: 54, right: 14, top: 38, bottom: 44 };
+
+function chartRoot(width, height, label) {
+  return svg("svg", {
+    viewBox: `0 0 ${width} ${height}`, class: "chart", tabindex: "0", role: "group",
+    "aria-roledescription": "chart", "aria-label": `${label}. Arrow keys read the values.`,
+  });
+}
+
+function axisText(root, x, y, text, extra = {}) {
+  root.append(svg("text", { x, y, class: "tick", "text-anchor": "middle", ...extra }, text));
+}
+
+function frame(root, spec, size, scaleX, scaleY, xTicks, yTicks) {
+  const { width, height } = size;
+  const bottom = height - MARGIN.bottom;
+  const formatX = spec.x.format || tickFormat(xTicks);
+  const formatY = spec.y.format || tickFormat(yTicks);
+  for (const t of yTicks) {
+    root.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scaleY(t), y2: scaleY(t), class: "grid" }));
+    axisText(root, MARGIN.left - 6, scaleY(t) + 3.5, formatY(t), { "text-anchor": "end" });
+  }
+  for (const t of xTicks) {
+    root.append(svg("line", { x1: scaleX(t), x2: scaleX(t), y1: bottom, y2: bottom + 4, class: "axis" }));
+    axisText(root, scaleX(t), bottom + 16, formatX(t));
+  }
+  root.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "axis" }));
+  axisText(root, (MARGIN.left + width - MARGIN.right) / 2, height - 8, spec.x.label, { class: "label" });
+  const middle = (MARGIN.top + bottom) / 2;
+  const label = svg("text", { class: "label", "text-anchor": "middle", transform: `translate(13 ${middle}) rotate(-90)` }, spec.y.label);
+  const room = bottom - MARGIN.top + 30;
+  if (spec.y.label.length * 6 > room) label.setAttribute("textLength", room);
+  if (spec.y.label.length * 6 > room) label.setAttribute("lengthAdjust", "spacingAndGlyphs");
+  root.append(label);
+  heading(root, MARGIN.left, spec);
+}
+
+function heading(root, x, spec) {
+  root.append(svg("text", { x, y: 14, class: "panel-title" }, spec.title || ""));
+  if (spec.hint) root.append(svg("text", { x, y: 29, class: "hint" }, spec.hint));
+}
+
+// As many decimals as the steps between ticks need.
+function tickFormat(ticks) {
+  const step = ticks.length > 1 ? ticks[1] - ticks[0] : 1;
+  const places = Math.max(0, [0, 1, 2, 3, 4, 5].find((n) => Math.abs(step * 10 ** n - Math.round(step * 10 ** n)) < 1e-6) ?? 3);
+  return (v) => (Math.abs(v) < 1e-12 ? 0 : v).toFixed(places).replace("-", "−");
+}
+
+function extent(values, padding = 0.06) {
+  const there = values.filter(known);
+  if (!there.length) return [0, 1];
+  const low = Math.min(...there), high = Math.max(...there);
+  const pad = (high - low || Math.abs(high) || 1) * padding;
+  return [low - pad, high + pad];
+}
+
+// spec: {title, hint, x: {label, domain, whole, format}, y: {label, domain, format}, size,
+//        series: [{name, colour, dash, hollow, points: [{x, y, low, high}]}], rules: [{name, y, colour, dash}]}
+function lineChart(spec) {
+  const width = spec.size?.width || 440, height = spec.size?.height || 290;
+  const root = chartRoot(width, height, `${spec.title || spec.y.label}: ${spec.y.label} by ${spec.x.label}`);
+  const all = spec.series.flatMap((s) => s.points);
+  const [x0, x1] = spec.x.domain || extent(all.map((p) => p.x), 0.02);
+  const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...(spec.rules || []).map((r) => r.y)]);
+  const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
+  const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
+  frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 7, spec.x.whole), niceTicks(y0, y1, 5));
+  const clip = `clip-${Math.random().toString(36).slice(2)}`;
+  root.append(svg("clipPath", { id: clip }, svg("rect", {
+    x: MARGIN.left - 5, y: MARGIN.top - 6, width: width - MARGIN.left - MARGIN.right + 10, height: height - MARGIN.top - MARGIN.bottom + 12 })));
+  const marks = svg("g", { "clip-path": `url(#${clip})` });
+  root.append(marks);
+  for (const rule of (spec.rules || []).filter((r) => known(r.y))) {
+    marks.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scaleY(rule.y), y2: scaleY(rule.y),
+      stroke: rule.colour, "stroke-width": 1.2, "stroke-dasharray": rule.dash || "" }));
+  }
+  for (const series of spec.series) {
+    const points = series.points.filter((p) => known(p.y));
+    const banded = points.filter((p) => known(p.low) && known(p.high));
+    if (banded.length > 1 && !spec.bars) {
+      const edge = [...banded.map((p) => [p.x, p.high]), ...banded.slice().reverse().map((p) => [p.x, p.low])];
+      marks.append(svg("polygon", { points: edge.map(([x, y]) => `${scaleX(x)},${scaleY(y)}`).join(" "), fill: series.colour, class: "band" }));
+    } else for (const p of banded) {
+      marks.append(svg("line", { x1: scaleX(p.x), x2: scaleX(p.x), y1: scaleY(p.low), y2: scaleY(p.high), stroke: series.colour, "stroke-width": 1.6 }));
+    }
+    if (points.length > 1) marks.append(svg("polyline", { points: points.map((p) => `${scaleX(p.x)},${scaleY(p.y)}`).join(" "), fill: "none",
+      stroke: series.colour, "stroke-width": series.thin ? 1.2 : 2.2, "stroke-dasharray": series.dash || "", "stroke-linejoin": "round" }));
+    if (!series.thin) for (const p of points) marks.append(svg("circle", { cx: scaleX(p.x), cy: scaleY(p.y), r: 2.8, stroke: series.colour,
+      "stroke-width": 1.4, fill: series.hollow ? "var(--panel)" : series.colour }));
+  }
+  const guide = svg("line", { y1: MARGIN.top, y2: height - MARGIN.bottom, class: "guide", visibility: "hidden" });
+  root.append(guide);
+  const stops = ascending(all.filter((p) => known(p.y)).map((p) => p.x));
+  const format = spec.y.format || formatNumber, formatX = spec.x.format || formatNumber;
+  let at = -1;
+  const read = (index, spoken) => {
+    at = Math.max(0, Math.min(stops.length - 1, index));
+    const x = stops[at];
+    if (x === undefined) return;
+    guide.setAttribute("x1", scaleX(x));
+    guide.setAttribute("x2", scaleX(x));
+    guide.setAttribute("visibility", "visible");
+    const lines = [{ text: `${spec.x.name || spec.x.label} ${spec.x.whole ? Math.round(x * 100) / 100 : formatX(x)}` }];
+    for (const series of spec.series) {
+      const p = series.points.find((q) => q.x === x && known(q.y));
+      if (p) lines.push({ colour: series.colour, text: `${series.name}: ${format(p.y)}${formatInterval(p.low, p.high, format)}` });
+    }
+    for (const rule of spec.rules || []) if (known(rule.y)) lines.push({ colour: rule.colour, text: `${rule.name}: ${format(rule.y)}` });
+    const [left, top] = onScreen(root, scaleX(x), MARGIN.top + 20);
+    showTip(lines, left, top, spoken);
+  };
+  readable(root, {
+    point: (x) => read(stops.reduce((best, s, i) => (Math.abs(scaleX(s) - x) < Math.abs(scaleX(stops[best]) - x) ? i : best), 0), false),
+    key: (key) => ({ ArrowRight: 1, ArrowLeft: -1 }[key] ? (read(at + { ArrowRight: 1, ArrowLeft: -1 }[key], true), true) : false),
+    leave: () => guide.setAttribute("visibility", "hidden"),
+  });
+  const head = [capital(spec.x.name || spec.x.label), ...spec.series.flatMap((s) => [s.name, "interval"])];
+  root.numbers = () => [head, stops.map((x) => [formatX(x), ...spec.series.flatMap((s) => {
+    const p = s.points.find((q) => q.x === x);
+    return p ? [format(p.y), formatInterval(p.low, p.high, format).trim()] : ["", ""];
+  })])];
+  return root;
+}
+
+// Pointer and keyboard reading, the same for every chart.
+function readable(root, act) {
+  root.addEventListener("pointermove", (event) => act.point(...inSvg(root, event)));
+  root.addEventListener("pointerleave", () => { hideTip(); act.leave(); });
+  root.addEventListener("blur", () => { hideTip(); act.leave(); });
+  root.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { hideTip(); act.leave(); } else if (act.key(event.key)) event.preventDefault();
+  });
+  if (act.click) root.addEventListener("click", (event) => act.click(...inSvg(root, event)));
+}
+
+// spec: {title, hint, rows, columns (keys), cell(row, column) -> {value, marked, lines} | null, scale, selected, onSelect, rowLabel}
+function heatMap(spec) {
+  const step = Math.max(22, Math.min(44, 470 / spec.columns.length));
+  const tall = Math.max(11, Math.min(24, 420 / spec.rows.length));
+  const names = spec.columns.map((c) => (typeof c === "number" ? String(c) : nameOf(c)));
+  const longest = Math.max(...names.map((n, i) => n.length * 5.6 - (i * step + step / 2) / 0.79));
+  const slanted = names.some((n) => n.length * 6.2 > step);
+  const left = Math.max(46, slanted ? longest * 0.79 + 8 : 0), top = 38;
+  const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 5.6 * 0.62 : 24;
+  const width = left + step * spec.columns.length + 62, height = top + tall * spec.rows.length + foot;
+  const root = chartRoot(width, height, `${spec.title}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
+  root.style.maxWidth = Math.max(340, width * 1.25) + "px";
+  const cells = spec.rows.map((r) => spec.columns.map((c) => spec.cell(r, c)));
+  const x = (c) => left + c * step, y = (r) => top + (spec.rows.length - 1 - r) * tall;
+  heading(root, left, spec);
+  cells.forEach((line, r) => line.forEach((cell, c) => {
+    const value = cell && cell.value;
+    if (!known(value)) {
+      root.append(svg("rect", { x: x(c), y: y(r), width: step - 1, height: tall - 1, class: "missing" }));
+      return;
+    }
+    const rgb = spec.scale.colour(value);
+    root.append(svg("rect", { x: x(c), y: y(r), width: step - 1, height: tall - 1, fill: toCss(rgb) }));
+    const text = cell.marked ? "×" : tall >= 15 ? value.toFixed(2).replace(/^(-?)0\./, "$1.").replace("-", "−") : "";
+    root.append(svg("text", { x: x(c) + (step - 1) / 2, y: y(r) + tall / 2 + 3.2, class: "cell", fill: inkOn(rgb), opacity: cell.marked ? 0.75 : 1 }, text));
+  }));
+  const every = Math.ceil(spec.rows.length / 18);
+  spec.rows.forEach((r, i) => { if (i % every === 0) axisText(root, left - 6, y(i) + tall / 2 + 3.5, r, { "text-anchor": "end" }); });
+  spec.columns.forEach((c, i) => {
+    const at = [x(i) + step / 2 + (slanted ? 3 : 0), height - foot + 14];
+    root.append(svg("text", { class: c === spec.selected ? "tick chosen" : "tick", "text-anchor": slanted ? "end" : "middle",
+      transform: `translate(${at})${slanted ? " rotate(-38)" : ""}` }, names[i]));
+  });
+  root.append(svg("text", { class: "label", "text-anchor": "middle", transform: `translate(${left - 34} ${top + (tall * spec.rows.length) / 2}) rotate(-90)` }, spec.rowLabel));
+  colourBar(root, spec.scale, width - 50, top, Math.min(150, tall * spec.rows.length));
+  const cursor = svg("rect", { width: step - 1, height: tall - 1, class: "cursor", visibility: "hidden" });
+  root.append(cursor);
+  let at = [-1, 0];
+  const read = (r, c, spoken) => {
+    at = [Math.max(0, Math.min(spec.rows.length - 1, r)), Math.max(0, Math.min(spec.columns.length - 1, c))];
+    cursor.setAttribute("x", x(at[1]));
+    cursor.setAttribute("y", y(at[0]));
+    cursor.setAttribute("visibility", "visible");
+    const cell = cells[at[0]][at[1]];
+    const lines = [{ text: `${capital(nameOf(spec.columns[at[1]]))}, ${spec.rowName || "layer"} ${spec.rows[at[0]]}` }];
+    for (const line of cell ? cell.lines : ["no value"]) lines.push({ text: line });
+    const [sx, sy] = onScreen(root, x(at[1]) + step / 2, y(at[0]) + tall / 2);
+    showTip(lines, sx, sy, spoken);
+  };
+  const moves = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0] };
+  const under = (px, py) => [spec.rows.length - 1 - Math.floor((py - top) / tall), Math.floor((px - left) / step)];
+  const inside = ([r, c]) => r >= 0 && c >= 0 && r < spec.rows.length && c < spec.columns.length;
+  readable(root, {
+    point: (px, py) => { const p = under(px, py); if (inside(p)) read(...p, false); else { hideTip(); cursor.setAttribute("visibility", "hidden"); } },
+    key: (key) => {
+      if (moves[key]) return read(at[0] + moves[key][0], at[1] + moves[key][1], true), true;
+      if ((key === "Enter" || key === " ") && spec.onSelect && at[0] >= 0) return spec.onSelect(spec.columns[at[1]]), true;
+      return false;
+    },
+    leave: () => cursor.setAttribute("visibility", "hidden"),
+    click: (px, py) => { const p = under(px, py); if (spec.onSelect && p[1] >= 0 && p[1] < spec.columns.length) spec.onSelect(spec.columns[p[1]]); },
+  });
+  root.numbers = () => [[capital(spec.rowName || "layer"), ...spec.columns.map(nameOf)],
+    spec.rows.map((r, i) => [r, ...cells[i].map((c) => (c && known(c.value) ? formatNumber(c.value) + (c.marked ? " ×" : "") : ""))])];
+  return root;
+}
+
+function colourBar(root, scale, x, top, height) {
+  const n = 40;
+  for (let i = 0; i < n; i++) {
+    const value = scale.low + ((scale.high - scale.low) * (i + 0.5)) / n;
+    root.append(svg("rect", { x, y: top + height - ((i + 1) * height) / n, width: 10, height: height / n + 0.6, fill: toCss(scale.colour(value)) }));
+  }
+  for (const v of [scale.low, (scale.low + scale.high) / 2, scale.high]) {
+    axisText(root, x + 14, top + height - ((v - scale.low) / (scale.high - scale.low)) * height + 3.5, formatNumber(v, 2), { "text-anchor": "start" });
+  }
+}
+
+// A horizontal viridis ramp with its ends, for legends.
+function ramp(label, low, high) {
+  const strip = make("span", { class: "ramp", "aria-hidden": "true" });
+  strip.style.background = `linear-gradient(to right, ${STYLE.viridis.join(",")})`;
+  return make("span", { class: "key" }, `${label} ${low}`, strip, high);
+}
+
+// spec: {title, x: {label, format}, y: {label, format}, points: [{x, y, colour, lines}], front: [indices], size}
+function scatterChart(spec) {
+  const width = spec.size?.width || 520, height = spec.size?.height || 340;
+  const root = chartRoot(width, height, `${spec.title || ""} ${spec.y.label} against ${spec.x.label}`);
+  const points = spec.points.filter((p) => known(p.x) && known(p.y));
+  const [x0, x1] = extent(points.map((p) => p.x)), [y0, y1] = extent(points.map((p) => p.y));
+  const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
+  const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
+  frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 6), niceTicks(y0, y1, 5));
+  if (spec.front) root.append(svg("polyline", { points: spec.front.map((p) => `${scaleX(p.x)},${scaleY(p.y)}`).join(" "), class: "front" }));
+  for (const p of points) root.append(svg("circle", { cx: scaleX(p.x), cy: scaleY(p.y), r: 6, fill: p.colour, class: "point" }));
+  const ring = svg("circle", { r: 10, class: "ring", visibility: "hidden" });
+  root.append(ring);
+  const order = points.slice().sort((a, b) => a.x - b.x);
+  const format = spec.y.format || formatNumber;
+  let at = -1;
+  const read = (index, spoken) => {
+    at = Math.max(0, Math.min(order.length - 1, index));
+    const p = order[at];
+    if (!p) return;
+    ring.setAttribute("cx", scaleX(p.x));
+    ring.setAttribute("cy", scaleY(p.y));
+    ring.setAttribute("visibility", "visible");
+    showTip([...p.lines.map((text) => ({ text })), { text: `${spec.x.label}: ${formatNumber(p.x)}` }, { text: `${spec.y.label}: ${format(p.y)}` }],
+      ...onScreen(root, scaleX(p.x), scaleY(p.y)), spoken);
+  };
+  readable(root, {
+    point: (px, py) => {
+      if (!order.length) return;
+      const gap = (p) => (scaleX(p.x) - px) ** 2 + (scaleY(p.y) - py) ** 2;
+      read(order.reduce((best, p, i) => (gap(p) < gap(order[best]) ? i : best), 0), false);
+    },
+    key: (key) => ({ ArrowRight: 1, ArrowLeft: -1 }[key] ? (read(at + { ArrowRight: 1, ArrowLeft: -1 }[key], true), true) : false),
+    leave: () => ring.setAttribute("visibility", "hidden"),
+  });
+  root.numbers = () => [["Trial", spec.x.label, spec.y.label], order.map((p) => [p.lines[0], formatNumber(p.x), format(p.y)])];
+  return root;
+}

@@ -1,0 +1,47 @@
+// Builds the sections that have data, and draws them again when points, theme or paper change.
+
+const BUILDERS = { compression: [compressionSection, "curves"], correlation: [correlationSection, "rho"], probes: [probeSection, "probes"], tokens: [tokenSection, "maps"],
+  deletion: [deletionSection, "deletion"], knockout: [knockoutSection, "knockout"], patching: [patchingSection, "patching"] };
+
+for (const [id, [build, needs]] of Object.entries(BUILDERS)) {
+  const host = document.getElementById(id);
+  if (host && DATA.points.some((p) => (needs === "maps" ? p.maps.length : p[needs]))) build();
+}
+if (document.getElementById("trials")) trialSection();
+
+const drawAll = () => sections.forEach((section) => section.draw());
+
+const chooser = document.getElementById("points");
+if (chooser) {
+  for (const p of DATA.points) {
+    const box = make("input", { type: "checkbox", id: `point-${slug(p.label)}`, checked: true, onchange: (event) => {
+      if (event.target.checked) hiddenPoints.delete(p.label); else hiddenPoints.add(p.label);
+      drawAll();
+    } });
+    chooser.append(make("label", { for: `point-${slug(p.label)}` }, box, p.label));
+  }
+}
+
+const themes = ["auto", "light", "dark"];
+const button = document.getElementById("theme");
+button.addEventListener("click", () => {
+  const next = themes[(themes.indexOf(document.documentElement.dataset.theme || "auto") + 1) % 3];
+  if (next === "auto") delete document.documentElement.dataset.theme; else document.documentElement.dataset.theme = next;
+  button.textContent = `Theme: ${next}`;
+  drawAll();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+const paper = (printing) => { if (state.printing !== printing) { state.printing = printing; drawAll(); } };
+addEventListener("beforeprint", () => paper(true));
+addEventListener("afterprint", () => paper(false));
+matchMedia("print").addEventListener("change", (event) => paper(event.matches));
+
+for (const copy of document.querySelectorAll("button.copy")) {
+  copy.addEventListener("click", async () => {
+    const text = copy.parentElement.querySelector("code").textContent;
+    const done = await navigator.clipboard.writeText(text).then(() => true, () => false);
+    copy.textContent = done ? "copied" : "select and copy by hand";
+  });
+}
+drawAll();
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,288 @@
+// The page's sections: controls, which rows they choose, and the charts that draw them.
+
+const sections = [];
+const shownPoints = () => DATA.points.filter((p) => !hiddenPoints.has(p.label));
+const hiddenPoints = new Set();
+
+// A section of the page that is drawn again whenever one of its controls, the points or the theme change.
+class Section {
+  constructor(id, needs) {
+    this.host = document.getElementById(id);
+    this.id = id;
+    this.needs = needs;
+    this.values = {};
+    this.controls = make("div", { class: "controls" });
+    this.legend = make("div", { class: "legend" });
+    this.state = make("p", { class: "state" });
+    this.panels = make("div", { class: "panels" });
+    this.extra = make("div", { class: "extra" });
+    this.table = make("details", { class: "numbers" }, make("summary", {}, "Numbers of these charts"), make("div"));
+    this.table.addEventListener("toggle", () => this.fillTable());
+    this.host.querySelector(".body").append(this.controls, this.legend, this.panels, this.state, this.extra, this.table);
+    sections.push(this);
+  }
+
+  select(key, label, options, start) {
+    const id = `${this.id}-${key}`;
+    const entries = options.map((o) => (Array.isArray(o) ? o : [o, nameOf(o)]));
+    this.values[key] = start ?? entries[0]?.[0];
+    const field = make("select", { id, onchange: (event) => { this.values[key] = event.target.value; this.draw(); } },
+      ...entries.map(([value, text]) => make("option", { value, selected: value === this.values[key] }, text)));
+    this.controls.append(make("div", { class: "control", hidden: entries.length < 2 }, make("label", { for: id }, label), field));
+    return this;
+  }
+
+  range(key, label, max, start) {
+    const id = `${this.id}-${key}`;
+    this.values[key] = start;
+    const out = make("output", { for: id }, String(start));
+    const field = make("input", { id, type: "range", min: 0, max, step: 1, value: start, oninput: (event) => {
+      this.values[key] = +event.target.value; out.textContent = event.target.value; this.draw(); } });
+    this.controls.append(make("div", { class: "control" }, make("label", { for: id }, label), field, out));
+    return this;
+  }
+
+  set(key, value) {
+    this.values[key] = value;
+    const field = document.getElementById(`${this.id}-${key}`);
+    if (field) field.value = value;
+    this.draw();
+  }
+
+  points() { return shownPoints().filter((p) => p[this.needs]); }
+
+  legendOf(items) {
+    this.legend.replaceChildren(...items.map(({ name, colour, dash, hollow }) => {
+      const line = svg("svg", { width: 26, height: 10, "aria-hidden": "true" },
+        svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: colour, "stroke-width": 2.2, "stroke-dasharray": dash || "" }),
+        svg("circle", { cx: 13, cy: 5, r: 3, stroke: colour, "stroke-width": 1.4, fill: hollow ? "var(--panel)" : colour }));
+      return make("span", { class: "key" }, line, name);
+    }));
+  }
+
+  // `rows`: charts, or lists of charts that belong side by side.
+  show(rows, words) {
+    const charts = rows.flat();
+    this.charts = charts;
+    const nested = rows.some(Array.isArray);
+    this.panels.classList.toggle("stack", nested);
+    this.panels.replaceChildren(...(nested ? rows.map((r) => make("div", { class: r.length > 2 ? "panels three" : "panels" }, ...r)) : charts));
+    this.state.textContent = words;
+    if (!charts.length) this.panels.append(make("p", { class: "empty" }, "No values for this choice."));
+    this.fillTable();
+  }
+
+  fillTable() {
+    if (!this.table.open || !this.charts) return;
+    this.table.lastChild.replaceChildren(...this.charts.filter((c) => c.numbers).map((c) =>
+      numbersTable(...c.numbers(), c.querySelector(".panel-title")?.textContent || "values")));
+  }
+
+  draw() {
+    hideTip();
+    this.extra.replaceChildren();
+    this.render();
+  }
+}
+
+const rhoScale = (statistic) => statistic === "epsilon_squared"
+  ? { label: "ε²", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) }
+  : { label: "ρ", low: -1, high: 1, colour: (v) => mix(divergingStops(), (v + 1) / 2) };
+const STATISTICS = [["spearman", "Spearman ρ"], ["partial_spearman", "partial ρ, objects held fixed"], ["epsilon_squared", "ε², categories"]];
+const metricOptions = (there) => Object.keys(STYLE.metrics).filter((m) => there.has(m)).map((m) => [m, STYLE.metrics[m].title]);
+const arrowOf = (metric) => ({ 1: "↑ more compressed", "-1": "↓ more compressed" }[STYLE.metrics[metric]?.direction] || "");
+const layerName = (tap) => (tap === "decoder" ? "decoder layer (0 = input)" : tap === "encoder" ? "vision encoder layer" : "layer");
+const namesIn = (needs, column) => new Set(DATA.points.filter((p) => p[needs]).flatMap((p) => p[needs].columns[column].words));
+const tapOptions = (needs) => Object.entries(STYLE.taps).filter(([t]) => namesIn(needs, "tap").has(t));
+const firstOf = (set, ...wanted) => wanted.find((w) => set.has(w)) ?? [...set][0];
+
+function aboutMetric(name) {
+  const m = STYLE.metrics[name];
+  if (!m || !m.formula) return null;
+  const row = (term, text) => [make("dt", {}, term), make("dd", {}, text)];
+  return make("details", { class: "about" }, make("summary", {}, `What ${m.title.toLowerCase()} measures`),
+    make("dl", {}, ...row("Formula", m.formula), ...row("Range", m.range), ...row("High", m.high), ...row("Low", m.low),
+      ...row("Direction", m.direction > 0 ? "larger = more compressed" : "larger = less compressed"), ...row("Misleads", m.misleads)));
+}
+
+// The tap of a point that stands for a group: the chosen one where it has rows, else decoder, else the one with most layers.
+function tapFor(rows, chosen, group) {
+  const mine = rows.filter((r) => r.group === group);
+  const taps = unique(mine.map((r) => r.tap));
+  if (chosen !== "main") return chosen;
+  if (taps.includes("decoder")) return "decoder";
+  const layers = (tap) => unique(mine.filter((r) => r.tap === tap).map((r) => r.layer)).length;
+  return taps.sort((a, b) => layers(b) - layers(a))[0];
+}
+
+function compressionSection() {
+  const s = new Section("compression", "curves");
+  const metrics = namesIn("curves", "metric");
+  s.select("metric", "Metric", metricOptions(metrics), firstOf(metrics, "stable_rank_centred", "gini"));
+  s.select("tap", "Read at", [["main", "main tap of each group"], ...tapOptions("curves")]);
+  s.select("depth", "Depth", [["layer", "layer"], ["share", "share of depth"]]);
+  s.render = () => {
+    const { metric, tap, depth } = s.values;
+    const about = STYLE.metrics[metric];
+    const charts = s.points().map((p) => {
+      const rows = tableOf(p, "curves").filter((r) => r.metric === metric);
+      const series = ["vision", "text"].map((group) => {
+        const at = tapFor(rows, tap, group);
+        const mine = rows.filter((r) => r.group === group && r.tap === at);
+        const last = Math.max(1, ...mine.map((r) => r.layer));
+        return { name: `${group} tokens${at && at !== "decoder" ? ` (${STYLE.taps[at] || at})` : ""}`, colour: colourOf(group),
+          points: mine.map((r) => ({ x: depth === "share" ? r.layer / last : r.layer, y: r.mean, low: r.ci_low, high: r.ci_high })) };
+      }).filter((x) => x.points.length);
+      const share = depth === "share";
+      return series.length ? [p, series, share] : null;
+    }).filter(Boolean);
+    const domain = extent(charts.flatMap(([, series]) => series.flatMap((x) => x.points.flatMap((q) => [q.low, q.high, q.y]))));
+    s.legendOf([{ name: "vision tokens", colour: colourOf("vision") }, { name: "text tokens", colour: colourOf("text") }]);
+    s.show(charts.map(([p, series, share]) => lineChart({ title: p.label, hint: arrowOf(metric), series,
+      x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth" } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
+      y: { label: `${about.short}${about.unit ? `, ${about.unit}` : ""}`, domain } })),
+      `${about.title}: mean over images, band = 95 % bootstrap interval of the mean. ${s.points().map((p) => `${p.label}: n = ${p.nImages}`).join("; ")}.`);
+    const card = aboutMetric(metric);
+    if (card) s.extra.append(card);
+  };
+  return s;
+}
+
+function correlationSection() {
+  const s = new Section("correlation", "rho");
+  const metrics = namesIn("rho", "metric"), statistics = namesIn("rho", "statistic");
+  s.select("metric", "Metric", metricOptions(metrics), firstOf(metrics, "stable_rank_centred", "gini"));
+  s.select("group", "Tokens", [["vision", "vision"], ["text", "text"]].filter(([g]) => namesIn("rho", "group").has(g)));
+  s.select("statistic", "Statistic", STATISTICS.filter(([k]) => statistics.has(k)));
+  s.select("tap", "Read at", [["main", "main tap"], ...tapOptions("rho")]);
+  s.values.attribute = "n_objects";
+  s.render = () => {
+    const { metric, group, statistic, tap } = s.values;
+    const maps = [], lines = [];
+    for (const p of s.points()) {
+      const mine = tableOf(p, "rho").filter((r) => r.metric === metric && r.group === group && r.statistic === statistic);
+      const at = tapFor(mine, tap, group);
+      const rows = mine.filter((r) => r.tap === at);
+      if (!rows.length) continue;
+      const columns = unique(rows.map((r) => r.attribute));
+      const cells = new Map(rows.map((r) => [`${r.layer}|${r.attribute}`, r]));
+      const chosen = columns.includes(s.values.attribute) ? s.values.attribute : columns[0];
+      maps.push(heatMap({ title: p.label, hint: statistic === "epsilon_squared" ? "" : arrowOf(metric), rows: ascending(rows.map((r) => r.layer)), columns,
+        rowLabel: at === "decoder" ? "decoder layer" : STYLE.taps[at] || "layer", scale: rhoScale(statistic), selected: chosen,
+        onSelect: (attribute) => s.set("attribute", attribute),
+        cell: (layer, attribute) => {
+          const r = cells.get(`${layer}|${attribute}`);
+          return r && { value: r.rho, marked: !(r.q < 0.05), lines: [`${rhoScale(statistic).label} = ${formatNumber(r.rho)}${formatInterval(r.ci_low, r.ci_high)}`, `q = ${formatQ(r.q)}, n = ${r.n}`] };
+        } }));
+      const curve = rows.filter((r) => r.attribute === chosen);
+      lines.push(lineChart({ title: nameOf(chosen), x: { label: layerName(at), name: "layer", whole: true },
+        y: { label: rhoScale(statistic).label, domain: statistic === "epsilon_squared" ? [0, 1] : [-1, 1] }, hint: statistic === "epsilon_squared" ? "" : arrowOf(metric),
+        rules: [{ name: "none", y: 0, colour: "var(--control)" }],
+        series: [{ name: `${group} tokens`, colour: colourOf(group), points: curve.map((r) => ({ x: r.layer, y: r.rho, low: r.ci_low, high: r.ci_high })) }] }));
+    }
+    s.legendOf([]);
+    s.show(maps.map((map, i) => [map, lines[i]]), `${STYLE.metrics[metric].title} of ${group} tokens. × marks cells with Benjamini-Hochberg q ≥ 0.05. `
+      + "Choose a column (click, or arrow keys and Enter) to see its curve with 95 % bootstrap intervals.");
+  };
+  return s;
+}
+
+const POSITIONS = ["vision_mean", "vision_single", "text_mean", "text_single", "last"];
+const POSITION_LOOK = { vision_mean: ["vision", "", false], vision_single: ["vision", "5 3", true], text_mean: ["text", "", false],
+  text_single: ["text", "5 3", true], last: ["text", "2 3", true] };
+
+function probeRows(p, solver) {
+  const rows = tableOf(p, "probes");
+  return rows.filter((r) => (solver === "mlp") === (r.solver === "mlp"));
+}
+
+function averaged(rows, key) {
+  const groups = new Map();
+  for (const r of rows) groups.set(key(r), [...(groups.get(key(r)) || []), r]);
+  const mean = (list, field) => list.reduce((sum, r) => sum + r[field], 0) / list.length;
+  return [...groups.values()].map((list) => {
+    const out = { ...list[0], places: list.length };
+    for (const f of ["score", "ci_low", "ci_high", "skill", "skill_low", "skill_control", "control", "baseline"]) out[f] = mean(list, f);
+    return out;
+  });
+}
+
+function probeSection() {
+  const s = new Section("probes", "probes");
+  const kinds = namesIn("probes", "position_kind");
+  const solvers = namesIn("probes", "solver");
+  const linear = solvers.has("ridge") || solvers.has("logistic");
+  s.select("kind", "Tokens", POSITIONS.filter((k) => kinds.has(k)));
+  s.select("solver", "Probe", [["linear", "linear"], ["mlp", "MLP, two hidden layers"]].filter(([k]) => (k === "linear" ? linear : solvers.has("mlp"))));
+  const attributes = namesIn("probes", "attribute");
+  s.select("attribute", "Attribute of the curves", [...attributes], firstOf(attributes, "n_objects"));
+  const deepest = Math.max(...DATA.points.map((p) => p.nLayers));
+  if (DATA.points.some((p) => p.grid && Object.keys(p.places).length)) s.range("layer", "Layer of the place map", deepest, deepest);
+  s.render = () => {
+    const { kind, solver, attribute, layer } = s.values;
+    const all = [], used = new Set();
+    for (const p of s.points()) {
+      const charts = [];
+      all.push(charts);
+      const rows = probeRows(p, solver);
+      const mean = averaged(rows, (r) => `${r.tap}|${r.layer}|${r.position_kind}|${r.attribute}`);
+      const deep = mean.filter((r) => r.position_kind === kind && r.tap === probeTap(mean, kind));
+      const columns = Object.keys(p.kinds).filter((a) => deep.some((r) => r.attribute === a));
+      if (columns.length) charts.push(heatMap({ title: p.label, hint: nameOf(kind), rows: ascending(deep.map((r) => r.layer)), columns, rowLabel: "layer", selected: attribute,
+        onSelect: (a) => s.set("attribute", a), scale: { label: "skill", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) },
+        cell: (at, a) => {
+          const r = deep.find((q) => q.layer === at && q.attribute === a);
+          return r && { value: Math.max(0, r.skill), marked: !(r.skill_low > Math.max(0, r.skill_control || 0)), lines: [
+            `${r.kind === "classification" ? "accuracy" : "R²"} ${formatNumber(r.score)}${formatInterval(r.ci_low, r.ci_high)}`,
+            `baseline ${formatNumber(r.baseline)}, shuffled labels ${formatNumber(r.control)}`, `${r.n_test} held-out images, ${r.places} place(s)`] };
+        } }));
+      const mine = mean.filter((r) => r.attribute === attribute);
+      const curves = POSITIONS.map((k) => {
+        const [group, dash, hollow] = POSITION_LOOK[k];
+        const at = probeTap(mine, k);
+        const points = mine.filter((r) => r.position_kind === k && r.tap === at).sort((a, b) => a.layer - b.layer);
+        if (points.length) used.add(k);
+        return { name: nameOf(k), colour: colourOf(group), dash, hollow, points: points.map((r) => ({ x: r.layer, y: r.score, low: r.ci_low, high: r.ci_high })) };
+      }).filter((c) => c.points.length);
+      if (!curves.length) continue;
+      const controls = mine.filter((r) => r.position_kind === "text_mean" || r.position_kind === kind);
+      const average = (f) => controls.reduce((sum, r) => sum + r[f], 0) / (controls.length || 1);
+      const pixels = mine.find((r) => r.position_kind === "pixels");
+      charts.push(lineChart({ title: nameOf(attribute), hint: p.label, series: curves, x: { label: "layer", whole: true },
+        y: { label: mine[0].kind === "classification" ? "accuracy" : "R²", domain: [Math.min(0, ...curves.flatMap((c) => c.points.map((q) => Math.max(-0.3, q.y)))) - 0.03, 1.03] },
+        rules: [{ name: "majority or mean", y: average("baseline"), colour: "var(--control)" }, { name: "shuffled labels", y: average("control"), colour: "var(--control)", dash: "2 3" },
+          { name: "pixels", y: pixels?.score, colour: "var(--ink)", dash: "7 3 2 3" }] }));
+      const places = placeMap(p, rows, attribute, layer);
+      if (places) charts.push(places);
+    }
+    s.legendOf([...POSITIONS.filter((k) => used.has(k)).map((k) => ({ name: nameOf(k), colour: colourOf(POSITION_LOOK[k][0]), dash: POSITION_LOOK[k][1], hollow: POSITION_LOOK[k][2] })),
+      { name: "majority or mean", colour: "var(--control)" }, { name: "shuffled labels", colour: "var(--control)", dash: "2 3" }, { name: "pixels", colour: "var(--ink)", dash: "7 3 2 3" }]);
+    s.show(all.filter((c) => c.length), "Skill is (score − baseline) / (1 − baseline): 0 is the majority class or the mean, 1 is perfect. × marks cells whose 95 % interval reaches "
+      + "the baseline or the shuffled-label control. Single tokens: mean over places. Choose a column to see its curves.");
+  };
+  return s;
+}
+
+// The tap whose layers stand for a kind of position.
+function probeTap(rows, kind) {
+  const mine = rows.filter((r) => r.position_kind === kind);
+  const taps = unique(mine.map((r) => r.tap));
+  const layers = (tap) => unique(mine.filter((r) => r.tap === tap).map((r) => r.layer)).length;
+  return taps.includes("decoder") ? "decoder" : taps.sort((a, b) => layers(b) - layers(a))[0];
+}
+
+function placeMap(p, rows, attribute, wanted) {
+  if (!p.grid || !Object.keys(p.places).length) return null;
+  const tap = probeTap(rows, "vision_single");
+  const layer = Math.min(wanted ?? p.nLayers, p.nLayers);
+  const mine = rows.filter((r) => r.attribute === attribute && r.layer === layer && r.tap === tap && p.places[r.position]);
+  if (!mine.length) return null;
+  const at = new Map(mine.map((r) => [p.places[r.position].join("|"), r]));
+  const [n, m] = p.grid;
+  return heatMap({ title: `${nameOf(attribute)} by place, layer ${layer}`, hint: p.label, rows: [...Array(n).keys()].reverse(), columns: [...Array(m).keys()], rowLabel: "row of the image grid", rowName: "row",
+    scale: { label: "skill", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) },
+    cell: (row, column) => {
+      const r = at.get(`${row}|${column}`);
+      return r && { value: Math.max(0, r.skill), marked: false, lines: [`${r.position}: score ${formatNumber(r.score)}${formatInterval(r.ci_low, r.ci_high)}`] };
+    } });
+}

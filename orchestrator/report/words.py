@@ -1,0 +1,224 @@
+"""The summary on top of the page: what was found, in words, with numbers and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
+from orchestrator.report.probe_views import first_layers, with_skill
+from orchestrator.report.style import name_of
+from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drift, smallest_sufficient_ratio
+
+MOST_ATTRIBUTES = 4
+"""Attribute findings shown before the rest is folded into one line."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """`verdict` is supported, contradicted or undecided for a claim that was tested, empty for a plain measurement."""
+
+    text: str
+    evidence: str
+    verdict: str = ""
+    topic: str = ""
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """`0.4567` -> `0.46`, with a true minus sign; `n/a` for None."""
+    return "n/a" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """`0.4567` -> `46 %`."""
+    return "n/a" if value is None else f"{100 * value:.0f} %".replace("-", "−")
+
+
+def interval(low: float | None, high: float | None, shown: Any = number) -> str:
+    """`[0.31, 0.52]`, or `no interval` where there is none."""
+    return "no interval" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
+
+
+def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
+    """(heading, statements) of each point with anything to say, then of each model's trials."""
+    parts = [(p.label, [*_findings(p), *_probes(p), *_deletion(p), *_knockout(p), *_patching(p)])
+             for p in distinct_points(results.points)]  # fmt: skip
+    sweeps = {p.model: p.sweep for p in results.points if p.sweep}
+    for model, trials in merged_trials(results.points).items():
+        parts.append((f"{model}, complexity ratio", list(_trials(trials, sweeps.get(model, {})))))
+    return [(heading, statements) for heading, statements in parts if statements]
+
+
+def _findings(point: PointResults) -> Iterator[Statement]:
+    if point.findings is None or point.findings.is_empty():
+        return
+    rows = point.findings.to_dicts()
+    claims = [r for r in rows if r["claim"] != "attribute"]
+    attributes = [r for r in rows if r["claim"] == "attribute"]
+    found = [r for r in attributes if r["holds"] == "supported"]
+    for row in [*claims, *found[:MOST_ATTRIBUTES]]:
+        yield Statement(_readable(row["statement"], point), _evidence(row), row["holds"], "compression")
+    rest = len(found) - MOST_ATTRIBUTES
+    unsure = sum(r["holds"] == "undecided" for r in attributes)
+    absent = sum(r["holds"] == "contradicted" for r in attributes)
+    if attributes:
+        yield Statement(
+            f"Of {len(attributes)} further relations with image attributes {len(found)} are supported, {unsure} are "
+            f"undecided at this number of images and {absent} are too weak to matter.",
+            f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings",
+            topic="compression",
+        )
+
+
+def _readable(statement: str, point: PointResults) -> str:
+    """`statement` with attribute keys replaced by their names."""
+    words = [name_of(w) if w in point.attribute_kinds else w for w in statement.replace(")", " )").split(" ")]
+    return " ".join(words).replace(" )", ")") + "."
+
+
+def _evidence(row: Mapping[str, Any]) -> str:
+    effect = f"{row['effect_name']}: {number(row['effect'])} {interval(row['ci_low'], row['ci_high'])}"
+    agreement = row.get("agreement")
+    share = "" if agreement is None else f"; {percent(agreement)} of metric and layer pairs agree"
+    return f"{effect}, n = {row['n']}{share}"
+
+
+def _probes(point: PointResults) -> Iterator[Statement]:
+    if point.probes is None or point.probes.is_empty():
+        return
+    text = first_layers(point.probes).filter(pl.col("position_kind") == "text_mean")
+    known = text.filter(pl.col("first_layer").is_not_null()).sort("first_layer")
+    if text.height:
+        by_layer = known.group_by("first_layer", maintain_order=True).agg(pl.col("attribute"))
+        said = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
+        yield Statement(
+            f"A linear probe reads {known.height} of {text.height} attributes from the text tokens.",
+            f"first layer at which the interval clears baseline and shuffled control: {said or 'none'}",
+            topic="probes",
+        )
+    count = with_skill(point.probes).filter(
+        (pl.col("attribute") == "n_objects") & (pl.col("solver") == "ridge") & pl.col("score").is_not_null()
+    )
+    single, mean = (count.filter(pl.col("position_kind") == k) for k in ("vision_single", "vision_mean"))
+    if single.height and mean.height:
+        layer = mean.sort("score", descending=True)["layer"][0]
+        there = single.filter(pl.col("layer") == layer).sort("score")
+        best = mean.filter(pl.col("layer") == layer).row(0, named=True)
+        if there.height:
+            low, high = there["score"][0], there["score"][-1]
+            yield Statement(
+                f"Single vision tokens at layer {layer} predict the number of objects with R² from {number(low)} to "
+                f"{number(high)}, their mean with {number(best['score'])}.",
+                f"{there.height} places; mean token {interval(best['ci_low'], best['ci_high'])}, "
+                f"{best['n_test']} held-out images",
+                topic="probes",
+            )
+
+
+def _deletion(point: PointResults) -> Iterator[Statement]:
+    if point.deletion is None or point.deletion.is_empty():
+        return
+    table = over_seeds(point.deletion).filter(
+        (pl.col("checkpoint") == "base") & (pl.col("layer") == 0) & (pl.col("method") == "random")
+    )
+    told = []
+    for (family, tier), part in table.group_by("family", "tier", maintain_order=True):
+        full = part.filter(pl.col("deleted_share") == 0)
+        if full.is_empty():
+            continue
+        kept = part.filter(pl.col("ci_high") >= full["accuracy"][0])["deleted_share"].max()
+        told.append((float(kept or 0.0), str(family), str(tier), part, full.row(0, named=True)))  # type: ignore[arg-type]
+    if len(told) < 2:
+        return
+    told.sort(key=lambda t: t[0])
+    for (share, family, tier, part, full), words in ((told[0], "falls first"), (told[-1], "survives longest")):
+        half = part.filter(pl.col("deleted_share") >= 0.5).sort("deleted_share").row(0, named=True)
+        yield Statement(
+            f"Under random deletion of visual tokens {name_of(family)} ({tier} tier) {words}: "
+            f"{percent(full['accuracy'])} with all tokens, {percent(half['accuracy'])} with "
+            f"{percent(half['deleted_share'])} deleted.",
+            f"{interval(half['ci_low'], half['ci_high'], percent)}, n = {half['n']}; its interval reaches the full "
+            f"accuracy up to {percent(share)} deleted",
+            topic="deletion",
+        )
+
+
+def _knockout(point: PointResults) -> Iterator[Statement]:
+    if point.knockout is None or point.knockout.is_empty():
+        return
+    base = point.knockout.filter(pl.col("checkpoint") == "base")
+    plain, blocked = without_knockout(base), windows(base)
+    if plain.is_empty() or blocked.is_empty():
+        return
+    loss = (
+        blocked.join(plain.select("family", "tier", pl.col("accuracy").alias("whole")), on=["family", "tier"])
+        .group_by("first_layer", "last_layer")
+        .agg((pl.col("whole") - pl.col("accuracy")).mean().alias("loss"), pl.col("n").sum())
+        .sort("loss", descending=True)
+    )
+    worst, mildest = loss.row(0, named=True), loss.row(-1, named=True)
+    yield Statement(
+        f"Text reads vision most in layers {worst['first_layer']} to {worst['last_layer']}: blocking its attention "
+        f"there costs {number(100 * worst['loss'], 0)} points of accuracy on average.",
+        f"least: layers {mildest['first_layer']} to {mildest['last_layer']}, "
+        f"{number(100 * mildest['loss'], 0)} points; mean over families and tiers, {worst['n']} questions",
+        topic="knock-out",
+    )
+
+
+def _patching(point: PointResults) -> Iterator[Statement]:
+    if point.patching is None or point.patching.is_empty():
+        return
+    base = point.patching.filter(pl.col("checkpoint") == "base").sort("layer")
+    for (attribute,), part in base.group_by("attribute", maintain_order=True):
+        first, last = part.row(0, named=True), part.row(-1, named=True)
+        half = part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
+        until = f"at least half flip up to layer {half}" if half is not None else "at no layer do half of them flip"
+        yield Statement(
+            f"Replacing vision states by those of a scene with another {name_of(str(attribute))} flips "
+            f"{percent(first['flip_share'])} of answers at layer {first['layer']} and {percent(last['flip_share'])} at "
+            f"layer {last['layer']}; {until}.",
+            f"first {interval(first['ci_low'], first['ci_high'], percent)}, last "
+            f"{interval(last['ci_low'], last['ci_high'], percent)}, n = {first['n']}",
+            topic="patching",
+        )
+
+
+def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statement]:
+    done = finished(trials)
+    failed = trials.height - done.height
+    for tier in ("high", "low"):
+        column = f"accuracy/{tier}"
+        if column not in done.columns or done.is_empty():
+            continue
+        said = sweep.get("tiers", {}).get(tier)
+        effect = pl.DataFrame(said["effect"]) if said else effect_of_ratio(done, column)
+        first, last = effect.row(0, named=True), effect.row(-1, named=True)
+        enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
+        how = "seeds and questions" if said else "seeds"
+        text = (
+            f"Accuracy on {tier}-tier questions is {percent(first['mean'])} at complexity ratio "
+            f"{number(first['complexity_ratio'])} and {percent(last['mean'])} at {number(last['complexity_ratio'])}."
+        )
+        if enough is not None:
+            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
+        elif tier == "high":
+            text += " No ratio gains beyond chance."
+        yield Statement(
+            text,
+            f"{interval(first['ci_low'], first['ci_high'], percent)} and "
+            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % bootstrap over {how}, "
+            f"{done.height} trials" + (f", {failed} failed" if failed else ""),
+            topic="ratio",
+        )
+    vision, text_drift = mean_drift(done, "vision"), mean_drift(done, "text")
+    if vision is not None and text_drift is not None:
+        yield Statement(
+            f"Fine-tuning moves text states by {number(text_drift)} and vision states by {number(vision)} on average.",
+            "relative drift from the base model, mean over trials and layers",
+            topic="ratio",
+        )

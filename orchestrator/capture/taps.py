@@ -26,6 +26,7 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.groups import TEXT, VISION
+from orchestrator.models.sequence import SequenceAdapter
 
 RESIDUAL_TAPS = ("decoder", "projector", "encoder")
 CROSS_TAPS = (*RESIDUAL_TAPS, "cross_k", "cross_v", "cross_out")
@@ -184,15 +185,15 @@ class Taps:
         for _ in layers:
             if isinstance(self.adapter, CrossAttentionAdapter):
                 self._after(self.adapter.projector, self._cross_projector)
-            else:
-                hook = self.adapter.decoder.register_forward_pre_hook(self._residual_projector, with_kwargs=True)
+            elif isinstance(self.adapter, SequenceAdapter):
+                hook = self.adapter.entry.register_forward_pre_hook(self._residual_projector, with_kwargs=True)
                 self._handles.append(hook)
 
     def _residual_projector(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         batch = self.adapter.active_batch
         if batch is None or self.adapter.decoding:
             return
-        embeds = kwargs["inputs_embeds"]
+        embeds = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0]
         # A deletion's own hook may run before or after this one: take the groups that fit what is seen here.
         groups = self.adapter.full_groups(batch)
         if embeds.shape[1] != groups.shape[1]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
 from orchestrator.models.decoding import greedy
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
-from orchestrator.models.preparation import prepare_example
+from orchestrator.models.preparation import call_processor, prepare_example
 
 __all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
 
@@ -49,10 +50,12 @@ class Adapter(ABC):
     def from_model(model: nn.Module, processor: Any = None) -> Adapter:
         """Return the adapter that suits a model object, by its config's `model_type`."""
         from orchestrator.models.cross_attention import CrossAttentionAdapter
+        from orchestrator.models.molmo import MolmoAdapter
         from orchestrator.models.sequence import SequenceAdapter
 
         family: Any = model.config
-        kind = {"mllama": CrossAttentionAdapter}.get(family.model_type, SequenceAdapter)
+        kinds: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
+        kind = kinds.get(family.model_type, SequenceAdapter)
         return kind(model, processor)
 
     # ------------------------------------------------------------ parts
@@ -131,6 +134,10 @@ class Adapter(ABC):
         example["vision_grid"] = join_grids(self.vision_grid(example))
         return example
 
+    def call_processor(self, image: np.ndarray | None, text: str) -> Batch:
+        """Return the processor's tensors for one rendered prompt."""
+        return call_processor(self.processor, image, text)
+
     def collate(self, examples: Sequence[Batch]) -> Batch:
         """Return one batch, padded so that each example gives what it gives alone."""
         return collate(examples, self.pad_token_id)
@@ -162,7 +169,7 @@ class Adapter(ABC):
 
     def placeholders(self, batch: Batch) -> Bool[Tensor, "B S"]:
         """Return where the prompt holds image placeholders, newlines included."""
-        return torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids())))
+        return torch.isin(batch["input_ids"], torch.tensor(sorted(self.image_ids()), dtype=torch.long))
 
     def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
         """Return the group of each position: 0 other, 1 vision, 2 text, -1 padding; of the shortened one after `drop`.
@@ -182,7 +189,7 @@ class Adapter(ABC):
         """Return the groups as far as ids and geometry alone tell."""
         ids = batch["input_ids"]
         text = torch.ones_like(ids, dtype=torch.bool)
-        for special in anatomy.special_token_ids(self.config):
+        for special in self.special_ids:
             text &= ids != special
         groups = torch.where(text, TEXT, OTHER).to(torch.int8)
         for row, vision in enumerate(self._vision_positions(batch)):
@@ -190,6 +197,11 @@ class Adapter(ABC):
         if "attention_mask" in batch:
             groups[batch["attention_mask"] == 0] = PADDING
         return groups
+
+    @cached_property
+    def special_ids(self) -> set[int]:
+        """Token ids that the config names; read once, as a config copies itself whole each time."""
+        return anatomy.special_token_ids(self.config)
 
     @abstractmethod
     def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:
@@ -294,6 +306,8 @@ class Adapter(ABC):
         eos = getattr(generation, "eos_token_id", None)
         if eos is None:
             eos = anatomy.text_config(self.config).eos_token_id
+        if eos is None and self.processor is not None:
+            eos = self.tokenizer.eos_token_id
         return set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
 
 

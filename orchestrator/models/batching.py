@@ -26,9 +26,11 @@ SEQUENCE_PADDING = {
     "mm_token_type_ids": 0,
     "cross_attention_mask": 0,
     "groups": -1,
-    "image_input_idx": 0,
 }
 """Keys whose axis 1 is the sequence, with the value that pads them."""
+
+PADDING = {"vision_grid": -1, "images": -1, "image_masks": -1, "image_input_idx": -100}
+"""Values that pad the ends of other keys; zero where none is given. Those of Molmo are its own conventions."""
 
 NOT_MODEL_INPUTS = ("groups", "vision_grid", "n_encoder_rows", "keep", "keep_layer")
 """Keys of a batch that describe it and are never passed to the model."""
@@ -59,8 +61,13 @@ def collate(examples: Sequence[Batch], pad_token_id: int = 0) -> Batch:
         elif key in SEQUENCE_PADDING:
             value = pad_token_id if key == "input_ids" else SEQUENCE_PADDING[key]
             batch[key] = join_padded([pad_left(tensor, length, value) for tensor in tensors])
+        elif key == "image_input_idx":
+            # These are places in the sequence, which moves with its padding.
+            shifts = [length - example["input_ids"].shape[1] for example in examples]
+            moved = [torch.where(t >= 0, t + shift, t) for t, shift in zip(tensors, shifts, strict=True)]
+            batch[key] = join_padded(moved, PADDING[key])
         else:
-            batch[key] = join_padded(tensors, value=-1 if key == "vision_grid" else 0)
+            batch[key] = join_padded(tensors, PADDING.get(key, 0))
     return batch
 
 

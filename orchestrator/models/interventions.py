@@ -21,6 +21,7 @@ from orchestrator.models.anatomy import text_config
 from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.groups import PADDING, TEXT, VISION
+from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.shortening import attention_form, block, full_mask
 
 
@@ -43,10 +44,10 @@ def vision_blocked(adapter: Adapter, layers: Sequence[int]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for layer in layers:
             module = adapter.layers[layer]
-            if not isinstance(adapter, CrossAttentionAdapter):
+            if isinstance(adapter, SequenceAdapter):
                 hook = _BlockVision(adapter, layer)
                 stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            elif layer in adapter.cross_layers:
+            elif isinstance(adapter, CrossAttentionAdapter) and layer in adapter.cross_layers:
                 stack.callback(module.register_forward_hook(_skip, with_kwargs=True).remove)
         yield
 
@@ -58,7 +59,7 @@ def _skip(_: nn.Module, args: tuple, kwargs: dict[str, Any], __: Any) -> Any:
 class _BlockVision:
     """Pre-hook that hides vision keys from the other queries of one block."""
 
-    def __init__(self, adapter: Adapter, layer: int) -> None:
+    def __init__(self, adapter: SequenceAdapter, layer: int) -> None:
         self.adapter, self.layer = adapter, layer
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
@@ -67,23 +68,19 @@ class _BlockVision:
         assert batch is not None, "vision_blocked works on passes of adapter.run and adapter.generate"
         groups = self.adapter.groups_at(batch, self.layer).to(hidden.device)
         vision, keys = groups == VISION, groups != PADDING
-        mask, n_queries = kwargs.get("attention_mask"), hidden.shape[1]
+        mask, n_queries = kwargs.get(self.adapter.mask_name), hidden.shape[1]
         if n_queries == groups.shape[1]:
             queries = ~vision
             n_new = 0
         else:  # a decoding step: its token comes after the prompt and those generated before
             queries = torch.ones(len(groups), n_queries, dtype=torch.bool, device=hidden.device)
-            n_new = self._cached(kwargs, hidden) + n_queries - groups.shape[1]
+            n_new = self.adapter.cached_length(kwargs, self.layer) + n_queries - groups.shape[1]
             vision = torch.cat([vision, torch.zeros_like(vision[:, :1]).expand(-1, n_new)], dim=1)
             keys = torch.cat([keys, torch.ones_like(keys[:, :1]).expand(-1, n_new)], dim=1)
         if mask is None or mask.ndim == 2:
             mask = attention_form(full_mask(None, keys, n_queries), self.adapter.decoder.config, hidden.dtype)
         where = queries[:, None, :, None] & vision[:, None, None, :]
-        return args, {**kwargs, "attention_mask": block(mask, where)}
-
-    def _cached(self, kwargs: dict[str, Any], hidden: Tensor) -> int:
-        """Return how many tokens this layer's cache holds before the step."""
-        return int(kwargs["past_key_values"].get_seq_length(self.layer))
+        return args, {**kwargs, self.adapter.mask_name: block(mask, where)}
 
 
 def vision_states(adapter: Adapter, batch: Batch, layer: int) -> Float[Tensor, "B V D"]:
@@ -188,6 +185,8 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
     wanted = there if layers is None else [layer for layer in layers if layer in there]
     if not wanted:
         raise ModelError(f"attention_to_vision: layers {list(layers or [])}; those that attend to vision are {there}.")
+    if not all(hasattr(adapter.layers[i], "cross_attn" if cross else "self_attn") for i in wanted):
+        raise ModelError(f"{adapter.family}: its blocks do not return attention weights; rank tokens another way.")
     where = _vision_mask(adapter, batch, 0).to(adapter.device)
     text = (adapter.groups(batch) == TEXT).to(adapter.device)
     total = torch.zeros(where.shape, device=adapter.device)

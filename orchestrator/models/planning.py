@@ -23,6 +23,8 @@ TEXT_TOKENS = 64
 """Tokens of template and question that a plan assumes."""
 METRIC_COLUMNS = 32
 """Columns of one row of layer metrics, from above."""
+MOLMO_VISION = {"layers": 23, "width": 1024, "mlp": 4096}
+"""CLIP ViT-L/14 at 336 px without its last block; Molmo's config file does not hold its vision encoder."""
 COCO_SIZE = (480, 640)
 """The most frequent (height, width) of COCO photographs, px."""
 
@@ -83,7 +85,7 @@ def footprint_at(
 ) -> Footprint:
     """Return what capturing images of `height` x `width` px takes; see `footprint`."""
     entry = resolve(model)
-    config = read_config(entry, model.trust_remote_code)
+    config = read_config(entry)
     decoder, vision, load = decoder_stack(config), vision_stack(config), visual_load(config, height, width)
     cross = cross_layers(config)
     sequence = TEXT_TOKENS + (0 if cross else load.placeholders)
@@ -108,11 +110,11 @@ def footprint_at(
 
 def capture_bytes_per_image(run: RunConfig) -> int:
     """Return the bytes that capture keeps of one image, from above."""
-    config = read_config(resolve(run.model), run.model.trust_remote_code)
+    config = read_config(resolve(run.model))
     return kept_bytes(config, decoder_stack(config), run.capture)
 
 
-def read_config(entry: Entry, trust_remote_code: bool = False) -> Any:
+def read_config(entry: Entry) -> Any:
     """Return a model's config: shipped with the catalogue, else from its folder, else downloaded from the hub.
 
     Raises:
@@ -149,10 +151,11 @@ def _download_config(entry: Entry) -> dict[str, Any]:
 def decoder_stack(config: Any) -> Stack:
     """Return the decoder's blocks; of a mixture of experts, those active for a token."""
     if config.model_type == "molmo":
-        width, heads = config.d_model, config.n_heads
-        key = width // heads * config.n_kv_heads
-        mlp = config.mlp_hidden_size // 2 * config.n_active_experts
-        return _stack(config.n_layers, width, width, key, mlp, gated=True)
+        width, heads = config.hidden_size, config.num_attention_heads
+        key = width // heads * (config.num_key_value_heads or heads)
+        # Its `intermediate_size` counts gate and value together.
+        mlp = config.intermediate_size // 2 * getattr(config, "moe_top_k", 1)
+        return _stack(config.num_hidden_layers, width, width, key, mlp, gated=True)
     text = config.get_text_config()
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -163,8 +166,8 @@ def decoder_stack(config: Any) -> Stack:
 def vision_stack(config: Any) -> Stack:
     """Return the vision encoder's blocks."""
     if config.model_type == "molmo":
-        width = config.image_emb_dim
-        return _stack(config.image_num_layers, width, width, width, config.image_mlp_dim, gated=False)
+        width = MOLMO_VISION["width"]
+        return _stack(MOLMO_VISION["layers"], width, width, width, MOLMO_VISION["mlp"], gated=False)
     vision = config.vision_config
     layers = getattr(vision, "num_hidden_layers", None) or vision.depth
     layers += getattr(vision, "num_global_layers", 0)
@@ -204,7 +207,7 @@ def n_parameters(entry: Entry, config: Any, decoder: Stack, vision: Stack) -> fl
     """Return the number of parameters: published, or counted from the blocks and the embeddings."""
     if entry.parameters is not None:
         return entry.parameters * 1e9
-    text = config.get_text_config()
+    text = config if config.model_type == "molmo" else config.get_text_config()
     tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
     blocks = decoder.layers * decoder.per_layer + vision.layers * vision.per_layer
     return float(blocks + tables * text.vocab_size * decoder.width)

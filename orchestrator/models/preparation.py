@@ -24,7 +24,7 @@ def prepare_example(adapter: Adapter, image: np.ndarray | None, prompt: str, ans
     if not prompt.strip():
         raise ModelError("prepare: the prompt is empty.")
     text, continuation = render(adapter.processor, adapter.family, prompt, image=image is not None, answer=answer)
-    example = call_processor(adapter.processor, image, text)
+    example = adapter.call_processor(image, text)
     if continuation:
         append_answer(example, adapter.tokenizer, continuation, adapter.family)
     groups = adapter.infer_groups(example)

@@ -36,7 +36,7 @@ def render(processor: Any, family: str, question: str, *, image: bool, answer: s
     template writes one.
     """
     template = getattr(processor, "chat_template", None)
-    if not template:
+    if not template or family_rules(family)["own_template"]:
         return _render_plain(processor, family, question, image=image, answer=answer)
     content = [{"type": "image"}] if image else []
     turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]

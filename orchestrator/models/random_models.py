@@ -56,13 +56,14 @@ def random_adapter(family: str, size: Size | None = None, seed: int = 0, dtype: 
 def reinitialise(model: nn.Module, seed: int) -> None:
     """Give every weight a random value such that pixels and prompt both reach every output."""
     generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("gate"):
+        if parameter.numel() == 1:  # a gate, closed at first
             value = torch.full(parameter.shape, 0.5)
         elif parameter.ndim == 1:
-            # Norm scales stay near their neutral value, one or (Gemma) zero.
-            value = parameter.detach().float().cpu() + 0.1 * noise
+            # Norm scales stay near their neutral value, one or (Gemma) zero; fresh ones are constant.
+            neutral = parameter.detach().float().cpu()
+            value = (neutral if neutral.unique().numel() == 1 else 0) + 0.1 * noise
         else:
             value = 0.15 * noise * min(1.0, (32 / parameter.shape[-1]) ** 0.5)
         parameter.data.copy_(value)

@@ -13,13 +13,24 @@ from torch import Tensor, nn
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import PADDING, VISION, Adapter, grid_of_row
 from orchestrator.models.batching import Batch
-from orchestrator.models.shortening import Shortening, shorten_decoder_inputs, shorten_mask, shortening
+from orchestrator.models.shortening import Shortening, block, shorten_decoder_inputs, shorten_mask, shortening
 
 
 class SequenceAdapter(Adapter):
     """Joint attention over image and text: the vision tokens' states are part of the residual stream."""
 
     vision_kind: ClassVar[Literal["residual", "cross_kv"]] = "residual"
+    mask_name: ClassVar[str] = "attention_mask"
+    """The keyword by which a decoder block is given its mask."""
+
+    @property
+    def entry(self) -> nn.Module:
+        """The module that vision tokens enter merged with the text: as `inputs_embeds`, or as its first argument."""
+        return self.decoder
+
+    def cached_length(self, kwargs: dict[str, Any], layer: int) -> int:
+        """Return how many tokens a block's cache holds, from the keywords it is called with."""
+        return int(kwargs["past_key_values"].get_seq_length(layer))
 
     def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
         """Return the group of each position that enters the decoder, fillers as padding."""
@@ -128,11 +139,15 @@ class SequenceAdapter(Adapter):
                 hook = _DoorHook(cut, length)
                 stack.callback(self.decoder.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:
-                for i, block in enumerate(self.layers[layer:]):
-                    block_hook = _BlockHook(cut, length, entry=i == 0)
-                    stack.callback(block.register_forward_pre_hook(block_hook, with_kwargs=True).remove)
+                self.shorten_blocks(stack, cut, length, layer)
                 stack.enter_context(_late_deepstack(self.decoder, cut))
             yield
+
+    def shorten_blocks(self, stack: contextlib.ExitStack, cut: Shortening, length: int, layer: int) -> None:
+        """Shorten what the decoder blocks from `layer` on are called with, until `stack` closes."""
+        for i, module in enumerate(self.layers[layer:]):
+            hook = _BlockHook(cut, length, self.mask_name, entry=i == 0, first=layer == 0)
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
 class _DoorHook:
@@ -148,22 +163,30 @@ class _DoorHook:
 
 
 class _BlockHook:
-    """Shorten what one decoder block is called with; the first such block also gets its hidden states shortened."""
+    """Shorten what one decoder block is called with.
 
-    def __init__(self, cut: Shortening, length: int, *, entry: bool) -> None:
-        self.cut, self.length, self.entry = cut, length, entry
+    The block of `entry` also gets its hidden states shortened. Where the deletion is at the `first` block, no cache
+    holds the deleted tokens, and the masks of decoding steps are right as they come.
+    """
+
+    def __init__(self, cut: Shortening, length: int, mask_name: str, *, entry: bool, first: bool) -> None:
+        self.cut, self.length, self.mask_name = cut, length, mask_name
+        self.entry, self.first = entry, first
+        self.steps = 1
 
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
         kwargs = dict(kwargs)
         prompt = hidden.shape[1] == (self.length if self.entry else self.cut.index.shape[1]) and hidden.shape[1] > 1
         if not prompt:
-            if kwargs.get("attention_mask") is not None:
-                kwargs["attention_mask"] = self._step_mask(kwargs["attention_mask"])
+            if not self.first:
+                kwargs[self.mask_name] = self._step_mask(kwargs.get(self.mask_name))
+            self.steps += hidden.shape[1]
             return args, kwargs
+        self.steps = 1
         if self.entry:
             hidden = self.cut.tokens(hidden)
-        kwargs["attention_mask"] = self._prompt_mask(kwargs.get("attention_mask"))
+        kwargs[self.mask_name] = self._prompt_mask(kwargs.get(self.mask_name))
         if kwargs.get("position_ids") is not None:
             positions = kwargs["position_ids"]
             kwargs["position_ids"] = self.cut.tokens(positions, positions.ndim - 1)
@@ -183,13 +206,20 @@ class _BlockHook:
             return causal[None, None] & self.cut.real[:, None, None, :]
         return shorten_mask(mask, self.cut)
 
-    def _step_mask(self, mask: Tensor) -> Tensor:
-        """Return a (B, 1, 1, S + steps) mask with only the kept of the prompt's S positions."""
-        prompt, new = mask[..., : self.length], mask[..., self.length :]
-        rows = self.cut.index.shape[0]
-        prompt = prompt.expand(rows, *prompt.shape[1:])
-        index = self.cut.index[:, None, None, :].expand(-1, prompt.shape[1], prompt.shape[2], -1)
-        return torch.cat([prompt.gather(3, index), new.expand(rows, *new.shape[1:])], dim=3)
+    def _step_mask(self, mask: Tensor | None) -> Tensor | None:
+        """Return a (B, 1, Q, S + steps) mask with only the kept of the prompt's S positions; Q is 1 or all."""
+        real = self.cut.real
+        real = torch.cat([real, real.new_ones(len(real), self.steps)], dim=1)
+        if mask is None:
+            return None if bool(real.all()) else real[:, None, None, :]
+        rows, n_keys = self.cut.index.shape[0], mask.shape[3]
+        new = torch.arange(self.length, n_keys, device=mask.device).expand(rows, -1)
+        index = torch.cat([self.cut.index, new], dim=1)
+        mask = mask.expand(rows, *mask.shape[1:])
+        if mask.shape[2] == n_keys:
+            mask = mask.gather(2, index[:, None, :, None].expand(-1, mask.shape[1], -1, n_keys))
+        kept = mask.gather(3, index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
+        return block(kept, ~real[:, None, None, :])
 
 
 @contextlib.contextmanager

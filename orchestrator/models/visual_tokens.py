@@ -32,14 +32,14 @@ def visual_load(config: Any, height: int, width: int) -> VisionLoad:
     """Return the vision tokens of one image of `height` x `width` px.
 
     Args:
-        config: a transformers config, or for `molmo` any object with its fields.
+        config: a transformers config; of `molmo` only its `model_type` matters.
 
     Raises:
         ModelError: for a family without a rule here.
     """
     family = config.model_type
     if family == "molmo":
-        return _molmo(config, height, width)
+        return _molmo(height, width)
     vision = config.vision_config
     if family in ("qwen2_5_vl", "qwen3_vl"):
         return _qwen(vision, family, height, width)
@@ -142,14 +142,12 @@ def canvas_grid(height: int, width: int, tile: int, ratios: list[list[int]], mos
     return min((grid for grid in grids if scale[grid] == chosen), key=math.prod)
 
 
-def _molmo(config: Any, height: int, width: int) -> VisionLoad:
+def _molmo(height: int, width: int) -> VisionLoad:
     """Return Molmo's tokens: a low-resolution view, and overlapping crops pooled 2 x 2 without their overlap."""
-    patches = config.image_size // config.image_patch_size
-    left, right = config.image_overlap_margins
-    window, margin = patches - left - right, (left + right) * config.image_patch_size
-    rows, cols = molmo_tiling(height - margin, width - margin, window * config.image_patch_size, config.max_crops)
-    pool = config.image_pooling_size
-    high = (rows * window + left + right) // pool * ((cols * window + left + right) // pool)
+    patch, patches, overlap, pool = 14, 24, 8, 2  # px; patches a crop's side; of them shared with neighbours; pooling
+    window, margin = patches - overlap, overlap * patch
+    rows, cols = molmo_tiling(height - margin, width - margin, window * patch, most=12)
+    high = (rows * window + overlap) // pool * ((cols * window + overlap) // pool)
     tokens = (patches // pool) ** 2 + high
     return VisionLoad(tokens, tokens, 1 + rows * cols, patches**2 + 1)
 

@@ -103,6 +103,22 @@ def ablate(file: File, overrides: Overrides = None, as_json: Json = False, quiet
     _run(file, overrides, ["ablate"], as_json, quiet)
 
 
+@app.command(epilog="Example:  vtsweep evaluate --policy results/ablate/DIGEST/policy.yaml sweeps/ablation.yaml")
+def evaluate(
+    file: File,
+    overrides: Overrides = None,
+    policy: Annotated[str, typer.Option(help="policy.yaml of an ablation")] = ...,  # type: ignore[assignment]
+    as_json: Json = False,
+) -> None:
+    """Apply a policy to fresh questions: accuracy, tokens, time and operations against all tokens and rivals."""
+    from orchestrator.ablate.evaluate import evaluate_sweep, print_evaluations
+    from orchestrator.sweep import load_sweep
+
+    found = evaluate_sweep(load_sweep(file, overrides or ()), policy)
+    tables = {run.model.name: stage.scan("evaluation").collect().to_dicts() for run, stage in found}
+    _emit(tables, as_json, lambda: print_evaluations(tables))
+
+
 @app.command(epilog="Example:  vtsweep report results/studies/quickstart")
 def report(
     study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False

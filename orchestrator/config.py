@@ -342,7 +342,12 @@ class AblateConfig(Section):
     seeds: tuple[Count, ...] = (0, 1, 2)
     """Seeds of random deletion."""
     inside_layers: tuple[Int, ...] | None = None
-    """Decoder layers after which tokens are deleted in the `inside` check; every second layer when absent."""
+    """Numbers of decoder layers after which tokens are deleted in the `inside` check; every second when absent."""
+    inside_methods: tuple[Literal["random", "norm", "attention", "similarity", "leverage"], ...] = (
+        "random",
+        "attention",
+    )
+    """How the tokens deleted inside the decoder are chosen; `attention` is that of the last layer before."""
     window: PositiveInt = 2
     """Width of a knock-out window, in layers."""
     patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")

@@ -62,7 +62,11 @@ class Bench:
     @cached_property
     def plain(self) -> Answered:
         """The answers with nothing done to the tokens."""
-        return self.ask(self._generate)
+        return self.unchanged()
+
+    def unchanged(self, numbers: Sequence[int] | None = None) -> Answered:
+        """Ask with nothing done to the tokens, however often that was asked before."""
+        return self.ask(self._generate, numbers)
 
     def ask(
         self, answer: Answer, numbers: Sequence[int] | None = None, inputs: Sequence[Batch] | None = None

@@ -56,11 +56,11 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
     if "inside" in config.checks:
         reading = list(cross_layers) or list(range(n_layers))
         chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
-        for method in config.methods:
+        for method in config.inside_methods:
             for layer in chosen:
                 attended = any(i < layer for i in reading) or method != "attention"
                 # After the last layer that reads the image, deletion changes nothing.
-                if method != "downsample" and layer <= reading[-1] and attended:
+                if layer <= reading[-1] and attended:
                     cells += _deletions(config, method, layer, [s for s in shares if s > 0])
     if "link" in config.checks:
         cells.append(Cell("metrics"))

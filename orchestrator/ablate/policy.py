@@ -89,7 +89,7 @@ def judge(part: pl.DataFrame, shares: pl.DataFrame, method: str, layer: int, see
         "difference": float(difference.mean()),
         "ci_low": low,
         "ci_high": high,
-        "gflop_share": float(pairs["gflop"].sum() / pairs["full_gflop"].sum()),
+        "gflop_share": float(pairs["gflop"].to_numpy().sum() / pairs["full_gflop"].to_numpy().sum()),
         "n": pairs.height,
     }
     for column, rival in RIVALS.items():

@@ -1,0 +1,230 @@
+"""A policy applied: fresh questions asked with all tokens, under the policy's rules, and under its rivals.
+
+    vtsweep evaluate --policy results/ablate/DIGEST/policy.yaml sweeps/ablation.yaml
+
+Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from orchestrator.ablate.policy import bootstrap_mean
+from orchestrator.ablate.stage import VERSION, what
+from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.layout import Stage, Storage
+from orchestrator.schema import check_table
+from orchestrator.sweep import Sweep, validate
+from orchestrator.tables import print_rows
+
+if TYPE_CHECKING:
+    from orchestrator.ablate.bench import Bench
+
+SEED_SHIFT = 1
+"""Added to `ablate.seed`: no image a policy was chosen or judged on is asked about again."""
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """What is done for one question; a share of 0 leaves all tokens."""
+
+    method: str = "random"
+    layer: int = 0
+    deleted_share: float = 0.0
+
+
+def load_policy(file: str) -> PolicyFile:
+    """Read `policy.yaml`.
+
+    Raises:
+        ConfigError: the file is absent, is not YAML, or says something else; the message names file and key.
+    """
+    try:
+        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"policy {file!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"policy {file!r} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"policy {file!r}: expected a mapping with `fixed` rules, found {type(tree).__name__}")
+    return validate(PolicyFile, tree, file)
+
+
+def evaluate_sweep(sweep: Sweep, file: str) -> list[tuple[RunConfig, Stage]]:
+    """Evaluate a policy on every distinct model of a sweep; what is done already is found again."""
+    policy = load_policy(file)
+    storage = Storage(sweep.study.storage)
+    runs = {evaluation_stage(point.run, policy, storage).digest: point.run for point in sweep.points}
+    return [(run, run_evaluation(run, policy, storage)) for run in runs.values()]
+
+
+def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stage:
+    """The directory of an evaluation, without work."""
+    keys = ("source", "low_families", "high_families", "n_objects_high", "n_per_family", "instruction", "seed")
+    asked = {key: value for key, value in run.ablate.model_dump(mode="json").items() if key in keys}
+    rules = policy.model_dump(mode="json", include={"fixed", "adaptive"})
+    return Stage(storage, "evaluate", {"version": VERSION, **what(run), "asked": asked, "policy": rules})
+
+
+def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stage:
+    """Ask all systems in this process and write table `evaluation`; does nothing when it is done."""
+    stage = evaluation_stage(run, policy, storage)
+    if stage.is_done():
+        return stage
+    from orchestrator.ablate.bench import Bench
+    from orchestrator.ablate.runner import load_model, make_questions
+
+    stage.open()
+    asked = make_questions(run, run.ablate.seed + SEED_SHIFT)
+    bench = Bench(load_model(run), asked, run.how.batch_size, run.ablate.instruction)
+    table = evaluate(bench, policy, run.ablate.seed)
+    stage.write_shard(0, {"evaluation": table})
+    stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})
+    return stage
+
+
+def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Print table `evaluation` of each model for people."""
+    for model, rows in tables.items():
+        shown = [
+            {
+                "tier": row["tier"],
+                "family": row["family"],
+                "system": row["system"],
+                "accuracy": row["accuracy"],
+                "difference": f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]",
+                "tokens": row["kept_tokens"],
+                "ms": 1000 * row["seconds"],
+                "gflop": row["gflop"],
+                "n": row["n"],
+            }
+            for row in sorted(rows, key=lambda r: (r["tier"] == "high", r["family"] != "all", r["family"]))
+        ]
+        print_rows(f"{model}: policy on fresh questions", shown)
+
+
+def evaluate(bench: Bench, policy: PolicyFile, seed: int = 0) -> pl.DataFrame:
+    """Table `evaluation`: all tokens, the policy's fixed and adaptive rules, and as many tokens given up by rivals.
+
+    Rivals follow the fixed rules: random deletion at the same layers, and downsampling of the image by as much. The
+    time of measuring an adaptive rule's metric is not in `seconds`: here it takes a pass of its own.
+    """
+    fixed = [_fixed(policy.fixed, a.question.tier, a.question.family) for a in bench.asked]
+    systems = {"all tokens": [Treatment() for _ in fixed], "fixed": fixed}
+    if policy.adaptive:
+        systems["adaptive"] = _adaptive(bench, policy.adaptive)
+    systems["random"] = [Treatment("random", t.layer, t.deleted_share) for t in fixed]
+    systems["downsample"] = [Treatment("downsample", 0, t.deleted_share) for t in fixed]
+    bench.keeping([0.5] * len(fixed), "random", numbers=range(min(bench.batch_size, len(fixed))))  # warms up
+    rows: list[dict[str, Any]] = []
+    plain: list[bool] = []
+    for system, treatments in systems.items():
+        correct, kept, gflop, seconds = _apply(bench, treatments)
+        plain = plain or correct.tolist()
+        for tier, family, numbers in _scopes(bench):
+            rows.append(_row(system, tier, family, correct[numbers], np.array(plain)[numbers], seed))
+            rows[-1] |= {
+                "kept_tokens": float(kept[numbers].mean()),
+                "kept_share": float((kept[numbers] / _n_vision(bench, numbers)).mean()),
+                "seconds": float(seconds[numbers].mean()),
+                "gflop": float(gflop[numbers].mean()),
+            }
+    return check_table(pl.DataFrame(rows, infer_schema_length=None), "evaluation")
+
+
+def _apply(bench: Bench, treatments: Sequence[Treatment]) -> tuple[np.ndarray, ...]:
+    """Right or wrong, tokens kept, operations (1e9) and seconds of each question under its own treatment."""
+    from orchestrator.ablate.runner import gflop
+
+    n = len(treatments)
+    correct, kept, seconds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n)
+    kinds = [(t.method, t.layer) if t.deleted_share else ("", 0) for t in treatments]
+    for method, layer in dict.fromkeys(kinds):
+        numbers = [i for i, kind in enumerate(kinds) if kind == (method, layer)]
+        if method:
+            found = bench.keeping([t.deleted_share for t in treatments], method, layer=layer, numbers=numbers)
+        else:
+            found = bench.unchanged(numbers)
+        correct[numbers], kept[numbers] = found.correct, found.kept
+        seconds[numbers] = found.seconds / len(numbers)
+    costs = [gflop(bench, i, t.method, int(kept[i]), t.layer) for i, t in enumerate(treatments)]
+    return correct, kept, np.array(costs), seconds
+
+
+def _fixed(rules: Sequence[PolicyRule], tier: str | None, family: str) -> Treatment:
+    """The rule of a family, else that of its tier, else nothing."""
+    for name in (family, "all"):
+        for rule in rules:
+            if rule.tier == tier and rule.family == name:
+                return Treatment(rule.method, rule.layer, rule.deleted_share)
+    return Treatment()
+
+
+def _adaptive(bench: Bench, rules: Sequence[AdaptiveRule]) -> list[Treatment]:
+    """What each question's image asks for by its metric, measured on its projected tokens."""
+    from orchestrator.ablate.runner import image_metrics
+
+    names = sorted({rule.metric for rule in rules})
+    frame = image_metrics(bench, {("projector", 0): "projector"}, names)
+    values = {row["question_id"]: row for row in frame.iter_rows(named=True)}
+    by_tier = {rule.tier: rule for rule in rules}
+    found = []
+    for item in bench.asked:
+        rule = by_tier.get(item.question.tier or "")
+        if rule is None:
+            found.append(Treatment())
+            continue
+        at = int(np.searchsorted(rule.edges, values[item.question.question_id][rule.metric], side="right"))
+        found.append(Treatment(rule.method, 0, rule.deleted_shares[at]))
+    return found
+
+
+def _scopes(bench: Bench) -> list[tuple[str | None, str, np.ndarray]]:
+    keys = [(a.question.tier, a.question.family) for a in bench.asked]
+    wanted = [
+        (tier, family) for tier in dict.fromkeys(t for t, _ in keys) for family in ("all", *_families(keys, tier))
+    ]
+    return [
+        (tier, family, np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)]))
+        for tier, family in wanted
+    ]
+
+
+def _families(keys: Sequence[tuple[str | None, str]], tier: str | None) -> list[str]:
+    return list(dict.fromkeys(family for t, family in keys if t == tier))
+
+
+def _n_vision(bench: Bench, numbers: np.ndarray) -> np.ndarray:
+    from orchestrator.ablate.runner import n_tokens
+
+    return np.array([max(1, n_tokens(bench, int(i))[0]) for i in numbers])
+
+
+def _row(
+    system: str, tier: str | None, family: str, correct: np.ndarray, plain: np.ndarray, seed: int
+) -> dict[str, Any]:
+    from orchestrator.finetune.evaluate import wilson
+
+    low, high = wilson(int(correct.sum()), len(correct))
+    difference = correct.astype(float) - plain.astype(float)
+    below, above = bootstrap_mean(difference, seed)
+    return {
+        "system": system,
+        "tier": tier,
+        "family": family,
+        "accuracy": float(correct.mean()),
+        "ci_low": low,
+        "ci_high": high,
+        "difference": float(difference.mean()),
+        "difference_low": below,
+        "difference_high": above,
+        "n": len(correct),
+    }

@@ -9,6 +9,7 @@ Legend: ``B`` images, ``P`` patches, ``D`` width.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, Int8, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -69,13 +70,20 @@ def dense_targets(
 
 
 class DenseHead(nn.Module):
-    """One linear layer that reads every target off a patch's state."""
+    """One linear layer that reads every target off a patch's state.
 
-    def __init__(self, width: int, n_shapes: int, n_colours: int) -> None:
+    With a ``grid`` it reads the patch's own row and column too. A decoder that has the patches in its sequence knows
+    where each one lies and its encoder soon forgets (R2 of a linear read-out of row and column: 0.03 and 0.08); where
+    patches are read by cross-attention only, their states must tell.
+    """
+
+    def __init__(self, width: int, n_shapes: int, n_colours: int, grid: int | None = None) -> None:
         super().__init__()
+        self.grid = grid
         self.sizes: Sequence[int] = (n_shapes + 1, n_colours + 1, MAX_CENTRES + 1, n_shapes, n_colours, 3)
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, sum(self.sizes))
+        self.place = nn.Linear(width, 2 * grid) if grid is not None else None
 
     def forward(
         self, states: Float[Tensor, "B P D"], classes: Int64[Tensor, "B P 5"], numbers: Float[Tensor, "B P 3"]
@@ -87,7 +95,8 @@ class DenseHead(nn.Module):
             classes: Columns as `COLUMNS`.
             numbers: Offset of the centre and size, as `dense_targets` gives them.
         """
-        parts = self.read(self.norm(states)).split(tuple(self.sizes), dim=-1)
+        states = self.norm(states)
+        parts = self.read(states).split(tuple(self.sizes), dim=-1)
         loss = states.new_zeros(())
         accuracy = {}
         for i, name in enumerate(COLUMNS):
@@ -95,6 +104,15 @@ class DenseHead(nn.Module):
             loss = loss + functional.cross_entropy(scores, target, ignore_index=-1)
             seen = target > 0 if i < 3 else target >= 0  # background is easy: leave it out of the score
             accuracy[name] = (scores.argmax(-1) == target)[seen].float().mean().item()
+        if self.grid is not None and self.place is not None:
+            patch = torch.arange(states.shape[1]).repeat(len(states))
+            for scores, target in zip(
+                self.place(states).flatten(0, 1).chunk(2, dim=-1),
+                (patch // self.grid, patch % self.grid),
+                strict=True,
+            ):
+                loss = loss + functional.cross_entropy(scores, target)
+            accuracy["column"] = (scores.argmax(-1) == target).float().mean().item()
         centre = classes[..., 3] >= 0
         loss = loss + functional.smooth_l1_loss(parts[5][centre], numbers[centre], beta=0.1)
         return loss, accuracy

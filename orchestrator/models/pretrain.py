@@ -26,6 +26,8 @@ from orchestrator.models.dense_loss import DenseHead
 from orchestrator.models.pretrain_data import Batches, Pool
 from orchestrator.models.reference_build import (
     IMAGE,
+    IMAGE_SIZE,
+    PATCH_SIZE,
     WIDTH,
     make_cross,
     make_joint,
@@ -177,7 +179,7 @@ class Trainer:
         self.processor = make_processor(vocabulary(), cross=self.cross)
         build: Any = make_cross if self.cross else make_joint
         self.model: Any = build(len(self.processor.tokenizer))
-        self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS))
+        self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS), IMAGE_SIZE // PATCH_SIZE if self.cross else None)
         self.state = State()
         if start is not None:
             transplant(LlavaForConditionalGeneration.from_pretrained(start), self.model)

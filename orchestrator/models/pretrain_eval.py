@@ -42,10 +42,12 @@ SETS: dict[str, tuple[str, tuple[int, int]]] = {
     "point": ("point", (2, 6)),
     "colour, crowded": ("colour", (7, 12)),
     "existence, crowded": ("existence", (10, 30)),
+    "point, lone object": ("point", (1, 1)),
+    "caption": ("caption", (2, 4)),
 }
 """Name of a row -> family, and range of the number of objects (drawn uniformly)."""
 LOW = ("colour", "shape", "existence", "count 1 to 5")
-"""The rows that pre-training aims at."""
+"""The rows that pre-training aims at; it asks for points of lone objects and captions too."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def answers(
         images = [[Image.fromarray(image)] for image, _, _ in part]
         inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt")
         with torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=10, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
         given += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
     return given

@@ -180,7 +180,8 @@ def make_cross(vocab_size: int) -> MllamaForConditionalGeneration:
     """Make ``reference-cross`` untrained: 4 vision and 9 decoder layers, 3 of which read the image.
 
     One tile only: each padding tile would cost as much as the image. The gates of the cross-attention layers start at
-    0.5 instead of zero, where no image would reach the text.
+    0.5 and what they write at zero, instead of the other way round: opened at random, their feed-forward parts shut for
+    good within a thousand steps.
     """
     config = MllamaConfig(
         vision_config={
@@ -205,6 +206,8 @@ def make_cross(vocab_size: int) -> MllamaForConditionalGeneration:
         for index in CROSS_LAYERS:
             layers[index].cross_attn_attn_gate.fill_(0.5)
             layers[index].cross_attn_mlp_gate.fill_(0.5)
+            layers[index].cross_attn.o_proj.weight.zero_()
+            layers[index].mlp.down_proj.weight.zero_()
     _scale_residuals([layer for i, layer in enumerate(layers) if i not in CROSS_LAYERS], 7)
     return model
 

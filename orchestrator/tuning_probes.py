@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,7 @@ def run_probe_stage(
     data = load_search_data(work)
     given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
     space = given or default_space(data)
-    trials = (_search_here if local else _search_on_ray)(data, space, run, quiet)
+    trials = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
     table = search_table(data, trials)
     stage.write_shard(len(work.blocks), {"probe_search": table})
     best = table.filter("best").row(0, named=True)
@@ -162,11 +161,11 @@ def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig,
     return trials
 
 
-def _search_on_ray(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> list[Trial]:
+def _search_on_ray(
+    data: SearchData, space: dict[str, SearchAxis], run: RunConfig, store: Storage, quiet: bool
+) -> list[Trial]:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    import tempfile
-
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -177,7 +176,7 @@ def _search_on_ray(data: SearchData, space: dict[str, SearchAxis], run: RunConfi
     random = np.random.default_rng(run.probe.seed)
     samples = [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
     steps = data.config.mlp_steps
-    with session(run.how) as cluster, tempfile.TemporaryDirectory() as scratch:
+    with session(run.how, store) as cluster:
         cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 else 1.0
         with Progress("probe search", len(samples), "trials", quiet=quiet) as progress:
             tuner = tune.Tuner(
@@ -196,9 +195,9 @@ def _search_on_ray(data: SearchData, space: dict[str, SearchAxis], run: RunConfi
                 ),
                 run_config=tune.RunConfig(
                     name="probe_search",
-                    storage_path=str(Path(scratch).resolve()),
+                    storage_path=store.path("tune") if store.is_local else f"{store.uri}/tune",
                     failure_config=tune.FailureConfig(max_failures=run.how.max_retries),
-                    callbacks=[_progress_callback(progress)],
+                    callbacks=[_callback(progress)],
                     verbose=0,
                 ),
             )
@@ -210,7 +209,25 @@ def _search_on_ray(data: SearchData, space: dict[str, SearchAxis], run: RunConfi
             raise StageError(f"probe search: a trial failed: {str(results[i].error).strip().splitlines()[-1]}")
         number, settings = (results[i].config or {})["sample"]
         trials[number] = Trial(settings, metrics["steps"], metrics["skill"])
+    store.fs.rm(store.path("tune"), recursive=True)
     return [trials[number] for number in sorted(trials)]
+
+
+def _callback(progress: Progress) -> Any:
+    from ray.tune import Callback
+
+    class Shown(Callback):
+        def __init__(self, *shown: Progress) -> None:
+            self.shown = shown
+
+        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
+            return {"shown": ()}
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            for one in self.shown:
+                one.advance()
+
+    return Shown(progress)
 
 
 def _search_trial(config: dict[str, Any], data: SearchData) -> None:
@@ -220,16 +237,6 @@ def _search_trial(config: dict[str, Any], data: SearchData) -> None:
     torch.set_num_threads(1)
     for steps, skill in rungs(data, config["sample"][1]):
         tune.report({"steps": steps, "skill": skill})
-
-
-def _progress_callback(progress: Progress) -> Any:
-    from ray.tune import Callback
-
-    class Shown(Callback):
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            progress.advance()
-
-    return Shown()
 
 
 def search_table(data: SearchData, sampled: Sequence[Trial]) -> pl.DataFrame:

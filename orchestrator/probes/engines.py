@@ -102,32 +102,22 @@ def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """Targets of equal class count, with their folds and controls, are one batch of problems at each position."""
+    """Targets of equal class count, with their folds and controls, are one batch of problems on all positions."""
     fits = {}
     device, factor = block.train.device, block.factor
     for group in _groups(labels, lambda label: label.n_classes):
         codes = torch.from_numpy(_stack(group, block.has_control)).to(device)
         used = np.stack([label.valid for label in group] * (1 + block.has_control), 1)
         valid = torch.from_numpy(used).to(block.train)
-        penalty, predicted = [], []
-        for b in range(len(block.train)):
-            fit = fit_logistic(
-                factor.Q[b],
-                factor.Q_test[b],
-                factor.s[b],
-                codes,
-                valid,
-                block.fold_on_device(),
-                block.config.penalties,
-                group[0].n_classes,
-            )
-            penalty.append(np.array(block.config.penalties)[fit.penalty.cpu().numpy()])
-            predicted.append(fit.logits.argmax(1).cpu().numpy())
+        penalties = block.config.penalties
+        n_classes = group[0].n_classes
+        fold = block.fold_on_device()
+        fit = fit_logistic(factor.Q, factor.Q_test, factor.s, codes, valid, fold, penalties, n_classes)
+        penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
+        predicted = fit.logits.argmax(2).permute(2, 1, 0).cpu().numpy()  # T m B
         for t, label in enumerate(group):
-            control = np.stack([p[:, len(group) + t] for p in predicted], 1) if block.has_control else None
-            fits[label.target.name] = Fit(
-                np.stack([p[t] for p in penalty]), np.stack([p[:, t] for p in predicted], 1), control
-            )
+            control = predicted[len(group) + t] if block.has_control else None
+            fits[label.target.name] = Fit(penalty[:, t], predicted[t], control)
     return fits
 
 

@@ -66,28 +66,29 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
     factor = factorise(torch.from_numpy(X)[None], torch.from_numpy(X)[None])
     used = torch.ones(n, 1, dtype=torch.float64)
     used[: n // 5] = 0
-    problems = make_problems(factor.Q[0], factor.s[0], torch.from_numpy(codes)[:, None], used, n_classes)
-    start = torch.zeros(problems.Q.shape[1], n_classes, 1, dtype=torch.float64)
-    W, _ = solve(problems, torch.tensor([0.7], dtype=torch.float64), start, tolerance=1e-8)
-    logits = (problems.Q @ W[:, :, 0]).softmax(1).numpy()
+    problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[:, None], used, n_classes)
+    start = torch.zeros(1, problems.Q.shape[2], n_classes, 1, dtype=torch.float64)
+    W = solve(problems, torch.tensor([0.7], dtype=torch.float64), start, tolerance=1e-8)
+    logits = (problems.Q[0] @ W[0, :, :, 0]).softmax(1).numpy()
     model = LogisticRegression(C=1 / 0.7, tol=1e-8, max_iter=10_000).fit(Z[n // 5 :], codes[n // 5 :])
     np.testing.assert_allclose(logits, model.predict_proba(Z), atol=2e-5)
 
 
 def test_logistic_problems_do_not_influence_each_other() -> None:
-    X = torch.from_numpy(correlated(90, 12)).float()[None]
+    X = torch.from_numpy(np.stack([correlated(90, 12, seed) for seed in range(2)])).float()
     factor = factorise(X, X)
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (90, 3)))
-    codes[:, 0] = (factor.Q[0] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
+    codes[:, 0] = (factor.Q[1] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
     fold = torch.arange(90) % 3
-    args = (factor.Q[0], factor.Q_test[0], factor.s[0])
-    together = fit_logistic(*args, codes, torch.ones(90, 3), fold, PENALTIES, 3)
-    for t in range(3):
-        alone = fit_logistic(*args, codes[:, [t]], torch.ones(90, 1), fold, PENALTIES, 3)
-        assert alone.penalty[0] == together.penalty[t]
-        torch.testing.assert_close(
-            alone.logits[:, :, 0].softmax(1), together.logits[:, :, t].softmax(1), atol=2e-3, rtol=0
-        )
+    together = fit_logistic(factor.Q, factor.Q_test, factor.s, codes, torch.ones(90, 3), fold, PENALTIES, 3)
+    for b in range(2):
+        place = slice(b, b + 1)
+        Q, Q_test, s = factor.Q[place], factor.Q_test[place], factor.s[place]
+        for t in range(3):
+            alone = fit_logistic(Q, Q_test, s, codes[:, [t]], torch.ones(90, 1), fold, PENALTIES, 3)
+            assert alone.penalty[0, 0] == together.penalty[b, t]
+            probability = together.logits[b, :, :, t].softmax(1)
+            torch.testing.assert_close(alone.logits[0, :, :, 0].softmax(1), probability, atol=2e-3, rtol=0)
 
 
 def test_nets_trained_together_equal_nets_trained_alone_by_plain_torch() -> None:

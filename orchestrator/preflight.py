@@ -63,10 +63,10 @@ def _source_attributes(run: RunConfig) -> list[str]:
 
 
 def _check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str]) -> None:
-    from orchestrator.compression.registry import METRICS
+    from orchestrator.compression.registry import metric_names
 
     asked: list[tuple[str, tuple[str, ...] | None, Sequence[str]]] = [
-        ("capture.metrics", run.capture.metrics, [*METRICS])
+        ("capture.metrics", run.capture.metrics, metric_names())
     ]
     if "correlate" in stages:
         asked.append(("correlate.attributes", run.correlate.attributes, attributes))

@@ -13,9 +13,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from orchestrator import errors
 from orchestrator.capture.job import Job, ShardStats
 from orchestrator.capture.loading import from_row, load_shard, to_row
 from orchestrator.cluster import Pool, n_cores
@@ -30,16 +30,41 @@ HUB_TIMEOUT_S = 3600.0
 
 
 class CaptureActor:
-    """One model in one process; `__call__` captures the shard of a one-row table."""
+    """One model in one process; `__call__` captures the shard of a one-row table.
+
+    An error of ours goes back as a row: Ray would keep its text and lose its type.
+    """
 
     def __init__(self, job: Job, threads: int) -> None:
         self.job = job
-        self.worker = job.make_worker(job, threads)
+        self.error: VtsweepError | None = None
+        try:
+            self.worker = job.make_worker(job, threads)
+        except VtsweepError as error:
+            self.error = error
 
-    def __call__(self, row: pa.Table) -> dict[str, np.ndarray]:
+    def __call__(self, row: pa.Table) -> pa.Table:
         shard, images = from_row(row)
-        stats = self.job.finish(shard, self.worker, images)
-        return {name: np.array([value]) for name, value in vars(stats).items()}
+        if self.error is None:
+            try:
+                return _report(self.job.finish(shard, self.worker, images))
+            except VtsweepError as error:
+                return _report(ShardStats(shard, 0, 0), error)
+        return _report(ShardStats(shard, 0, 0), self.error)
+
+
+def _report(stats: ShardStats, error: VtsweepError | None = None) -> pa.Table:
+    """What the driver hears of a shard: its counts, or the error's type and message."""
+    columns = {name: pa.array([value], pa.int64()) for name, value in vars(stats).items()}
+    kind, message = (type(error).__name__, str(error)) if error else ("", "")
+    return pa.table({**columns, "error": pa.array([kind]), "message": pa.array([message])})
+
+
+def _stats(row: dict[str, Any]) -> ShardStats:
+    """The inverse of `_report`; raises the error it holds."""
+    if row["error"]:
+        raise getattr(errors, row["error"], StageError)(row["message"])
+    return ShardStats(row["shard"], row["n_images"], row["n_rejected"])
 
 
 _source: tuple[str, Source] | None = None
@@ -69,7 +94,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
         n_nodes: nodes the actors are spread over.
 
     Raises:
-        VtsweepError: as a worker raised it, or `StageError` / `ResourceError` for a worker or cluster that was lost.
+        VtsweepError: as a worker raised it; `StageError` or `ResourceError` for a worker that was lost or hangs.
     """
     import ray
 
@@ -90,6 +115,8 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
             batch_format="pyarrow",
             fn_kwargs={"job": job, "source": ray.put(source)},
             num_cpus=1,
+            # A pool with a size is not fused into the actors: images are loaded while the models run.
+            compute=data.TaskPoolStrategy(size=len(shards)),
         ).map_batches(
             CaptureActor,
             fn_constructor_kwargs={"job": job, "threads": actor_threads(job.run, n_actors, n_nodes)},
@@ -106,7 +133,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
         )
         with _our_errors(job):
             for row in captured.iter_rows():
-                yield ShardStats(**{name: int(value) for name, value in row.items()})
+                yield _stats(row)
 
 
 @contextlib.contextmanager
@@ -129,7 +156,7 @@ def _data_context(run: RunConfig) -> Iterator[Any]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     try:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(logging.CRITICAL)  # errors are raised, and reported once
         for name, value in settings.items():
             setattr(context, name, value)
         yield ray.data
@@ -141,7 +168,7 @@ def _data_context(run: RunConfig) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _our_errors(job: Job) -> Iterator[None]:
-    """Raise what a worker raised, not Ray's wrapping of it."""
+    """Say what Ray's own errors mean for this run."""
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
@@ -154,30 +181,10 @@ def _our_errors(job: Job) -> Iterator[None]:
             "no room for one. What was finished is kept."
         ) from error
     except RayError as error:
-        cause = find_cause(error)
-        if cause is not None:
-            raise cause from None
         text = " ".join(str(error).split())
         raise StageError(
-            f"capture: a worker was lost: {text[-800:]}. What was finished is kept; run it again."
+            f"capture: a worker failed: {text[-1500:]} What was finished is kept; run it again."
         ) from error
-
-
-def find_cause(error: BaseException) -> VtsweepError | None:
-    """The error of ours inside what Ray raised, if there is one."""
-    seen: list[BaseException] = []
-    todo: list[BaseException | None] = [error]
-    while todo:
-        one = todo.pop()
-        if one is None or one in seen:
-            continue
-        if isinstance(one, VtsweepError):
-            # Ray's wrapper may be a subclass made on the fly; its cause is the original.
-            inner = getattr(one, "cause", None)
-            return inner if isinstance(inner, VtsweepError) else one
-        seen.append(one)
-        todo += [one.__cause__, getattr(one, "cause", None), one.__context__]
-    return None
 
 
 def actor_threads(run: RunConfig, n_actors: int, n_nodes: int) -> int:

@@ -233,7 +233,9 @@ def test_large_states_are_stored_with_their_scale(make_worker):
     scales = result.arrays["feature_scales/decoder"]
     assert (scales[:, :-1] == 1).all()
     back = result.arrays["features/decoder"][:, -1].astype(np.float64) * scales[:, -1, :, None]
-    np.testing.assert_allclose(back, plain.arrays["features/decoder"][:, -1].astype(np.float64) * 1e6, rtol=3e-3, atol=3e3)
+    np.testing.assert_allclose(
+        back, plain.arrays["features/decoder"][:, -1].astype(np.float64) * 1e6, rtol=3e-3, atol=3e3
+    )
 
 
 def test_a_broken_image_is_recorded_with_its_reason():

@@ -232,9 +232,7 @@ def near_step(tokens: np.ndarray) -> bool:
     """Whether a 90 % rule or the massive rule is decided by rounding: then no finite precision is invariant."""
     norms = np.linalg.norm(tokens, axis=1)
     some = np.sort(norms[norms > 0])
-    sets = [norms**2]
-    for t in (tokens, tokens - tokens.mean(0)):
-        sets.append(np.linalg.svd(t, compute_uv=False) ** 2)
+    sets = [norms**2, *(np.linalg.svd(t, compute_uv=False) ** 2 for t in (tokens, tokens - tokens.mean(0)))]
     steps = [np.abs(np.cumsum(np.sort(e)[::-1]) / max(e.sum(), 1e-30) - 0.9).min() for e in sets]
     ratio = norms / some[(len(some) - 1) // 2] if len(some) else norms
     return min(steps) < 1e-4 or bool(np.abs(ratio - registry.MASSIVE_RATIO).min() < 1e-2)
@@ -313,6 +311,7 @@ def test_masks_of_another_shape_are_refused() -> None:
 
 
 def _largest_norm(hidden: torch.Tensor, mask: torch.Tensor, shared: Shared) -> torch.Tensor:
+    assert hidden.shape[:2] == mask.shape
     return shared.sorted_norms[:, 0]
 
 

@@ -199,7 +199,7 @@ class Experiment:
 
         for logger in ("ray.tune", "ray.train"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        trainable = tune.with_resources(tune_trial, {"cpu": self.room.cpus, "gpu": self.room.gpus})
+        trainable = tune.with_resources(TRAINABLE, {"cpu": self.room.cpus, "gpu": self.room.gpus})
         space = self._space(runs)
         with Progress("finetune", total=None, unit="trials", quiet=self.quiet) as progress:
             path = f"{self._folder}/{name}"
@@ -309,6 +309,10 @@ def tune_trial(config: dict[str, Any]) -> None:
         tune.report({**end, "loss": last_loss, "score": score(stage)})
     except VtsweepError as error:
         tune.report({**end, "loss": math.inf, "score": 0.0, "failed": str(error)})
+
+
+TRAINABLE = tune_trial
+"""What Tune is given."""
 
 
 def score(stage: Stage) -> float:

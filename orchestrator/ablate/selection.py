@@ -83,8 +83,9 @@ def _by_states(method: str, states: Float[Tensor, "V D"]) -> Float[Tensor, " V"]
         return -(unit @ unit.sum(dim=0))
     if method == "leverage":
         # Left singular vectors of the token matrix: eigenvectors of the V x V Gram matrix.
-        values, vectors = torch.linalg.eigh((states @ states.T).double())
-        kept = vectors[:, -LEVERAGE_RANK:] * (values[-LEVERAGE_RANK:] > values[-1] * 1e-12)
+        exact = states.double()
+        values, vectors = torch.linalg.eigh(exact @ exact.T)
+        kept = vectors[:, -LEVERAGE_RANK:] * (values[-LEVERAGE_RANK:] > values[-1] * 1e-10)
         return kept.square().sum(dim=1).float()
     raise ValueError(f"unknown method {method!r}; expected norm, similarity, leverage or attention")
 

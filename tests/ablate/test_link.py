@@ -1,0 +1,105 @@
+"""The link between compression and tokens needed: found where planted, not found in noise, and used without a leak."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from planted_answers import SHARES, planted
+
+from orchestrator.ablate.link import adaptive_policy, correlations, link_table, needed_shares
+
+
+def complexity(i: int) -> float:
+    """0 for the simplest image, 1 for the richest."""
+    return (i * 37 % 120) / 120
+
+
+def by_complexity(_method: str, share: float, i: int) -> float:
+    """An image keeps its right answer down to a share of tokens that grows with its complexity."""
+    return 1.0 if share <= 0.9 * (1 - complexity(i)) else 0.0
+
+
+def metrics(n: int = 120, seed: int = 0) -> pl.DataFrame:
+    rng = np.random.default_rng(seed)
+    rows = [
+        {
+            "question_id": f"q{i:04d}",
+            "depth": depth,
+            "telling": complexity(i) + 0.1 * rng.standard_normal(),
+            **{f"noise{k}": rng.standard_normal() for k in range(5)},
+        }
+        for i in range(n)
+        for depth in ("projector", "late")
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_the_tokens_needed_are_those_below_which_the_answer_first_goes_wrong() -> None:
+    answers = planted(lambda _m, share, i: 1.0 if share <= SHARES[i % 5] or share == 0.9 else 0.0, n=10)
+    needed = needed_shares(answers, "norm").sort("question_id")["needed"].to_list()
+    assert [round(1 - x, 2) for x in needed[:5]] == [0.0, 0.25, 0.5, 0.9, 0.9]
+    assert needed_shares(planted(lambda *_: 0.0), "norm").is_empty()
+
+
+def test_a_planted_correlation_is_found_and_ranks_first() -> None:
+    needed = needed_shares(planted(by_complexity, n=120), "norm")
+    link = link_table(needed, metrics(), "norm")
+    assert link["metric"][0] == "telling"
+    best = link.row(0, named=True)
+    assert best["rho"] > 0.8
+    assert best["ci_low"] < best["rho"] < best["ci_high"]
+    assert best["q"] < 1e-6
+    assert set(link.filter(pl.col("q") < 0.01)["metric"]) == {"telling"}
+
+
+def test_noise_is_not_taken_for_a_link() -> None:
+    found = 0
+    for seed in range(10):
+        needed = needed_shares(planted(by_complexity, n=120), "norm")
+        found += link_table(needed, metrics(seed=seed).drop("telling"), "norm").filter(pl.col("q") < 0.05).height
+    assert found <= 3
+
+
+def test_families_that_differ_in_need_and_in_scenes_make_no_correlation() -> None:
+    needed = needed_shares(planted(by_complexity, n=120), "norm")
+    rng = np.random.default_rng(0)
+    heavy = pl.Series(rng.random(needed.height) < 0.5)
+    needed = needed.with_columns(
+        family=pl.when(heavy).then(pl.lit("count")).otherwise(pl.lit("colour")),
+        needed=pl.Series(rng.random(needed.height)) + heavy.cast(pl.Float64),
+    )
+    shifted = metrics().join(needed.select("question_id", heavy=heavy), on="question_id")
+    shifted = shifted.select("question_id", "depth", shifted=pl.col("noise0") + 5 * pl.col("heavy"))
+    assert link_table(needed, shifted, "norm")["p"].min() > 0.01
+
+
+def test_the_adaptive_policy_keeps_accuracy_with_shares_that_follow_the_image() -> None:
+    answers = planted(by_complexity, n=120)
+    found = adaptive_policy(answers, metrics(), "low", "norm", 0.05)
+    assert found is not None
+    rule, row = found
+    assert rule.metric == "telling"
+    assert list(rule.deleted_shares) == sorted(rule.deleted_shares, reverse=True)
+    assert rule.deleted_shares[0] > rule.deleted_shares[-1]
+    assert row["accuracy"][0] > row["accuracy_full"][0] - 0.2
+    assert row["kept_share"][0] < 1
+
+
+def test_the_adaptive_rule_sees_neither_the_judging_half_nor_later_layers() -> None:
+    answers = planted(by_complexity, n=120)
+    rng = np.random.default_rng(1)
+    noise = pl.Series(rng.random(answers.height) < 0.5)
+    spoilt = answers.with_columns(correct=pl.when(pl.col("half") == "judge").then(noise).otherwise("correct"))
+    judging = pl.col("question_id").str.slice(1).cast(pl.Int32) % 2 == 1
+    table = metrics()
+    other = table.with_columns(telling=pl.when((pl.col("depth") == "late") | judging).then(-7.0).otherwise("telling"))
+    first = adaptive_policy(answers, table, "low", "norm", 0.01)
+    assert first is not None
+    assert adaptive_policy(spoilt, other, "low", "norm", 0.01)[0] == first[0]  # type: ignore[index]
+
+
+def test_a_constant_metric_has_no_correlation() -> None:
+    x = np.stack([np.arange(5.0), np.ones(5), -np.arange(5.0)], axis=1)
+    assert np.isnan(correlations(x)[0])
+    assert correlations(x)[1] == pytest.approx(-1)

@@ -1,0 +1,86 @@
+"""Policies on planted answers: the right rule, no leak between halves, intervals, and when there is none to be had."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from planted_answers import planted
+
+from orchestrator.ablate.policy import choose_rules, judge_rules
+from orchestrator.ablate.runner import half_of
+
+
+def survives(method: str, share: float, _: int) -> float:
+    """Norm can give up three quarters, random none."""
+    return 0.9 if share == 0 or (method == "norm" and share <= 0.75) else 0.3
+
+
+def test_the_cheapest_setting_within_the_loss_is_chosen_and_holds_on_the_other_half() -> None:
+    answers = planted(survives, n=200)
+    rules = choose_rules(answers, 0.01)
+    assert [(r.tier, r.family, r.method, r.deleted_share) for r in rules] == [
+        ("low", "all", "norm", 0.75),
+        ("low", "colour", "norm", 0.75),
+    ]
+    row = judge_rules(answers, rules).row(0, named=True)
+    assert row["difference"] == 0
+    assert row["kept_share"] == 0.25
+    assert row["n"] == 100
+    assert row["accuracy_random"] < row["accuracy"] - 0.3
+    assert row["accuracy_downsample"] is None  # not measured
+    assert row["gflop_share"] == pytest.approx(0.35 / 1.1)
+
+
+def test_where_every_deletion_costs_too_much_all_tokens_are_kept() -> None:
+    (rule, _) = choose_rules(planted(lambda _m, share, _i: 0.9 if share == 0 else 0.5, n=200), 0.01)
+    assert rule.deleted_share == 0
+    row = judge_rules(planted(lambda _m, share, _i: 0.9 if share == 0 else 0.5, n=200), [rule]).row(0, named=True)
+    assert row["kept_share"] == 1.0
+    assert row["difference"] == 0
+
+
+def test_a_question_never_answered_has_no_rule() -> None:
+    assert choose_rules(planted(lambda *_: 0.0), 0.01) == []
+
+
+def test_a_lucky_point_beyond_a_fall_is_not_taken_for_a_plateau() -> None:
+    answers = planted(lambda _m, share, _i: 0.2 if share == 0.5 else 0.9, n=200)
+    assert {r.deleted_share for r in choose_rules(answers, 0.01)} == {0.25}
+
+
+def test_rules_do_not_see_the_judging_half_nor_judgement_the_choosing_half() -> None:
+    answers = planted(survives, n=80)
+    rng = np.random.default_rng(1)
+    noise = pl.Series(rng.random(answers.height) < 0.5)
+
+    def spoilt(half: str) -> pl.DataFrame:
+        return answers.with_columns(correct=pl.when(pl.col("half") == half).then(noise).otherwise("correct"))
+
+    rules = choose_rules(answers, 0.01)
+    assert choose_rules(spoilt("judge"), 0.01) == rules
+    assert judge_rules(spoilt("choose"), rules).equals(judge_rules(answers, rules))
+    assert not judge_rules(spoilt("judge"), rules).equals(judge_rules(answers, rules))
+
+
+def test_an_image_is_in_one_half_and_halves_are_of_similar_size() -> None:
+    halves = [half_of(f"colour-low-7-{i:07d}") for i in range(1000)]
+    assert halves == [half_of(f"colour-low-7-{i:07d}") for i in range(1000)]
+    assert 450 < halves.count("choose") < 550
+
+
+def test_the_interval_covers_the_true_loss_about_as_often_as_it_says() -> None:
+    covered = 0
+    for seed in range(40):
+        answers = planted(lambda _m, share, _i: 0.9 if share == 0 else 0.7, n=200, methods=("random",), seed=seed)
+        rules = [r.model_copy(update={"deleted_share": 0.5}) for r in choose_rules(answers, 0.01)[:1]]
+        row = judge_rules(answers, rules, seed).row(0, named=True)
+        covered += row["ci_low"] <= -0.2 <= row["ci_high"]
+    assert covered >= 34
+
+
+def test_random_deletion_is_judged_by_the_mean_of_its_seeds() -> None:
+    answers = planted(lambda *_: 1.0, methods=("random",))
+    second = answers.with_columns(seed=pl.lit(1, pl.Int64), correct=pl.col("deleted_share") == 0)
+    rules = [r.model_copy(update={"deleted_share": 0.5}) for r in choose_rules(answers, 0.01)[:1]]
+    assert judge_rules(pl.concat([answers, second]), rules).row(0, named=True)["accuracy"] == 0.5

@@ -1,0 +1,110 @@
+"""Scores against their definitions in float64; numbers and masks of kept tokens; shrunk images; pairs; cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.ablate.cells import list_cells
+from orchestrator.ablate.pairs import CHANGES, make_pairs
+from orchestrator.ablate.selection import LEVERAGE_RANK, _by_states, keep_mask, n_kept, random_scores, seen_size, shrink
+from orchestrator.config import AblateConfig, ScenesConfig
+from orchestrator.errors import ConfigError
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_number_kept_is_within_half_a_token_and_zero_only_when_all_are_deleted(n: int, share: float) -> None:
+    kept = n_kept(n, share)
+    assert (kept == 0) == (share == 1.0)
+    assert kept == 1 or abs(kept - (1 - share) * n) <= 0.5 + 1e-9
+    assert kept <= n
+
+
+def test_the_highest_scores_are_kept_and_of_equals_the_earlier() -> None:
+    keep = keep_mask([torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.tensor([5.0, 4.0])], [0.5, 0.5])
+    assert keep.tolist() == [[False, True, True, False], [True, False, False, False]]
+
+
+def test_random_scores_depend_on_the_seed_alone() -> None:
+    assert torch.equal(random_scores(9, (1, 2)), random_scores(9, (1, 2)))
+    assert not torch.equal(random_scores(9, (1, 2)), random_scores(9, (2, 2)))
+
+
+def test_scores_follow_their_definitions() -> None:
+    states = torch.randn(12, 7, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
+    x = states.double().numpy()
+    torch.testing.assert_close(
+        _by_states("norm", states).double().numpy(), np.linalg.norm(x, axis=1), atol=1e-5, rtol=0
+    )
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    mean_cosine = ((unit @ unit.T).sum(1) - 1) / 11
+    assert _by_states("similarity", states).argsort().tolist() == (-mean_cosine).argsort().tolist()
+    left = np.linalg.svd(x)[0][:, :LEVERAGE_RANK]
+    torch.testing.assert_close(_by_states("leverage", states).double().numpy(), (left**2).sum(1), atol=1e-5, rtol=0)
+
+
+def test_leverage_of_tokens_of_low_rank_sums_to_that_rank() -> None:
+    states = torch.randn(10, 2) @ torch.randn(2, 6)
+    assert float(_by_states("leverage", states).sum()) == pytest.approx(2, abs=1e-4)
+
+
+def test_an_image_is_shrunk_to_the_share_of_what_the_model_sees() -> None:
+    image = np.zeros((336, 336, 3), np.uint8)
+    assert shrink(image, 0.75).shape == (168, 168, 3)
+    assert shrink(image, 0.75, (112, 112)).shape == (56, 56, 3)
+    assert shrink(image, 0.9999, (112, 112)).shape == (1, 1, 3)
+    assert seen_size({"pixel_values": torch.zeros(1, 3, 112, 112)}) == (112, 112)
+    assert seen_size({"pixel_values": torch.zeros(1, 5, 3, 112, 112)}) is None  # tiles: fewer of them after shrinking
+    assert seen_size({"pixel_values": torch.zeros(64, 588)}) is None  # native resolution
+
+
+@pytest.mark.parametrize("attribute", CHANGES)
+def test_a_pair_differs_in_its_attribute_alone_and_in_its_answer(attribute: str) -> None:
+    own, donors = make_pairs(attribute, 12, 5, ScenesConfig(n_objects=(1, 8), n_objects_spacing="uniform"))
+    for a, b in zip(own, donors, strict=True):
+        assert a.question.text == b.question.text
+        assert a.question.answer != b.question.answer
+        before, after = list(a.scene.objects), list(b.scene.objects)
+        if attribute == "count":
+            assert len(after) == len(before) - 1 == int(b.question.answer)
+            assert set(after) < set(before)
+            continue
+        changed = [(x, y) for x, y in zip(before, after, strict=True) if x != y]
+        assert len(changed) == (2 if attribute == "relation" else 1)
+        for x, y in changed:
+            if attribute == "relation":
+                assert (x.colour, x.shape) == (y.colour, y.shape)
+            else:
+                assert getattr(y, attribute) == b.question.answer
+                assert x._replace(**{attribute: getattr(y, attribute)}) == y
+
+
+def test_an_unknown_attribute_is_named() -> None:
+    with pytest.raises(ConfigError, match="'colour'"):
+        make_pairs("color", 1, 0, ScenesConfig())
+
+
+CHECKS = ("deletion", "inside", "knockout", "patching", "policy", "link")
+
+
+def test_cells_are_distinct_and_hold_the_plain_model() -> None:
+    config = AblateConfig(checks=CHECKS, deleted_shares=(0.5,), methods=("random", "attention", "downsample"))
+    cells = list_cells(config, 6)
+    assert len(set(cells)) == len(cells)
+    assert {c.seed for c in cells if c.method == "random"} == {0, 1, 2}
+    assert [c.deleted_share for c in cells if c.method == "downsample"] == [0.0, 0.5]
+    assert {c.layer for c in cells if c.check == "deletion" and c.method == "random"} == {0, 2, 4}
+    windows = [(c.layer, c.last_layer) for c in cells if c.check == "knockout"]
+    assert windows == [(0, -1), (0, 1), (1, 2), (2, 3), (3, 4), (4, 5), (0, 5)]
+
+
+def test_cross_attention_is_switched_off_layer_by_layer_and_not_deleted_where_nothing_reads() -> None:
+    cells = list_cells(AblateConfig(checks=CHECKS, inside_layers=(1, 4, 6)), 7, (1, 3, 5))
+    windows = [(c.layer, c.last_layer) for c in cells if c.check == "knockout"]
+    assert windows == [(0, -1), (1, 1), (3, 3), (5, 5), (0, 6)]
+    inside = {(c.method, c.layer) for c in cells if c.check == "deletion" and c.layer}
+    assert inside == {("random", 1), ("random", 4), ("attention", 4)}
+    assert {c.layer for c in cells if c.check == "patching"} == {1, 3, 5}

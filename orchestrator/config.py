@@ -236,6 +236,9 @@ class TaskConfig(Section):
 
     source: Literal["scenes", "coco"] = "scenes"
     """Where the images come from; `coco` uses the run's `data` section for the folder."""
+    eval_split: str | None = None
+    """COCO split that held-out questions are asked about; `data.split` when absent: new questions, but about images
+    that may have been trained on."""
     low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
     """Families of the low tier."""
     high_families: tuple[str, ...] = ("relation", "comparison", "count", "count_by_attribute", "point")
@@ -447,8 +450,9 @@ class HowConfig(Section):
     """Threads of one actor or trial; all cores shared evenly when absent."""
     concurrent_trials: PositiveInt | None = None
     """Fine-tuning trials at a time; as many as resources allow when absent."""
-    gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
-    """GPUs a trial holds; above 1 the trial is data-parallel."""
+    gpus_per_trial: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """GPUs a trial holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent. Trials, not the steps
+    of one trial, are what is spread over GPUs."""
     address: str | None = None
     """Ray cluster address; `auto` joins a running one, absent starts a local one."""
     object_store_gb: PositiveFloat | None = None
@@ -457,6 +461,8 @@ class HowConfig(Section):
     """Fail instead of waiting when no image finishes for this long, s."""
     max_retries: Count = 3
     """Restarts of a lost actor or trial."""
+    reuse_workers: bool = True
+    """Let one worker process run trial after trial with the base model it has loaded."""
     checkpoint_steps: PositiveInt = 50
     """Optimiser steps between a trial's checkpoints."""
     keep_adapters: bool = True

@@ -212,7 +212,7 @@ class Experiment:
                     tune_config=tune.TuneConfig(
                         num_samples=self.n_samples,
                         max_concurrent_trials=self.room.n_trials,
-                        reuse_actors=True,
+                        reuse_actors=self.how.reuse_workers,
                         scheduler=self._scheduler(runs),
                     ),
                     run_config=tune.RunConfig(

@@ -151,7 +151,7 @@ def lora_config(adapter: Adapter, config: FinetuneConfig, settings: dict[str, Gr
     other = {name: settings[part].rank for name, part in targets.items() if settings[part].rank != rank}
     return peft.LoraConfig(
         r=rank,
-        lora_alpha=config.alpha_over_rank * rank,
+        lora_alpha=config.alpha_over_rank * rank,  # type: ignore[arg-type]  # any number scales as well as an integer
         lora_dropout=config.dropout,
         target_modules=list(targets),
         modules_to_save=whole or None,

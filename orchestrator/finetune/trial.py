@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from orchestrator.config import RunConfig
-from orchestrator.data.source import Source, make_source
+from orchestrator.config import CocoConfig, RunConfig
+from orchestrator.data.coco import CocoSource
+from orchestrator.data.source import make_source
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
@@ -47,23 +48,7 @@ _NOT_HASHED = {"search_trials", "prune"}
 
 
 def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of the base model's answers and states; shared by all trials that are judged alike."""
-    settings = run.finetune.model_dump(mode="json")
-    return Stage(
-        storage,
-        "baseline",
-        {
-            "model": {**fingerprint(run.model), "dtype": run.model.dtype},
-            "data": make_source(run.data).fingerprint(),
-            "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},
-            "task": settings["task"],
-            **{key: settings[key] for key in _EVALUATION},
-        },
-    )
-
-
-def trial_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of a trial, without work.
+    """The directory of the base model's answers and states; shared by all trials that are judged alike.
 
     Raises:
         ConfigError: the model already carries a LoRA adapter, or the task's images do not come from `data`.
@@ -72,13 +57,36 @@ def trial_stage(run: RunConfig, storage: Storage) -> Stage:
         raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
     if run.finetune.task.source == "coco" and run.data.source != "coco":
         raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
+    settings = run.finetune.model_dump(mode="json")
+    held_out = task_source(run, held_out=True)
+    return Stage(
+        storage,
+        "baseline",
+        {
+            "model": {**fingerprint(run.model), "dtype": run.model.dtype},
+            "data": make_source(run.data).fingerprint(),
+            "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},
+            "task": settings["task"],
+            "held_out": held_out.fingerprint() if held_out else None,
+            **{key: settings[key] for key in _EVALUATION},
+        },
+    )
+
+
+def trial_stage(run: RunConfig, storage: Storage) -> Stage:
+    """The directory of a trial, without work. Raises `ConfigError` as `baseline_stage`."""
     settings = run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
     return Stage(storage, "finetune", {"finetune": settings}, {"baseline": baseline_stage(run, storage).digest})
 
 
-def task_source(run: RunConfig) -> Source | None:
-    """The images that questions are asked of where they are not scenes of their own."""
-    return make_source(run.data) if run.finetune.task.source == "coco" else None
+def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | None:
+    """The images that questions are asked about where they are not scenes of their own."""
+    if run.finetune.task.source != "coco":
+        return None
+    assert isinstance(run.data, CocoConfig), "trial_stage refuses other sources"
+    split = run.finetune.task.eval_split
+    data = run.data.model_copy(update={"split": split}) if held_out and split else run.data
+    return CocoSource(data)
 
 
 def run_baseline(run: RunConfig, storage: Storage) -> Stage:

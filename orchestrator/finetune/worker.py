@@ -82,7 +82,7 @@ class Worker:
 
     def answers(self, run: RunConfig) -> pl.DataFrame:
         """Table `answers` of the run's held-out questions."""
-        asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run))
+        asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run, held_out=True))
         predicted = predict(self.adapter, self.prepared(run), asked, run.how.batch_size, by=run.finetune.answer_by)
         return answer_table(asked, predicted)
 

@@ -194,6 +194,6 @@ def _finished_at(run: RunConfig, storage: Storage) -> int:
 
 @pytest.mark.ray
 def test_trials_that_can_never_be_placed_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(how={"backend": "ray", "gpus_per_trial": 3.0})
+    run = make_run(how={"backend": "ray", "gpus_per_trial": 1.0})
     with pytest.raises(ResourceError, match="fine-tuning trials"):
         run_trials([run], Storage(str(tmp_path)), quiet=True)

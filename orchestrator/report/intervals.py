@@ -41,7 +41,8 @@ def mean_intervals(
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     known = there.any(0)
     tail = (1 - level) / 2
-    low[known], high[known] = np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
+    if known.any():
+        low[known], high[known] = np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
     return mean, low, high
 
 

@@ -181,7 +181,7 @@ def _style(points: Iterable[PointResults]) -> dict[str, Any]:
         "taps": style.TAP_NAMES,
         "viridis": _stops(style.SEQUENTIAL),
         "diverging": _stops(style.DIVERGING),
-        "divergingDark": _stops(style.DIVERGING_DARK),
+        "divergingDark": list(style.DIVERGING_DARK),
         "families": list(style.FAMILIES),
     }
 

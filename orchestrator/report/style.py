@@ -37,7 +37,8 @@ FAMILY_COLOURS_DARK = dict(
 
 DIVERGING = "RdBu_r"
 """Blue: negative; red: positive; always centred on 0 and drawn over [-1, 1]."""
-DIVERGING_DARK = "berlin"
+DIVERGING_DARK = ("#6db4ff", "#2f6fb3", "#262e37", "#b8503f", "#ff9a82")
+"""The same two hues on a dark page, with the page's own dark in the middle."""
 SEQUENTIAL = "viridis"
 
 TAP_NAMES = {

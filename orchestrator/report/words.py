@@ -174,18 +174,16 @@ def _patching(point: PointResults) -> Iterator[Statement]:
     if point.patching is None or point.patching.is_empty():
         return
     base = point.patching.filter(pl.col("checkpoint") == "base").sort("layer")
+    said, evidence = [], []
     for (attribute,), part in base.group_by("attribute", maintain_order=True):
-        first, last = part.row(0, named=True), part.row(-1, named=True)
-        half = part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
-        until = f"at least half flip up to layer {half}" if half is not None else "at no layer do half of them flip"
-        yield Statement(
-            f"Replacing vision states by those of a scene with another {name_of(str(attribute))} flips "
-            f"{percent(first['flip_share'])} of answers at layer {first['layer']} and {percent(last['flip_share'])} at "
-            f"layer {last['layer']}; {until}.",
-            f"first {interval(first['ci_low'], first['ci_high'], percent)}, last "
-            f"{interval(last['ci_low'], last['ci_high'], percent)}, n = {first['n']}",
-            topic="patching",
-        )
+        name = name_of(str(attribute))
+        first, half = part.row(0, named=True), part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
+        said.append(f"up to layer {half} for {name}" if half is not None else f"at no layer for {name}")
+        shown = interval(first["ci_low"], first["ci_high"], percent)
+        evidence.append(f"{name}: {percent(first['flip_share'])} {shown} at layer {first['layer']}, n = {first['n']}")
+    if said:
+        text = f"With vision states of another scene put in place at least half of the answers flip {', '.join(said)}."
+        yield Statement(text, "; ".join(evidence), topic="patching")
 
 
 def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statement]:

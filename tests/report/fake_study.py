@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
-from orchestrator.compression.registry import METRIC_NAMES, METRICS
+from orchestrator.compression.registry import METRICS
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.schema import TABLES
 
@@ -36,6 +38,10 @@ LOW_FAMILIES = ("colour", "shape", "existence", "count")
 HIGH_FAMILIES = ("count", "relation", "comparison")
 
 
+FAKE_METRICS = ("gini", "norm_entropy", "stable_rank", "stable_rank_centred", "mean_cosine")
+"""Few of them, so that tests stay quick; pass `METRIC_NAMES` for a full study."""
+
+
 def fake_images(kinds: dict[str, str], n: int, source: str, rng: np.random.Generator) -> pl.DataFrame:
     columns: dict[str, object] = {
         "image_id": [f"{source}-{i:05d}" for i in range(n)],
@@ -54,7 +60,9 @@ def fake_images(kinds: dict[str, str], n: int, source: str, rng: np.random.Gener
     return pl.DataFrame(columns)
 
 
-def fake_layer_metrics(images: pl.DataFrame, n_layers: int, rng: np.random.Generator) -> pl.DataFrame:
+def fake_layer_metrics(
+    images: pl.DataFrame, n_layers: int, rng: np.random.Generator, names: Sequence[str] = FAKE_METRICS
+) -> pl.DataFrame:
     """Spread, concentrate, spread again over depth, with an effect of the number of objects."""
     n = images.height
     complexity = images["n_objects"].to_numpy() / 40
@@ -71,7 +79,8 @@ def fake_layer_metrics(images: pl.DataFrame, n_layers: int, rng: np.random.Gener
                     "group": [group] * n,
                     "n_tokens": [64 if group == "vision" else 5] * n,
                 }
-                for k, (name, metric) in enumerate(METRICS.items()):
+                for k, name in enumerate(names):
+                    metric = METRICS[name]
                     scale = 20.0 if "rank" in name or name == "participation_ratio" else 0.6
                     compressed = 0.2 + 0.5 * hump - 0.15 * complexity + rng.normal(0, 0.06, n) + 0.01 * (k % 3)
                     value = compressed if metric.direction > 0 else 1.2 - compressed
@@ -80,43 +89,34 @@ def fake_layer_metrics(images: pl.DataFrame, n_layers: int, rng: np.random.Gener
     return pl.concat(parts)
 
 
-def fake_correlations(kinds: dict[str, str], n_layers: int, n: int, rng: np.random.Generator) -> pl.DataFrame:
-    rows = []
-    for tap, layers in (("decoder", range(n_layers + 1)), ("projector", range(1))):
-        for layer in layers:
-            for group in ("vision", "text") if tap == "decoder" else ("vision",):
-                for name in METRIC_NAMES:
-                    for k, (attribute, kind) in enumerate(kinds.items()):
-                        statistics = ("epsilon_squared",) if kind == "categorical" else ("spearman", "partial_spearman")
-                        for statistic in statistics:
-                            if statistic == "partial_spearman" and attribute == "n_objects":
-                                continue
-                            size = 0.7 * np.exp(-k / 3) * (0.4 + layer / n_layers) / 1.4
-                            rho = float(np.clip(-METRICS[name].direction * size + rng.normal(0, 0.1), -0.98, 0.98))
-                            rho = abs(rho) if statistic == "epsilon_squared" else rho
-                            p = float(np.exp(-abs(rho) * 18))
-                            rows.append((tap, layer, group, name, attribute, statistic, rho, p, min(1.0, p * 4),
-                                         rho - 0.1, rho + 0.1, n, None))  # fmt: skip
-    schema = [
-        "tap",
-        "layer",
-        "group",
-        "metric",
-        "attribute",
-        "statistic",
-        "rho",
-        "p",
-        "q",
-        "ci_low",
-        "ci_high",
-        "n",
-        "reason",
+def fake_correlations(
+    kinds: dict[str, str], n_layers: int, n: int, rng: np.random.Generator, names: Sequence[str] = FAKE_METRICS
+) -> pl.DataFrame:
+    """A grid of every combination; effects grow with depth and fall along the list of attributes."""
+    places = [("decoder", layer, group) for layer in range(n_layers + 1) for group in ("vision", "text")]
+    tested = [
+        (k, attribute, statistic)
+        for k, (attribute, kind) in enumerate(kinds.items())
+        for statistic in (("epsilon_squared",) if kind == "categorical" else ("spearman", "partial_spearman"))
+        if (attribute, statistic) != ("n_objects", "partial_spearman")
     ]
-    return pl.DataFrame(rows, schema=schema, orient="row", schema_overrides={"reason": pl.String})
+    grid = (
+        pl.DataFrame([*places, ("projector", 0, "vision")], schema=["tap", "layer", "group"], orient="row")
+        .join(pl.DataFrame({"metric": names, "sign": [-METRICS[m].direction for m in names]}), how="cross")
+        .join(pl.DataFrame(tested, schema=["k", "attribute", "statistic"], orient="row"), how="cross")
+    )
+    size = 0.5 * (-grid["k"] / 3).exp() * (0.4 + grid["layer"] / n_layers)
+    rho = np.clip(grid["sign"].to_numpy() * size.to_numpy() + rng.normal(0, 0.1, grid.height), -0.98, 0.98)
+    rho = np.where(grid["statistic"] == "epsilon_squared", np.abs(rho), rho)
+    p = np.exp(-np.abs(rho) * 18)
+    ends = {"ci_low": rho - 0.1, "ci_high": rho + 0.1}
+    return grid.drop("k", "sign").with_columns(
+        rho=rho, p=p, q=np.minimum(1, 4 * p), n=pl.lit(n), reason=pl.lit(None, pl.String), **ends
+    )
 
 
 def fake_probes(kinds: dict[str, str], n_layers: int, rng: np.random.Generator) -> pl.DataFrame:
-    positions = ["vision_mean", *(f"vision_{i:02d}" for i in range(16)), "text_mean", "text_00", "text_03", "last"]
+    positions = ["vision_mean", *(f"vision_{i:02d}" for i in range(6)), "text_mean", "text_00", "last"]
     rows = []
 
     def add(tap: str, layer: int, position: str, attribute: str, kind: str, score: float) -> None:
@@ -258,7 +258,12 @@ def fake_findings(kinds: dict[str, str]) -> pl.DataFrame:
 
 
 def fake_point(
-    model: str = "reference-joint", source: str = "scenes", n_images: int = 60, n_layers: int = 6, seed: int = 0
+    model: str = "reference-joint",
+    source: str = "scenes",
+    n_images: int = 30,
+    n_layers: int = 6,
+    seed: int = 0,
+    names: Sequence[str] = FAKE_METRICS,
 ) -> PointResults:
     rng = np.random.default_rng(seed)
     kinds = SCENE_KINDS if source == "scenes" else COCO_KINDS
@@ -274,8 +279,8 @@ def fake_point(
         settings={"model": model, "data": source},
         digests={"capture": f"{seed:016x}"},
         images=images,
-        layer_metrics=fake_layer_metrics(images, n_layers, rng),
-        correlations=fake_correlations(kinds, n_layers, n_images, rng),
+        layer_metrics=fake_layer_metrics(images, n_layers, rng, names),
+        correlations=fake_correlations(kinds, n_layers, n_images, rng, names),
         probes=fake_probes(kinds, n_layers, rng),
         trials=fake_trials(rng) if scenes else None,
         deletion=deletion if scenes else None,
@@ -284,7 +289,7 @@ def fake_point(
         findings=fake_findings(kinds),
         further={"policy": pl.DataFrame({"tier": ["low", "high"], "kept_share": [0.5, 0.9]})} if scenes else {},
         token_maps=fake_token_maps(images, n_layers, 6, rng),
-        places={f"vision_{i:02d}": (2 * (i // 4), 2 * (i % 4) + 1) for i in range(16)},
+        places={f"vision_{i:02d}": (2 * (i // 4), 2 * (i % 4) + 1) for i in range(6)},
         grid=(8, 8),
     )
 

@@ -66,7 +66,7 @@ class Section {
     this.charts = charts;
     const nested = rows.some(Array.isArray);
     this.panels.classList.toggle("stack", nested);
-    this.panels.replaceChildren(...(nested ? rows.map((r) => make("div", { class: r.length > 2 ? "panels three" : "panels" }, ...r)) : charts));
+    this.panels.replaceChildren(...(nested ? rows.map((r) => make("div", { class: "panels" }, ...r)) : charts));
     this.state.textContent = words;
     if (!charts.length) this.panels.append(make("p", { class: "empty" }, "No values for this choice."));
     this.fillTable();

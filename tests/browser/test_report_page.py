@@ -1,0 +1,176 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_study import fake_point, fake_study
+
+from orchestrator.report.page import render_page
+
+pytestmark = pytest.mark.browser
+SECTIONS = ("compression", "correlation", "probes", "tokens", "deletion", "knockout", "patching", "trials")
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render_page(fake_study(2)))
+    return path.as_uri()
+
+
+def _drawing(page, section: str) -> str:
+    return page.inner_html(f"#{section} .panels")
+
+
+def test_page_opens_from_disk_without_errors_or_requests(watched, url):
+    seen = watched(url)
+    assert seen.page.get_attribute("html", "data-ready") == "yes"
+    assert seen.said == []
+    assert [u for u in seen.asked if not u.startswith("data:")] == [url]
+
+
+def test_every_section_draws_something_and_fits_the_window(watched, url):
+    for width in (1280, 400):
+        seen = watched(url)
+        seen.page.set_viewport_size({"width": width, "height": 900})
+        for section in SECTIONS:
+            assert seen.page.locator(f"#{section} .panels svg").count() >= 1, section
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_every_control_changes_what_is_drawn(watched, url):
+    seen = watched(url)
+    page = seen.page
+    tried = 0
+    for section in SECTIONS:
+        for field in page.locator(f"#{section} .controls select:visible:enabled").all():
+            for value in field.evaluate("e => [...e.options].map(o => o.value)")[:4]:
+                if field.input_value() == value or field.is_disabled():
+                    continue
+                before = _drawing(page, section)
+                field.select_option(value)
+                assert _drawing(page, section) != before, (section, field.get_attribute("id"), value)
+                assert page.locator(f"#{section} .panels .empty").count() == 0 or "tap" in str(
+                    field.get_attribute("id")
+                )
+                tried += 1
+    assert tried > 15
+    assert seen.said == []
+
+
+def test_layer_of_the_place_map_follows_its_slider(watched, url):
+    page = watched(url).page
+    before = _drawing(page, "probes")
+    page.locator("#probes-layer").fill("2")
+    assert _drawing(page, "probes") != before
+    assert "by place, layer 2" in page.inner_text("#probes .panels")
+
+
+def test_points_can_be_hidden_everywhere(watched, url):
+    page = watched(url).page
+    both = page.locator("#compression .panels svg.chart").count()
+    page.locator("#points input").nth(1).uncheck()
+    assert page.locator("#compression .panels svg.chart").count() == both - 1
+    assert "coco" not in page.inner_text("#correlation .panels")
+
+
+def test_pointer_and_arrow_keys_read_values(watched, url):
+    page = watched(url).page
+    chart = page.locator("#compression svg.chart").first
+    chart.hover()
+    assert "vision tokens:" in page.inner_text("#tip")
+    chart.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#live").startswith("layer 0")
+    page.keyboard.press("ArrowRight")
+    assert "layer 1" in page.inner_text("#live")
+    page.keyboard.press("Escape")
+    assert page.locator("#tip").is_hidden()
+
+
+def test_a_heat_map_cell_is_read_and_chosen_by_keyboard(watched, url):
+    page = watched(url).page
+    page.locator("#correlation svg.chart").first.focus()
+    for key in ("ArrowUp", "ArrowRight", "ArrowRight"):
+        page.keyboard.press(key)
+    assert "q = " in page.inner_text("#live")
+    before = _drawing(page, "correlation")
+    page.keyboard.press("Enter")
+    assert _drawing(page, "correlation") != before
+
+
+def test_every_chart_has_its_numbers_as_a_table(watched, url):
+    page = watched(url).page
+    for section in SECTIONS:
+        page.locator(f"#{section} details.numbers summary").click()
+        assert page.locator(f"#{section} details.numbers td").count() > 3, section
+
+
+def test_charts_and_fields_have_names(watched, url):
+    page = watched(url).page
+    unnamed = page.evaluate(
+        """() => [...document.querySelectorAll('select, input, button, svg.chart, img')].filter(e =>
+            !(e.labels && e.labels.length) && !e.ariaLabel && !e.getAttribute('alt') && !e.textContent.trim()
+        ).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert unnamed == []
+
+
+def test_trial_table_sorts_by_a_heading(watched, url):
+    page = watched(url).page
+    cells = "#trials .trial-table tbody tr td:nth-child(2)"
+    page.locator("#trials button.sort").nth(1).click()
+    rising = [float(t) for t in page.locator(cells).all_inner_texts()]
+    page.locator("#trials button.sort").nth(1).click()
+    falling = [float(t) for t in page.locator(cells).all_inner_texts()]
+    assert rising == sorted(rising)
+    assert falling == sorted(falling, reverse=True)
+
+
+def test_dark_page_and_theme_button(watched, url):
+    seen = watched(url, color_scheme="dark")
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert seen.page.evaluate(paper) == "rgb(20, 24, 29)"
+    seen.page.click("#theme")
+    assert seen.page.inner_text("#theme") == "Theme: light"
+    assert seen.page.evaluate(paper) == "rgb(246, 247, 249)"
+    assert seen.said == []
+
+
+def test_text_contrast_is_readable_in_both_themes(watched, url):
+    """WCAG 2.2: at least 4.5 between text colours and the panel."""
+    for scheme in ("light", "dark"):
+        page = watched(url, color_scheme=scheme).page
+        ratios = page.evaluate(
+            """() => {
+                const linear = (x) => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4;
+                const light = (c) => { const v = c.map(x => linear(x / 255));
+                    return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]; };
+                const probe = document.body.appendChild(document.createElement('i'));
+                const rgb = (name) => { probe.style.color = `var(--${name})`;
+                    return getComputedStyle(probe).color.match(/[\\d.]+/g).slice(0, 3).map(Number); };
+                return Object.fromEntries(['ink', 'soft', 'accent', 'good', 'bad', 'open'].map(n => {
+                    const [a, b] = [light(rgb(n)), light(rgb('panel'))].sort((x, y) => y - x);
+                    return [n, (a + 0.05) / (b + 0.05)]; }));
+            }"""
+        )
+        assert min(ratios.values()) >= 4.5, (scheme, ratios)
+
+
+def test_print_is_light_and_without_controls(watched, url, tmp_path: Path):
+    seen = watched(url, color_scheme="dark")
+    seen.page.emulate_media(media="print")
+    assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert seen.page.locator(".controls:visible").count() == 0
+    seen.page.pdf(path=tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").stat().st_size > 20_000
+
+
+def test_a_page_of_captures_alone_works(watched, tmp_path: Path):
+    point = replace(
+        fake_point(), correlations=None, probes=None, trials=None, deletion=None, knockout=None, patching=None
+    )
+    path = tmp_path / "report.html"
+    path.write_text(render_page(replace(fake_study(1), points=(replace(point, token_maps=()),))))
+    seen = watched(path.as_uri())
+    assert seen.said == []
+    assert seen.page.locator("#compression svg.chart").count() == 1

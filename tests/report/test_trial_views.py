@@ -1,0 +1,64 @@
+import numpy as np
+import polars as pl
+from fake_study import fake_trials
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.report.trial_views import (
+    compression_columns,
+    effect_of_ratio,
+    outcomes,
+    pareto_front,
+    smallest_sufficient_ratio,
+)
+
+pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20)
+
+
+@given(pairs)
+def test_no_trial_beats_one_on_the_front_and_every_other_is_matched(points):
+    x, y = zip(*points, strict=True)
+    front = [points[i] for i in pareto_front(x, y)]
+    for fx, fy in front:
+        assert not any(px >= fx and py >= fy and (px, py) != (fx, fy) for px, py in points)
+    for px, py in points:
+        assert any(fx >= px and fy >= py for fx, fy in front)
+
+
+def _trials(accuracy_by_ratio: dict[float, list[float]]) -> pl.DataFrame:
+    rows = [
+        {"trial": f"{r}-{s}", "complexity_ratio": r, "seed": s, "status": "done", "accuracy/high": a}
+        for r, values in accuracy_by_ratio.items()
+        for s, a in enumerate(values)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_one_seed_gives_no_interval():
+    effect = effect_of_ratio(_trials({0.0: [0.3], 1.0: [0.5, 0.6]}), "accuracy/high")
+    assert effect["ci_low"].to_list()[0] is None
+    assert effect["n_seeds"].to_list() == [1, 2]
+    assert effect["ci_low"][1] <= effect["mean"][1] <= effect["ci_high"][1]
+
+
+def test_smallest_sufficient_ratio_reaches_nine_tenths_of_the_gain():
+    trials = _trials({0.0: [0.30, 0.31], 0.25: [0.45, 0.46], 0.5: [0.50, 0.51], 1.0: [0.51, 0.52]})
+    assert smallest_sufficient_ratio(trials, "accuracy/high") == 0.5
+
+
+def test_no_gain_means_no_sufficient_ratio():
+    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5], 1.0: [0.4, 0.4]}), "accuracy/high") is None
+    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5], 1.0: [0.45, 0.6]}), "accuracy/high") is None
+
+
+def test_failed_trials_do_not_count():
+    trials = _trials({0.0: [0.3], 1.0: [0.9]}).with_columns(
+        status=pl.when(pl.col("complexity_ratio") == 1).then(pl.lit("failed")).otherwise(pl.col("status"))
+    )
+    assert effect_of_ratio(trials, "accuracy/high")["complexity_ratio"].to_list() == [0.0]
+
+
+def test_ends_of_intervals_are_no_outcomes():
+    trials = fake_trials(np.random.default_rng(0))
+    assert outcomes(trials)[:2] == ["accuracy/high", "accuracy/low"]
+    assert not [c for c in outcomes(trials) + compression_columns(trials) if c.endswith(("_low", "_high"))]

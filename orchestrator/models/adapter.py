@@ -10,6 +10,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,6 +27,10 @@ from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.preparation import call_processor, prepare_example
 
 __all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
+
+
+ADAPTER_GROUP = "vtsweep.adapters"
+"""A package adds a model class by an entry point in this group: `model_type = package.module:AdapterClass`."""
 
 
 class Adapter(ABC):
@@ -48,12 +53,17 @@ class Adapter(ABC):
 
     @staticmethod
     def from_model(model: nn.Module, processor: Any = None) -> Adapter:
-        """Return the adapter that suits a model object, by its config's `model_type`."""
+        """Return the adapter that suits a model object, by its config's `model_type`.
+
+        An installed package registers its own by an entry point of the group `vtsweep.adapters` named like the type.
+        """
         from orchestrator.models.cross_attention import CrossAttentionAdapter
         from orchestrator.models.molmo import MolmoAdapter
         from orchestrator.models.sequence import SequenceAdapter
 
         family: Any = model.config
+        for point in entry_points(group=ADAPTER_GROUP, name=family.model_type):
+            return point.load()(model, processor)
         kinds: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
         kind = kinds.get(family.model_type, SequenceAdapter)
         return kind(model, processor)

@@ -1,0 +1,70 @@
+"""The examples of docs/extend.md, installed as a package and run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+TEXT = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+
+
+def block(language: str, first: str) -> str:
+    """The code block of a language that contains `first`."""
+    found = [b for b in re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL) if first in b]
+    assert len(found) == 1, f"{language}: {first}"
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder laid out as an installed distribution with the documented entry points."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "my_metrics.py").write_text(block("python", "# my_metrics.py"))
+    (folder / "my_models.py").write_text(block("python", "# my_models.py"))
+    info = folder / "mine-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    sections = [(group, line) for group, line in re.findall(r'entry-points\."([^"]+)"\]\n(\w+ = "[^"]+")', TEXT)]
+    assert {group for group, _ in sections} == {"vtsweep.metrics", "vtsweep.adapters"}
+    (info / "entry_points.txt").write_text("".join(f"[{g}]\n{line.replace(chr(34), '')}\n" for g, line in sections))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "my_images"
+    folder.mkdir()
+    (folder / "attributes.csv").write_text(block("csv", "file,"))
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "b.jpg"):
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def test_folder_metric_and_adapter_work_as_documented(site: Path, images: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "mine.yaml"
+    sweep.write_text(block("yaml", "source: folder"))
+    code = (
+        f"import sys, json; sys.path.insert(0, {str(site)!r})\n"
+        "import orchestrator as vt\n"
+        f"sweep = vt.load_sweep({str(sweep)!r}, ['data.root={images}', 'storage={tmp_path}/r', 'how.backend=local',"
+        " 'capture.metrics=[gini,top_token_share]', 'correlate.n_bootstrap=5'])\n"
+        "study, _ = vt.run_study(sweep, quiet=True)\n"
+        "rows = study.layer_metrics.collect()\n"
+        "vision = rows.filter((rows['group'] == 'vision') & (rows['tap'] == 'decoder'))\n"
+        "print(json.dumps([vision['top_token_share'].to_list(), vision['n_tokens'].to_list(),"
+        " study.images.collect()['scene'].to_list()]))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    shares, n_tokens, scenes = json.loads(found.stdout.splitlines()[-1])
+    assert all(1 / 63 <= share <= 1 for share in shares)
+    assert set(n_tokens) == {63}, "the adapter leaves out the first of 64 visual tokens"
+    assert scenes == ["street", "forest"]

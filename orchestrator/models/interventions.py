@@ -198,7 +198,7 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_eager(adapter))
         for i in wanted:
-            module = adapter.layers[i].cross_attn if cross else adapter.layers[i].self_attn
+            module = adapter.layers[i].get_submodule("cross_attn" if cross else "self_attn")
             stack.callback(module.register_forward_hook(add).remove)
         adapter.run(batch, logits_to_keep=1)
     rows = [row[mask] / len(wanted) for row, mask in zip(total, where, strict=True)]
@@ -208,7 +208,8 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
 @contextlib.contextmanager
 def _eager(adapter: Adapter) -> Iterator[None]:
     """Let the decoder compute attention in a way that returns its weights."""
-    configs = {id(config): config for config in (adapter.decoder.config, text_config(adapter.config))}.values()
+    decoder: Any = adapter.decoder
+    configs = {id(config): config for config in (decoder.config, text_config(adapter.config))}.values()
     before = [config._attn_implementation for config in configs]
     for config in configs:
         config._attn_implementation = "eager"

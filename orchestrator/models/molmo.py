@@ -32,7 +32,7 @@ def apply_shims(model_class: Any) -> None:
     """Give a Molmo class what transformers 5 expects of a model class."""
     model_class.all_tied_weights_keys = {}  # the published weights tie nothing
     model_class.tie_weights = _tie_nothing
-    model_class._supports_default_dynamic_cache = classmethod(lambda cls: False)  # its caches are plain tuples
+    model_class._supports_default_dynamic_cache = classmethod(lambda _: False)  # its caches are plain tuples
 
 
 def _tie_nothing(self: nn.Module, *args: Any, **kwargs: Any) -> None:

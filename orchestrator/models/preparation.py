@@ -23,6 +23,8 @@ def prepare_example(adapter: Adapter, image: np.ndarray | None, prompt: str, ans
         raise ModelError("prepare: the adapter has no processor; load the model by name, or build batches of tensors.")
     if not prompt.strip():
         raise ModelError("prepare: the prompt is empty.")
+    if (token := getattr(adapter.processor, "image_token", None)) and token in prompt:
+        raise ModelError(f"prepare: the prompt {prompt!r} holds the image placeholder {token!r}.")
     text, continuation = render(adapter.processor, adapter.family, prompt, image=image is not None, answer=answer)
     example = adapter.call_processor(image, text)
     if continuation:
@@ -53,7 +55,8 @@ def call_processor(processor: Any, image: np.ndarray | None, text: str) -> Batch
     special = not (bos and text.startswith(bos))
     images = {} if image is None else {"images": [Image.fromarray(image)]}
     encoded = processor(text=[text], **images, return_tensors="pt", add_special_tokens=special)
-    example = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
+    # PaliGemma's adds labels of its own, of no answer.
+    example = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"}
     if "attention_mask" not in example:
         example["attention_mask"] = torch.ones_like(example["input_ids"])
     return example

@@ -176,7 +176,12 @@ def _llava_onevision(size: Size) -> Any:
     )
 
 
-_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 125, "vision_start_token_id": 122, "vision_end_token_id": 123}
+_QWEN_IDS: dict[str, Any] = {
+    "image_token_id": IMAGE,
+    "video_token_id": 125,
+    "vision_start_token_id": 122,
+    "vision_end_token_id": 123,
+}
 
 
 def _mrope(size: Size, **more: Any) -> dict[str, Any]:
@@ -284,7 +289,6 @@ def _molmo2(size: Size) -> Any:
         adapter_config=pooling,
         text_config=text,
         image_patch_id=IMAGE,
-        image_col_id=SEPARATOR,
         image_start_token_id=122,
         image_end_token_id=123,
         low_res_image_start_token_id=124,
@@ -303,7 +307,7 @@ def _mllama(size: Size) -> Any:
         "max_num_tiles": 4,
         "intermediate_layers_indices": [0],
         "vision_output_dim": 2 * size.vision_width,
-        "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2]],
+        "supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]],
     }
     return hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
 
@@ -370,9 +374,9 @@ def _separated(config: Any, tiles: tuple[int, int], generator: torch.Generator) 
     """Tiles with a separator token before each: Idefics3 and SmolVLM (tiles stacked), Gemma3 (tiles in a row)."""
     side, n_tiles = _side(config), tiles[0] * tiles[1]
     if config.model_type == "gemma3":
-        each, lead = config.mm_tokens_per_image, (n_tiles,)
+        each, lead = config.mm_tokens_per_image, [n_tiles]
     else:
-        each, lead = (side // config.vision_config.patch_size // config.scale_factor) ** 2, (1, n_tiles)
+        each, lead = (side // config.vision_config.patch_size // config.scale_factor) ** 2, [1, n_tiles]
     return ([SEPARATOR] + [IMAGE] * each) * n_tiles, {"pixel_values": _pixels(generator, *lead, 3, side, side)}
 
 

@@ -4,7 +4,8 @@ The grid is 8 layers x 24 positions x 8 attributes x 7 penalties x 5 folds at n 
 2 layers x 8 positions at d = 3,584. Both sides fit the same features, labels and splits, make the same nested choice of
 the penalty and use the same cores: one process a core, single-threaded, fed by joblib. scikit-learn uses its own best
 tricks: `RidgeCV` shares one SVD among all targets and penalties, logistic regression walks the penalties with warm
-starts, MLPs work in float32. `GridSearchCV` stands beside `RidgeCV`, which never refits and so is no K-fold.
+starts, MLPs work in float32 and take the same number of steps. Two more comparisons: `GridSearchCV` beside `RidgeCV`,
+which never refits and so is no K-fold, and scikit-learn's default MLP (up to 200 epochs) beside ours.
 
 Times are processor seconds over the number of cores, so that a busy machine does not change them (wall time where the
 batched engine runs on a GPU). Slow solvers are timed on a part of the grid, and compared by time per feature matrix:
@@ -137,6 +138,24 @@ def grid_search(grid: Grid, layer: int, positions: slice, config: ProbeConfig) -
     return Timed(clock("cpu") - started, np.array(scores), 0.0)
 
 
+def default_net(grid: Grid, layer: int, positions: slice, config: ProbeConfig) -> Timed:
+    """MLPs with scikit-learn's own defaults for steps and learning rate; size and L2 term as ours."""
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
+    labels, block = grid.labels("mlp"), grid.block(layer, positions, config)
+    hidden = (config.mlp_width,) * config.mlp_depth
+    started = clock("cpu")
+    Z, Z_test, _, _ = standardise(block.train, block.test)
+    fits = []
+    for label in labels:
+        kind = MLPClassifier if label.is_classification else MLPRegressor
+        y = label.train if label.is_classification else label.train.astype(np.float32)
+        net = kind(hidden_layer_sizes=hidden, alpha=200 * config.mlp_penalties[0], random_state=0).fit(Z[0].numpy(), y)
+        fits.append(Fit(np.zeros(1), net.predict(Z_test[0].numpy())[:, None], None))
+    seconds = clock("cpu") - started
+    return Timed(seconds, np.stack([score(f, label) for f, label in zip(fits, labels, strict=True)], 1), 0.0)
+
+
 def on_cores(tasks: list[tuple[Callable[..., Timed], tuple]], jobs: int) -> tuple[float, np.ndarray, float]:
     """The tasks' times in sum over the number of cores, their scores in order, the largest peak memory."""
     done = joblib.Parallel(n_jobs=jobs)(joblib.delayed(function)(*arguments) for function, arguments in tasks)
@@ -225,6 +244,10 @@ def main() -> None:
     searched = [(grid_search, (small, layer, slice(0, 1), config)) for layer in range(min(n_layers, options.jobs))]
     seconds, _, _ = on_cores(searched, options.jobs)
     grid_search_ratio = seconds / len(searched) / results["ridge"]["ours_s_per_matrix"]
+    default = [(default_net, (small, 0, slice(p, p + 1), config)) for p in range(options.jobs)]
+    seconds, default_scores, _ = on_cores(default, options.jobs)
+    default_ratio = seconds / len(default) / results["mlp"]["ours_s_per_matrix"]
+    ours = fit("batched", "mlp", small, 0, slice(0, options.jobs), config, options.device)
     parts = {"d=256": bottleneck(small, config, options.device), "d=3584": bottleneck(wide, config, options.device)}
     print("seconds a matrix by part:", {k: {p: round(s, 5) for p, s in v.items()} for k, v in parts.items()})
     print(
@@ -233,6 +256,8 @@ def main() -> None:
                 "benchmark": "probes",
                 "device": torch.cuda.get_device_name() if options.device != "cpu" else f"cpu x {options.jobs}",
                 **{f"sklearn_over_ours_{k}": round(v["ratio"], 2) for k, v in results.items()},
+                "sklearn_defaults_over_ours_mlp": round(default_ratio, 2),
+                "mean_score_difference_mlp_defaults": float((ours.scores - default_scores).mean()),
                 "gridsearchcv_over_ours_ridge": round(grid_search_ratio, 2),
                 **{f"score_difference_{k}": v["largest_score_difference"] for k, v in results.items()},
                 **{f"mean_score_difference_{k}": v["mean_score_difference"] for k, v in results.items()},

@@ -203,9 +203,9 @@ class ProbeConfig(Section):
     """Width of each of the MLP's hidden layers."""
     mlp_depth: Annotated[int, Field(strict=True, ge=1, le=4)] = 2
     """Hidden layers of the MLP (the paper: two)."""
-    mlp_steps: PositiveInt = 300
+    mlp_steps: PositiveInt = 150
     """Optimiser steps of the MLP."""
-    mlp_learning_rate: PositiveFloat = 3e-3
+    mlp_learning_rate: PositiveFloat = 6e-3
     """Adam learning rate of the MLP."""
     mlp_batch_size: PositiveInt = 200
     """Images an optimiser step of the MLP."""

@@ -1,12 +1,14 @@
 """Small MLP probes (the paper: two hidden layers), many trained at once.
 
-Shapes: B positions, n training images, m held-out images, d width, T nets a position, w hidden width, O outputs.
+Shapes: B positions, n training images, b images of a minibatch, m held-out images, d width, T nets a position,
+w hidden width, O outputs. Activations are kept features first, (B T, w, b): the first layer of all nets of a position
+is then one product (T w, d) @ (d, b), every other one a batched product over B T nets, and nothing is rearranged.
 
-All nets of a call take the same steps on the same minibatches, so the first layer of all nets of a position is one
-product X (b, d) @ (d, T w) and the others are batched products over B T nets. Loss as scikit-learn's `MLPClassifier` /
-`MLPRegressor`: mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU,
-Glorot-uniform start, Adam. The learning rate is constant for half the steps, then falls to zero in a line. Each net's
-start depends on `seed` alone, so results do not depend on which nets share a call.
+All nets of a call take the same steps on the same minibatches. Loss as scikit-learn's `MLPClassifier` / `MLPRegressor`:
+mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU, Glorot-uniform
+start, Adam. The learning rate is constant for half the steps, then falls to zero in a line. Each net's start depends on
+`seed` alone, so results do not depend on which nets share a call. Gradients are written out by hand: the nets are so
+small that an autograd graph costs as much as they do.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MASKED = -1e9  # logit of a class a target does not have
+BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}  # weights and activations trained at a time: a core's cache
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,14 @@ class MlpSettings:
 
     width: int = 64
     depth: int = 2
-    steps: int = 300
-    learning_rate: float = 3e-3
+    steps: int = 150
+    learning_rate: float = 6e-3
     batch_size: int = 200
     seed: int = 0
 
 
 class MlpBatch:
-    """T nets on each of B positions."""
+    """T nets on each of B positions. First weights (B, T w, d), the others (B T, out, in); biases (..., out, 1)."""
 
     def __init__(self, B: int, d: int, T: int, n_outputs: int, settings: MlpSettings, device: torch.device) -> None:
         self.B, self.T, self.settings = B, T, settings
@@ -45,36 +48,49 @@ class MlpBatch:
         self.biases: list[Tensor] = []
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
             bound = math.sqrt(6.0 / (fan_in + fan_out))
-            start = (torch.rand(fan_in + 1, fan_out, generator=random) * 2 - 1) * bound
-            shape = (B, fan_in, T, fan_out) if i == 0 else (B * T, fan_in, fan_out)
-            weight = start[:-1, None, :] if i == 0 else start[:-1]
-            self.weights.append(weight.expand(shape).contiguous().to(device).requires_grad_())
-            self.biases.append(start[-1].expand(B * T, 1, fan_out).contiguous().to(device).requires_grad_())
+            start = (torch.rand(fan_out, fan_in + 1, generator=random) * 2 - 1).mul_(bound).to(device)
+            copies = (B, T * fan_out) if i == 0 else (B * T, fan_out)
+            whole = start.repeat(T, 1) if i == 0 else start
+            self.weights.append(whole[:, :-1].expand(*copies, fan_in).contiguous())
+            self.biases.append(whole[:, -1:].expand(*copies, 1).contiguous())
 
-    def forward(self, X: Float[Tensor, "B b d"]) -> Float[Tensor, "B T b O"]:
-        first = self.weights[0]
-        hidden = X @ first.flatten(2)  # B b (T w)
-        hidden = hidden.view(self.B, X.shape[1], self.T, -1).transpose(1, 2).reshape(self.B * self.T, X.shape[1], -1)
-        hidden = hidden + self.biases[0]
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            hidden = torch.baddbmm(bias, torch.relu(hidden), weight)
-        return hidden.view(self.B, self.T, X.shape[1], -1)
+    def _forward(self, X: Float[Tensor, "B d b"]) -> list[Tensor]:
+        """Activations of each hidden layer (B T, w, b), then the outputs (B T, O, b)."""
+        first = torch.baddbmm(self.biases[0], self.weights[0], X).relu_()
+        layers = [first.view(self.B * self.T, -1, X.shape[2])]
+        for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
+            layers.append(torch.baddbmm(bias, weight, layers[-1]).relu_())
+        layers.append(torch.baddbmm(self.biases[-1], self.weights[-1], layers[-1]))
+        return layers
 
+    def _gradients(self, X: Float[Tensor, "B d b"], layers: list[Tensor], slope: Float[Tensor, "BT O b"]) -> None:
+        """Set `.grad` of weights and biases, from the slope of the loss in the outputs."""
+        for i in range(len(self.weights) - 1, 0, -1):
+            self.weights[i].grad = slope @ layers[i - 1].mT
+            self.biases[i].grad = slope.sum(2, keepdim=True)
+            slope = torch.ops.aten.threshold_backward(self.weights[i].mT @ slope, layers[i - 1], 0)
+        slope = slope.view(self.B, -1, X.shape[2])
+        self.weights[0].grad = slope @ X.mT
+        self.biases[0].grad = slope.sum(2, keepdim=True)
+
+    @torch.no_grad()
     def fit(
         self,
         X: Float[Tensor, "B n d"],
         Y: Tensor,
         used: Float[Tensor, "T n"],
         penalty: Float[Tensor, "B T"],
-        mask: Tensor,
+        mask: Float[Tensor, "T O"],
     ) -> None:
-        """Train all nets; `used` is 1 for the rows of a net, `mask` (T, O) is added to its logits."""
-        settings = self.settings
-        parameters = self.weights + self.biases
-        optimiser = torch.optim.Adam(parameters, lr=settings.learning_rate, fused=True)
-        n, b = X.shape[1], min(settings.batch_size, X.shape[1])
+        """Train all nets on Y (T, n), class codes or numbers; `used` is 1 for the rows of a net, else 0."""
+        settings, n = self.settings, X.shape[1]
+        b = min(settings.batch_size, n)
+        optimiser = torch.optim.Adam(self.weights + self.biases, lr=settings.learning_rate, fused=True)
         random = torch.Generator().manual_seed(settings.seed + 1)
-        decay = [penalty[:, None, :, None]] + [penalty.reshape(-1, 1, 1)] * (len(self.weights) - 1)
+        decay = penalty.reshape(-1, 1, 1)
+        decays = [penalty.repeat_interleave(settings.width, 1)[..., None]] + [decay] * (len(self.weights) - 1)
+        classes = torch.arange(mask.shape[1], device=X.device)[:, None]
+        onehot = (Y[:, None] == classes).to(X.dtype)  # T O n; unused for numbers
         order = torch.empty(0, dtype=torch.int64)
         for step in range(settings.steps):
             if len(order) < b:
@@ -82,29 +98,32 @@ class MlpBatch:
             rows, order = order[:b].to(X.device), order[b:]
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * min(1.0, 2.0 * (1.0 - step / settings.steps))
-            output = self.forward(X[:, rows])
-            part = used[:, rows]
-            weight = part / part.sum(1, keepdim=True).clamp_min(1.0)
-            loss = (net_loss(output, Y[:, rows], mask) * weight).sum()
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            with torch.no_grad():
-                for tensor, lam in zip(self.weights, decay, strict=True):
-                    tensor.grad.addcmul_(tensor, lam)  # type: ignore[union-attr]
+            batch, truth, part = X[:, rows].mT, Y[:, rows], used[:, rows]
+            layers = self._forward(batch)
+            output = layers[-1].view(self.B, self.T, -1, b)
+            if truth.is_floating_point():
+                slope = output - truth[:, None]
+            else:
+                slope = torch.softmax(output + mask[:, :, None], 2)
+                slope.sub_(onehot[:, :, rows])
+            slope.mul_((part / part.sum(1, keepdim=True).clamp_min(1.0))[:, None])
+            self._gradients(batch, layers, slope.flatten(0, 1))
+            for weight, lam in zip(self.weights, decays, strict=True):
+                weight.grad.addcmul_(weight, lam)  # type: ignore[union-attr]
             optimiser.step()
 
     @torch.no_grad()
-    def predict(self, X: Float[Tensor, "B m d"], mask: Tensor) -> Float[Tensor, "B T m O"]:
-        return self.forward(X) + mask[:, None]
+    def predict(self, X: Float[Tensor, "B m d"], mask: Float[Tensor, "T O"]) -> Float[Tensor, "B T m O"]:
+        """Masked logits, or numbers."""
+        return (self._forward(X.mT)[-1].view(self.B, self.T, -1, X.shape[1]) + mask[:, :, None]).mT
 
 
-def net_loss(output: Float[Tensor, "B T b O"], Y: Tensor, mask: Float[Tensor, "T O"]) -> Float[Tensor, "B T b"]:
-    """Loss of each row: cross-entropy for integer Y (T, b), half the squared error for float Y."""
+def net_loss(output: Float[Tensor, "B T m O"], Y: Tensor) -> Float[Tensor, "B T m"]:
+    """Loss of each row: cross-entropy of logits for integer Y (T, m), half the squared error for float Y."""
     if Y.is_floating_point():
         return 0.5 * (output[..., 0] - Y).square()
-    logits = output + mask[:, None]
-    chosen = logits.gather(3, Y.expand(output.shape[0], -1, -1)[..., None])[..., 0]
-    return torch.logsumexp(logits, 3) - chosen
+    chosen = output.gather(3, Y.expand(output.shape[0], -1, -1)[..., None])[..., 0]
+    return torch.logsumexp(output, 3) - chosen
 
 
 @dataclass
@@ -131,24 +150,32 @@ def fit_mlp(
     The penalty is chosen on inner fold 0 after training on the other folds, then the net is trained anew on all
     training images. With one penalty the choice, and its cost, falls away.
     """
-    B, _, d = X.shape
-    T = len(Y)
+    T, d = len(Y), X.shape[2]
     n_outputs = 1 if n_classes is None else int(n_classes.max())
     mask = X.new_zeros(T, n_outputs)
     if n_classes is not None:
         mask[torch.arange(n_outputs, device=X.device) >= n_classes[:, None]] = MASKED
-    best = torch.zeros(B, T, dtype=torch.int64, device=X.device)
-    if len(penalties) > 1:
-        losses = []
-        inside = (fold == 0).to(X.dtype)
-        for lam in penalties:
-            nets = MlpBatch(B, d, T, n_outputs, settings, X.device)
-            nets.fit(X, Y, valid * (1 - inside), X.new_full((B, T), lam), mask)
-            with torch.no_grad():
-                held_out = valid * inside
-                loss = (net_loss(nets.forward(X), Y, mask) * held_out).sum(2) / held_out.sum(1).clamp_min(1.0)
-            losses.append(loss)
-        best = torch.stack(losses).argmin(0)
-    nets = MlpBatch(B, d, T, n_outputs, settings, X.device)
-    nets.fit(X, Y, valid, X.new_tensor(penalties)[best], mask)
-    return MlpFit(best, nets.predict(X_test, mask))
+    a_position = 4 * T * settings.width * (4 * d + 2 * settings.depth * min(settings.batch_size, X.shape[1]))
+    size = max(1, BATCH_BYTES[X.device.type] // a_position)
+
+    def trained(part: slice, used: Tensor, penalty: Tensor) -> MlpBatch:
+        nets = MlpBatch(len(penalty), d, T, n_outputs, settings, X.device)
+        nets.fit(X[part], Y, used, penalty, mask)
+        return nets
+
+    best = torch.zeros(len(X), T, dtype=torch.int64, device=X.device)
+    output = X.new_empty(len(X), T, X_test.shape[1], n_outputs)
+    inside = (fold == 0).to(X.dtype)
+    for b in range(0, len(X), size):
+        part = slice(b, b + size)
+        if len(penalties) > 1:
+            held_out = valid * inside
+            losses = []
+            for lam in penalties:
+                nets = trained(part, valid * (1 - inside), torch.full_like(best[part], lam, dtype=X.dtype))
+                losses.append(
+                    (net_loss(nets.predict(X[part], mask), Y) * held_out).sum(2) / held_out.sum(1).clamp_min(1.0)
+                )
+            best[part] = torch.stack(losses).argmin(0)
+        output[part] = trained(part, valid, X.new_tensor(penalties)[best[part]]).predict(X_test[part], mask)
+    return MlpFit(best, output)

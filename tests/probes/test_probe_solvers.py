@@ -105,8 +105,8 @@ def test_nets_trained_together_equal_nets_trained_alone_by_plain_torch() -> None
     for b, t in ((0, 0), (1, 3)):
         linear = [torch.nn.Linear(6, 5), torch.nn.Linear(5, 5), torch.nn.Linear(5, 3)]
         for i, layer in enumerate(linear):
-            weight = start[0][b, :, t] if i == 0 else start[i][b * 4 + t]
-            layer.weight.data, layer.bias.data = weight.T.clone(), start[3 + i][b * 4 + t, 0].clone()
+            place = (b, slice(5 * t, 5 * t + 5)) if i == 0 else (b * 4 + t,)
+            layer.weight.data, layer.bias.data = start[i][place].clone(), start[3 + i][place][:, 0].clone()
         net = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1], torch.nn.ReLU(), linear[2])
         optimiser = torch.optim.Adam(
             [

@@ -43,9 +43,9 @@ class Recipe:
 
     model: str
     """``reference-joint`` or ``reference-cross``."""
-    encoder_steps: int = 1400
+    encoder_steps: int = 1000
     """Steps of the first phase."""
-    answer_steps: int = 2500
+    answer_steps: int = 1800
     """Steps of the second phase."""
     encoder_batch: tuple[int, int] = (64, 16)
     """Low-tier and crowded images a step in the first phase."""

@@ -5,7 +5,6 @@ comes from plain greedy ``generate``. An answer counts only if it equals the tru
 """
 
 import argparse
-import itertools
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -129,19 +128,20 @@ def draw_curves(curves: Sequence[Path], png: Path) -> None:
     figure, axes = plt.subplots(2, len(curves), figsize=(5 * len(curves), 5.5), sharex="col", squeeze=False)
     for (losses, shares), path in zip(axes.T, curves, strict=True):
         points = [json.loads(line) for line in path.read_text().splitlines()]
+        begin = max((point["step"] for point in points if point["phase"] == "encoder"), default=0)
         for axis, names in (
             (losses, ("dense_loss", "answer_loss")),
             (shares, ("cover_shape", "cover_colour", "centre_shape", "answer_tokens_right")),
         ):
             for name in names:
                 seen = [point for point in points if name in point]
-                axis.plot([point["minutes"] for point in seen], [point[name] for point in seen], label=name, lw=1.2)
-            for point, following in itertools.pairwise(points):
-                if point["phase"] != following["phase"]:
-                    axis.axvline(point["minutes"], color="grey", lw=0.8, ls=":")
+                steps = [point["step"] + begin * (point["phase"] == "answers") for point in seen]
+                axis.plot(steps, [point[name] for point in seen], label=name, lw=1.2)
+            if begin:
+                axis.axvline(begin, color="grey", lw=0.8, ls=":")
             axis.grid(alpha=0.3)
         losses.set(title=path.stem.removesuffix("-curve"), yscale="log", ylabel="loss")
-        shares.set(xlabel="minutes of training", ylabel="share right", ylim=(0, 1))
+        shares.set(xlabel="step", ylabel="share right", ylim=(0, 1))
         losses.legend(fontsize=8)
         shares.legend(fontsize=8, loc="lower right")
     figure.tight_layout()

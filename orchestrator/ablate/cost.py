@@ -37,6 +37,6 @@ def selection_flops(adapter: Adapter, method: str, n_text: int, n_vision: int, l
     width = adapter.hidden_size
     if method == "attention":
         return decoder_flops(adapter, n_text, n_vision, n_vision) if layer == 0 else 0.0
-    if method == "leverage":  # the Gram matrix and its eigenvectors (Golub and Van Loan 2013, section 8.3)
-        return 2.0 * n_vision**2 * width + 9.0 * n_vision**3
+    if method == "leverage":  # Gram matrix of the smaller side, its eigenvectors (Golub and Van Loan 2013, section 8.3)
+        return 2.0 * n_vision * width * min(n_vision, width) + 9.0 * min(n_vision, width) ** 3
     return {"norm": 2.0, "similarity": 6.0}.get(method, 0.0) * n_vision * width

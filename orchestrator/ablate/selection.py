@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from orchestrator.models.adapter import Adapter
@@ -82,12 +82,18 @@ def _by_states(method: str, states: Float[Tensor, "V D"]) -> Float[Tensor, " V"]
         unit = torch.nn.functional.normalize(states, dim=1)
         return -(unit @ unit.sum(dim=0))
     if method == "leverage":
-        # Left singular vectors of the token matrix: eigenvectors of the V x V Gram matrix.
-        exact = states.double()
-        values, vectors = torch.linalg.eigh(exact @ exact.T)
-        kept = vectors[:, -LEVERAGE_RANK:] * (values[-LEVERAGE_RANK:] > values[-1] * 1e-10)
-        return kept.square().sum(dim=1).float()
+        return _leverage(states.double(), LEVERAGE_RANK).float()
     raise ValueError(f"unknown method {method!r}; expected norm, similarity, leverage or attention")
+
+
+def _leverage(x: Float64[Tensor, "V D"], rank: int) -> Float64[Tensor, " V"]:
+    """Squared norms of the rows of the first `rank` left singular vectors, from the Gram matrix of the smaller side."""
+    wide = x.shape[0] <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    there = values[-rank:] > values[-1] * 1e-10
+    values, vectors = values[-rank:][there], vectors[:, -rank:][:, there]
+    left = vectors if wide else (x @ vectors) / values.sqrt()
+    return left.square().sum(dim=1)
 
 
 def seen_size(example: Batch) -> tuple[int, int] | None:

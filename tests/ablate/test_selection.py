@@ -33,8 +33,9 @@ def test_random_scores_depend_on_the_seed_alone() -> None:
     assert not torch.equal(random_scores(9, (1, 2)), random_scores(9, (2, 2)))
 
 
-def test_scores_follow_their_definitions() -> None:
-    states = torch.randn(12, 7, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
+@pytest.mark.parametrize("width", [7, 30])
+def test_scores_follow_their_definitions(width: int) -> None:
+    states = torch.randn(12, width, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
     x = states.double().numpy()
     torch.testing.assert_close(
         _by_states("norm", states).double().numpy(), np.linalg.norm(x, axis=1), atol=1e-5, rtol=0

@@ -8,6 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from tests.file_tree import replaced
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,3 +26,8 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / path).read_text()):
         if not re.match(r"[a-z]+:", target):
             assert ((ROOT / path).parent / target).exists(), f"{path}: {target}"
+
+
+def test_the_readme_lists_every_module_with_its_phrase() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme == replaced(readme), "run `python -m tests.file_tree`"

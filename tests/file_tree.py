@@ -1,0 +1,56 @@
+"""The README's file tree, from the first line of each module. `python -m tests.file_tree` writes it."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {
+    "orchestrator": "the package",
+    "orchestrator/data": "images, what is in them, questions about them",
+    "orchestrator/models": "one way to use any vision-language model",
+    "orchestrator/capture": "activations in, metrics and kept features out",
+    "orchestrator/compression": "metrics, correlation, findings",
+    "orchestrator/probes": "what tokens know",
+    "orchestrator/finetune": "one LoRA trial",
+    "orchestrator/ablate": "what tokens are used for",
+    "orchestrator/report": "the page",
+    "orchestrator/report/figures": "static figures",
+    "jobs": "entry points for `ray job submit`",
+    "benchmarks": "speed and memory as ratios; each ends in one line of JSON",
+}
+OTHERS = {
+    "sweeps/*.yaml": "studies; each opens with its command and what to expect",
+    "deploy/, cluster.yaml": "clusters: cloud autoscaling, fixed hosts, Kubernetes",
+    "tests/": "properties, one folder a room",
+    "docs/": "tables, metrics, models, cluster, development, log",
+}
+
+
+def phrase(path: Path) -> str:
+    """First sentence of a module's docstring."""
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=[.;])\s", text)[0].rstrip(".;")
+
+
+def file_tree() -> str:
+    """The tree as one code block's content."""
+    lines = []
+    for room, what in ROOMS.items():
+        lines.append(f"{room + '/':<28} {what}")
+        modules = sorted(p for p in (ROOT / room).glob("*.py") if p.name != "__init__.py")
+        lines += [f"  {module.name:<26} {phrase(module)}" for module in modules]
+    return "\n".join(lines + [f"{name:<28} {what}" for name, what in OTHERS.items()]) + "\n"
+
+
+def replaced(readme: str) -> str:
+    """`readme` with the tree between its markers."""
+    head, _, rest = readme.partition("<!-- files -->\n")
+    return f"{head}<!-- files -->\n```\n{file_tree()}```\n<!-- /files -->{rest.partition('<!-- /files -->')[2]}"
+
+
+if __name__ == "__main__":
+    target = ROOT / "README.md"
+    target.write_text(replaced(target.read_text(encoding="utf-8")), encoding="utf-8")

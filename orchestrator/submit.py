@@ -152,7 +152,9 @@ def _follow(client: Any, job_id: str, where: str) -> Submission:
     details = client.get_job_info(job_id)
     status = str(details.status.value)
     code = exit_code(status, getattr(details, "driver_exit_code", None))
-    say(f"job {job_id}: {status.lower()}" + (f": {scrub(details.message)}" if code and details.message else ""))
+    # Ray's message repeats the log below its first line.
+    reason = scrub(details.message or "").partition("\n")[0] if code else ""
+    say(f"job {job_id}: {status.lower()}" + (f": {reason}" if reason else ""))
     if code:
         say("what it finished is kept; the same command resumes it")
     return Submission(job_id, where, status, code)

@@ -93,6 +93,8 @@ def head(tmp_path_factory):
     token = tmp_path_factory.mktemp("token") / "auth_token"
     token.write_text("0123456789abcdef" * 4)
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
+    # As after `source .venv/bin/activate`: the job's `python` is the one with the dependencies.
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
     env.pop("RAY_AUTH_TOKEN", None)
     env.pop("RAY_ADDRESS", None)
     temporary = f"/tmp/vtsweep-head-{port}"

@@ -1,0 +1,132 @@
+"""Results on an object store: a real S3 protocol server in this process's stead of Amazon's."""
+
+import json
+import socket
+import threading
+import uuid
+
+import numpy as np
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from orchestrator.errors import StorageError
+from orchestrator.layout import Stage, Storage, load_stage
+
+pytest.importorskip("s3fs")
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
+    server.start()
+    yield f"http://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def storage(endpoint, monkeypatch) -> Storage:
+    for name, value in {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    s3fs.S3FileSystem().mkdir(bucket)
+    return Storage(f"s3://{bucket}/results")
+
+
+def write(stage: Stage, shard: int) -> None:
+    images = pl.DataFrame({"image_id": [f"{shard}-{k}" for k in range(3)], "n": [shard, 1, 2]})
+    stage.write_shard(shard, {"images": images}, {"features/decoder": np.full((3, 2), shard, np.float16)})
+
+
+def test_a_stage_on_s3_reads_back_as_on_a_disk(storage, tmp_path):
+    remote, local = (Stage(one, "capture", {"seed": 1}) for one in (storage, Storage(str(tmp_path))))
+    for stage in (remote, local):
+        assert not stage.is_done()
+        assert stage.open({"shard_size": 3}) == {"shard_size": 3}
+        for shard in range(3):
+            write(stage, shard)
+        stage.mark_done({"n": 9})
+    assert remote.is_done()
+    assert remote.digest == local.digest
+    assert remote.finished_shards() == local.finished_shards()
+    assert_frame_equal(remote.scan("images").collect(), local.scan("images").collect())
+    for one, two in zip(remote.arrays("features/decoder"), local.arrays("features/decoder"), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert load_stage(storage, "capture", remote.digest).summary() == {"n": 9}
+
+
+def test_what_another_process_wrote_is_seen_at_once(storage):
+    stage = Stage(storage, "capture", {"seed": 2})
+    assert stage.finished_shards() == {}
+    assert not stage.is_done()
+    import s3fs
+
+    other = s3fs.S3FileSystem(skip_instance_cache=True)
+    root = stage.store.path("").removeprefix("s3://")
+    other.pipe_file(f"{root}/shards/00004.json", json.dumps({"tables": {}, "arrays": {}, "extra": {}}).encode())
+    assert list(stage.finished_shards()) == [4]
+    other.pipe_file(f"{root}/_SUCCESS", b"{}")
+    assert stage.is_done()
+    other.pipe_file(f"{root}/shards/00005.json", json.dumps({"tables": {}, "arrays": {}, "extra": {}}).encode())
+    assert stage.written_shards() == [4, 5]
+
+
+@pytest.mark.parametrize("victim", ["images/00001.parquet", "features/decoder/00001.npy", "shards/00001.json"])
+def test_a_shard_cut_short_on_s3_does_not_count(storage, victim):
+    stage = Stage(storage, "capture", {"seed": 3})
+    for shard in range(2):
+        write(stage, shard)
+    whole = stage.store.read(victim)
+    stage.store.fs.pipe_file(stage.store.path(victim), whole[: len(whole) // 2])
+    assert list(stage.finished_shards()) == [0]
+    write(stage, 1)
+    assert list(stage.finished_shards()) == [0, 1]
+
+
+def test_readers_see_an_object_whole_or_not_at_all(storage):
+    """Many versions are put over each other while a reader looks: each read is one version, never a mixture."""
+    versions = [bytes([k]) * 200_000 for k in range(8)]
+    storage.write("object", versions[0])
+    stop = threading.Event()
+    seen: list[bytes] = []
+
+    def read() -> None:
+        reader = Storage(storage.uri)
+        while not stop.is_set():
+            seen.append(reader.read("object"))
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for version in versions * 3:
+        storage.write("object", version)
+    stop.set()
+    thread.join()
+    assert seen
+    assert all(found in versions for found in seen)
+
+
+def test_a_bucket_that_is_not_there_is_a_storage_error(storage):
+    with pytest.raises(StorageError, match="cannot write"):
+        Storage("s3://no-such-bucket-here/results").write("file", b"x")
+
+
+def test_storage_pickles_without_its_connection(storage):
+    import pickle
+
+    storage.write("file", b"content")
+    again = pickle.loads(pickle.dumps(storage))
+    assert again.read("file") == b"content"
+    assert b"testing" not in pickle.dumps(storage), "credentials stay in the environment"

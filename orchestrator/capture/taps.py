@@ -94,7 +94,7 @@ class Taps:
         self._on_state = on_state if on_state is not None else self._hold
         self._held: list[State] = []
         self._handles: list[Any] = []
-        self._cached: tuple[tuple[int, bool], tuple[Tensor | None, Tensor]] | None = None
+        self._cached: tuple[tuple[int, bool, torch.device], tuple[Tensor | None, Tensor]] | None = None
 
     def _layers(self, tap: str, layers: Collection[int] | None) -> list[int]:
         known = available_taps(self.adapter)
@@ -174,7 +174,7 @@ class Taps:
 
     def _masks(self, batch: Batch, layer: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
         """Return vision and text masks at a decoder layer; made once a pass, and once more where tokens are dropped."""
-        key = (id(batch), "keep" in batch and layer >= int(batch["keep_layer"]))
+        key = (id(batch), "keep" in batch and layer >= int(batch["keep_layer"]), device)
         if self._cached is None or self._cached[0] != key:
             groups = self.adapter.groups_at(batch, layer).to(device)
             vision = groups == VISION if self.adapter.vision_kind == "residual" else None

@@ -341,12 +341,15 @@ def grid_of_row(config: Any, batch: Batch, row: int, n_placeholders: int) -> Int
     return torch.from_numpy(placeholder_grid(config, n_placeholders, row_sizes(batch, row)))
 
 
-def load_adapter(model_config: Any, device: str | torch.device = "cpu") -> Adapter:
+def load_adapter(model_config: Any, device: str | torch.device = "cpu", device_map: str | None = None) -> Adapter:
     """Load the model that a `ModelConfig` names and return its adapter.
+
+    Args:
+        device_map: `auto` spreads the model over this process's GPUs; `device` then only picks the dtype.
 
     Raises:
         ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded.
     """
     from orchestrator.models.loading import load
 
-    return load(model_config, torch.device(device))
+    return load(model_config, torch.device(device), device_map)

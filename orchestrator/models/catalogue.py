@@ -99,7 +99,8 @@ def catalogue_rows() -> list[dict[str, Any]]:
     for entry in entries().values():
         needs = [f"vtsweep[{extra}]" for extra in entry.extras]
         needs += ["access on the hub"] if entry.gated else []
-        needs += ["trust_remote_code and a revision"] if entry.remote_code else []
+        if entry.remote_code:
+            needs.append("trust_remote_code" if entry.pinned else "trust_remote_code and a revision")
         rows.append(
             {
                 "name": entry.name,
@@ -125,15 +126,16 @@ def resolve(config: ModelConfig) -> Entry:
     entry = _find(config.name)
     if config.revision is not None and entry.folder is None:
         entry = replace(entry, revision=config.revision)
+    if entry.remote_code and not config.trust_remote_code:
+        pin = "" if entry.pinned else " and model.revision: COMMIT (the full 40-digit hash)"
+        raise ModelError(
+            f"model.name {config.name!r} runs Python code from {entry.source}. Read it, then set"
+            f" model.trust_remote_code: true{pin}."
+        )
     if config.trust_remote_code and not entry.pinned:
         raise ModelError(
             f"model.name {config.name!r}: trust_remote_code needs model.revision, the full 40-digit commit whose code"
             f" you have read; found {entry.revision!r}."
-        )
-    if entry.remote_code and not config.trust_remote_code:
-        raise ModelError(
-            f"model.name {config.name!r} runs Python code from {entry.source}. Read it, then set"
-            " model.trust_remote_code: true and model.revision: COMMIT (the full 40-digit hash)."
         )
     return entry
 

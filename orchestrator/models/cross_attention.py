@@ -116,7 +116,7 @@ class CrossAttentionAdapter(Adapter):
         if cut is None:
             yield
             return
-        cut = Shortening(cut.index.to(self.device), cut.real.to(self.device))
+        cut = cut.to(self.device)
         sees = batch["keep"].any(dim=1).to(self.device)
         with contextlib.ExitStack() as stack:
             for i in self.cross_layers:
@@ -136,6 +136,7 @@ class _CrossHook:
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         kwargs = dict(kwargs)
         states = kwargs.get("cross_attention_states")
+        self.cut = self.cut.to((args[0] if args else kwargs["hidden_states"]).device)
         rows = self.cut.index.shape[0]
         if states is not None:
             kwargs["cross_attention_states"] = self.cut.tokens(states.reshape(rows, -1, states.shape[-1]))
@@ -159,4 +160,4 @@ class _SkipBlindRows:
 
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
-        return torch.where(self.sees, output, hidden)
+        return torch.where(self.sees.to(output.device), output, hidden)

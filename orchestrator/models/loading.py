@@ -12,7 +12,7 @@ from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import FAMILIES, Entry, resolve
 
-EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision",)}
+EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
 """Modules that each optional extra of vtsweep must bring."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,7 +34,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def load(config: ModelConfig, device: torch.device) -> Adapter:
+def load(config: ModelConfig, device: torch.device, device_map: str | None = None) -> Adapter:
     """Return the adapter of a configured model, in evaluation mode on `device`. See `load_adapter`."""
     entry = resolve(config)
     if missing := missing_extras(entry):
@@ -43,17 +43,18 @@ def load(config: ModelConfig, device: torch.device) -> Adapter:
     if entry.family == "molmo":
         from orchestrator.models.molmo import load_molmo
 
-        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, dtype))
+        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, dtype, device_map))
     else:
-        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype))
-    adapter.model.to(device)
+        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, device_map))
+    if device_map is None:
+        adapter.model.to(device)
     if config.adapter is not None:
         attach_lora(adapter, config.adapter)
     adapter.model.eval().requires_grad_(False)
     return adapter
 
 
-def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype) -> Adapter:
+def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_map: str | None) -> Adapter:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     where: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
@@ -63,7 +64,7 @@ def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype) -> Adapt
         raise ModelError(f"{entry.name}: model_type {family!r} is not supported. Supported: {known}.")
     processor = AutoProcessor.from_pretrained(entry.source, **where)
     model = AutoModelForImageTextToText.from_pretrained(
-        entry.source, **where, dtype=dtype, use_safetensors=True, attn_implementation="sdpa"
+        entry.source, **where, dtype=dtype, device_map=device_map, use_safetensors=True, attn_implementation="sdpa"
     )
     return Adapter.from_model(model, processor)
 

@@ -22,7 +22,6 @@ from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
 from orchestrator.models.sequence import SequenceAdapter
-from orchestrator.models.shortening import Shortening
 
 LOW_RESOLUTION_ROWS = 12
 """Rows of vision tokens of the low-resolution view, which comes before the crops."""
@@ -52,7 +51,7 @@ def without_tensorflow_check() -> Iterator[None]:
         dynamic_module_utils.get_imports = listed
 
 
-def load_molmo(entry: Entry, dtype: torch.dtype) -> MolmoAdapter:
+def load_molmo(entry: Entry, dtype: torch.dtype, device_map: str | None = None) -> MolmoAdapter:
     """Return the adapter of a Molmo repository at the revision that the entry pins."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -63,7 +62,9 @@ def load_molmo(entry: Entry, dtype: torch.dtype) -> MolmoAdapter:
         reference = config.auto_map["AutoModelForCausalLM"]
         model_class = get_class_from_dynamic_module(reference, entry.source, **where)
         apply_shims(model_class)
-        model = model_class.from_pretrained(entry.source, config=config, dtype=dtype, use_safetensors=True, **where)
+        model = model_class.from_pretrained(
+            entry.source, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **where
+        )
         processor = AutoProcessor.from_pretrained(entry.source, trust_remote_code=True, **where)
     return MolmoAdapter(model, processor)
 
@@ -171,7 +172,7 @@ class MolmoAdapter(SequenceAdapter):
         if cut is None:
             yield
             return
-        cut = Shortening(cut.index.to(self.device), cut.real.to(self.device))
+        cut = cut.to(self.device)
         with contextlib.ExitStack() as stack:
             self.shorten_blocks(stack, cut, batch["input_ids"].shape[1], int(batch["keep_layer"]))
             yield

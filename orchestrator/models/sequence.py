@@ -132,7 +132,7 @@ class SequenceAdapter(Adapter):
         if cut is None:
             yield
             return
-        cut = Shortening(cut.index.to(self.device), cut.real.to(self.device))
+        cut = cut.to(self.device)
         length, layer = batch["input_ids"].shape[1], int(batch["keep_layer"])
         with contextlib.ExitStack() as stack:
             if layer == 0:
@@ -177,6 +177,7 @@ class _BlockHook:
     def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
         kwargs = dict(kwargs)
+        self.cut = self.cut.to(hidden.device)
         prompt = hidden.shape[1] == (self.length if self.entry else self.cut.index.shape[1]) and hidden.shape[1] > 1
         if not prompt:
             if not self.first:

@@ -24,9 +24,13 @@ class Shortening:
     index: Int[Tensor, "B S2"]
     real: Bool[Tensor, "B S2"]
 
+    def to(self, device: torch.device) -> Shortening:
+        """Return the same shortening on a device; a model may be spread over several."""
+        return self if self.index.device == device else Shortening(self.index.to(device), self.real.to(device))
+
     def tokens(self, x: Tensor, axis: int = 1) -> Tensor:
         """Return `x` with only the kept positions along `axis`; the axis before it is the batch (B, or 1 for all)."""
-        index = self.index
+        index = self.index.to(x.device)
         batch_axis = axis - 1
         if x.shape[batch_axis] == 1 and index.shape[0] > 1:
             x = x.expand(*(index.shape[0] if i == batch_axis else -1 for i in range(x.ndim)))

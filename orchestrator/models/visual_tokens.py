@@ -58,7 +58,7 @@ def visual_load(config: Any, height: int, width: int) -> VisionLoad:
         length = patches + (family == "llava_next")
         return VisionLoad(int((grid[:, 0] >= 0).sum()), len(grid), tiles, length)
     if family in ("idefics3", "smolvlm"):
-        tiles = _idefics_tiles(side, 4, height, width)
+        tiles = idefics_tiles(side, 4, height, width)
         tokens = tiles * (side // patch // config.scale_factor) ** 2
         return VisionLoad(tokens, tokens, tiles, patches)
     if family == "internvl":
@@ -106,7 +106,7 @@ def qwen_resize(height: int, width: int, factor: int, least: int, most: int) -> 
     return h, w
 
 
-def _idefics_tiles(side: int, longest_in_tiles: int, height: int, width: int) -> int:
+def idefics_tiles(side: int, longest_in_tiles: int, height: int, width: int) -> int:
     """Return the tiles of Idefics3 and SmolVLM: the longer edge is always scaled to `longest_in_tiles` tiles."""
     aspect = width / height
     if width >= height:

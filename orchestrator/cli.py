@@ -231,6 +231,28 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command(
+    epilog="Example:  vtsweep submit sweeps/quickstart.yaml storage=/shared/results --address http://head:8265"
+)
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="Job server; RAY_API_SERVER_ADDRESS or this machine")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME to pass on; not for secrets")] = None,
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a study as a job on a Ray cluster: pack what it needs, submit, follow its log, end with its exit code."""
+    from dataclasses import asdict
+
+    from orchestrator.submit import submit as submit_job
+
+    job = submit_job(file, overrides or (), address=address, env=env or (), follow=follow and not as_json)
+    _emit(asdict(job), as_json, lambda: typer.echo(f"job {job.job_id}: {job.status}"))
+    if job.exit_code:
+        raise typer.Exit(job.exit_code)
+
+
 def _fail(error: BaseException, code: int, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))

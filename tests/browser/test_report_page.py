@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_study import fake_point, fake_study
+from fake_study import FAKE_METRICS, fake_point, fake_study
 
 from orchestrator.report.page import render_page
 
@@ -19,6 +19,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def _drawing(page, section: str) -> str:
     return page.inner_html(f"#{section} .panels")
+
+
+def _fields(page, section: str) -> list[str]:
+    fields = f"#{section} .controls .control:not([hidden]) select"
+    return page.eval_on_selector_all(fields, "all => all.map(e => e.id)")
 
 
 def test_page_opens_from_disk_without_errors_or_requests(watched, url):
@@ -42,17 +47,18 @@ def test_every_control_changes_what_is_drawn(watched, url):
     page = seen.page
     tried = 0
     for section in SECTIONS:
-        for field in page.locator(f"#{section} .controls select:visible:enabled").all():
+        for name in _fields(page, section):
+            field = page.locator(f"#{name}")
+            start = field.input_value()
             for value in field.evaluate("e => [...e.options].map(o => o.value)")[:4]:
                 if field.input_value() == value or field.is_disabled():
                     continue
                 before = _drawing(page, section)
                 field.select_option(value)
-                assert _drawing(page, section) != before, (section, field.get_attribute("id"), value)
-                assert page.locator(f"#{section} .panels .empty").count() == 0 or "tap" in str(
-                    field.get_attribute("id")
-                )
+                assert _drawing(page, section) != before, (name, value)
                 tried += 1
+            if not field.is_disabled():
+                field.select_option(start)
     assert tried > 15
     assert seen.said == []
 
@@ -69,16 +75,15 @@ def test_points_can_be_hidden_everywhere(watched, url):
     page = watched(url).page
     both = page.locator("#compression .panels svg.chart").count()
     page.locator("#points input").nth(1).uncheck()
-    assert page.locator("#compression .panels svg.chart").count() == both - 1
+    assert page.locator("#compression .panels svg.chart").count() == both / 2
     assert "coco" not in page.inner_text("#correlation .panels")
 
 
 def test_pointer_and_arrow_keys_read_values(watched, url):
     page = watched(url).page
-    chart = page.locator("#compression svg.chart").first
-    chart.hover()
+    page.locator("#compression svg.chart").nth(1).hover()
     assert "vision tokens:" in page.inner_text("#tip")
-    chart.focus()
+    page.locator("#compression svg.chart").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.inner_text("#live").startswith("layer 0")
     page.keyboard.press("ArrowRight")
@@ -102,7 +107,7 @@ def test_every_chart_has_its_numbers_as_a_table(watched, url):
     page = watched(url).page
     for section in SECTIONS:
         page.locator(f"#{section} details.numbers summary").click()
-        assert page.locator(f"#{section} details.numbers td").count() > 3, section
+        page.locator(f"#{section} details.numbers td").nth(3).wait_for()
 
 
 def test_charts_and_fields_have_names(watched, url):
@@ -173,4 +178,4 @@ def test_a_page_of_captures_alone_works(watched, tmp_path: Path):
     path.write_text(render_page(replace(fake_study(1), points=(replace(point, token_maps=()),))))
     seen = watched(path.as_uri())
     assert seen.said == []
-    assert seen.page.locator("#compression svg.chart").count() == 1
+    assert seen.page.locator("#compression svg.chart").count() == len(FAKE_METRICS)

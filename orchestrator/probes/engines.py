@@ -106,15 +106,15 @@ def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
     fits = {}
     device, factor = block.train.device, block.factor
     for group in _groups(labels, lambda label: label.n_classes):
-        codes = torch.from_numpy(_stack(group, block.has_control)).to(device)
-        used = np.stack([label.valid for label in group] * (1 + block.has_control), 1)
+        codes = torch.from_numpy(_stack(group, block.has_control).T.copy()).to(device)
+        used = np.stack([label.valid for label in group] * (1 + block.has_control))
         valid = torch.from_numpy(used).to(block.train)
         penalties = block.config.penalties
-        n_classes = group[0].n_classes
-        fold = block.fold_on_device()
-        fit = fit_logistic(factor.Q, factor.Q_test, factor.s, codes, valid, fold, penalties, n_classes)
+        fit = fit_logistic(factor.Q, factor.s, codes, valid, block.fold_on_device(), penalties, group[0].n_classes)
+        weights = fit.rotated.flatten(1, 2).mT  # B k1 (C T)
+        logits = factor.predict(weights[:, :-1]) + weights[:, -1:]
         penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
-        predicted = fit.logits.argmax(2).permute(2, 1, 0).cpu().numpy()  # T m B
+        predicted = logits.unflatten(2, (group[0].n_classes, -1)).argmax(2).permute(2, 1, 0).cpu().numpy()  # T m B
         for t, label in enumerate(group):
             control = predicted[len(group) + t] if block.has_control else None
             fits[label.target.name] = Fit(penalty[:, t], predicted[t], control)

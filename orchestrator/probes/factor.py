@@ -21,16 +21,34 @@ from torch import Tensor
 class Factor:
     """A rotated, standardised batch of feature matrices; see the module's legend for shapes."""
 
+    Z: Float[Tensor, "B n d"]
+    Z_test: Float[Tensor, "B m d"]
     Q: Float[Tensor, "B n k"]
-    Q_test: Float[Tensor, "B m k"]
     s: Float[Tensor, "B k"]
-    mean: Float[Tensor, "B 1 d"]
-    scale: Float[Tensor, "B 1 d"]
-    V: Float[Tensor, "B d k"]
+    basis: Tensor
+    """Eigenvectors: of Z'Z (B, d, k) where n >= d, else of ZZ' (B, n, k)."""
+
+    @property
+    def is_dual(self) -> bool:
+        return self.Z.shape[1] < self.Z.shape[2]
 
     def weights(self, rotated: Float[Tensor, "B k T"]) -> Float[Tensor, "B d T"]:
         """Weights on standardised features from weights on rotated ones."""
-        return self.V @ rotated
+        if not self.is_dual:
+            return self.basis @ rotated
+        inverse = torch.where(self.s > 0, self.s.clamp_min(1e-30).rsqrt(), torch.zeros_like(self.s))
+        return self.Z.mT @ (self.basis @ (inverse[..., None] * rotated))
+
+    def rotate(self, weights: Float[Tensor, "B d T"]) -> Float[Tensor, "B k T"]:
+        """Weights on rotated features from weights on standardised ones that lie in the rows' span."""
+        if not self.is_dual:
+            return self.basis.mT @ weights
+        inverse = torch.where(self.s > 0, self.s.clamp_min(1e-30).rsqrt(), torch.zeros_like(self.s))
+        return inverse[..., None] * (self.basis.mT @ (self.Z @ weights))
+
+    def predict(self, rotated: Float[Tensor, "B k T"]) -> Float[Tensor, "B m T"]:
+        """Products of the held-out images with weights on rotated features."""
+        return self.Z_test @ self.weights(rotated)
 
 
 def standardise(
@@ -53,15 +71,12 @@ def standardise(
 
 def factorise(train: Float[Tensor, "B n d"], test: Float[Tensor, "B m d"], enabled: bool = True) -> Factor:
     """Standardise (see `standardise`) and rotate a batch of feature matrices, primal (n >= d) or dual (n < d)."""
-    Z, Z_test, mean, scale = standardise(train, test, enabled)
+    Z, Z_test, _, _ = standardise(train, test, enabled)
     _, n, d = Z.shape
     if n >= d:
         s, V = torch.linalg.eigh(Z.mT @ Z)
-        s = s.clamp_min(0.0)
-    else:
-        s, U = torch.linalg.eigh(Z @ Z.mT)
-        # directions below rounding are noise in U; one is always there, because Z is centred
-        keep = s > 4 * torch.finfo(Z.dtype).eps * s[:, -1:]
-        V = Z.mT @ (U * torch.where(keep, s.clamp_min(1e-30).rsqrt(), torch.zeros_like(s))[:, None])
-        s = torch.where(keep, s, torch.zeros_like(s))
-    return Factor(Z @ V, Z_test @ V, s, mean, scale, V)
+        return Factor(Z, Z_test, Z @ V, s.clamp_min(0.0), V)
+    s, U = torch.linalg.eigh(Z @ Z.mT)
+    # directions below rounding are noise in U; one is always there, because Z is centred
+    s = torch.where(s > 4 * torch.finfo(Z.dtype).eps * s[:, -1:], s, torch.zeros_like(s))
+    return Factor(Z, Z_test, U * s.sqrt()[:, None], s, U)

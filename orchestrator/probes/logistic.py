@@ -1,7 +1,8 @@
 """Multinomial logistic regression, L2, many problems at once on shared features.
 
 Shapes: B feature matrices (positions), n images, k rotated width (k1 with a column of ones), C classes, P problems
-(attribute x fold x control), the same P problems on each matrix.
+(attribute x fold x control), the same P problems on each matrix. Images are the last axis of logits, (B, C, P, n), so
+that every elementwise step runs along memory.
 
 Objective of one problem, as scikit-learn's `LogisticRegression` with C = 1 / alpha: mean cross-entropy over the
 problem's n rows + lam/2 |W|^2 with lam = alpha / n, bias unpenalised. alpha is absolute, so folds keep it, as in
@@ -9,8 +10,8 @@ scikit-learn. For two classes scikit-learn penalises the one vector w = w1 - w0,
 2 lam.
 
 Solved by L-BFGS. Its first metric is the Hessian at W = 0, diag(s/n)/C + lam: diagonal in Q, hence shared by all
-problems. Logits are linear in the step, so a whole line search costs one product with Q. Both products of an
-iteration are large matrix products over all problems.
+problems. Logits are linear in the step, so a whole line search costs one product with Q; the labels enter through one
+constant product alone. Both products of an iteration are large matrix products over all problems.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor
 MEMORY = 8
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # largest gradient entry, scikit-learn's default
-BATCH_BYTES = {"cpu": 2 * 2**20, "cuda": 2**30}  # logits of a batch of matrices: a core's cache, or a share of a GPU
+BATCH_BYTES = {"cpu": 2**19, "cuda": 2**30}  # logits of a batch of matrices: some of a core's cache, or of a GPU
 
 
 @dataclass(frozen=True)
@@ -33,57 +34,61 @@ class Problems:
 
     Q: Float[Tensor, "B n k1"]
     s: Float[Tensor, "B k1"]
-    onehot: Float[Tensor, "n C P"]
-    weight: Float[Tensor, "n P"]
+    weight: Float[Tensor, "P n"]
     """Weights of each problem's rows, summing to one; zero for held-out, missing or left-out images."""
+    labelled: Float[Tensor, "B C P k1"]
+    """Weighted sum of the rows of each class: all that the labels contribute."""
     n_rows: Float[Tensor, " P"]
     """Rows of each problem that count."""
 
     def take(self, index: Int[Tensor, " p"]) -> Problems:
         """The problems at `index` alone."""
-        return replace(self, onehot=self.onehot[:, :, index], weight=self.weight[:, index], n_rows=self.n_rows[index])
+        weight, labelled, n_rows = self.weight[index], self.labelled[:, :, index], self.n_rows[index]
+        return replace(self, weight=weight, labelled=labelled, n_rows=n_rows)
 
     def take_matrices(self, index: Int[Tensor, " b"]) -> Problems:
         """The problems on the feature matrices at `index` alone."""
-        return replace(self, Q=self.Q[index], s=self.s[index])
+        return replace(self, Q=self.Q[index], s=self.s[index], labelled=self.labelled[index])
 
 
 def make_problems(
-    Q: Float[Tensor, "B n k"], s: Float[Tensor, "B k"], codes: Int[Tensor, "n P"], used: Float[Tensor, "n P"], C: int
+    Q: Float[Tensor, "B n k"], s: Float[Tensor, "B k"], codes: Int[Tensor, "P n"], used: Float[Tensor, "P n"], C: int
 ) -> Problems:
     """Problems on Q with labels `codes` (0..C-1); `used` is 1 for the rows of a problem, else 0."""
     B, n, _ = Q.shape
     Q1 = torch.cat([Q, Q.new_ones(B, n, 1)], 2)
     s1 = torch.cat([s / n, s.new_ones(B, 1)], 1)
-    onehot = torch.nn.functional.one_hot(codes, C).permute(0, 2, 1).to(Q.dtype)
-    n_rows = used.sum(0)
-    return Problems(Q1, s1, onehot, used / n_rows, n_rows)
+    n_rows = used.sum(1)
+    weight = used / n_rows[:, None]
+    onehot = (codes == torch.arange(C, device=codes.device)[:, None, None]) * weight  # C P n
+    labelled = (onehot.flatten(0, 1).to(Q.dtype) @ Q1).view(B, C, len(codes), -1)
+    return Problems(Q1, s1, weight, labelled, n_rows)
 
 
 def solve(
     problems: Problems,
     alpha: Float[Tensor, " P"],
-    W: Float[Tensor, "B k1 C P"],
+    W: Float[Tensor, "B C P k1"],
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
-) -> Float[Tensor, "B k1 C P"]:
+) -> Float[Tensor, "B C P k1"]:
     """Minimise from W (bias last); matrices and problems that have converged throughout leave the batch."""
     result = W.clone()
-    matrices, columns = (torch.arange(size, device=W.device) for size in (W.shape[0], W.shape[3]))
+    matrices, columns = (torch.arange(size, device=W.device) for size in (W.shape[0], W.shape[2]))
     state = _Descent(problems, alpha, W)
     for iteration in range(max_iterations + 1):
         gradient = state.gradient()
-        unfinished = gradient.abs().amax((1, 2)) >= tolerance  # B P
+        unfinished = gradient.abs().amax((1, 3)) >= tolerance  # B P
         if iteration == max_iterations or state.stuck or not bool(unfinished.any()):
             break
         keep_b, keep_p = unfinished.any(1).nonzero()[:, 0], unfinished.any(0).nonzero()[:, 0]
         if len(keep_b) * len(keep_p) <= 0.75 * unfinished.numel():  # narrowing copies the state, so only when it pays
-            result[matrices[:, None], :, :, columns] = state.W.permute(0, 3, 1, 2)
+            result[matrices[:, None], :, columns] = state.W.transpose(1, 2)
             matrices, columns = matrices[keep_b], columns[keep_p]
-            gradient, unfinished = gradient[keep_b][..., keep_p], unfinished[keep_b][:, keep_p]
+            gradient, unfinished = gradient[keep_b][:, :, keep_p], unfinished[keep_b][:, keep_p]
             state.narrow(keep_b, keep_p)
         state.step(gradient, unfinished)
-    result[matrices[:, None], :, :, columns] = state.W.permute(0, 3, 1, 2)
+    result[matrices[:, None], :, columns] = state.W.transpose(1, 2)
     return result
 
 
@@ -92,34 +97,36 @@ class _Descent:
 
     def __init__(self, problems: Problems, alpha: Tensor, W: Tensor) -> None:
         self.p, self.W = problems, W
-        n_classes = W.shape[2]
+        n_classes = W.shape[1]
         lam = alpha / problems.n_rows * (2 if n_classes == 2 else 1)
-        self.penalty = torch.cat([lam.expand(W.shape[1] - 1, 1, -1), torch.zeros_like(lam)[None, None]])  # k1 1 P
-        self.metric = 1.0 / (problems.s[:, :, None, None] / n_classes + self.penalty)  # B k1 1 P
+        free = torch.zeros_like(lam)[:, None]
+        self.penalty = torch.cat([lam[:, None].expand(-1, W.shape[3] - 1), free], 1)  # P k1
+        self.metric = 1.0 / (problems.s[:, None, None] / n_classes + self.penalty)  # B 1 P k1
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.before: tuple[Tensor, Tensor] | None = None
         self.logits = self._product(W)
-        self.probability = torch.softmax(self.logits, 2)
+        self.e, self.total, self.partition = _exponentials(self.logits, self.p.weight)
         self.stuck = False
 
-    def _product(self, W: Tensor) -> Tensor:
-        return (self.p.Q @ W.flatten(2)).view(W.shape[0], -1, *W.shape[2:])
+    def _product(self, W: Tensor) -> Float[Tensor, "B C P n"]:
+        return (W.flatten(1, 2) @ self.p.Q.mT).view(*W.shape[:3], -1)
 
     def narrow(self, keep_b: Tensor, keep_p: Tensor) -> None:
         def cut(tensor: Tensor) -> Tensor:
-            return tensor[keep_b][..., keep_p]
+            return tensor[keep_b][:, :, keep_p]
 
         self.p = self.p.take_matrices(keep_b).take(keep_p)
-        self.W, self.logits, self.probability = cut(self.W), cut(self.logits), cut(self.probability)
-        self.penalty, self.metric = self.penalty[..., keep_p], cut(self.metric)
-        self.pairs = [(cut(a), cut(b), cut(r)) for a, b, r in self.pairs]
+        self.W, self.logits, self.e = cut(self.W), cut(self.logits), cut(self.e)
+        self.total, self.partition = self.total[keep_b][:, keep_p], self.partition[keep_b][:, keep_p]
+        self.penalty, self.metric = self.penalty[keep_p], cut(self.metric)
+        self.pairs = [(cut(a), cut(b), r[keep_b][:, keep_p]) for a, b, r in self.pairs]
         if self.before:
             self.before = (cut(self.before[0]), cut(self.before[1]))
 
-    def gradient(self) -> Float[Tensor, "B k1 C P"]:
-        residual = (self.probability - self.p.onehot).mul_(self.p.weight[:, None])
-        gradient = (self.p.Q.mT @ residual.flatten(2)).view(self.W.shape)
-        return gradient.addcmul_(self.penalty, self.W)
+    def gradient(self) -> Float[Tensor, "B C P k1"]:
+        weighted = self.e * (self.p.weight / self.total)[:, None]
+        gradient = (weighted.flatten(1, 2) @ self.p.Q).view(self.W.shape)
+        return gradient.sub_(self.p.labelled).addcmul_(self.penalty, self.W)
 
     def _direction(self, gradient: Tensor) -> Tensor:
         if self.before:
@@ -144,61 +151,67 @@ class _Descent:
         along = self._product(direction)
         slope = _dot(gradient, direction)
         penalised = self.penalty * direction
-        wd, dd = _dot(self.W, penalised), _dot(direction, penalised)
+        # all of the loss but the partition function is a parabola in the step length: its two coefficients
+        linear, square = _dot(self.W, penalised) - _dot(self.p.labelled, direction), _dot(direction, penalised)
         # Newton's length along the direction, from the exact second derivative there
-        weighted = self.probability * along
-        second = (weighted * along).sum(2) - weighted.sum(2).square()  # B n P
-        t = -slope / ((self.p.weight * second).sum(1) + dd).clamp_min(1e-20)
-        start = self._loss(self.logits)
-        slack = 4 * torch.finfo(start.dtype).eps * start.abs()  # rounding of the loss itself
+        weighted = self.e * along
+        mean = weighted.sum(1) / self.total
+        second = weighted.mul_(along).sum(1) / self.total - mean.square()  # B P n
+        t = -slope / ((self.p.weight * second).sum(2) + square).clamp_min(1e-20)
+        slack = 8 * torch.finfo(t.dtype).eps * (1.0 + self.partition.abs())  # rounding of the loss itself
         for _ in range(12):
-            moved = self.logits + _wide(t) * along
-            rise = self._loss(moved) - start + t * wd + 0.5 * t * t * dd
-            worse = rise > 1e-4 * t * slope + slack
+            moved = torch.addcmul(self.logits, _wide(t), along)
+            e, total, partition = _exponentials(moved, self.p.weight)
+            rise = partition - self.partition + t * linear + 0.5 * t * t * square
+            worse = ~(rise <= 1e-4 * t * slope + slack)
             if not bool(worse.any()):
                 break
             t = torch.where(worse, 0.5 * t, t)
         else:
             t = torch.where(worse, torch.zeros_like(t), t)
-            moved = self.logits + _wide(t) * along
+            moved = torch.addcmul(self.logits, _wide(t), along)
+            e, total, partition = _exponentials(moved, self.p.weight)
             self.stuck = not bool((t[unfinished] != 0).any())
         change = _wide(t) * direction
         self.before = (change, gradient)
-        self.W, self.logits, self.probability = self.W + change, moved, torch.softmax(moved, 2)
+        self.W, self.logits, self.e, self.total, self.partition = self.W + change, moved, e, total, partition
 
-    def _loss(self, logits: Tensor) -> Float[Tensor, "B P"]:
-        return (self.p.weight * _cross_entropy(logits, self.p.onehot)).sum(1)
+
+def _exponentials(
+    logits: Float[Tensor, "B C P n"], weight: Float[Tensor, "P n"]
+) -> tuple[Float[Tensor, "B C P n"], Float[Tensor, "B P n"], Float[Tensor, "B P"]]:
+    """Shifted exponentials, their sums over classes, and each problem's mean log partition function."""
+    shift = logits.amax(1)
+    e = (logits - shift[:, None]).exp_()
+    total = e.sum(1)
+    return e, total, (weight * (total.log() + shift)).sum(2)
 
 
 def _dot(a: Tensor, b: Tensor) -> Float[Tensor, "B P"]:
-    return (a * b).sum((1, 2))
+    return (a * b).sum((1, 3))
 
 
-def _wide(t: Float[Tensor, "B P"]) -> Float[Tensor, "B 1 1 P"]:
-    return t[:, None, None]
-
-
-def _cross_entropy(logits: Float[Tensor, "B n C P"], onehot: Float[Tensor, "n C P"]) -> Float[Tensor, "B n P"]:
-    return torch.logsumexp(logits, 2) - (logits * onehot).sum(2)
+def _wide(t: Float[Tensor, "B P"]) -> Float[Tensor, "B 1 P 1"]:
+    return t[:, None, :, None]
 
 
 @dataclass
 class LogisticFit:
-    """Result of T targets of equal class count on B feature matrices (m held-out images, A penalties)."""
+    """Result of T targets of equal class count on B feature matrices (A penalties)."""
 
     penalty: Int[Tensor, "B T"]
     """Index into the penalties."""
-    logits: Float[Tensor, "B m C T"]
+    rotated: Float[Tensor, "B C T k1"]
+    """Weights on Q; the last column is the bias."""
     inner_loss: Float[Tensor, "B A T"]
     """Cross-entropy of held-out inner folds; infinite where the path had ended."""
 
 
 def fit_logistic(
     Q: Float[Tensor, "B n k"],
-    Q_test: Float[Tensor, "B m k"],
     s: Float[Tensor, "B k"],
-    codes: Int[Tensor, "n T"],
-    valid: Float[Tensor, "n T"],
+    codes: Int[Tensor, "T n"],
+    valid: Float[Tensor, "T n"],
     fold: Int[Tensor, " n"],
     penalties: tuple[float, ...],
     n_classes: int,
@@ -210,21 +223,20 @@ def fit_logistic(
     Penalties are relative to the number of valid images. A single penalty is taken without folds.
     """
     K = int(fold.max()) + 1 if len(penalties) > 1 else 0
-    size = max(1, BATCH_BYTES[Q.device.type] // (Q.element_size() * Q.shape[1] * n_classes * codes.shape[1] * (K + 1)))
+    size = max(1, BATCH_BYTES[Q.device.type] // (Q.element_size() * Q.shape[1] * n_classes * len(codes) * (K + 1)))
     parts = [
-        _fit_paths(Q[b : b + size], Q_test[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes)
+        _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes)
         for b in range(0, len(Q), size)
     ]
     return LogisticFit(
         torch.cat([part.penalty for part in parts]),
-        torch.cat([part.logits for part in parts]),
+        torch.cat([part.rotated for part in parts]),
         torch.cat([part.inner_loss for part in parts]),
     )
 
 
 def _fit_paths(
     Q: Tensor,
-    Q_test: Tensor,
     s: Tensor,
     codes: Tensor,
     valid: Tensor,
@@ -233,14 +245,14 @@ def _fit_paths(
     penalties: tuple[float, ...],
     n_classes: int,
 ) -> LogisticFit:
-    B, T = len(Q), codes.shape[1]
-    inside = (fold[:, None] == torch.arange(K, device=fold.device)).to(Q.dtype)  # n K
-    used = torch.cat([valid[:, :, None] * (1 - inside[:, None]), valid[:, :, None]], 2)  # n T K+1, the whole set last
-    held_out = valid[:, :, None] * inside[:, None]
-    problems = make_problems(Q, s, codes.repeat_interleave(K + 1, 1), used.flatten(1), n_classes)
-    n_valid = valid.sum(0)
-    W = Q.new_zeros(B, Q.shape[2] + 1, n_classes, T, K + 1)
-    best_W = W[..., K].clone()
+    B, T = len(Q), len(codes)
+    inside = (fold == torch.arange(K, device=fold.device)[:, None]).to(Q.dtype)  # K n
+    used = torch.cat([valid[:, None] * (1 - inside), valid[:, None]], 1)  # T K+1 n, the whole set last
+    held_out = valid[:, None] * inside
+    problems = make_problems(Q, s, codes.repeat_interleave(K + 1, 0), used.flatten(0, 1), n_classes)
+    n_valid = valid.sum(1)
+    W = Q.new_zeros(B, n_classes, T, K + 1, Q.shape[2] + 1)
+    best_W = W[:, :, :, K].clone()
     best = torch.zeros(B, T, dtype=torch.int64, device=Q.device)
     inner = Q.new_full((B, len(penalties), T), torch.inf)
     best_loss, last = (Q.new_full((B, T), torch.inf) for _ in range(2))
@@ -252,17 +264,16 @@ def _fit_paths(
             break
         part = problems.take((here[:, None] * (K + 1) + torch.arange(K + 1, device=Q.device)).flatten())
         alpha = (penalties[a] * n_valid[here]).repeat_interleave(K + 1)
-        fitted = solve(part, alpha, W[:, :, :, here].flatten(3)).unflatten(3, (len(here), K + 1))
-        W[:, :, :, here] = fitted
-        logits = (part.Q @ fitted.flatten(2)).view(B, -1, n_classes, len(here) * (K + 1))
-        rows = _cross_entropy(logits, part.onehot).unflatten(2, (len(here), K + 1))[..., :K]
+        fitted = solve(part, alpha, W[:, :, here].flatten(2, 3)).unflatten(2, (len(here), K + 1))
+        W[:, :, here] = fitted
+        logits = (fitted[:, :, :, :K].flatten(1, 3) @ part.Q.mT).view(B, n_classes, len(here), K, -1)
+        chosen = logits.gather(1, codes[here][None, None, :, None].expand(B, 1, -1, K, -1))[:, 0]
         loss = last.clone()
-        loss[:, here] = (rows * held_out[:, here]).sum((1, 3)) / n_valid[here]
+        loss[:, here] = ((torch.logsumexp(logits, 1) - chosen) * held_out[here]).sum((2, 3)) / n_valid[here]
         inner[:, a] = torch.where(going, loss, torch.inf)
         better = going & (loss < best_loss)
         best, best_loss = torch.where(better, a, best), torch.where(better, loss, best_loss)
-        best_W = torch.where(better[:, None, None], W[..., K], best_W)
+        best_W = torch.where(better[:, None, :, None], W[:, :, :, K], best_W)
         rises = torch.where(going, torch.where(loss > last, rises + 1, 0), rises)
         last = loss
-    logits = (Q_test @ best_W[:, :-1].flatten(2)).view(B, -1, n_classes, T) + best_W[:, -1:]
-    return LogisticFit(best, logits, inner)
+    return LogisticFit(best, best_W, inner)

@@ -25,7 +25,8 @@ class RidgeFit:
     penalty: Int[Tensor, "B T"]
     """Index into the penalties."""
     prediction: Float[Tensor, "B m T"]
-    rotated: Float[Tensor, "B k T"]
+    weights: Float[Tensor, "B d T"]
+    """Weights on standardised features."""
     intercept: Float[Tensor, " T"]
     loo_error: Float[Tensor, "B A T"]
     """Mean squared leave-one-out error of each penalty."""
@@ -33,23 +34,23 @@ class RidgeFit:
 
 def fit_ridge(factor: Factor, Y: Float[Tensor, "n T"], alphas: Float[Tensor, " A"]) -> RidgeFit:
     """Fit T targets on each of B feature matrices, each with its own best of A penalties (absolute, as sklearn's)."""
-    Q, s = factor.Q, factor.s
-    n = Q.shape[1]
+    Z, Q, s = factor.Z, factor.Q, factor.s
+    B, n, k = Q.shape
+    A, T = len(alphas), Y.shape[1]
     intercept = Y.mean(0)
     Yc = Y - intercept
     shrink = 1.0 / (s[:, None] + alphas[None, :, None])  # B A k
     QY = Q.mT @ Yc  # B k T
     leverage = (Q * Q) @ shrink.mT + 1.0 / n  # B n A
-    errors = []
-    for a in range(len(alphas)):
-        residual = Yc - Q @ (shrink[:, a, :, None] * QY)
-        errors.append((residual / (1.0 - leverage[:, :, a, None]).clamp_min(1e-6)).square().mean(1))
-    loo_error = torch.stack(errors, 1)  # B A T
+    every = (shrink.mT[..., None] * QY[:, :, None]).flatten(2)  # B k (A T)
+    residual = Yc[:, None] - (Q @ every).view(B, n, A, T)
+    loo_error = residual.div_((1.0 - leverage).clamp_min(1e-6)[..., None]).square_().mean(1)  # B A T
     best = loo_error.argmin(1)  # B T
-    shrink_best = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, s.shape[1])).mT  # B k T
+    shrink_best = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, k)).mT  # B k T
     alpha_best = alphas[best][:, None]
-    rotated = shrink_best * QY
-    # Q'Q is diagonal only up to rounding, which small penalties amplify; residual steps on the data remove that
+    weights = factor.weights(shrink_best * QY)
+    # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
     for _ in range(REFINEMENTS):
-        rotated = rotated + shrink_best * (Q.mT @ (Yc - Q @ rotated) - alpha_best * rotated)
-    return RidgeFit(best, factor.Q_test @ rotated + intercept, rotated, intercept, loo_error)
+        gradient = Z.mT @ (Yc - Z @ weights) - alpha_best * weights
+        weights = weights + factor.weights(shrink_best * factor.rotate(gradient))
+    return RidgeFit(best, factor.Z_test @ weights + intercept, weights, intercept, loo_error)

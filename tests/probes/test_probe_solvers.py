@@ -40,7 +40,7 @@ def test_ridge_chooses_the_penalties_and_coefficients_of_sklearn(n: int, d: int)
     factor = factorise(torch.from_numpy(X[None, :n]), torch.from_numpy(X[None, n:]))
     fit = fit_ridge(factor, torch.from_numpy(Y[:n]).float(), torch.tensor(PENALTIES) * n)
     assert fit.penalty[0].tolist() == chosen.tolist()
-    assert np.abs(factor.weights(fit.rotated)[0].T.numpy() - coefficients).max() < 1e-4 * np.abs(coefficients).max()
+    assert np.abs(fit.weights[0].T.numpy() - coefficients).max() < 1e-4 * np.abs(coefficients).max()
     np.testing.assert_allclose(fit.prediction[0].numpy(), prediction, atol=1e-4 * np.abs(prediction).max())
 
 
@@ -49,7 +49,7 @@ def test_ridge_leave_one_out_error_equals_refitting_without_each_image() -> None
     y = np.random.default_rng(0).normal(size=20)
     factor = factorise(X, X)
     fit = fit_ridge(factor, torch.from_numpy(y)[:, None], torch.tensor([3.0], dtype=torch.float64))
-    Z = ((X - factor.mean) / factor.scale)[0].numpy()
+    Z = factor.Z[0].numpy()
     errors = []
     for i in range(20):
         rest = np.arange(20) != i
@@ -64,12 +64,12 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
     random = np.random.default_rng(0)
     codes = (Z @ random.normal(size=(d, n_classes)) / d**0.5 + 0.5 * random.normal(size=(n, n_classes))).argmax(1)
     factor = factorise(torch.from_numpy(X)[None], torch.from_numpy(X)[None])
-    used = torch.ones(n, 1, dtype=torch.float64)
-    used[: n // 5] = 0
-    problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[:, None], used, n_classes)
-    start = torch.zeros(1, problems.Q.shape[2], n_classes, 1, dtype=torch.float64)
+    used = torch.ones(1, n, dtype=torch.float64)
+    used[:, : n // 5] = 0
+    problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[None], used, n_classes)
+    start = torch.zeros(1, n_classes, 1, problems.Q.shape[2], dtype=torch.float64)
     W = solve(problems, torch.tensor([0.7], dtype=torch.float64), start, tolerance=1e-8)
-    logits = (problems.Q[0] @ W[0, :, :, 0]).softmax(1).numpy()
+    logits = (problems.Q[0] @ W[0, :, 0].T).softmax(1).numpy()
     model = LogisticRegression(C=1 / 0.7, tol=1e-8, max_iter=10_000).fit(Z[n // 5 :], codes[n // 5 :])
     np.testing.assert_allclose(logits, model.predict_proba(Z), atol=2e-5)
 
@@ -77,18 +77,17 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
 def test_logistic_problems_do_not_influence_each_other() -> None:
     X = torch.from_numpy(np.stack([correlated(90, 12, seed) for seed in range(2)])).float()
     factor = factorise(X, X)
-    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (90, 3)))
-    codes[:, 0] = (factor.Q[1] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
+    codes = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (3, 90)))
+    codes[0] = (factor.Q[1] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
     fold = torch.arange(90) % 3
-    together = fit_logistic(factor.Q, factor.Q_test, factor.s, codes, torch.ones(90, 3), fold, PENALTIES, 3)
+    together = fit_logistic(factor.Q, factor.s, codes, torch.ones(3, 90), fold, PENALTIES, 3)
     for b in range(2):
         place = slice(b, b + 1)
-        Q, Q_test, s = factor.Q[place], factor.Q_test[place], factor.s[place]
         for t in range(3):
-            alone = fit_logistic(Q, Q_test, s, codes[:, [t]], torch.ones(90, 1), fold, PENALTIES, 3)
+            alone = fit_logistic(factor.Q[place], factor.s[place], codes[[t]], torch.ones(1, 90), fold, PENALTIES, 3)
             assert alone.penalty[0, 0] == together.penalty[b, t]
-            probability = together.logits[b, :, :, t].softmax(1)
-            torch.testing.assert_close(alone.logits[0, :, :, 0].softmax(1), probability, atol=2e-3, rtol=0)
+            found = [factor.Q[b] @ w[:, :-1].T + w[:, -1] for w in (alone.rotated[0, :, 0], together.rotated[b, :, t])]
+            torch.testing.assert_close(found[0].softmax(1), found[1].softmax(1), atol=2e-3, rtol=0)
 
 
 def test_nets_trained_together_equal_nets_trained_alone_by_plain_torch() -> None:

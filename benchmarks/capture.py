@@ -10,8 +10,8 @@ ways to run each, every one in a process of its own, timed from the moment its m
     ray         the same on Ray with one actor; the steady part, from the first finished shard to the last
     numpy_save  `output_hidden_states=True`, then `numpy.save` of all of them, as one would without this package
 
-Memory is the peak of the process tree's proportional set size. The last line is one JSON object, each ratio the worse of
-the two models: `local_over_bare`, `ray_over_bare`, `numpy_save_over_local` (time), `memory_5000_over_500` (peak of
+Memory is the peak of the process tree's proportional set size. The last line is one JSON object, each ratio the worse
+of the two models: `local_over_bare`, `ray_over_bare`, `numpy_save_over_local` (time), `memory_5000_over_500` (peak of
 `local` with ten times the images, reference model) and `bytes_per_image` (`local`, reference model).
 """
 

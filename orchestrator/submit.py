@@ -10,7 +10,8 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from orchestrator.scrub import scrub
 SWEEP_FILE = "sweep.yaml"
 """Name of the sweep file in the upload."""
 _PASSED = {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+_READY_S = 60.0
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(API|ACCESS)_?KEY", re.IGNORECASE)
 
 
@@ -72,12 +74,13 @@ def submit(
     client, where = _connect(address)
     with tempfile.TemporaryDirectory(prefix="vtsweep-job-") as folder:
         pack(Path(folder), Path(file))
-        job_id = client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "orchestrator", command, SWEEP_FILE, *overrides]),
-            submission_id=f"vtsweep-{sweep.study.name}-{secrets.token_hex(4)}",
-            runtime_env={"working_dir": folder, "env_vars": variables},
-            metadata={"study": sweep.study.name},
-        )
+        job = {
+            "entrypoint": shlex.join(["python", "-m", "orchestrator", command, SWEEP_FILE, *overrides]),
+            "submission_id": f"vtsweep-{sweep.study.name}-{secrets.token_hex(4)}",
+            "runtime_env": {"working_dir": folder, "env_vars": variables},
+            "metadata": {"study": sweep.study.name},
+        }
+        job_id = _submit(client, job, where)
     if not follow:
         return Submission(job_id, where, "SUBMITTED", 0)
     return _follow(client, job_id, where)
@@ -137,6 +140,18 @@ def _connect(address: str | None) -> tuple[Any, str]:
             f"no job server answers at {where}: {reason} Start a cluster (docs/cluster.md) and name its dashboard with "
             "--address http://HOST:8265. If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
         ) from error
+
+
+def _submit(client: Any, job: Mapping[str, Any], where: str) -> str:
+    """Submit; a head that has only just started is given a minute to be ready for jobs."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            return str(client.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise ResourceError(f"{where} does not take the job: {scrub(str(error)).strip()}") from error
+            time.sleep(2.0)
 
 
 def _follow(client: Any, job_id: str, where: str) -> Submission:

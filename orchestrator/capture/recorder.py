@@ -71,12 +71,17 @@ class Recorder:
         self._groups: dict[int, _Group] = {}
         self._pending: dict[str, list[tuple[State, _Group]]] = {"vision": [], "text": []}
         self._held = 0
+        self._device: torch.device | None = None
         self._measured: list[tuple[State, str, _Group, Tensor]] = []
         self._means: list[tuple[State, Tensor]] = []
         self._features: list[tuple[State, Tensor]] = []
         self._names: dict[str, list[str]] = {}
 
     def __call__(self, state: State) -> None:
+        if state.hidden.device != self._device:
+            # A model spread over several GPUs: what is measured together lies on one.
+            self._measure()
+            self._device = state.hidden.device
         parts = []
         for group, mask in (("vision", state.vision), ("text", state.text)):
             if mask is None:

@@ -58,7 +58,7 @@ class CaptureWorker:
         if threads is not None:
             torch.set_num_threads(threads)
         self.run, self.attribute_kinds = run, attribute_kinds
-        self.adapter = adapter or load_adapter(run.model, device or pick_device())
+        self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
         self.metrics = check_names(run.capture.metrics)
         self.quantiles = positions.vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
         self.select = select_taps(self.adapter, run)

@@ -29,7 +29,8 @@ class Tapped:
 class Features:
     """The features of a finished capture: arrays `features/TAP`, (images, layers, positions, width) float16 a shard.
 
-    Rows are in the order of the `images` table.
+    Rows are in the order of the `images` table. A shard with values beyond float16 also holds `feature_scales/TAP`,
+    float32 (images, layers, positions): what its vectors are multiplied by.
 
     Raises:
         DataError: the capture kept no features, or its shards disagree on layers or positions.
@@ -57,13 +58,22 @@ class Features:
         return self.capture.scan("images").collect()
 
     def slice(self, tap: str, layer: int, positions: Sequence[str] | None = None) -> Float[np.ndarray, "n p d"]:
-        """Features of one tap point, float16; other layers of a shard are never read.
+        """Features of one tap point, float16 (float32 where a shard is scaled); other layers are never read.
 
         On local disks the shards are memory-mapped; from an object store each image's layer is one byte range.
         """
         kept = self.taps[tap]
         chosen = slice(None) if positions is None else [kept.positions.index(p) for p in positions]
-        parts = [self._read(f"features/{tap}/{i:05d}.npy", kept.layers.index(layer))[:, chosen] for i in self._shards]
+        parts = []
+        for index, record in self._shards.items():
+            described = record["extra"].get("features", {}).get(tap)
+            if described is None:  # every image of the shard was rejected
+                continue
+            part = self._read(f"features/{tap}/{index:05d}.npy", kept.layers.index(layer))[:, chosen]
+            if described.get("scaled"):
+                scales = self._read(f"feature_scales/{tap}/{index:05d}.npy", kept.layers.index(layer))[:, chosen]
+                part = part * scales[..., None]
+            parts.append(part)
         return np.concatenate(parts)
 
     def _read(self, name: str, layer: int) -> np.ndarray:

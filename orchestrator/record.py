@@ -34,6 +34,8 @@ TABLE_STAGE: dict[str, StageName] = {
     "deletion": "ablate",
     "knockout": "ablate",
     "patching": "ablate",
+    "policy": "ablate",
+    "link": "ablate",
 }
 """Which stage writes which table."""
 

@@ -163,6 +163,7 @@ def _finetune(view: View) -> Summary:
 
 
 def _ablate(view: View) -> Summary:
+    metrics: dict[str, float] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     tables = view.stage.store.files("")
     if "deletion" in tables:
@@ -173,7 +174,11 @@ def _ablate(view: View) -> Summary:
             percent = [round(100 * s) for s in rows["deleted_share"].to_list()]
             curves[f"deletion/{method}/{tier}/{family}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
     if "knockout" in tables:
+        width = pl.col("last_layer") - pl.col("first_layer")
         frame = view.stage.scan("knockout").filter(pl.col("last_layer") >= 0).sort("first_layer").collect()
+        for (family, tier), rows in frame.filter(width == width.max()).group_by(["family", "tier"]):
+            metrics[f"knockout_everywhere/{tier}/{family}"] = rows["accuracy"][0]
+        frame = frame.filter(width == width.min())
         for (family, tier), rows in frame.group_by(["family", "tier"], maintain_order=True):
             curves[f"knockout/{tier}/{family}"] = list(
                 zip(rows["first_layer"].to_list(), rows["accuracy"].to_list(), strict=True)
@@ -184,4 +189,8 @@ def _ablate(view: View) -> Summary:
             curves[f"patching/{attribute}"] = list(
                 zip(rows["layer"].to_list(), rows["flip_share"].to_list(), strict=True)
             )
-    return Summary({}, {}, curves)
+    if "policy" in tables:
+        for row in view.stage.scan("policy").collect().iter_rows(named=True):
+            name = f"policy/{row['policy']}/{row['tier']}/{row['family']}"
+            metrics |= {f"{name}/{key}": row[key] for key in ("accuracy", "difference", "kept_share", "gflop_share")}
+    return Summary({}, metrics, curves)

@@ -296,17 +296,22 @@ class Stage:
         Raises:
             StorageError: the stage has no such table.
         """
-        names = [f"{table}/{n}" for n in self.store.files(table) if n.endswith(".parquet") and not n.startswith(".")]
+        names = self._shard_files(table, ".parquet")
         if not names:
             raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
         return self.store.scan(names)
 
     def arrays(self, name: str) -> list[np.ndarray]:
         """The shards of array `name`, in shard order, memory-mapped where storage is local."""
-        names = [n for n in self.store.files(name) if n.endswith(".npy") and not n.startswith(".")]
+        names = self._shard_files(name, ".npy")
         if not names:
             raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
-        return [self.store.read_array(f"{name}/{n}") for n in names]
+        return [self.store.read_array(n) for n in names]
+
+    def _shard_files(self, folder: str, suffix: str) -> list[str]:
+        """Files of `folder` in the order of their shards; past 99,999 their names' own order would be another."""
+        names = [n for n in self.store.files(folder) if n.endswith(suffix) and not n.startswith(".")]
+        return [f"{folder}/{n}" for n in sorted(names, key=lambda n: (len(n), n))]
 
 
 def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:

@@ -147,3 +147,12 @@ def test_tables_are_read_through_any_fsspec_filesystem() -> None:
     assert stage.scan("images").collect().height == 5
     assert stage.arrays("f")[0].shape == (2, 2)
     assert list(stage.finished_shards()) == [0, 1]
+
+
+def test_shards_past_five_digits_keep_their_order(tmp_path: Path) -> None:
+    stage = Stage(Storage(str(tmp_path)), "capture", {"seed": 1})
+    for shard in (100_000, 99_999, 7):
+        stage.write_shard(shard, {"t": pl.DataFrame({"shard": [shard]})}, {"a": np.array([shard])})
+    assert stage.scan("t").collect()["shard"].to_list() == [7, 99_999, 100_000]
+    assert [int(array[0]) for array in stage.arrays("a")] == [7, 99_999, 100_000]
+    assert list(stage.finished_shards()) == [7, 99_999, 100_000]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -52,6 +52,26 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _SceneIds(Sequence[str]):
+    """Ids made when asked for: 10^8 scenes cost no memory."""
+
+    seed: int
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, place: int) -> str: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[str]: ...
+    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
+        if isinstance(place, slice):
+            return _SceneIds(self.seed, self.indices[place])
+        return f"scene-{self.seed}-{self.indices[place]:07d}"
+
+
 class ScenesSource:
     """Synthetic scenes as a source. Raises ConfigError for a configuration that cannot be drawn."""
 
@@ -61,7 +81,7 @@ class ScenesSource:
     def __init__(self, config: ScenesConfig) -> None:
         check_scenes(config)
         self.config = config
-        self.ids: Sequence[str] = [f"scene-{config.seed}-{index:07d}" for index in range(config.n_images)]
+        self.ids: Sequence[str] = _SceneIds(config.seed, range(config.n_images))
 
     def __len__(self) -> int:
         return self.config.n_images

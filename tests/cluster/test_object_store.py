@@ -118,7 +118,8 @@ def test_readers_see_an_object_whole_or_not_at_all(storage):
     assert all(found in versions for found in seen)
 
 
-def test_a_bucket_that_is_not_there_is_a_storage_error(storage):
+@pytest.mark.usefixtures("storage")
+def test_a_bucket_that_is_not_there_is_a_storage_error():
     with pytest.raises(StorageError, match="cannot write"):
         Storage("s3://no-such-bucket-here/results").write("file", b"x")
 

@@ -101,6 +101,7 @@ def head(tmp_path_factory):
     command = ["ray", "start", "--head", "--block", "--num-cpus=4", "--object-store-memory=300000000"]
     command += [f"--port={port}", f"--dashboard-port={dashboard}", "--node-ip-address=127.0.0.1"]
     command += ["--dashboard-host=127.0.0.1", f"--temp-dir={temporary}", "--include-dashboard=true"]
+    command += [f"--dashboard-agent-listen-port={free_port()}"]  # the default one may be another Ray's on this machine
     process = subprocess.Popen(
         [str(Path(sys.executable).with_name(command[0])), *command[1:]],
         env=env,

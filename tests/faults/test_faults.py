@@ -109,7 +109,8 @@ def begun(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("after", [1, 6])
-def test_an_actor_killed_costs_the_shards_in_its_hands(nodes, whole, tmp_path, after):
+@pytest.mark.usefixtures("nodes")
+def test_an_actor_killed_costs_the_shards_in_its_hands(whole, tmp_path, after):
     watched = tmp_path / "watched"
     watched.mkdir()
     killed: list[int] = []

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,8 @@ class Taps:
         self._on_state = on_state if on_state is not None else self._hold
         self._held: list[State] = []
         self._handles: list[Any] = []
-        self._cached: tuple[tuple[int, bool, torch.device], tuple[Tensor | None, Tensor]] | None = None
+        self._masked: Batch | None = None
+        self._masks: dict[tuple[str, bool, torch.device], Tensor] = {}
 
     def _layers(self, tap: str, layers: Collection[int] | None) -> list[int]:
         known = available_taps(self.adapter)
@@ -112,7 +114,7 @@ class Taps:
 
     def __enter__(self) -> Taps:
         self._held.clear()
-        self._cached = None
+        self._masked = None
         for tap, layers in self.select.items():
             getattr(self, f"_attach_{tap}")(layers)
         return self
@@ -166,20 +168,23 @@ class Taps:
     def _attach_decoder(self, layers: list[int]) -> None:
         points = [*self.adapter.layers, self.adapter.final_norm]
         for layer in layers:
-            self._before(points[layer], lambda hidden, batch, i=layer: self._decoder(i, hidden, batch))
+            self._before(points[layer], partial(self._decoder, layer))
 
     def _decoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
-        vision, text = self._masks(batch, layer, hidden.device)
+        vision = None
+        if self.adapter.vision_kind == "residual":
+            vision = self._mask("vision", batch, layer, hidden, lambda: self.adapter.groups_at(batch, layer) == VISION)
+        text = self._mask("text", batch, layer, hidden, lambda: self.adapter.groups_at(batch, layer) == TEXT)
         self._emit("decoder", layer, hidden, vision, text)
 
-    def _masks(self, batch: Batch, layer: int, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        """Return vision and text masks at a decoder layer; made once a pass, and once more where tokens are dropped."""
-        key = (id(batch), "keep" in batch and layer >= int(batch["keep_layer"]), device)
-        if self._cached is None or self._cached[0] != key:
-            groups = self.adapter.groups_at(batch, layer).to(device)
-            vision = groups == VISION if self.adapter.vision_kind == "residual" else None
-            self._cached = key, (vision, groups == TEXT)
-        return self._cached[1]
+    def _mask(self, name: str, batch: Batch, layer: int, hidden: Tensor, make: Callable[[], Tensor]) -> Tensor:
+        """Return a mask on the device of `hidden`: one and the same object for all layers of a pass that share it."""
+        if self._masked is not batch:
+            self._masked, self._masks = batch, {}
+        key = (name, "keep" in batch and layer >= int(batch["keep_layer"]), hidden.device)
+        if key not in self._masks:
+            self._masks[key] = make().to(hidden.device)
+        return self._masks[key]
 
     def _attach_projector(self, layers: list[int]) -> None:
         for _ in layers:
@@ -216,17 +221,20 @@ class Taps:
 
     def _attach_cross_k(self, layers: list[int]) -> None:
         for i in layers:
-            norm = self.adapter.layers[i].cross_attn.k_norm
-            # (B, heads, N, head width) to one row a token
-            self._after(norm, lambda k, batch, i=i: self._key_or_value("cross_k", i, k.transpose(1, 2), batch))
+            norm = self.adapter.layers[i].get_submodule("cross_attn.k_norm")
+            self._after(norm, partial(self._key, i))
 
     def _attach_cross_v(self, layers: list[int]) -> None:
         for i in layers:
-            project = self.adapter.layers[i].cross_attn.v_proj
-            self._after(project, lambda v, batch, i=i: self._key_or_value("cross_v", i, v, batch))
+            project = self.adapter.layers[i].get_submodule("cross_attn.v_proj")
+            self._after(project, partial(self._key_or_value, "cross_v", i))
+
+    def _key(self, layer: int, hidden: Tensor, batch: Batch) -> None:
+        # (B, heads, N, head width) to one row a token
+        self._key_or_value("cross_k", layer, hidden.transpose(1, 2), batch)
 
     def _key_or_value(self, tap: str, layer: int, hidden: Tensor, batch: Batch) -> None:
-        vision = self._cross().vision_mask_at(batch, layer)
+        vision = self._mask("across", batch, layer, hidden, lambda: self._cross().vision_mask_at(batch, layer))
         self._emit(tap, layer, hidden.reshape(*vision.shape, -1), vision, None)
 
     def _attach_cross_out(self, layers: list[int]) -> None:
@@ -234,7 +242,7 @@ class Taps:
             block: Any = self.adapter.layers[i]
 
             def give(hidden: Tensor, batch: Batch, i: int = i, block: Any = block) -> None:
-                text = self.adapter.groups(batch) == TEXT
+                text = self._mask("text", batch, i, hidden, lambda: self.adapter.groups_at(batch, i) == TEXT)
                 self._emit("cross_out", i, block.cross_attn_attn_gate.tanh() * hidden, None, text)
 
             self._after(block.cross_attn, give)
@@ -244,12 +252,12 @@ class Taps:
     def _attach_encoder(self, layers: list[int]) -> None:
         blocks = self.adapter.encoder_layers
         for layer in layers:
-            give = lambda hidden, batch, i=layer: self._encoder(i, hidden, batch)  # noqa: E731
+            give = partial(self._encoder, layer)
             if layer < len(blocks):
                 self._before(blocks[layer], give)
             else:
                 self._after(blocks[-1], give)
 
     def _encoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
-        states, vision = self.adapter.encoder_states(hidden, batch)
-        self._emit("encoder", layer, states, vision, None)
+        states, patches = self.adapter.encoder_states(hidden, batch)
+        self._emit("encoder", layer, states, self._mask("patches", batch, 0, hidden, lambda: patches), None)

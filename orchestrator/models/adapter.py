@@ -43,10 +43,11 @@ class Adapter(ABC):
     vision_kind: ClassVar[Literal["residual", "cross_kv"]]
 
     def __init__(self, model: nn.Module, processor: Any = None, *, family: str | None = None) -> None:
-        self.model: Any = model
+        plain: Any = model
+        self.model = plain
         self.processor = processor
-        self.config: Any = model.config
-        self.family = family or self.config.model_type
+        self.config = plain.config
+        self.family: str = family or plain.config.model_type
         self.active_batch: Batch | None = None
         self.decoding = False
         model.eval()
@@ -61,11 +62,11 @@ class Adapter(ABC):
         from orchestrator.models.molmo import MolmoAdapter
         from orchestrator.models.sequence import SequenceAdapter
 
-        family: Any = model.config
-        for point in entry_points(group=ADAPTER_GROUP, name=family.model_type):
+        config: Any = model.config
+        for point in entry_points(group=ADAPTER_GROUP, name=config.model_type):
             return point.load()(model, processor)
         kinds: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
-        kind = kinds.get(family.model_type, SequenceAdapter)
+        kind = kinds.get(config.model_type, SequenceAdapter)
         return kind(model, processor)
 
     # ------------------------------------------------------------ parts

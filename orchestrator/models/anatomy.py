@@ -7,7 +7,7 @@ that says what was looked for.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from torch import nn
 
@@ -99,9 +99,10 @@ def _leaves_of_interest(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> Part:
     """Return the part that a parameter or module name belongs to, its projector first."""
     name = name.removeprefix("base_model.model.")
-    for part in ("projector", "vision", "language"):
+    parts: tuple[Part, ...] = ("projector", "vision", "language")
+    for part in parts:
         if any(name == top or name.startswith(top + ".") for top in groups[part]):
-            return cast(Part, part)
+            return part
     raise ModelError(f"{name!r} is in no part of the model.")
 
 
@@ -115,7 +116,8 @@ def linear_modules(
     for part in wanted:
         if part not in groups:
             raise ModelError(f"No model part {part!r}.{did_you_mean(part, groups)}")
-    head = cast(Any, model).get_output_embeddings()
+    whole: Any = model
+    head = whole.get_output_embeddings()
     found = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or module is head or ".lora_" in name:

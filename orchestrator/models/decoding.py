@@ -64,7 +64,8 @@ class _StepMasks:
 
     def __init__(self, adapter: Adapter, key_mask: Bool[Tensor, "B S"]) -> None:
         self.keys = key_mask
-        self.config = adapter.decoder.config
+        decoder: Any = adapter.decoder
+        self.config: Any = decoder.config
         self.positions: Tensor | None = None
         self.key_positions: Tensor | None = None
 

@@ -87,10 +87,12 @@ def placeholder_grid(config: Any, n_tokens: int, sizes: Mapping[str, Any]) -> Gr
         return np.zeros((0, 3), dtype=np.int64)
     family = config.model_type
     if family == "llava_next" and "image_sizes" in sizes:
-        grid = anyres_grid(config, *map(int, sizes["image_sizes"]))
+        height, width = map(int, sizes["image_sizes"])
+        grid = anyres_grid(config, height, width)
     elif family == "llava_onevision" and "image_sizes" in sizes:
         max_tiles = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
-        grid = anyres_grid(config, *map(int, sizes["image_sizes"]), max_tiles=max_tiles)
+        height, width = map(int, sizes["image_sizes"])
+        grid = anyres_grid(config, height, width, max_tiles)
     elif "image_grid_thw" in sizes:
         merge = config.vision_config.spatial_merge_size
         frames, rows, cols = map(int, sizes["image_grid_thw"])

@@ -44,7 +44,11 @@ def without_tensorflow_check() -> Iterator[None]:
     from transformers import dynamic_module_utils
 
     listed = dynamic_module_utils.get_imports
-    dynamic_module_utils.get_imports = lambda file: [name for name in listed(file) if name != "tensorflow"]
+
+    def needed(filename: Any) -> list[str]:
+        return [name for name in listed(filename) if name != "tensorflow"]
+
+    dynamic_module_utils.get_imports = needed
     try:
         yield
     finally:
@@ -113,7 +117,8 @@ class MolmoAdapter(SequenceAdapter):
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
-        return int(self.final_norm.weight.shape[0])
+        norm: Any = self.final_norm
+        return int(norm.weight.shape[0])
 
     @property
     def encoder_layers(self) -> list[nn.Module]:

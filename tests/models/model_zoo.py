@@ -42,6 +42,12 @@ def some(batch_of: Batch, family: str, share: float = 0.5, seed: int = 0) -> tor
     return keep
 
 
+def same_answer(of_batch: torch.Tensor, alone: torch.Tensor) -> bool:
+    """Whether a row of generated ids is the single one's, with padding after its end."""
+    n = alone.shape[0]
+    return torch.equal(of_batch[:n], alone) and not of_batch[n:].any()
+
+
 def last(logits: torch.Tensor, n: int = 3) -> torch.Tensor:
     """Logits at the last positions, which are text in every row."""
     return logits[:, -n:]

@@ -128,7 +128,7 @@ def test_remote_class_is_loaded_from_the_pinned_revision(monkeypatch):
     config = types.SimpleNamespace(auto_map={"AutoModelForCausalLM": "modeling_molmo.MolmoForCausalLM"})
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: Processor())
-    monkeypatch.setattr(transformers.dynamic_module_utils, "get_class_from_dynamic_module", lambda *_, revision: Remote)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "get_class_from_dynamic_module", lambda *_, **__: Remote)
     adapter = molmo.load_molmo(entry, torch.float32)
     assert asked == [("allenai/Molmo-7B-O-0924", entry.revision, True)]
     assert adapter.family == "molmo"

@@ -12,6 +12,7 @@ import polars as pl
 import yaml
 
 from orchestrator.compression.findings import find
+from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.data.source import make_source
 from orchestrator.errors import StorageError, VtsweepError
@@ -165,13 +166,13 @@ def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:
 def _token_map(
     image_id: str, image: np.ndarray, layers: tuple[int, ...], grid: np.ndarray, norms: np.ndarray
 ) -> TokenMap:
-    """One map of the first tile. `grid` is (N, 3) of row, column, tile (-1: no token); `norms` is (layers, N)."""
+    """The map of the first tile. `grid` is (N, 3) of row, column, tile (-1: no token); `norms` is (layers, N)."""
     import cv2
 
-    shown = (grid[:, 0] >= 0) & (grid[:, 2] == grid[grid[:, 0] >= 0, 2].min())
-    places = grid[shown]
-    laid = np.full((len(layers), places[:, 0].max() + 1, places[:, 1].max() + 1), np.nan, np.float32)
-    laid[:, places[:, 0], places[:, 1]] = norms[:, shown]
+    tiles = lay_on_grid(norms, grid)
     scale = 200 / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return TokenMap(image_id, cv2.resize(image, size, interpolation=cv2.INTER_AREA), layers, laid)
+    thumbnail = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    first = min(tiles)
+    view = "whole image" if len(tiles) == 1 else f"tile {first + 1} of {len(tiles)}"
+    return TokenMap(image_id, thumbnail, layers, tiles[first], view)

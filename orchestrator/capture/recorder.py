@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from orchestrator.capture import positions
@@ -21,6 +21,10 @@ from orchestrator.config import CaptureConfig
 _HELD = {"cpu": 2**20, "cuda": 2**28}
 """Elements of hidden state held before their metrics are computed together. On a GPU eigenproblems of several layers
 are solved at once; on a CPU this only spares small models the cost of many small calls."""
+
+
+MAP_TAPS = ("decoder", "cross_v")
+"""Taps whose vision tokens' norms are kept for maps over the image: a model has them in one of the two."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class PassRecord:
     features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """tap -> layer -> float32 (B, P, D)."""
     position_names: dict[str, list[str]] = field(default_factory=dict)
+    token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """tap -> layer -> float32 (B, V), norms of the vision tokens in their order, NaN past an image's own."""
     broken: dict[int, str] = field(default_factory=dict)
     """Row of the batch -> where its states are not finite."""
 
@@ -75,6 +81,7 @@ class Recorder:
         self._measured: list[tuple[State, str, _Group, Tensor]] = []
         self._means: list[tuple[State, Tensor]] = []
         self._features: list[tuple[State, Tensor]] = []
+        self._norms: list[tuple[State, Tensor]] = []
         self._names: dict[str, list[str]] = {}
 
     def __call__(self, state: State) -> None:
@@ -83,6 +90,8 @@ class Recorder:
             self._measure()
             self._device = state.hidden.device
         parts = []
+        if state.tap in MAP_TAPS and state.vision is not None:
+            self._norms.append((_without_hidden(state), vision_norms(state.hidden, state.vision)))
         for group, mask in (("vision", state.vision), ("text", state.text)):
             if mask is None:
                 continue
@@ -142,7 +151,17 @@ class Recorder:
                 record.broken.setdefault(row, f"states are not finite at {state.tap} layer {state.layer}")
         for state, kept in self._features:
             record.features.setdefault(state.tap, {})[state.layer] = kept.cpu().numpy()
+        for state, norms in self._norms:
+            record.token_norms.setdefault(state.tap, {})[state.layer] = norms.cpu().numpy()
         return record
+
+
+def vision_norms(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float32[Tensor, "B V"]:
+    """Norm of each vision token, in order, NaN past an image's own."""
+    norms = torch.linalg.vector_norm(hidden, dim=2, dtype=torch.float32)
+    return torch.nn.utils.rnn.pad_sequence(
+        [row[kept] for row, kept in zip(norms, mask, strict=True)], batch_first=True, padding_value=torch.nan
+    )
 
 
 def _without_hidden(state: State) -> State:

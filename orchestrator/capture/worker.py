@@ -33,6 +33,10 @@ class _Kept:
 
     metrics: dict[tuple[str, int, str], tuple[int, np.ndarray]] = field(default_factory=dict)
     features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """tap -> layer -> float32 (V,)."""
+    grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
+    """int16 (V, 3): row, column and tile of each vision token."""
 
 
 class CaptureWorker:
@@ -95,6 +99,8 @@ class CaptureWorker:
                 else:
                     names = names or record.position_names
                     self._unpack(record, chunk, kept, rejected)
+                    for index in set(chunk) & kept.keys():
+                        kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
                 bucket = bucket[len(chunk) :]
         return self._result([one for one in images if one.index in kept], images, kept, names, rejected)
 
@@ -136,6 +142,8 @@ class CaptureWorker:
                 one.metrics[key] = (int(found.n_tokens[row]), found.values[:, row])
             for tap, layers in record.features.items():
                 one.features[tap] = {layer: states[row] for layer, states in layers.items()}
+            for tap, norms in record.token_norms.items():
+                one.token_norms[tap] = {layer: values[row] for layer, values in norms.items()}
 
     # ------------------------------------------------------------ tables and arrays
 
@@ -161,7 +169,8 @@ class CaptureWorker:
             if scales is not None:
                 arrays[f"feature_scales/{tap}"] = scales
             described[tap] = {"layers": layers, "positions": names[tap], "scaled": scales is not None}
-        return ShardResult(tables, arrays, {"features": described}, len(good), len(rejected))
+        maps, extra = token_maps([kept[one.index] for one in good])
+        return ShardResult(tables, arrays | maps, {"features": described, **extra}, len(good), len(rejected))
 
 
 def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:
@@ -180,3 +189,24 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error)
     return "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+
+
+def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What maps over the image need: arrays, and the names of their axes. Empty where no tap has vision tokens.
+
+    `token_norms` is float32 (images, layers, V), NaN past an image's own tokens; `token_grid` is int16 (images, V, 3):
+    row, column and tile of each token, -1 past them.
+    """
+    taps = list(kept[0].token_norms) if kept else []
+    if not taps:
+        return {}, {}
+    layers = sorted(kept[0].token_norms[taps[0]])
+    most = max(len(one.grid) for one in kept)
+    norms = np.full((len(kept), len(layers), most), np.nan, np.float32)
+    grid = np.full((len(kept), most, 3), -1, np.int16)
+    for i, one in enumerate(kept):
+        n = len(one.grid)
+        grid[i, :n] = one.grid
+        for k, layer in enumerate(layers):
+            norms[i, k, :n] = one.token_norms[taps[0]][layer][:n]
+    return {"token_norms": norms, "token_grid": grid}, {"token_norms": {"tap": taps[0], "layers": layers}}

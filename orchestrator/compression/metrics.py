@@ -189,21 +189,24 @@ def measure_layers(
     They are what `alignment.align_layers` compares. Rows without that many directions have zero columns.
     """
     chosen = check_names(names)
-    parts: list[list[tuple[dict[str, Tensor], Tensor | None]]] = [[] for _ in states]
+    parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in states]
     for batch in _batches(states):
         tokens = _stack([tokens for _, tokens in batch])
         sizes = [len(tokens.counts) for _, tokens in batch]
         finite = tokens.norms.isfinite().all(1)
         if not finite.all():
             tokens = Shared(tokens.hidden.where(finite[:, None, None], 0.0), tokens.counts)
-        values = {name: column.where(finite, torch.nan) for name, column in _values(tokens, chosen).items()}
-        split = {name: column.float().split(sizes) for name, column in values.items()}
+        values = _values(tokens, chosen)
+        table = (
+            torch.stack([values[name].float() for name in chosen]) if chosen else tokens.norms.new_empty(0, len(finite))
+        )
         directions = tokens.top_directions(n_directions).split(sizes) if n_directions else [None] * len(batch)
+        columns = table.where(finite, torch.nan).split(sizes, dim=1)
         for k, (state, _) in enumerate(batch):
-            parts[state].append(({name: columns[k] for name, columns in split.items()}, directions[k]))
+            parts[state].append((columns[k], directions[k]))
     return [
         Measured(
-            {name: torch.cat([values[name] for values, _ in of_state]) for name in chosen},
+            dict(zip(chosen, torch.cat([columns for columns, _ in of_state], dim=1).unbind(), strict=True)),
             torch.cat([d for _, d in of_state if d is not None]) if n_directions else None,
         )
         for of_state in parts

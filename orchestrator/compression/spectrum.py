@@ -64,7 +64,9 @@ class Spectrum:
     def _solved(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues of both kinds, (R, K) float64 from large to small, before what cannot be is set to zero."""
         raw, centred = self._solve(torch.float32, torch.arange(len(self.counts), device=self.counts.device))
-        again = (_tail_matters(raw) | _tail_matters(centred)).nonzero()[:, 0]
+        # the CPU's reduction keeps the mean apart, so that its noise is that of the centred tokens
+        largest = (raw if self.centred.is_cuda else centred)[:, :1].sqrt()
+        again = (_tail_matters(raw, largest) | _tail_matters(centred, largest)).nonzero()[:, 0]
         if len(again):
             exact = self._solve(torch.float64, again)
             raw, centred = (side.index_copy(0, again, e) for side, e in zip((raw, centred), exact, strict=True))
@@ -98,10 +100,10 @@ class Spectrum:
         return found.float()
 
 
-def _tail_matters(eigs: Float64[Tensor, "R K"]) -> Bool[Tensor, " R"]:
-    """Whether singular values at the noise level of float32 make up a share of each row that matters."""
+def _tail_matters(eigs: Float64[Tensor, "R K"], largest: Float64[Tensor, "R 1"]) -> Bool[Tensor, " R"]:
+    """Whether singular values at float32's noise level, given the largest, make up a share of each row that matters."""
     sigma = eigs.sqrt()
-    tail = sigma.where(sigma < TAIL_BELOW * sigma[:, :1], 0.0).sum(1)
+    tail = sigma.where(sigma < TAIL_BELOW * largest, 0.0).sum(1)
     return tail > TAIL_SHARE * sigma.sum(1)
 
 

@@ -185,6 +185,8 @@ _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "loggi
 
 
 def _start_local(ray: Any, how: HowConfig) -> None:
+    # Ray Data's own use of actors makes Ray's C++ core log an error that is none. Python errors are not touched by it.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from ray._private import ray_constants
 
     if "RAY_AUTH_MODE" not in os.environ:

@@ -11,6 +11,10 @@ from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 
 
+MIN_HELD_OUT = 10
+"""Fewer held-out images give a score that says nothing."""
+
+
 @dataclass(frozen=True)
 class Labels:
     """Labels of one target on n training and m held-out images.
@@ -70,8 +74,8 @@ def _unfit(target: Target, values: np.ndarray, valid: np.ndarray, split: Split) 
 
 
 def _unscored(target: Target, test: np.ndarray, test_valid: np.ndarray) -> str | None:
-    if test_valid.sum() < 2:
-        return f"{int(test_valid.sum())} held-out images have a value; expected at least 2"
+    if test_valid.sum() < MIN_HELD_OUT:
+        return f"{int(test_valid.sum())} held-out images have a value; expected at least {MIN_HELD_OUT}"
     if target.task == "regression" and np.ptp(test[test_valid]) == 0:
         return "held-out images hold one value"
     return None

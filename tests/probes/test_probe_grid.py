@@ -121,17 +121,19 @@ def test_what_cannot_be_probed_has_a_reason_and_no_score() -> None:
         make_target("constant", "count", np.full(N, 4)),
         make_target("missing", "continuous", [None] * N),
         make_target("hardly_any", "continuous", [float(i) if i < 3 else None for i in range(N)]),
+        make_target("hardly_held_out", "categorical", [["a", "b"][i % 2] if i < 20 else None for i in range(N)]),
         make_target("good", "continuous", random.normal(size=N)),
     ]
     table = grid(features, targets)
     bad = table.filter((pl.col("attribute") != "good") & (pl.col("position") == "last"))
-    assert bad["score"].null_count() == bad.height == 5
+    assert bad["score"].null_count() == bad.height == 6
     reasons = dict(zip(bad["attribute"], bad["reason"], strict=True))
     assert reasons["one_class"] == "one class: 'red' alone has >= 8 images"
     assert reasons["all_rare"] == f"no class has >= 8 images: {N} classes, {N} images"
     assert reasons["constant"] == "constant: every image has the value 4"
     assert reasons["missing"] == "no image has a value"
     assert "training images have a value; expected at least 6" in reasons["hardly_any"]
+    assert "held-out images have a value; expected at least 10" in reasons["hardly_held_out"]
     good = table.filter(attribute="good")
     assert good.filter(position="vision_00")["reason"].item() == (
         "features are not finite in 1 of 240 images (NaN, or beyond float16)"

@@ -10,7 +10,6 @@ import numpy as np
 from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 
-
 MIN_HELD_OUT = 10
 """Fewer held-out images give a score that says nothing."""
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from importlib.metadata import entry_points
 from typing import Any
 
 import torch
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
-from orchestrator.models.adapter import Adapter
+from orchestrator.models.adapter import ADAPTER_GROUP, Adapter
 from orchestrator.models.catalogue import FAMILIES, Entry, resolve
 
 EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
@@ -56,11 +58,15 @@ def load(config: ModelConfig, device: torch.device, device_map: str | None = Non
 
 def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_map: str | None) -> Adapter:
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
 
+    if entry.folder is not None or not sys.stderr.isatty():
+        logging.disable_progress_bar()  # a bar for files already at hand is noise, and one in a log is many lines
     where: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
     family = AutoConfig.from_pretrained(entry.source, **where).model_type
-    if family not in FAMILIES and not config.trust_remote_code:
-        known = ", ".join(sorted(FAMILIES))
+    supported = {*FAMILIES, *(point.name for point in entry_points(group=ADAPTER_GROUP))}
+    if family not in supported and not config.trust_remote_code:
+        known = ", ".join(sorted(supported))
         raise ModelError(f"{entry.name}: model_type {family!r} is not supported. Supported: {known}.")
     processor = AutoProcessor.from_pretrained(entry.source, **where)
     model = AutoModelForImageTextToText.from_pretrained(

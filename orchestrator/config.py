@@ -7,6 +7,7 @@ neither torch nor ray.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -393,6 +394,8 @@ class AdaptiveRule(Section):
 
     tier: str
     """Tier of the questions."""
+    family: str
+    """Family of the questions."""
     metric: str
     """Compression metric at the `projector` tap, known before the decoder runs."""
     method: str
@@ -408,6 +411,10 @@ class AdaptiveRule(Section):
             raise ValueError(f"expected ascending edges and one share more, found {self.edges}, {self.deleted_shares}")
         return self
 
+    def share_at(self, value: float) -> float:
+        """Share deleted where the metric is `value`."""
+        return self.deleted_shares[bisect_right(self.edges, value)]
+
 
 class PolicyFile(Section):
     """`policy.yaml`: what an ablation chose, as `vtsweep evaluate --policy` applies it."""
@@ -421,7 +428,7 @@ class PolicyFile(Section):
     fixed: tuple[PolicyRule, ...] = ()
     """One share for each tier, and for each of its families."""
     adaptive: tuple[AdaptiveRule, ...] = ()
-    """Shares that follow the image, one rule a tier."""
+    """Shares that follow the image, one rule a family."""
 
 
 # ---------------------------------------------------------------- how, track, run

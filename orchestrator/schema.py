@@ -234,13 +234,15 @@ TABLES: dict[str, Table] = {
     ),
     "policy": Table(
         {
-            "policy": Column(_S, "fixed (one share a rule) or adaptive (the share follows a metric of the image)"),
+            "policy": Column(
+                _S, "fixed, fixed by family (a tier under its families' own rules), or adaptive (by a metric)"
+            ),
             "tier": Column(_S, "low or high"),
             "family": Column(_S, "question family, or `all` of the tier"),
             "method": Column(_S, "how tokens are chosen"),
-            "layer": Column(_I, "where they are deleted, as in `deletion`"),
-            "deleted_share": Column(_F, "share deleted (adaptive: mean over images)"),
-            "kept_share": Column(_F, "share of visual tokens kept on the judging half"),
+            "layer": Column(_I, "where they are deleted, as in `deletion`; null for several"),
+            "deleted_share": Column(_F, "share deleted, mean over questions"),
+            "kept_share": Column(_F, "visual tokens present, share of all, mean over the layers that read them"),
             "accuracy": Column(_F, "accuracy with the policy, judging half"),
             "accuracy_full": Column(_F, "accuracy with all tokens, judging half"),
             "difference": Column(_F, "accuracy minus accuracy_full"),
@@ -265,7 +267,7 @@ TABLES: dict[str, Table] = {
             "difference_low": Column(_F, "lower end of its bootstrap interval, paired by question"),
             "difference_high": Column(_F, "upper end of that interval"),
             "kept_tokens": Column(_F, "mean number of visual tokens the decoder saw to the end"),
-            "kept_share": Column(_F, "mean share of visual tokens the decoder saw to the end"),
+            "kept_share": Column(_F, "visual tokens present, share of all, mean over the layers that read them"),
             "seconds": Column(_F, "selection of tokens and answer, s per question of the tier"),
             "gflop": Column(_F, "operations of selection and of the decoder on the prompt, 1e9 per question"),
             "n": _N,

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 import yaml
 
-from orchestrator.ablate.policy import bootstrap_mean
+from orchestrator.ablate.policy import bootstrap_mean, with_layer_share
 from orchestrator.ablate.stage import VERSION, what
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
 from orchestrator.errors import ConfigError
@@ -128,12 +128,13 @@ def evaluate(bench: Bench, policy: PolicyFile, seed: int = 0) -> pl.DataFrame:
     plain: list[bool] = []
     for system, treatments in systems.items():
         correct, kept, gflop, seconds = _apply(bench, treatments)
+        present = _present(bench, treatments, kept)
         plain = plain or correct.tolist()
         for tier, family, numbers in _scopes(bench):
             rows.append(_row(system, tier, family, correct[numbers], np.array(plain)[numbers], seed))
             rows[-1] |= {
                 "kept_tokens": float(kept[numbers].mean()),
-                "kept_share": float((kept[numbers] / _n_vision(bench, numbers)).mean()),
+                "kept_share": float(present[numbers].mean()),
                 "seconds": float(seconds[numbers].mean()),
                 "gflop": float(gflop[numbers].mean()),
             }
@@ -175,15 +176,15 @@ def _adaptive(bench: Bench, rules: Sequence[AdaptiveRule]) -> list[Treatment]:
     names = sorted({rule.metric for rule in rules})
     frame = image_metrics(bench, {("projector", 0): "projector"}, names)
     values = {row["question_id"]: row for row in frame.iter_rows(named=True)}
-    by_tier = {rule.tier: rule for rule in rules}
+    by_scope = {(rule.tier, rule.family): rule for rule in rules}
     found = []
     for item in bench.asked:
-        rule = by_tier.get(item.question.tier or "")
+        rule = by_scope.get((item.question.tier or "", item.question.family))
         if rule is None:
             found.append(Treatment())
             continue
-        at = int(np.searchsorted(rule.edges, values[item.question.question_id][rule.metric], side="right"))
-        found.append(Treatment(rule.method, 0, rule.deleted_shares[at]))
+        share = rule.share_at(values[item.question.question_id][rule.metric])
+        found.append(Treatment(rule.method, 0, share))
     return found
 
 
@@ -202,10 +203,19 @@ def _families(keys: Sequence[tuple[str | None, str]], tier: str | None) -> list[
     return list(dict.fromkeys(family for t, family in keys if t == tier))
 
 
-def _n_vision(bench: Bench, numbers: np.ndarray) -> np.ndarray:
+def _present(bench: Bench, treatments: Sequence[Treatment], kept: np.ndarray) -> np.ndarray:
+    """Share of visual tokens present for each question, mean over the layers that read them."""
     from orchestrator.ablate.runner import n_tokens
 
-    return np.array([max(1, n_tokens(bench, int(i))[0]) for i in numbers])
+    frame = pl.DataFrame(
+        {
+            "layer": [t.layer if t.deleted_share else 0 for t in treatments],
+            "kept_tokens": kept,
+            "n_vision": [n_tokens(bench, i)[0] for i in range(len(treatments))],
+        }
+    )
+    reading = getattr(bench.adapter, "cross_layers", range(bench.adapter.n_layers))
+    return with_layer_share(frame, list(reading))["layer_share"].to_numpy()
 
 
 def _row(

@@ -77,40 +77,61 @@ def correlations(x: np.ndarray) -> np.ndarray:
 
 def adaptive_policy(
     answers: pl.DataFrame, metrics: pl.DataFrame, tier: str, method: str, max_loss: float, seed: int = 0
-) -> tuple[AdaptiveRule, pl.DataFrame] | None:
-    """The adaptive policy of a tier and its row of table `policy`; None where no metric can be compared.
+) -> tuple[list[AdaptiveRule], pl.DataFrame]:
+    """The adaptive rules of a tier's families and their rows of table `policy`; none where no metric can be compared.
 
-    On the choosing half alone, the metric most correlated with the share needed is found, and images are split into
-    thirds by it; each third's share is the largest deletion within `max_loss` there. Only metrics of the projected
-    tokens compete: they are known before the decoder runs, so that using them costs no pass.
+    On the choosing half alone, the metric most correlated with the share needed is found, and each family's images
+    are split into thirds by it; each third's share is the largest deletion within `max_loss` there. Only metrics of
+    the projected tokens compete: they are known before the decoder runs, so that using them costs no pass.
     """
     answers = answers.filter(pl.col("tier") == tier)
     metrics = metrics.filter(pl.col("depth") == BEFORE)
     choosing = needed_shares(answers.filter(pl.col("half") == "choose"), method)
     link = link_table(choosing, metrics, method, seed)
     if not link.height:
-        return None
+        return [], pl.DataFrame()
     metric = link.sort(pl.col("rho").abs(), descending=True)["metric"][0]
-    rows = shares_right(answers).join(metrics.select("question_id", value=metric), on="question_id")
-    curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0))
-    values = curves.filter((pl.col("half") == "choose") & (pl.col("deleted_share") == 0))["value"].to_numpy()
-    edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1])
-    rows = rows.with_columns(bin=pl.Series(np.searchsorted(edges, rows["value"].to_numpy(), side="right")))
-    curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0) & (pl.col("half") == "choose"))
-    shares = [_largest_share(curves.filter(pl.col("bin") == b), max_loss) for b in range(N_BINS)]
-    rule = AdaptiveRule(
-        tier=tier, metric=metric, method=method, edges=tuple(float(e) for e in edges), deleted_shares=tuple(shares)
+    every = shares_right(answers).join(metrics.select("question_id", value=metric), on="question_id")
+    rules, found, treated = [], [], []
+    for (family,), rows in every.group_by(["family"], maintain_order=True):
+        curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0) & (pl.col("half") == "choose"))
+        judging = rows.filter(pl.col("half") == "judge")
+        if not curves.height or not judging.height:
+            continue
+        values = curves.filter(pl.col("deleted_share") == 0)["value"].to_numpy()
+        edges = np.quantile(values, np.linspace(0, 1, N_BINS + 1)[1:-1])
+        at = np.searchsorted(edges, curves["value"].to_numpy(), side="right")
+        shares = [_largest_share(curves.filter(pl.Series(at == b)), max_loss) for b in range(N_BINS)]
+        names = {"tier": tier, "family": str(family)}
+        rules.append(
+            AdaptiveRule(
+                **names, metric=metric, method=method, edges=tuple(edges.tolist()), deleted_shares=tuple(shares)
+            )
+        )
+        treatments = judging.unique("question_id", maintain_order=True).select(
+            "question_id",
+            by=pl.lit(method),
+            at=pl.lit(0),
+            share=pl.col("value").map_elements(rules[-1].share_at, return_dtype=pl.Float64),
+        )
+        treated.append(treatments)
+        found.append({"policy": "adaptive", **names, **judge(judging, treatments, seed)})
+    if treated:
+        judged = judge(every.filter(pl.col("half") == "judge"), pl.concat(treated), seed)
+        found.insert(0, {"policy": "adaptive", "tier": tier, "family": "all", **judged})
+    return rules, pl.DataFrame(found, infer_schema_length=None)
+
+
+def most_accurate_method(answers: pl.DataFrame) -> str | None:
+    """The method of highest mean accuracy over its curve, on the choosing half and before the decoder.
+
+    Attention is left out: before the decoder it costs a pass of its own. So is downsampling, the rival.
+    """
+    usable = (
+        (pl.col("half") == "choose") & (pl.col("layer") == 0) & ~pl.col("method").is_in(["attention", "downsample"])
     )
-    judging = rows.filter(pl.col("half") == "judge")
-    if not judging.height:
-        return None
-    chosen = judging.unique("question_id").select(
-        "question_id", share=pl.col("bin").replace_strict(dict(enumerate(shares)), return_dtype=pl.Float64)
-    )
-    row = judge(judging, chosen, method, 0, seed)
-    mean = float(chosen["share"].to_numpy().mean())
-    fixed = {"policy": "adaptive", "tier": tier, "family": "all", "method": method, "layer": 0, "deleted_share": mean}
-    return rule, pl.DataFrame([{**fixed, **row}], infer_schema_length=None)
+    means = answers.filter(usable).group_by("method").agg(pl.col("correct").mean())
+    return means.sort("correct", "method", descending=[True, False])["method"].first() if means.height else None
 
 
 def _largest_share(curves: pl.DataFrame, max_loss: float) -> float:

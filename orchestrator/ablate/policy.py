@@ -5,7 +5,7 @@ Rules are chosen on the questions of the `choose` half and judged on the `judge`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,26 @@ from orchestrator.config import PolicyFile, PolicyRule
 
 SETTING = ["method", "layer", "deleted_share"]
 RIVALS = {"accuracy_random": "random", "accuracy_downsample": "downsample"}
+KEEP_ALL = PolicyRule(tier="", family="all", method="random", layer=0, deleted_share=0.0)
 N_BOOTSTRAP = 1000
 EPSILON = 1e-9
+
+
+def with_layer_share(answers: pl.DataFrame, reading: Sequence[int]) -> pl.DataFrame:
+    """`deletion_answers` with `layer_share`: the share of visual tokens present, mean over the layers that read them.
+
+    Args:
+        reading: decoder layers that attend to visual tokens. Those before `layer` see all of them.
+    """
+    before = pl.col("layer").map_elements(lambda k: sum(i < k for i in reading) / len(reading), return_dtype=pl.Float64)
+    kept = pl.col("kept_tokens") / pl.col("n_vision").clip(lower_bound=1)
+    return answers.with_columns(layer_share=before + (1.0 - before) * kept)
 
 
 def shares_right(answers: pl.DataFrame) -> pl.DataFrame:
     """One row a question and setting: `right`, the share of seeds with a right answer, and means of cost."""
     keys = [*SETTING, "question_id", "family", "tier", "half"]
-    means = [pl.col(c).mean() for c in ("kept_tokens", "n_vision", "gflop")]
+    means = [pl.col(c).mean() for c in ("layer_share", "gflop")]
     return answers.group_by(keys, maintain_order=True).agg(pl.col("correct").mean().alias("right"), *means)
 
 
@@ -57,33 +69,57 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
 
 
 def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], seed: int = 0) -> pl.DataFrame:
-    """Table `policy` for fixed rules, on the judging half."""
+    """Table `policy` for fixed rules, on the judging half: each rule, and each tier under its families' own rules."""
     rows = shares_right(answers).filter(pl.col("half") == "judge")
-    parts = {(tier, family): part for tier, family, part in scopes(rows)}
     found = []
-    for rule in rules:
-        part = parts.get((rule.tier, rule.family))
-        if part is not None:
-            questions = part["question_id"].unique()
-            shares = pl.DataFrame({"question_id": questions, "share": [rule.deleted_share] * len(questions)})
-            judged = judge(part, shares, rule.method, rule.layer, seed)
-            found.append({"policy": "fixed", **rule.model_dump(), **judged})
+    for tier, family, part in scopes(rows):
+        own = {rule.family: rule for rule in rules if rule.tier == tier}
+        if family in own:
+            alike = dict.fromkeys(part["family"], own[family])
+            found.append(_judged("fixed", tier, family, part, alike, seed))
+        if family == "all" and own:
+            found.append(_judged("fixed by family", tier, family, part, {**dict.fromkeys(part["family"]), **own}, seed))
     return pl.DataFrame(found, infer_schema_length=None)
 
 
-def judge(part: pl.DataFrame, shares: pl.DataFrame, method: str, layer: int, seed: int) -> dict[str, Any]:
-    """Accuracy, cost and rivals of deleting `shares` (question_id, share) against all tokens, paired by question.
+def _judged(
+    policy: str, tier: str, family: str, part: pl.DataFrame, rules: Mapping[str, PolicyRule | None], seed: int
+) -> dict[str, Any]:
+    """A row of table `policy`: `part` with each question under the rule of its family, if there is one."""
+    questions = part.select("question_id", "family").unique(maintain_order=True)
+    chosen = [rules[f] or KEEP_ALL for f in questions["family"]]
+    treatments = pl.DataFrame(
+        {
+            "question_id": questions["question_id"],
+            "by": [rule.method for rule in chosen],
+            "at": [rule.layer for rule in chosen],
+            "share": [rule.deleted_share for rule in chosen],
+        }
+    )
+    return {"policy": policy, "tier": tier, "family": family, **judge(part, treatments, seed)}
+
+
+def judge(part: pl.DataFrame, treatments: pl.DataFrame, seed: int) -> dict[str, Any]:
+    """Accuracy, cost and rivals of `treatments` against all tokens, paired by question.
 
     Rivals delete as much from the same questions; random deletion at the same layer, downsampling before the model.
+
+    Args:
+        part: as from `shares_right`.
+        treatments: question_id, `by` (method), `at` (layer), `share` (deleted).
     """
-    chosen = _at_shares(part, shares, method, layer)
-    plain = part.filter((pl.col("deleted_share") == 0) & (pl.col("layer") == 0)).unique("question_id")
+    chosen = _under(part, treatments)
+    plain = _under(part, treatments.with_columns(share=pl.lit(0.0)))
     pairs = chosen.join(plain.select("question_id", full="right", full_gflop="gflop"), on="question_id")
     pairs = pairs.sort("question_id")
     difference = (pairs["right"] - pairs["full"]).to_numpy()
     low, high = bootstrap_mean(difference, seed)
+    methods, layers = (treatments[c].unique().to_list() for c in ("by", "at"))
     row: dict[str, Any] = {
-        "kept_share": float((pairs["kept_tokens"] / pairs["n_vision"]).to_numpy().mean()),
+        "method": methods[0] if len(methods) == 1 else "several",
+        "layer": layers[0] if len(layers) == 1 else None,
+        "deleted_share": float(treatments["share"].to_numpy().mean()),
+        "kept_share": float(pairs["layer_share"].to_numpy().mean()),
         "accuracy": float(pairs["right"].to_numpy().mean()),
         "accuracy_full": float(pairs["full"].to_numpy().mean()),
         "difference": float(difference.mean()),
@@ -93,17 +129,19 @@ def judge(part: pl.DataFrame, shares: pl.DataFrame, method: str, layer: int, see
         "n": pairs.height,
     }
     for column, rival in RIVALS.items():
-        same = _at_shares(part, shares, rival, layer if rival == "random" else 0)
+        at = pl.col("at") if rival == "random" else pl.lit(0)
+        same = _under(part, treatments.with_columns(by=pl.lit(rival), at=at))
         row[column] = float(same["right"].to_numpy().mean()) if same.height == pairs.height else None
     return row
 
 
-def _at_shares(part: pl.DataFrame, shares: pl.DataFrame, method: str, layer: int) -> pl.DataFrame:
-    """The rows in which each question has its share deleted; nothing deleted is the same at every layer."""
-    rows = part.filter(pl.col("method") == method).join(shares, on="question_id")
+def _under(part: pl.DataFrame, treatments: pl.DataFrame) -> pl.DataFrame:
+    """The row of each question under its treatment; nothing deleted is the same by every method and at every layer."""
+    rows = part.join(treatments, on="question_id")
     same = (pl.col("deleted_share") - pl.col("share")).abs() < EPSILON
-    where = pl.when(pl.col("share") < EPSILON).then(0).otherwise(layer)
-    return rows.filter(same & (pl.col("layer") == where))
+    by = (pl.col("method") == pl.col("by")) & (pl.col("layer") == pl.col("at"))
+    nothing = (pl.col("share") < EPSILON) & (pl.col("layer") == 0)
+    return rows.filter(same & (by | nothing)).unique("question_id", keep="first", maintain_order=True)
 
 
 def bootstrap_mean(values: np.ndarray, seed: int, confidence: float = 0.95) -> tuple[float | None, float | None]:

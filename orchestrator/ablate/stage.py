@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from orchestrator.ablate.cells import Cell, list_cells
-from orchestrator.ablate.link import adaptive_policy, link_table, needed_shares
-from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text
-from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
+from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
+from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
+from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.source import SCENES_VERSION, make_source
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
@@ -104,7 +104,9 @@ def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
     assert set(range(len(cells))) <= set(stage.finished_shards()), "a cell was not written"
     config, summary = run.ablate, {"cells": len(cells)}
     if {"policy", "link"} & set(config.checks):
-        answers = stage.scan("deletion_answers").collect()
+        plan = stage.open()
+        reading = plan["cross_layers"] or list(range(plan["n_layers"]))
+        answers = with_layer_share(stage.scan("deletion_answers").collect(), reading)
         tables, policy = draw_policy(run, answers, _metrics(stage, cells))
         stage.write_shard(len(cells), tables)
         if policy is not None:
@@ -121,23 +123,24 @@ def _metrics(stage: Stage, cells: list[Cell]) -> pl.DataFrame | None:
 def draw_policy(
     run: RunConfig, answers: pl.DataFrame, metrics: pl.DataFrame | None
 ) -> tuple[dict[str, pl.DataFrame], PolicyFile | None]:
-    """Tables `policy` and `link`, and what `policy.yaml` says."""
+    """Tables `policy` and `link`, and what `policy.yaml` says.
+
+    Args:
+        answers: table `deletion_answers` with `layer_share`.
+        metrics: table `question_metrics`; None where `link` is not asked.
+    """
     config = run.ablate
-    rules: list[PolicyRule] = choose_rules(answers, config.max_accuracy_loss)
-    policy = [judge_rules(answers, rules, config.seed)]
+    rules = choose_rules(answers, config.max_accuracy_loss)
+    policy, links = [judge_rules(answers, rules, config.seed)], []
     adaptive: list[AdaptiveRule] = []
-    links = []
-    before = answers.filter(pl.col("layer") == 0)
-    for rule in choose_rules(before, config.max_accuracy_loss) if metrics is not None else ():
-        if rule.family != "all":
+    for (tier,), part in answers.group_by(["tier"], maintain_order=True) if metrics is not None else ():
+        method = most_accurate_method(part)
+        if method is None or metrics is None:
             continue
-        assert metrics is not None
-        needed = needed_shares(before.filter(pl.col("tier") == rule.tier), rule.method)
-        links.append(link_table(needed, metrics, rule.method, config.seed))
-        found = adaptive_policy(before, metrics, rule.tier, rule.method, config.max_accuracy_loss, config.seed)
-        if found is not None:
-            adaptive.append(found[0])
-            policy.append(found[1])
+        links.append(link_table(needed_shares(part, method), metrics, method, config.seed))
+        found, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss, config.seed)
+        adaptive += found
+        policy.append(rows)
     tables = {"policy": _joined(policy, "policy"), "link": _joined(links, "link")}
     if not rules:
         return tables, None

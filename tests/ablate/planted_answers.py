@@ -32,6 +32,7 @@ def planted(
             "half": ("choose", "judge")[i % 2],
             "n_vision": 64,
             "kept_tokens": round(64 * (1 - share)),
+            "layer_share": 1 - share,
             "gflop": 0.1 + 1.0 - share,
             "correct": bool(luck[i] < right(method, share, i)),
         }

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from planted_answers import SHARES, planted
 
-from orchestrator.ablate.link import adaptive_policy, correlations, link_table, needed_shares
+from orchestrator.ablate.link import adaptive_policy, correlations, link_table, most_accurate_method, needed_shares
 
 
 def complexity(i: int) -> float:
@@ -76,12 +76,11 @@ def test_families_that_differ_in_need_and_in_scenes_make_no_correlation() -> Non
 
 def test_the_adaptive_policy_keeps_accuracy_with_shares_that_follow_the_image() -> None:
     answers = planted(by_complexity, n=120)
-    found = adaptive_policy(answers, metrics(), "low", "norm", 0.05)
-    assert found is not None
-    rule, row = found
+    (rule,), row = adaptive_policy(answers, metrics(), "low", "norm", 0.05)
     assert rule.metric == "telling"
     assert list(rule.deleted_shares) == sorted(rule.deleted_shares, reverse=True)
     assert rule.deleted_shares[0] > rule.deleted_shares[-1]
+    assert row["family"].to_list() == ["all", "colour"]
     assert row["accuracy"][0] > row["accuracy_full"][0] - 0.2
     assert row["kept_share"][0] < 1
 
@@ -94,9 +93,16 @@ def test_the_adaptive_rule_sees_neither_the_judging_half_nor_later_layers() -> N
     judging = pl.col("question_id").str.slice(1).cast(pl.Int32) % 2 == 1
     table = metrics()
     other = table.with_columns(telling=pl.when((pl.col("depth") == "late") | judging).then(-7.0).otherwise("telling"))
-    first = adaptive_policy(answers, table, "low", "norm", 0.01)
-    assert first is not None
-    assert adaptive_policy(spoilt, other, "low", "norm", 0.01)[0] == first[0]  # type: ignore[index]
+    rules, _ = adaptive_policy(answers, table, "low", "norm", 0.01)
+    assert rules
+    assert adaptive_policy(spoilt, other, "low", "norm", 0.01)[0] == rules
+
+
+def test_the_most_accurate_method_is_found_on_the_choosing_half() -> None:
+    answers = planted(lambda m, share, _i: 0.9 if m == "norm" else 0.9 - share, n=80)
+    assert most_accurate_method(answers) == "norm"
+    lucky = pl.col("correct") | ((pl.col("half") == "judge") & (pl.col("method") == "random"))
+    assert most_accurate_method(answers.with_columns(correct=lucky)) == "norm"
 
 
 def test_a_constant_metric_has_no_correlation() -> None:

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from planted_answers import planted
 
-from orchestrator.ablate.policy import choose_rules, judge_rules
+from orchestrator.ablate.policy import choose_rules, judge_rules, with_layer_share
 from orchestrator.ablate.runner import half_of
 
 
@@ -23,7 +23,13 @@ def test_the_cheapest_setting_within_the_loss_is_chosen_and_holds_on_the_other_h
         ("low", "all", "norm", 0.75),
         ("low", "colour", "norm", 0.75),
     ]
-    row = judge_rules(answers, rules).row(0, named=True)
+    judged = judge_rules(answers, rules)
+    assert judged.select("policy", "family").rows() == [
+        ("fixed", "all"),
+        ("fixed by family", "all"),
+        ("fixed", "colour"),
+    ]
+    row = judged.row(0, named=True)
     assert row["difference"] == 0
     assert row["kept_share"] == 0.25
     assert row["n"] == 100
@@ -84,3 +90,23 @@ def test_random_deletion_is_judged_by_the_mean_of_its_seeds() -> None:
     second = answers.with_columns(seed=pl.lit(1, pl.Int64), correct=pl.col("deleted_share") == 0)
     rules = [r.model_copy(update={"deleted_share": 0.5}) for r in choose_rules(answers, 0.01)[:1]]
     assert judge_rules(pl.concat([answers, second]), rules).row(0, named=True)["accuracy"] == 0.5
+
+
+def test_tokens_count_as_present_in_the_layers_that_still_read_them() -> None:
+    frame = pl.DataFrame({"layer": [0, 2, 4, 6], "kept_tokens": [16, 16, 16, 0], "n_vision": [64] * 4})
+    assert with_layer_share(frame, range(8))["layer_share"].to_list() == [0.25, 0.4375, 0.625, 0.75]
+    assert with_layer_share(frame, [1, 3, 5])["layer_share"].to_list() == pytest.approx([0.25, 0.5, 0.75, 1.0])
+
+
+def test_a_tier_is_judged_under_its_families_own_rules() -> None:
+    """Colour may give up three quarters, counting nothing; together they keep what each of them keeps."""
+    colour = planted(lambda _m, share, _i: 0.9 if share <= 0.75 else 0.0, n=80)
+    count = planted(lambda _m, share, _i: 0.9 if share == 0 else 0.0, n=80, seed=1)
+    count = count.with_columns(family=pl.lit("count"), question_id="c" + pl.col("question_id"))
+    answers = pl.concat([colour, count])
+    judged = judge_rules(answers, choose_rules(answers, 0.01))
+    rows = {(r["policy"], r["family"]): r for r in judged.iter_rows(named=True)}
+    assert rows["fixed", "all"]["kept_share"] == 1
+    assert rows["fixed by family", "all"]["kept_share"] == pytest.approx((0.25 + 1) / 2)
+    assert rows["fixed by family", "all"]["difference"] == 0
+    assert rows["fixed by family", "all"]["n"] == 80

@@ -21,8 +21,8 @@ from orchestrator.compression.registry import METRICS, check_names, load_user_me
 from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
-_CHUNK = {"cpu": 2**22, "cuda": 2**28}
-"""Elements of hidden state handled at once: on a CPU it bounds memory, on a GPU it batches all layers of a 7B model."""
+_CHUNK = {"cpu": 2**19, "cuda": 2**28}
+"""Elements of hidden state handled at once: on a CPU they stay in cache, on a GPU they are all layers of a 7B model."""
 _ROUNDING = 2e-6
 """Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""
 
@@ -232,31 +232,26 @@ def gather_tokens(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> 
 
 
 def _batches(states: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[int, Shared]]]:
-    """Runs of (state, tokens of some of its rows) of one width that together hold about `_CHUNK` elements."""
-    batch: list[tuple[int, Shared]] = []
-    held = 0
+    """Runs of (state, tokens of some of its rows) of one width and one number of places, of about `_CHUNK` elements."""
+    open_batches: dict[tuple[int, ...], list[tuple[int, Shared]]] = {}
     for i, (hidden, mask) in enumerate(states):
         limit = _CHUNK[hidden.device.type]
-        per_row = max(1, int(mask.sum(1).max()) * hidden.shape[2]) if len(mask) else 1
-        for rows, present in zip(
-            hidden.split(max(1, limit // per_row)), mask.split(max(1, limit // per_row)), strict=True
-        ):
-            tokens = gather_tokens(rows, present)
-            if batch and (held + rows.shape[0] * per_row > limit or batch[0][1].hidden.shape[2] != hidden.shape[2]):
+        most = int(mask.sum(1).max()) if len(mask) else 0
+        rows = max(1, limit // max(1, most * hidden.shape[2]))
+        for some, present in zip(hidden.split(rows), mask.split(rows), strict=True):
+            tokens = gather_tokens(some, present)
+            batch = open_batches.setdefault(tokens.hidden.shape[1:], [])
+            if batch and sum(len(t.counts) for _, t in batch) + len(tokens.counts) > rows:
                 yield batch
-                batch, held = [], 0
+                batch = open_batches[tokens.hidden.shape[1:]] = []
             batch.append((i, tokens))
-            held += rows.shape[0] * per_row
-    if batch:
-        yield batch
+    yield from open_batches.values()
 
 
 def _stack(parts: Sequence[Shared]) -> Shared:
     if len(parts) == 1:
         return parts[0]
-    most = max(part.hidden.shape[1] for part in parts)
-    padded = [torch.nn.functional.pad(part.hidden, (0, 0, 0, most - part.hidden.shape[1])) for part in parts]
-    return Shared(torch.cat(padded), torch.cat([part.counts for part in parts]))
+    return Shared(torch.cat([part.hidden for part in parts]), torch.cat([part.counts for part in parts]))
 
 
 def _values(tokens: Shared, names: Sequence[str]) -> dict[str, Tensor]:

@@ -212,7 +212,7 @@ BASES: dict[str, Metric] = {
             "similarity",
             "Mean pairwise cosine of tokens",
             "mean over pairs m != n of h_m . h_n / (a_m a_n); tokens of zero norm are left out",
-            "[-1/(N - 1), 1]",
+            "[-1, 1]",
             +1,
             "Ethayarajh 2019, EMNLP (anisotropy)",
             "O(N d): the norm of the sum of unit tokens, no pairs",
@@ -256,7 +256,6 @@ def _variants(metric: Metric) -> Iterable[Metric]:
                 base=metric.name,
                 centred=centred,
                 trimmed=trimmed,
-                range="[-1, 1]" if centred and metric.family == "similarity" else metric.range,
                 cost=metric.cost + "; again for images with massive tokens" * trimmed,
                 misleads=" ".join([metric.misleads, *[_CENTRED] * centred, *[_TRIMMED] * trimmed]),
             )

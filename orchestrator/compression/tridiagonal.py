@@ -35,6 +35,10 @@ SMALL_SIDE = 256
 """Largest side that the compiled kernel reduces faster than LAPACK does."""
 
 
+_SMALLEST, _LARGEST = 1e-6, 1e6
+"""Norms of a row between which it needs no scaling."""
+
+
 class Tridiagonal:
     """The reduction of R rows, in the dtype of `centred`.
 
@@ -47,12 +51,14 @@ class Tridiagonal:
     def __init__(self, centred: Float[Tensor, "R N D"], mean: Float[Tensor, "R D"], counts: Tensor) -> None:
         self.on_tokens = centred.shape[1] <= centred.shape[2]
         self.small = min(centred.shape[1:]) <= SMALL_SIDE
-        # unit energy: squares of squares stay in the range of float32 whatever the scale of the states
-        energy = centred.square().sum((1, 2)) + counts * mean.square().sum(1)
-        scale = energy.clamp(min=torch.finfo(centred.dtype).tiny).rsqrt()
-        self.scale = scale.double().numpy()
-        centred, mean = centred * scale[:, None, None], mean * scale[:, None]
         self.mean_energy = (counts * mean.square().sum(1)).double().numpy()
+        # squares of the Gram matrix's entries must stay in the range of float32: scale what is very large or small
+        size = torch.linalg.vector_norm(centred.flatten(1), dim=1) + torch.linalg.vector_norm(mean, dim=1)
+        scale = torch.where((size > _SMALLEST) & (size < _LARGEST) | (size == 0), 1.0, 1 / size)
+        if (scale != 1).any():
+            centred, mean = centred * scale[:, None, None], mean * scale[:, None]
+            self.mean_energy *= scale.double().square().numpy()
+        self.scale = scale.double().numpy()
         self._reflect_axis(mean, counts, min(centred.shape[1:]))
         if self.small:
             self._reduce_small(centred, mean, counts)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from orchestrator.compression import registry
 from orchestrator.compression.metrics import Shared, compute, compute_layers
 from orchestrator.compression.registry import BASES, METRIC_NAMES, METRICS, Metric, UserMetric
+from orchestrator.compression.spectrum import Spectrum, _matrices
 from orchestrator.errors import ConfigError
 from tests.compression import oracle
 
@@ -176,6 +177,25 @@ def test_steep_spectra_of_large_sides_are_within_the_stated_error() -> None:
         left, right = (np.linalg.qr(rng.normal(size=(k, 60)))[0] for k in (n, d))
         for rate in (0.9, 0.5):
             check(left * rate ** np.arange(60) @ right.T * 10)
+
+
+@pytest.mark.parametrize(("n", "d"), [(12, 20), (20, 12), (280, 300), (300, 280)])
+def test_matrices_solved_on_a_gpu_have_the_spectra_of_the_reduction(n: int, d: int) -> None:
+    tokens = torch.from_numpy(np.stack([normal(n, d, 1, 2.0), normal(n, d, 2)])).float()
+    counts = torch.tensor([n, n - 4])
+    mask = torch.arange(n) < counts[:, None]
+    mean = (tokens * mask[..., None]).sum(1) / counts[:, None]
+    spectrum = Spectrum((tokens - mean[:, None]) * mask[..., None], mean, counts)
+    dense = torch.linalg.eigvalsh(_matrices(spectrum.centred, mean, counts).double()).flip(2)
+    for here, there in zip(spectrum.eigenvalues, dense, strict=True):
+        assert here.numpy() == pytest.approx(there.numpy(), abs=3e-6 * float(there.max()))
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e5, 1e12])
+@pytest.mark.parametrize(("n", "d"), [(20, 30), (270, 300)])
+def test_very_large_and_very_small_states_are_in_range(scale: float, n: int, d: int) -> None:
+    plain, scaled = measure(normal(n, d, 4, 1.0)), measure(normal(n, d, 4, 1.0) * scale)
+    assert scaled == pytest.approx(plain, rel=1e-3, abs=1e-5)
 
 
 def test_ragged_rows_and_scattered_masks_equal_each_image_alone() -> None:

@@ -237,7 +237,9 @@ class _Sender:
         if found is not None:
             return str(found.experiment_id)
         location = f"{self.artifact_root}/{_allowed(name)}" if self.artifact_root else None
-        tags = {"mlflow.note.content": note} if note else None
+        tags = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, not traces of a language model
+        if note:
+            tags["mlflow.note.content"] = note
         return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
 
     def _search(self, experiment: str, condition: str) -> list[Run]:

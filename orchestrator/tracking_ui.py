@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -39,6 +40,8 @@ def serve_ui(uri: str, port: int | None = None) -> None:
         print(f"MLflow runs at {scrub(uri)}")
         return
     with ui_server(uri, port) as (address, process):
+        for name, page in experiment_pages(address):
+            print(f"{name}: {page}")
         print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
         try:
             process.wait()
@@ -70,6 +73,22 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
             process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def experiment_pages(address: str, most: int = 10) -> list[tuple[str, str]]:
+    """Name and page of the experiments of a running server, the last used first.
+
+    The page is asked for in its model-training form: by default it opens on traces of language models, which a study
+    has none of.
+    """
+    body = json.dumps({"max_results": most + 1, "order_by": ["last_update_time DESC"]}).encode()
+    request = urllib.request.Request(
+        f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        found = json.load(answer).get("experiments", [])
+    used = [e for e in found if e["name"] != "Default"][:most]
+    return [(e["name"], f"{address}/#/experiments/{e['experiment_id']}?workflowType=machine_learning") for e in used]
 
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:

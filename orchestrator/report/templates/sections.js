@@ -115,33 +115,40 @@ function tapFor(rows, chosen, group) {
   return taps.sort((a, b) => layers(b) - layers(a))[0];
 }
 
+// Curves of one metric of one point: a series a token group.
+function groupCurves(p, metric, tap, share) {
+  const rows = tableOf(p, "curves").filter((r) => r.metric === metric);
+  return ["vision", "text"].map((group) => {
+    const at = tapFor(rows, tap, group);
+    const mine = rows.filter((r) => r.group === group && r.tap === at);
+    const last = Math.max(1, ...mine.map((r) => r.layer));
+    return { name: `${group} tokens${at && at !== "decoder" ? ` (${STYLE.taps[at] || at})` : ""}`, colour: colourOf(group),
+      points: mine.map((r) => ({ x: share ? r.layer / last : r.layer, y: r.mean, low: r.ci_low, high: r.ci_high })) };
+  }).filter((x) => x.points.length);
+}
+
 function compressionSection() {
   const s = new Section("compression", "curves");
   const metrics = namesIn("curves", "metric");
-  s.select("metric", "Metric", metricOptions(metrics), firstOf(metrics, "stable_rank_centred", "gini"));
+  s.select("metric", "Metric", [["overview", "overview of the main metrics"], ...metricOptions(metrics)], "overview");
   s.select("tap", "Read at", [["main", "main tap of each group"], ...tapOptions("curves")]);
   s.select("depth", "Depth", [["layer", "layer"], ["share", "share of depth"]]);
   s.render = () => {
-    const { metric, tap, depth } = s.values;
-    const about = STYLE.metrics[metric];
-    const charts = s.points().map((p) => {
-      const rows = tableOf(p, "curves").filter((r) => r.metric === metric);
-      const series = ["vision", "text"].map((group) => {
-        const at = tapFor(rows, tap, group);
-        const mine = rows.filter((r) => r.group === group && r.tap === at);
-        const last = Math.max(1, ...mine.map((r) => r.layer));
-        return { name: `${group} tokens${at && at !== "decoder" ? ` (${STYLE.taps[at] || at})` : ""}`, colour: colourOf(group),
-          points: mine.map((r) => ({ x: depth === "share" ? r.layer / last : r.layer, y: r.mean, low: r.ci_low, high: r.ci_high })) };
-      }).filter((x) => x.points.length);
-      const share = depth === "share";
-      return series.length ? [p, series, share] : null;
-    }).filter(Boolean);
-    const domain = extent(charts.flatMap(([, series]) => series.flatMap((x) => x.points.flatMap((q) => [q.low, q.high, q.y]))));
+    const { metric, tap } = s.values;
+    const share = s.values.depth === "share", overview = metric === "overview";
+    const chosen = overview ? STYLE.headline.filter((m) => metrics.has(m)) : [metric];
+    const drawn = (m) => {
+      const found = s.points().map((p) => [p, groupCurves(p, m, tap, share)]).filter(([, series]) => series.length);
+      const domain = extent(found.flatMap(([, series]) => series.flatMap((x) => x.points.flatMap((q) => [q.low, q.high, q.y]))));
+      const { short, unit } = STYLE.metrics[m];
+      return found.map(([p, series]) => lineChart({ title: overview ? short : p.label, hint: `${arrowOf(m)}${overview && s.points().length > 1 ? `   ${p.label}` : ""}`, series,
+        x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth" } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
+        y: { label: overview ? unit : `${short}${unit ? `, ${unit}` : ""}`, domain }, size: overview ? { width: 330, height: 240 } : undefined }));
+    };
     s.legendOf([{ name: "vision tokens", colour: colourOf("vision") }, { name: "text tokens", colour: colourOf("text") }]);
-    s.show(charts.map(([p, series, share]) => lineChart({ title: p.label, hint: arrowOf(metric), series,
-      x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth" } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
-      y: { label: `${about.short}${about.unit ? `, ${about.unit}` : ""}`, domain } })),
-      `${about.title}: mean over images, band = 95 % bootstrap interval of the mean. ${s.points().map((p) => `${p.label}: n = ${p.nImages}`).join("; ")}.`);
+    s.panels.classList.toggle("small", overview);
+    s.show(chosen.flatMap(drawn), `${overview ? "Main metrics" : STYLE.metrics[metric].title}: mean over images, band = 95 % bootstrap interval of the mean. `
+      + `${s.points().map((p) => `${p.label}: n = ${p.nImages}`).join("; ")}. Arrows say which way is more compressed.`);
     const card = aboutMetric(metric);
     if (card) s.extra.append(card);
   };

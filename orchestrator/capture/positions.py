@@ -52,20 +52,16 @@ def position_names(n_vision: int | None, n_text: int | None) -> list[str]:
     return names
 
 
-def masked_mean(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float32[Tensor, "B D"]:
-    """Mean over the tokens of a group. A state that is not finite shows in it."""
-    weights = mask.float() / mask.sum(1, keepdim=True).clamp(min=1)
-    # Masked states are zeroed, not weighted by zero: padding may hold anything, and 0 x inf is NaN.
-    tokens = hidden.float().masked_fill(~mask[..., None], 0.0)
-    return torch.bmm(weights[:, None], tokens)[:, 0]
+def masked_mean(tokens: Float[Tensor, "B T D"], present: Bool[Tensor, "B T"] | None) -> Float32[Tensor, "B D"]:
+    """Mean over the tokens that are present (all of them for None). A state that is not finite shows in it."""
+    if present is None:
+        return tokens.float().mean(1)
+    # Absent states are zeroed, not weighted by zero: padding may hold anything, and 0 x inf is NaN.
+    return tokens.float().masked_fill(~present[..., None], 0.0).sum(1) / present.sum(1, keepdim=True).clamp(min=1)
 
 
-def take(
-    hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], ordinals: Int64[Tensor, "B P"]
-) -> Float32[Tensor, "B P D"]:
-    """States of a group's tokens by their number within the group."""
-    order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)
-    places = order.gather(1, ordinals.clamp(max=mask.shape[1] - 1))
+def take(hidden: Float[Tensor, "B N D"], places: Int64[Tensor, "B P"]) -> Float32[Tensor, "B P D"]:
+    """States at places along the token axis."""
     return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])).float()
 
 

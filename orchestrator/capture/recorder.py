@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from orchestrator.capture import positions
@@ -59,8 +59,21 @@ class _Group:
     """One group's mask at a tap point, with what follows from it alone and is shared by all layers that have it."""
 
     mask: Bool[Tensor, "B N"]
-    counts: Tensor
-    ordinals: Tensor
+    counts: Int64[Tensor, " B"]
+    order: Int64[Tensor, "B T"]
+    """Places of the group's tokens, T the most that an image has; past an image's own, places of other tokens."""
+    present: Bool[Tensor, "B T"] | None
+    """Which of these are the group's; None where all images have T."""
+    ordinals: Int64[Tensor, "B P"]
+    """Which of the group's tokens are kept for probes."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Where in the model; holds no tensor, so that a state is freed as soon as it is measured."""
+
+    tap: str
+    layer: int
 
 
 class Recorder:
@@ -78,10 +91,10 @@ class Recorder:
         self._pending: dict[str, list[tuple[State, _Group]]] = {"vision": [], "text": []}
         self._held = 0
         self._device: torch.device | None = None
-        self._measured: list[tuple[State, str, _Group, Tensor]] = []
-        self._means: list[tuple[State, Tensor]] = []
-        self._features: list[tuple[State, Tensor]] = []
-        self._norms: list[tuple[State, Tensor]] = []
+        self._measured: list[tuple[_Point, str, _Group, Tensor]] = []
+        self._means: list[tuple[_Point, Tensor]] = []
+        self._features: list[tuple[_Point, Tensor]] = []
+        self._norms: list[tuple[_Point, Tensor]] = []
         self._names: dict[str, list[str]] = {}
 
     def __call__(self, state: State) -> None:
@@ -89,22 +102,26 @@ class Recorder:
             # A model spread over several GPUs: what is measured together lies on one.
             self._measure()
             self._device = state.hidden.device
-        parts = []
-        if state.tap in MAP_TAPS and state.vision is not None:
-            self._norms.append((_without_hidden(state), vision_norms(state.hidden, state.vision)))
+        point = _Point(state.tap, state.layer)
+        parts: list[Tensor] = []
         for group, mask in (("vision", state.vision), ("text", state.text)):
             if mask is None:
                 continue
             known = self._group(group, mask)
             self._pending[group].append((state, known))
-            mean = positions.masked_mean(state.hidden, mask)
-            self._means.append((state, mean))
+            tokens = positions.take(state.hidden, known.order)
+            mean = positions.masked_mean(tokens, known.present)
+            self._means.append((point, mean))
+            if group == "vision" and state.tap in MAP_TAPS:
+                norms = torch.linalg.vector_norm(tokens, dim=2)
+                absent = None if known.present is None else ~known.present
+                self._norms.append((point, norms if absent is None else norms.masked_fill(absent, torch.nan)))
             if self.config.keep_features:
-                parts += [mean[:, None], positions.take(state.hidden, mask, known.ordinals)]
+                parts += [mean[:, None], positions.take(tokens, known.ordinals)]
                 if group == "text":
                     parts.append(state.hidden[:, -1:].float())
         if parts:
-            self._features.append((state, torch.cat(parts, dim=1)))
+            self._features.append((point, torch.cat(parts, dim=1)))
             self._names.setdefault(state.tap, self._position_names(state))
         self._held += state.hidden.numel()
         if self._held > _HELD[state.hidden.device.type]:
@@ -121,13 +138,16 @@ class Recorder:
         known = self._groups.get(id(mask))
         if known is None:
             counts = mask.sum(1)
+            most = int(counts.max())
+            order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :most]
+            ragged = int(counts.min()) < most
+            present = torch.arange(most, device=mask.device) < counts[:, None] if ragged else None
             if group == "vision":
                 ordinals = positions.vision_ordinals(self.quantiles, counts)
             else:
                 # The prompt is one and the same for all images of a stage, so all counts are equal.
-                n = min(self.config.n_text_positions, int(counts.max()))
-                ordinals = positions.text_ordinals(n, counts)
-            known = self._groups[id(mask)] = _Group(mask, counts, ordinals)
+                ordinals = positions.text_ordinals(min(self.config.n_text_positions, most), counts)
+            known = self._groups[id(mask)] = _Group(mask, counts, order, present, ordinals)
         return known
 
     def _measure(self) -> None:
@@ -135,7 +155,7 @@ class Recorder:
             found = compute_layers([(state.hidden, known.mask) for state, known in pending], self.metrics)
             for (state, known), values in zip(pending, found, strict=True):
                 stacked = torch.stack([values[name] for name in self.metrics])
-                self._measured.append((_without_hidden(state), group, known, stacked))
+                self._measured.append((_Point(state.tap, state.layer), group, known, stacked))
             pending.clear()
         self._held = 0
 
@@ -143,28 +163,14 @@ class Recorder:
         """Measure what is left and bring everything to the CPU."""
         self._measure()
         record = PassRecord(position_names=self._names)
-        for state, group, known, values in self._measured:
+        for point, group, known, values in self._measured:
             counts = known.counts.cpu().numpy()
-            record.rows.append(Row(state.tap, state.layer, group, counts, values.cpu().numpy()))
-        for state, mean in self._means:
+            record.rows.append(Row(point.tap, point.layer, group, counts, values.cpu().numpy()))
+        for point, mean in self._means:
             for row in (~mean.isfinite().all(1)).nonzero()[:, 0].tolist():
-                record.broken.setdefault(row, f"states are not finite at {state.tap} layer {state.layer}")
-        for state, kept in self._features:
-            record.features.setdefault(state.tap, {})[state.layer] = kept.cpu().numpy()
-        for state, norms in self._norms:
-            record.token_norms.setdefault(state.tap, {})[state.layer] = norms.cpu().numpy()
+                record.broken.setdefault(row, f"states are not finite at {point.tap} layer {point.layer}")
+        for point, kept in self._features:
+            record.features.setdefault(point.tap, {})[point.layer] = kept.cpu().numpy()
+        for point, norms in self._norms:
+            record.token_norms.setdefault(point.tap, {})[point.layer] = norms.cpu().numpy()
         return record
-
-
-def vision_norms(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Float32[Tensor, "B V"]:
-    """Norm of each vision token, in order, NaN past an image's own."""
-    norms = torch.linalg.vector_norm(hidden, dim=2, dtype=torch.float32)
-    return torch.nn.utils.rnn.pad_sequence(
-        [row[kept] for row, kept in zip(norms, mask, strict=True)], batch_first=True, padding_value=torch.nan
-    )
-
-
-def _without_hidden(state: State) -> State:
-    """The state's place alone, so that its tensor can be freed."""
-    nothing: Float[Tensor, "B N D"] = state.hidden[:, :0]
-    return State(state.tap, state.layer, nothing.clone(), None, None)

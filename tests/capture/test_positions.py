@@ -40,14 +40,19 @@ def test_names_follow_the_order_in_which_states_are_gathered():
     assert positions.position_names(None, 0) == ["text_mean", "last"]
 
 
-def test_mean_and_taken_states_ignore_what_is_masked():
+def test_a_mean_ignores_what_is_absent():
     hidden = torch.randn(2, 5, 3)
     mask = torch.tensor([[False, True, True, False, True], [True, True, False, False, False]])
     spoiled = hidden.masked_fill(~mask[..., None], torch.nan)
     expected = torch.stack([row[keep].mean(0) for row, keep in zip(hidden, mask, strict=True)])
     torch.testing.assert_close(positions.masked_mean(spoiled, mask), expected)
-    taken = positions.take(spoiled, mask, torch.tensor([[0, 2], [1, 0]]))
-    assert torch.equal(taken, torch.stack([hidden[0, [1, 4]], hidden[1, [1, 0]]]))
+    torch.testing.assert_close(positions.masked_mean(hidden, None), hidden.mean(1))
+
+
+def test_states_are_taken_at_their_places():
+    hidden = torch.randn(2, 5, 3)
+    taken = positions.take(hidden, torch.tensor([[0, 2], [1, 0]]))
+    assert torch.equal(taken, torch.stack([hidden[0, [0, 2]], hidden[1, [1, 0]]]))
 
 
 def test_a_mean_shows_a_state_that_is_not_finite():

@@ -101,7 +101,8 @@ def study_status(study: Study) -> dict[str, Any]:
         views = {v.stage.digest: v for v in study.views(name)}
         planned: dict[str, str] = {}
         for point in study.record["points"]:
-            planned.setdefault(point["stages"][name], point["label"])
+            if name in point["stages"]:
+                planned.setdefault(point["stages"][name], point["label"])
         for stage_digest, label in planned.items():
             view = views.get(stage_digest)
             rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})

@@ -60,10 +60,9 @@ def _torch() -> str:
 
 def _disk() -> Finding:
     free = shutil.disk_usage(".").free / 1e9
-    status = "ok" if free >= _MIN_FREE_GB else "warn"
-    return Finding(
-        "disk", status, f"{free:.0f} GB free here", "" if status == "ok" else "use storage=DIR on a larger disk"
-    )
+    if free < _MIN_FREE_GB:
+        return Finding("disk", "warn", f"{free:.1f} GB free here", "use storage=DIR on a larger disk")
+    return Finding("disk", "ok", f"{free:.0f} GB free here")
 
 
 def _ray_address() -> Finding:

@@ -97,6 +97,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     for unused in ("answers", "training"):
         tables.pop(unused, None)
     further = {name: frame for name in _FURTHER if (frame := _read(views.get("ablate", []), name)) is not None}
+    drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
     return PointResults(
         label=label,
         model=run.model.name,
@@ -108,7 +109,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         findings=_findings(run, tables),
         further=further,
         token_maps=tuple(_token_maps(capture, run)) if capture else (),
-        **{k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__},
+        **drawn,
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.config import RunConfig, StageName
+from orchestrator.config import RunConfig, SearchAxis, StageName
 from orchestrator.layout import Stage, Storage
+
+Search = Mapping[str, SearchAxis]
+"""Dotted key -> space: the study's `search` section."""
 
 
 @dataclass(frozen=True)
@@ -14,13 +17,19 @@ class StageKind:
     """One kind of stage.
 
     `make` returns the stage's directory without doing work (no torch, no ray). `run` does the work of several distinct
-    runs, skipping what is finished; it may be called again after any interruption.
+    runs, skipping what is finished; it may be called again after any interruption. It returns the runs it did, those
+    that a search added included.
     """
 
     make: Callable[[RunConfig, Storage], Stage]
-    run: Callable[[Sequence[RunConfig], Storage, bool], None]
+    run: Callable[[Sequence[RunConfig], Storage, Search, bool], Sequence[RunConfig]]
     inputs: tuple[StageName, ...] = ()
     uses_ray: bool = True
+
+
+def _of(section: str, search: Search) -> Search:
+    """The searched keys of one section."""
+    return {key: axis for key, axis in search.items() if key.startswith(f"{section}.")}
 
 
 def _capture(run: RunConfig, storage: Storage) -> Stage:
@@ -29,11 +38,12 @@ def _capture(run: RunConfig, storage: Storage) -> Stage:
     return capture_stage(run, storage)
 
 
-def _run_capture(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
+def _run_capture(runs: Sequence[RunConfig], storage: Storage, _: Search, quiet: bool) -> Sequence[RunConfig]:
     from orchestrator.capture.pipeline import run_capture
 
     for run in runs:
         run_capture(run, storage, quiet=quiet)
+    return runs
 
 
 def _correlate(run: RunConfig, storage: Storage) -> Stage:
@@ -42,11 +52,12 @@ def _correlate(run: RunConfig, storage: Storage) -> Stage:
     return correlate_stage(run, storage, _capture(run, storage))
 
 
-def _run_correlate(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
+def _run_correlate(runs: Sequence[RunConfig], storage: Storage, _: Search, quiet: bool) -> Sequence[RunConfig]:
     from orchestrator.compression.stage import run_correlate
 
     for run in runs:
         run_correlate(run, storage, _capture(run, storage), quiet=quiet)
+    return runs
 
 
 def _probe(run: RunConfig, storage: Storage) -> Stage:
@@ -55,11 +66,12 @@ def _probe(run: RunConfig, storage: Storage) -> Stage:
     return probe_stage(run, storage, _capture(run, storage))
 
 
-def _run_probe(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
+def _run_probe(runs: Sequence[RunConfig], storage: Storage, search: Search, quiet: bool) -> Sequence[RunConfig]:
     from orchestrator.tuning_probes import run_probe_stage
 
     for run in runs:
-        run_probe_stage(run, storage, _capture(run, storage), quiet=quiet)
+        run_probe_stage(run, storage, _capture(run, storage), search=_of("probe", search) or None, quiet=quiet)
+    return runs
 
 
 def _finetune(run: RunConfig, storage: Storage) -> Stage:
@@ -68,10 +80,10 @@ def _finetune(run: RunConfig, storage: Storage) -> Stage:
     return trial_stage(run, storage)
 
 
-def _run_finetune(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
+def _run_finetune(runs: Sequence[RunConfig], storage: Storage, search: Search, quiet: bool) -> Sequence[RunConfig]:
     from orchestrator.tuning import run_trials
 
-    run_trials(runs, storage, quiet=quiet)
+    return run_trials(runs, storage, search=_of("finetune", search) or None, quiet=quiet)
 
 
 def _ablate(run: RunConfig, storage: Storage) -> Stage:
@@ -80,11 +92,12 @@ def _ablate(run: RunConfig, storage: Storage) -> Stage:
     return ablate_stage(run, storage)
 
 
-def _run_ablate(runs: Sequence[RunConfig], storage: Storage, quiet: bool) -> None:
+def _run_ablate(runs: Sequence[RunConfig], storage: Storage, _: Search, quiet: bool) -> Sequence[RunConfig]:
     from orchestrator.tuning_ablate import run_ablate_stage
 
     for run in runs:
         run_ablate_stage(run, storage, quiet=quiet)
+    return runs
 
 
 STAGE_KINDS: dict[StageName, StageKind] = {

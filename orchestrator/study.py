@@ -39,7 +39,9 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
     with _ray(sweep, study, wanted):
         for stage in wanted:
             started = time.monotonic()
-            STAGE_KINDS[stage].run(distinct_runs(sweep, storage, stage), storage, quiet)
+            runs = distinct_runs(sweep, storage, stage)
+            done = STAGE_KINDS[stage].run(runs, storage, sweep.study.search, quiet)
+            add_samples(study, stage, [run for run in done if run not in runs])
             study.record["seconds"][stage] = round(time.monotonic() - started, 2)
             log_stage(tracker, study, stage)
     study.folder.write_json(STUDY_FILE, study.record)
@@ -60,6 +62,16 @@ def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName]) -> S
     study = Study(storage, {**record, "seconds": {}})
     study.folder.write_json(STUDY_FILE, study.record)
     return study
+
+
+def add_samples(study: Study, stage: StageName, runs: Sequence[RunConfig]) -> None:
+    """Record the runs that a hyperparameter search added to a stage."""
+    for number, run in enumerate(runs):
+        digests = {stage: STAGE_KINDS[stage].make(run, study.storage).digest}
+        point = {"label": f"sample {number}", "axes": {}, "config": run.model_dump(mode="json"), "stages": digests}
+        study.record["points"].append(point)
+    if runs:
+        study.folder.write_json(STUDY_FILE, study.record)
 
 
 def distinct_runs(sweep: Sweep, storage: Storage, stage: StageName) -> list[RunConfig]:

@@ -325,9 +325,16 @@ def _progress_callback(progress: Progress) -> Any:
     from ray.tune import Callback
 
     class Shown(Callback):
+        def __init__(self, *shown: Progress) -> None:
+            self.shown = shown
+
+        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
+            return {"shown": ()}
+
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             kind, run, _ = read_entry(trial.config)
-            progress.total = len(trials)
-            progress.advance(note=describe(run) if kind == "trial" else "base model")
+            for one in self.shown:
+                one.total = len(trials)
+                one.advance(note=describe(run) if kind == "trial" else "base model")
 
-    return Shown()
+    return Shown(progress)

@@ -131,7 +131,7 @@ def most_accurate_method(answers: pl.DataFrame) -> str | None:
         (pl.col("half") == "choose") & (pl.col("layer") == 0) & ~pl.col("method").is_in(["attention", "downsample"])
     )
     means = answers.filter(usable).group_by("method").agg(pl.col("correct").mean())
-    return means.sort("correct", "method", descending=[True, False])["method"].first() if means.height else None
+    return str(means.sort("correct", "method", descending=[True, False])["method"][0]) if means.height else None
 
 
 def _largest_share(curves: pl.DataFrame, max_loss: float) -> float:

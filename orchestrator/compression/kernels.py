@@ -8,6 +8,9 @@ lockstep, so that each step of the latency-bound recurrence is one vector instru
 cache.
 """
 
+# mypy: disable-error-code="assignment"
+# Indices are unsigned machine integers in the compiled code, whatever type the annotations of numpy give them.
+
 from __future__ import annotations
 
 import numpy as np

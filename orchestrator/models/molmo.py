@@ -64,7 +64,7 @@ def load_molmo(entry: Entry, dtype: torch.dtype, device_map: str | None = None) 
     with without_tensorflow_check():
         config = AutoConfig.from_pretrained(entry.source, trust_remote_code=True, **where)
         reference = config.auto_map["AutoModelForCausalLM"]
-        model_class = get_class_from_dynamic_module(reference, entry.source, **where)
+        model_class: Any = get_class_from_dynamic_module(reference, entry.source, **where)
         apply_shims(model_class)
         model = model_class.from_pretrained(
             entry.source, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **where

@@ -135,11 +135,11 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
     if len(told) < 2:
         return
     told.sort(key=lambda t: t[0])
-    for (share, family, tier, part, full), words in ((told[0], "falls first"), (told[-1], "survives longest")):
-        half = part.filter(pl.col("deleted_share") >= 0.5).sort("deleted_share").row(0, named=True)
+    for (share, family, tier, rows, whole), words in ((told[0], "falls first"), (told[-1], "survives longest")):
+        half = rows.filter(pl.col("deleted_share") >= 0.5).sort("deleted_share").row(0, named=True)
         yield Statement(
             f"Under random deletion of visual tokens {name_of(family)} ({tier} tier) {words}: "
-            f"{percent(full['accuracy'])} with all tokens, {percent(half['accuracy'])} with "
+            f"{percent(whole['accuracy'])} with all tokens, {percent(half['accuracy'])} with "
             f"{percent(half['deleted_share'])} deleted.",
             f"{interval(half['ci_low'], half['ci_high'], percent)}, n = {half['n']}; its interval reaches the full "
             f"accuracy up to {percent(share)} deleted",
@@ -175,9 +175,10 @@ def _patching(point: PointResults) -> Iterator[Statement]:
         return
     base = point.patching.filter(pl.col("checkpoint") == "base").sort("layer")
     said, evidence = [], []
-    for (attribute,), part in base.group_by("attribute", maintain_order=True):
+    for (attribute,), part in base.group_by(["attribute"], maintain_order=True):
         name = name_of(str(attribute))
-        first, half = part.row(0, named=True), part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
+        first = part.row(0, named=True)
+        half: Any = part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
         said.append(f"up to layer {half} for {name}" if half is not None else f"at no layer for {name}")
         shown = interval(first["ci_low"], first["ci_high"], percent)
         evidence.append(f"{name}: {percent(first['flip_share'])} {shown} at layer {first['layer']}, n = {first['n']}")

@@ -24,6 +24,7 @@ from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
 from orchestrator.models.decoding import greedy
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
+from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 
 __all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
@@ -33,7 +34,7 @@ ADAPTER_GROUP = "vtsweep.adapters"
 """A package adds a model class by an entry point in this group: `model_type = package.module:AdapterClass`."""
 
 
-class Adapter(ABC):
+class Adapter(Parts, ABC):
     """A loaded model and its processor behind one interface.
 
     `model` is the plain transformers model (LoRA layers may be injected in it), `processor` may be `None` for a model
@@ -68,65 +69,6 @@ class Adapter(ABC):
         kinds: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
         kind = kinds.get(config.model_type, SequenceAdapter)
         return kind(model, processor)
-
-    # ------------------------------------------------------------ parts
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the input embeddings, where token ids go."""
-        return self.model.get_input_embeddings().weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating type of the weights."""
-        return self.model.get_input_embeddings().weight.dtype
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The text decoder, called once with embeddings after the images are merged in."""
-        return self.model.get_decoder()
-
-    @property
-    def layers(self) -> list[nn.Module]:
-        """Decoder blocks, in order."""
-        return anatomy.decoder_layers(self.decoder)
-
-    @property
-    def final_norm(self) -> nn.Module:
-        """The norm after the last decoder block; its input is the last point of the residual stream."""
-        return anatomy.final_norm(self.decoder)
-
-    @property
-    def n_layers(self) -> int:
-        """L, the number of decoder blocks."""
-        return len(self.layers)
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of the residual stream."""
-        return int(anatomy.text_config(self.config).hidden_size)
-
-    @property
-    def encoder_layers(self) -> list[nn.Module]:
-        """Vision encoder blocks, in the order in which they run."""
-        return anatomy.encoder_layers(self.model.get_encoder("image"))
-
-    def parameter_groups(self) -> dict[str, list[str]]:
-        """Return the top module names of each part: `vision`, `projector`, `language`. See also `group_of`."""
-        return anatomy.parameter_groups(self.model)
-
-    def group_of(self, parameter: str) -> Literal["vision", "projector", "language"]:
-        """Return the part that a parameter or module name of `model` belongs to."""
-        return anatomy.group_of(parameter, self.parameter_groups())
-
-    def linear_modules(self, groups: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
-        """Return full names of the `nn.Linear` modules of some parts: what LoRA's `target_modules` should be.
-
-        Args:
-            groups: any of `vision`, `projector`, `language`. The output head is left out.
-            names: last name components to keep (`q_proj`, ...); all when `None`.
-        """
-        return anatomy.linear_modules(self.model, self.parameter_groups(), groups, names)
 
     # ------------------------------------------------------------ inputs
 

@@ -156,3 +156,13 @@ def test_labels_survive_deletion(family):
         last(dropped.logits).flatten(0, 1)[[0, 1, 3, 4, 6, 7]], labels[:, -2:].flatten()
     )
     torch.testing.assert_close(dropped.loss, expected, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_greedy_decoding_is_the_library_s(family):
+    if family == "molmo":
+        pytest.skip("the original has no generate under transformers 5")
+    model, inputs = adapter(family), batch(family)
+    found = model.generate_ids(inputs, 6)
+    whole = model.model.generate(**model.model_inputs(inputs), max_new_tokens=6, do_sample=False)
+    assert torch.equal(found, whole[:, inputs["input_ids"].shape[1] :])

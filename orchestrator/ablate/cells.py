@@ -54,13 +54,9 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         for method in config.methods:
             cells += _deletions(config, method, 0, shares)
     if "inside" in config.checks:
-        reading = list(cross_layers) or list(range(n_layers))
-        chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
         for method in config.inside_methods:
-            for layer in chosen:
-                attended = any(i < layer for i in reading) or method != "attention"
-                # After the last layer that reads the image, deletion changes nothing.
-                if layer <= reading[-1] and attended:
+            for layer in _inside(config, n_layers, cross_layers):
+                if method != "attention" or not cross_layers or layer > cross_layers[0]:
                     cells += _deletions(config, method, layer, [s for s in shares if s > 0])
     if "link" in config.checks:
         cells.append(Cell("metrics"))
@@ -75,6 +71,16 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         points = list(cross_layers) or list(range(n_layers))
         cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]
     return cells
+
+
+def _inside(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[int]:
+    """Layers of deletion inside the decoder, of those between the same two layers that read the image the first."""
+    reading = list(cross_layers) or list(range(n_layers))
+    chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
+    left: dict[int, int] = {}
+    for layer in sorted(chosen):
+        left.setdefault(sum(i >= layer for i in reading), layer)
+    return [layer for n, layer in left.items() if n > 0]  # after the last reading layer deletion changes nothing
 
 
 def _deletions(config: AblateConfig, method: str, layer: int, shares: Sequence[float]) -> list[Cell]:

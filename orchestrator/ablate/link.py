@@ -135,9 +135,10 @@ def most_accurate_method(answers: pl.DataFrame) -> str | None:
 
 
 def _largest_share(curves: pl.DataFrame, max_loss: float) -> float:
-    """The largest deletion up to which accuracy stays within `max_loss`; 0 for an empty bin."""
+    """The largest deletion up to which, and one step beyond which, accuracy stays within `max_loss`; 0 if none does."""
     means = curves.group_by("deleted_share").agg(pl.col("right").mean()).sort("deleted_share")
     if not means.height:
         return 0.0
     within = (means["right"] >= means["right"][0] - max_loss - EPSILON).to_list()
-    return float(means["deleted_share"][([*within, False]).index(False) - 1])
+    n = [*within, False].index(False)  # settings from the smallest on that are within
+    return float(means["deleted_share"][n - 1 if n == len(within) else max(0, n - 2)])

@@ -50,9 +50,10 @@ def scopes(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
 def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
     """For every scope, the setting of least operations that stays within `max_loss` on the choosing half.
 
-    A setting counts only if every smaller deletion by the same method is within the loss too, so that a lucky point
-    far down a curve is not taken for a plateau. Of equal costs the more accurate one wins. Downsampling is a rival,
-    never a rule. A scope that the model never answers right gets no rule.
+    A setting counts only if every smaller deletion by the same method is within the loss too, and the next larger one
+    (where there is one): the best of many noisy points lies at the edge of a cliff more often than not. Of equal costs
+    the more accurate one wins. Downsampling is a rival, never a rule. A scope that the model never answers right gets
+    no rule.
     """
     rows = shares_right(answers).filter((pl.col("half") == "choose") & (pl.col("method") != "downsample"))
     rules = []
@@ -62,7 +63,8 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
         if not full:  # no accuracy that could be kept
             continue
         within = pl.col("right") >= float(full) - max_loss - EPSILON  # type: ignore[arg-type]
-        allowed = means.filter(within.cum_min().over("method", "layer", order_by="deleted_share"))
+        backed = within.cum_min() & (within.shift(-1, fill_value=True) | (pl.col("deleted_share") == 0))
+        allowed = means.filter(backed.over("method", "layer", order_by="deleted_share"))
         best = allowed.sort("gflop", "right", "method", descending=[False, True, False]).row(0, named=True)
         rules.append(PolicyRule(tier=tier, family=family, **{key: best[key] for key in SETTING}))
     return rules

@@ -108,4 +108,6 @@ def test_cross_attention_is_switched_off_layer_by_layer_and_not_deleted_where_no
     assert windows == [(0, -1), (1, 1), (3, 3), (5, 5), (0, 6)]
     inside = {(c.method, c.layer) for c in cells if c.check == "deletion" and c.layer}
     assert inside == {("random", 1), ("random", 4), ("attention", 4)}
+    between = list_cells(AblateConfig(checks=("inside",), inside_layers=(2, 3, 4)), 7, (1, 3, 5))
+    assert {c.layer for c in between} == {2, 4}  # 2 and 3 are before the same cross-attention layers
     assert {c.layer for c in cells if c.check == "patching"} == {1, 3, 5}

@@ -18,6 +18,7 @@ import torch
 from orchestrator.capture import positions
 from orchestrator.capture.job import ShardResult
 from orchestrator.capture.loading import Loaded, describe
+from orchestrator.capture.preparing import Preparer
 from orchestrator.capture.recorder import PassRecord, Recorder
 from orchestrator.capture.tables import images_table, metrics_table, rejected_table
 from orchestrator.capture.taps import Taps, default_taps
@@ -63,6 +64,7 @@ class CaptureWorker:
             torch.set_num_threads(threads)
         self.run, self.attribute_kinds = run, attribute_kinds
         self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
+        self.prepare = Preparer(self.adapter, run.capture.prompt)
         self.metrics = check_names(run.capture.metrics)
         self.quantiles = positions.vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
         self.select = select_taps(self.adapter, run)
@@ -82,7 +84,7 @@ class CaptureWorker:
             if one.image is None:
                 continue
             try:
-                examples[one.index] = self.adapter.prepare(one.image, self.run.capture.prompt)
+                examples[one.index] = self.prepare(one.image)
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 rejected[one.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}

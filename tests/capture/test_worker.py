@@ -98,6 +98,32 @@ def _expected(state, name, quantiles):
     return tokens[round(int(place) * (len(tokens) - 1) / max(n - 1, 1))]
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_the_fast_way_to_prepare_an_image_gives_what_the_adapter_gives(model, make_worker):
+    worker = make_worker(make_run(model))
+    images = [*load(worker.run, 4), *load(make_run(data__width=150, data__height=90), 3)]
+    for one in images:
+        fast, plain = worker.prepare(one.image), worker.adapter.prepare(one.image, worker.run.capture.prompt)
+        assert fast.keys() == plain.keys()
+        assert all(torch.equal(fast[key], plain[key]) for key in plain)
+    assert worker.prepare._same == {(112, 112, 3): True, (90, 150, 3): True}
+
+
+def test_a_processor_whose_prompt_depends_on_pixels_is_used_as_it_is(make_worker, monkeypatch):
+    worker = make_worker(make_run())
+    prepare = worker.adapter.prepare
+
+    def prepare_by_brightness(image, prompt):
+        example = prepare(image, prompt)
+        return {**example, "attention_mask": example["attention_mask"] * int(image.mean())}
+
+    monkeypatch.setattr(worker.adapter, "prepare", prepare_by_brightness)
+    for one in load(worker.run, 5):
+        expected = prepare_by_brightness(one.image, worker.run.capture.prompt)
+        found = worker.prepare(one.image)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
 def test_rows_of_images_and_features_are_in_the_order_of_the_shard(make_worker):
     worker = make_worker(make_run())
     images = load(worker.run, 5)[::-1]

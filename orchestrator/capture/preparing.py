@@ -9,7 +9,6 @@ from PIL import Image
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 
-
 MAX_SIZES = 32
 """Sizes remembered; each holds one prepared example."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from planted_answers import SHARES, planted
 
 from orchestrator.ablate.link import adaptive_policy, correlations, link_table, most_accurate_method, needed_shares
+from tests.ablate.planted_answers import SHARES, planted
 
 
 def complexity(i: int) -> float:

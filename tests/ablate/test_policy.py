@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from planted_answers import planted
 
 from orchestrator.ablate.policy import choose_rules, judge_rules, with_layer_share
 from orchestrator.ablate.runner import half_of
+from tests.ablate.planted_answers import planted
 
 
 def survives(method: str, share: float, _: int) -> float:

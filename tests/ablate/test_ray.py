@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from test_stage import make_run
 
 from orchestrator.ablate.stage import ablate_stage, run_ablate
 from orchestrator.layout import Storage
+from tests.ablate.test_stage import make_run
 
 SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["norm"], "deleted_shares": [0.5]}
 

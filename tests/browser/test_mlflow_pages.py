@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 import psutil
 import pytest
-from fake_study import fake_point, fake_trials
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.layout import Stage, Storage
@@ -15,6 +14,7 @@ from orchestrator.outbox import Content
 from orchestrator.report.intervals import layer_curves
 from orchestrator.tracking import Tracker, default_uri
 from orchestrator.tracking_ui import experiment_pages, ui_server
+from tests.report.fake_study import fake_point, fake_trials
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SLOW = 60_000

@@ -2,9 +2,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_study import FAKE_METRICS, fake_point, fake_study
 
 from orchestrator.report.page import render_page
+from tests.report.fake_study import FAKE_METRICS, fake_point, fake_study
 
 pytestmark = pytest.mark.browser
 SECTIONS = ("compression", "correlation", "probes", "tokens", "deletion", "knockout", "patching", "trials")

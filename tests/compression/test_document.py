@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.compression import document
 from orchestrator.compression.pictures import draw, token_sets, value
-from orchestrator.compression.registry import BASES, METRICS
+from orchestrator.compression.registry import ALIGNMENTS, BASES, METRICS
 from tests.compression import oracle
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def test_every_metric_has_its_section_and_its_picture() -> None:
 
 
 def test_worked_example_is_right() -> None:
-    names = [n for n in METRICS if not METRICS[n].trimmed]
+    names = [n for n in METRICS if not METRICS[n].trimmed and n not in ALIGNMENTS]
     for name, got in document.example_values(names).items():
         assert got == pytest.approx(oracle.metric(name, document.EXAMPLE), rel=1e-5, abs=1e-6), name
 

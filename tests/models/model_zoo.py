@@ -6,11 +6,11 @@ from functools import cache
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from molmo_stand_in import molmo_adapter, molmo_example
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.random_models import FAMILIES, random_adapter, random_example
+from tests.models.molmo_stand_in import molmo_adapter, molmo_example
 
 CLASSES = (*FAMILIES, "molmo")
 RESIDUAL = tuple(family for family in CLASSES if family != "mllama")

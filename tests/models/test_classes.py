@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from model_zoo import CLASSES, adapter, batch, examples, fresh, last, same_answer, some
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from orchestrator.capture.taps import Taps, available_taps
 from orchestrator.errors import ModelError
 from orchestrator.models.loading import attach_lora
+from tests.models.model_zoo import CLASSES, adapter, batch, examples, fresh, last, same_answer, some
 
 PIXELS = {"molmo": "images"}
 

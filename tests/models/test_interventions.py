@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from model_zoo import CLASSES, RESIDUAL, adapter, batch, examples, last, same_answer, some
 
 from orchestrator.errors import ModelError
 from orchestrator.models.groups import VISION
 from orchestrator.models.interventions import attention_to_vision, vision_blocked, vision_patched, vision_states
+from tests.models.model_zoo import CLASSES, RESIDUAL, adapter, batch, examples, last, same_answer, some
 
 
 def everything(inputs, family):

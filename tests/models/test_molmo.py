@@ -5,12 +5,12 @@ import types
 import numpy as np
 import pytest
 import torch
-from molmo_stand_in import MolmoForCausalLM, molmo_adapter, molmo_example
-from processors import make_tokenizer
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.groups import TEXT, VISION
 from orchestrator.models.molmo import MolmoAdapter, apply_shims, grid_of_runs, without_tensorflow_check
+from tests.models.molmo_stand_in import MolmoForCausalLM, molmo_adapter, molmo_example
+from tests.models.processors import make_tokenizer
 
 
 class Processor:

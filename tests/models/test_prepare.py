@@ -9,12 +9,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from processors import FAMILIES, processed_adapter
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import load_adapter
 from orchestrator.models.groups import TEXT, VISION
+from tests.models.processors import FAMILIES, processed_adapter
 
 QUESTION = "how many red circles are there?"
 adapter_of = cache(processed_adapter)

@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processors import make_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import FAMILIES
 from orchestrator.models.prompts import extract_answer, family_rules, question_span, render
+from tests.models.processors import make_tokenizer
 
 IMAGE = 120
 

@@ -1,9 +1,9 @@
 import numpy as np
 import polars as pl
 import pytest
-from fake_study import fake_point
 
 from orchestrator.report.intervals import depth_table, layer_curves, mean_intervals
+from tests.report.fake_study import fake_point
 
 
 def test_interval_holds_the_mean_and_narrows_with_more_images():

@@ -6,7 +6,6 @@ from html.parser import HTMLParser
 import numpy as np
 import polars as pl
 import pytest
-from fake_study import fake_point, fake_study
 
 from orchestrator.compression.registry import METRIC_NAMES
 from orchestrator.errors import DataError
@@ -17,6 +16,7 @@ from orchestrator.report.build import compared
 from orchestrator.report.page import render_page
 from orchestrator.report.payload import encode
 from orchestrator.report.words import summary
+from tests.report.fake_study import fake_point, fake_study
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +121,16 @@ def test_summary_names_what_falls_first_and_what_survives():
     assert any("counting" in t and "falls first" in t for t in texts)
     assert any("colour" in t and "survives longest" in t for t in texts)
     assert any("layers 2 to 3" in t for t in texts)
+
+
+def test_questions_the_model_never_answers_do_not_survive():
+    point = fake_point()
+    assert point.deletion is not None
+    high = (pl.col("tier") == "high") & (pl.col("family") == "relation")
+    flat = [pl.when(high).then(0.0).otherwise(pl.col(c)).alias(c) for c in ("accuracy", "ci_low")]
+    study = replace(fake_study(1), points=(replace(point, deletion=point.deletion.with_columns(flat)),))
+    texts = [s.text for s in dict(summary(study))["reference-joint, scenes"]]
+    assert not any("relation" in t for t in texts)
 
 
 def test_a_thing_has_the_same_colour_in_page_and_figures(page):

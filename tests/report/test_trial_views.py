@@ -1,6 +1,5 @@
 import numpy as np
 import polars as pl
-from fake_study import fake_trials
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from orchestrator.report.trial_views import (
     pareto_front,
     smallest_sufficient_ratio,
 )
+from tests.report.fake_study import fake_trials
 
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20)
 
@@ -32,6 +32,15 @@ def _trials(accuracy_by_ratio: dict[float, list[float]]) -> pl.DataFrame:
         for s, a in enumerate(values)
     ]
     return pl.DataFrame(rows)
+
+
+def test_one_seed_keeps_the_interval_of_its_own_trial():
+    trials = _trials({0.0: [0.3], 1.0: [0.5]}).with_columns(
+        pl.lit(0.2).alias("accuracy/high_low"), pl.lit(0.6).alias("accuracy/high_high")
+    )
+    effect = effect_of_ratio(trials, "accuracy/high")
+    assert effect["ci_low"].to_list() == [0.2, 0.2]
+    assert effect["ci_high"].to_list() == [0.6, 0.6]
 
 
 def test_one_seed_gives_no_interval():

@@ -43,7 +43,7 @@ class Content:
         metrics: grouped names, e.g. `{"accuracy/high": 0.71}`; None and values that are not finite are left out.
         curves: metric name -> (layer, value) pairs; the layer becomes the step.
         tables: name -> frame; artifacts below `tables/`.
-        figures: file name with suffix -> bytes; artifacts below `figures/` (`.html` files at the top).
+        figures: file name with suffix -> bytes; artifacts below `figures/`; `.html` files at the top.
         note: description of the run, Markdown.
         seconds: how long the work took.
     """
@@ -137,7 +137,8 @@ def _artifacts(run: RunConfig | None, content: Content) -> Iterator[tuple[str, b
             table.write_parquet(buffer, compression="zstd")
             yield f"tables/{name}.parquet", buffer.getvalue()
     for name, data in content.figures.items():
-        yield (name if name.endswith(".html") else f"figures/{name}"), data
+        at_top = name.endswith(".html") or name.startswith("figures/")
+        yield (name if at_top else f"figures/{name}"), data
 
 
 @cache

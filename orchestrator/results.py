@@ -11,11 +11,13 @@ import numpy as np
 import polars as pl
 import yaml
 
+from orchestrator.capture.positions import vision_quantiles
 from orchestrator.compression.findings import find
 from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.data.source import make_source
-from orchestrator.errors import StorageError, VtsweepError
+from orchestrator.errors import DataError, StorageError, VtsweepError
+from orchestrator.finetune.sweep_summary import summarise_sweep
 from orchestrator.layout import canonical_json
 from orchestrator.record import TABLE_STAGE, Study, View, describe_run
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
@@ -107,7 +109,9 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         digests={stage: found[0].stage.digest for stage, found in views.items() if found},
         n_rejected=0 if rejected is None else rejected.height,
         findings=_findings(run, tables),
+        sweep=_sweep(tables["trials"], views.get("finetune", [])),
         further=further,
+        **_places(capture, run),
         token_maps=tuple(_token_maps(capture, run)) if capture else (),
         **drawn,
     )
@@ -135,6 +139,41 @@ def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
         return None
     found = find(tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source)
     return pl.DataFrame([asdict(f) for f in found]) if found else None
+
+
+def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]:
+    """The sweep's answer with intervals over seeds and questions, where its trials differ by ratio and seed alone."""
+    answers: dict[tuple[float, int], pl.DataFrame] = {}
+    for view in views:
+        table = _read([view], "answers") if view.stage.is_done() else None
+        key = (view.run.finetune.complexity_ratio, view.run.finetune.seed)
+        if table is None or key in answers:
+            continue
+        answers[key] = table
+    if trials is None or len(answers) < 2 or len(answers) < trials.height:
+        return {}
+    try:
+        return summarise_sweep(trials, answers)
+    except DataError:  # trials of different question sets: no paired intervals
+        return {}
+
+
+def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
+    """Where on the grid of visual tokens the kept vision positions lie; nothing where images differ in their grid."""
+    shards = view.stage.finished_shards() if view else {}
+    if not view or not shards or "token_grid" not in next(iter(shards.values()))["arrays"]:
+        return {}
+    grids = view.stage.arrays("token_grid")
+    one = np.asarray(grids[0][0])
+    one = one[one[:, 0] >= 0]
+    if len({shard.shape[1] for shard in grids}) > 1 or any((shard != grids[0][:1]).any() for shard in grids):
+        return {}
+    if len(np.unique(one[:, 2])) > 1 or run.capture.n_vision_positions == 0:
+        return {}
+    quantiles = vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
+    tokens = np.floor(quantiles * len(one)).astype(int)
+    places = {f"vision_{i:02d}": (int(one[t, 0]), int(one[t, 1])) for i, t in enumerate(tokens)}
+    return {"places": places, "grid": (int(one[:, 0].max()) + 1, int(one[:, 1].max()) + 1)}
 
 
 def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:

@@ -158,8 +158,19 @@ def _finetune(view: View) -> Summary:
     params = {"complexity_ratio": tune.complexity_ratio, "seed": tune.seed, "method": tune.method}
     params |= {"lora_rank": tune.language.rank, "learning_rate": tune.language.learning_rate, "n_steps": tune.n_steps}
     skip = {*params, "lora_rank", "n_steps"}
-    metrics = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k not in skip}
+    metrics = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k not in skip and _shown(k)}
     return Summary(params, metrics, {})
+
+
+def _shown(column: str) -> bool:
+    """Whether a column of `trials` becomes a metric: no interval ends, and of compression the headline metrics alone.
+
+    The table itself, logged beside it, has every column; MLflow's charts and lists stay readable.
+    """
+    kind, *rest = column.split("/")
+    if column.endswith(("_low", "_high")):
+        return False
+    return kind not in ("compression", "delta") or (len(rest) == 3 and rest[1] in HEADLINE)
 
 
 def _ablate(view: View) -> Summary:

@@ -41,6 +41,23 @@ def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
             seconds=float(study.record["seconds"].get(name, 0.0)),
         )
         tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name)
+    if name == "finetune":
+        _log_sweep(tracker, study)
+
+
+def _log_sweep(tracker: Tracker, study: Study) -> None:
+    """Give the parent run of fine-tuning trials the effect of the ratio as curves; the ratio in percent is the step."""
+    views = [v for v in study.views("finetune") if v.stage.is_done()]
+    if len(views) < 2:
+        return
+    trials = pl.concat([v.stage.scan("trials").collect() for v in views], how="diagonal_relaxed")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for tier in ("high", "low"):
+        if f"accuracy/{tier}" in trials.columns:
+            effect = trials.group_by("complexity_ratio").agg(pl.col(f"accuracy/{tier}").mean()).sort("complexity_ratio")
+            curves[f"by_ratio_percent/accuracy_{tier}"] = [(round(100 * r), a) for r, a in effect.iter_rows()]
+    content = Content(curves=curves, tables={"trials": trials})
+    tracker.log_group("finetune", digest([v.stage.digest for v in views]), None, content)
 
 
 def log_report(tracker: Tracker, study: Study, written: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from orchestrator.errors import ResourceError
 from orchestrator.scrub import scrub
@@ -43,10 +45,17 @@ def serve_ui(uri: str, port: int | None = None) -> None:
         for name, page in experiment_pages(address):
             print(f"{name}: {page}")
         print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
+        for name in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave the server behind
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _interrupt)
         try:
             process.wait()
         except KeyboardInterrupt:
             print("stopped")
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager

@@ -103,13 +103,14 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
         number = 3 if point.source == "coco" else 2
         for group in GROUPS:
             tap = main_tap(correlations, group)
-            table = correlations.filter((pl.col("tap") == tap) & (pl.col("group") == group))
+            table = _ordered(correlations, point).filter((pl.col("tap") == tap) & (pl.col("group") == group))
             for statistic in table["statistic"].unique(maintain_order=True):
                 if group == "text" and statistic != "spearman":
                     continue  # the page shows every combination; the static set stays small enough to look through
                 draw = partial(figures.rho_figure, table, title, group, statistic, tap=str(tap))
                 yield f"fig{number}_{statistic}_{group}", draw
     if (probes := point.probes) is not None and probes.height:
+        probes = _ordered(probes, point)
         number = 5 if point.source == "coco" else 4
         yield f"fig{number}_probes", partial(figures.probe_heat_figure, probes, title)
         yield f"fig{number}_probe_curves", partial(figures.probe_curves_figure, probes, title)
@@ -124,3 +125,10 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
         yield "patching", partial(figures.patching_figure, patching, title)
     if point.token_maps:
         yield "token_maps", partial(figures.token_map_figure, point.token_maps[:6], title)
+
+
+def _ordered(table: pl.DataFrame, point: PointResults) -> pl.DataFrame:
+    """`table` with its attributes in the source's own order, so that related ones stand together."""
+    order = {name: i for i, name in enumerate(point.attribute_kinds)}
+    rank = pl.col("attribute").replace_strict(order, default=len(order), return_dtype=pl.Int32)
+    return table.sort(rank, maintain_order=True)

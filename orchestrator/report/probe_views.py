@@ -62,7 +62,7 @@ def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
             pl.len().alias("n_places"),
             pl.col("n_test").max(),
         )
-        .sort("tap", "position_kind", "attribute", "layer")
+        .sort("tap", "position_kind", "layer", maintain_order=True)
     )
 
 
@@ -85,5 +85,5 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
             pl.col("score").max().alias("best_score"),
             pl.col("kind").first(),
         )
-        .sort("position_kind", "attribute")
+        .sort("position_kind", maintain_order=True)
     )

@@ -122,6 +122,8 @@ UNITS = {
     "spectral_participation": "directions",
     "rank_90": "directions",
     "mean_cosine": "cosine",
+    "top5_alignment_text": "squared cosine",
+    "top5_alignment_next": "squared cosine",
 }
 
 
@@ -132,9 +134,9 @@ def metric_unit(name: str) -> str:
 
 
 def direction_words(name: str) -> str:
-    """`up = more compressed` or `down = more compressed`; empty when the metric's entry is not known."""
+    """`up = more compressed` or `down = more compressed`; empty for a metric without direction or entry."""
     metric = metric_of(name)
-    if metric is None:
+    if metric is None or not metric.direction:
         return ""
     return ("↑" if metric.direction > 0 else "↓") + " more compressed"
 

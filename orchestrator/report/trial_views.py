@@ -45,14 +45,16 @@ def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
 def effect_of_ratio(trials: pl.DataFrame, column: str, seed: int = 0) -> pl.DataFrame:
     """Mean of `column` at each ratio with a 95 % percentile bootstrap interval over seeds.
 
+    A ratio with one seed keeps that trial's own interval (over questions or images); null where it has none.
+
     Returns:
-        complexity_ratio, mean, ci_low, ci_high (null where a ratio has one seed only: it cannot be known), n_seeds.
+        complexity_ratio, mean, ci_low, ci_high, n_seeds.
     """
     rng = np.random.default_rng(seed)
     rows = []
     for (ratio,), part in finished(trials).drop_nulls(column).group_by("complexity_ratio", maintain_order=True):
         values = part[column].to_numpy().astype(float)
-        low = high = None
+        low, high = (part[c][0] if (c := column + end) in part.columns else None for end in _ENDS)
         if len(values) > 1:
             means = values[rng.integers(0, len(values), (N_RESAMPLES, len(values)))].mean(1)
             low, high = (float(v) for v in np.quantile(means, [0.025, 0.975]))

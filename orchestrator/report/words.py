@@ -127,22 +127,22 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
     )
     told = []
     for (family, tier), part in table.group_by("family", "tier", maintain_order=True):
-        full = part.filter(pl.col("deleted_share") == 0)
-        if full.is_empty():
-            continue
-        kept = part.filter(pl.col("ci_high") >= full["accuracy"][0])["deleted_share"].max()
-        told.append((float(kept or 0.0), str(family), str(tier), part, full.row(0, named=True)))  # type: ignore[arg-type]
-    if len(told) < 2:
-        return
+        rows = part.sort("deleted_share").to_dicts()
+        half = next((r for r in rows if r["deleted_share"] >= 0.5), None)
+        full = rows[0]
+        if full["deleted_share"] > 0 or half is None or full["ci_low"] <= rows[-1]["ci_high"]:
+            continue  # nothing to lose: the model does no better with all tokens than with hardly any
+        kept = max(r["deleted_share"] for r in rows if r["ci_high"] >= full["accuracy"])
+        told.append((half["accuracy"] / full["accuracy"], f"{name_of(str(family))} ({tier} tier)", full, half, kept))
     told.sort(key=lambda t: t[0])
-    for (share, family, tier, rows, whole), words in ((told[0], "falls first"), (told[-1], "survives longest")):
-        half = rows.filter(pl.col("deleted_share") >= 0.5).sort("deleted_share").row(0, named=True)
+    for (_, question, full, half, kept), words in zip(
+        told[:1] + told[1:][-1:], ("falls first", "survives longest"), strict=False
+    ):
         yield Statement(
-            f"Under random deletion of visual tokens {name_of(family)} ({tier} tier) {words}: "
-            f"{percent(whole['accuracy'])} with all tokens, {percent(half['accuracy'])} with "
-            f"{percent(half['deleted_share'])} deleted.",
+            f"Under random deletion of visual tokens {question} {words}: {percent(full['accuracy'])} with all tokens, "
+            f"{percent(half['accuracy'])} with {percent(half['deleted_share'])} deleted.",
             f"{interval(half['ci_low'], half['ci_high'], percent)}, n = {half['n']}; its interval reaches the full "
-            f"accuracy up to {percent(share)} deleted",
+            f"accuracy up to {percent(kept)} deleted",
             topic="deletion",
         )
 
@@ -198,7 +198,8 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
         effect = pl.DataFrame(said["effect"]) if said else effect_of_ratio(done, column)
         first, last = effect.row(0, named=True), effect.row(-1, named=True)
         enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
-        how = "seeds and questions" if said else "seeds"
+        one_seed = max(effect["n_seeds"]) < 2
+        how = "questions of one seed" if one_seed else "seeds and questions" if said else "seeds"
         text = (
             f"Accuracy on {tier}-tier questions is {percent(first['mean'])} at complexity ratio "
             f"{number(first['complexity_ratio'])} and {percent(last['mean'])} at {number(last['complexity_ratio'])}."
@@ -206,11 +207,11 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
         if enough is not None:
             text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
         elif tier == "high":
-            text += " No ratio gains beyond chance."
+            text += " No ratio gains beyond chance" + (", as far as one seed can tell." if one_seed else ".")
         yield Statement(
             text,
             f"{interval(first['ci_low'], first['ci_high'], percent)} and "
-            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % bootstrap over {how}, "
+            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % interval over {how}, "
             f"{done.height} trials" + (f", {failed} failed" if failed else ""),
             topic="ratio",
         )

@@ -16,8 +16,8 @@ function axisText(root, x, y, text, extra = {}) {
 function frame(root, spec, size, scaleX, scaleY, xTicks, yTicks) {
   const { width, height } = size;
   const bottom = height - MARGIN.bottom;
-  const formatX = spec.x.format || tickFormat(xTicks);
-  const formatY = spec.y.format || tickFormat(yTicks);
+  const ticksOf = (axis, ticks) => (axis.format === formatPercent ? percentTicks(ticks) : axis.format || tickFormat(ticks));
+  const formatX = ticksOf(spec.x, xTicks), formatY = ticksOf(spec.y, yTicks);
   for (const t of yTicks) {
     root.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scaleY(t), y2: scaleY(t), class: "grid" }));
     axisText(root, MARGIN.left - 6, scaleY(t) + 3.5, formatY(t), { "text-anchor": "end" });
@@ -49,11 +49,16 @@ function tickFormat(ticks) {
   return (v) => (Math.abs(v) < 1e-12 ? 0 : v).toFixed(places).replace("-", "−");
 }
 
-function extent(values, padding = 0.06) {
+function percentTicks(ticks) {
+  const format = tickFormat(ticks.map((t) => 100 * t));
+  return (v) => format(100 * v) + " %";
+}
+
+function extent(values, padding = 0.06, least = 0) {
   const there = values.filter(known);
   if (!there.length) return [0, 1];
   const low = Math.min(...there), high = Math.max(...there);
-  const pad = (high - low || Math.abs(high) || 1) * padding;
+  const pad = Math.max((high - low || Math.abs(high) || 1) * padding, (least - (high - low)) / 2);
   return [low - pad, high + pad];
 }
 
@@ -64,7 +69,7 @@ function lineChart(spec) {
   const root = chartRoot(width, height, `${spec.title || spec.y.label}: ${spec.y.label} by ${spec.x.label}`);
   const all = spec.series.flatMap((s) => s.points);
   const [x0, x1] = spec.x.domain || extent(all.map((p) => p.x), 0.02);
-  const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...(spec.rules || []).map((r) => r.y)]);
+  const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...(spec.rules || []).map((r) => r.y)], 0.06, spec.y.format === formatPercent ? 0.1 : 0);
   const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
   const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
   frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 7, spec.x.whole), niceTicks(y0, y1, 5));
@@ -226,7 +231,7 @@ function scatterChart(spec) {
   const width = spec.size?.width || 520, height = spec.size?.height || 340;
   const root = chartRoot(width, height, `${spec.title || ""} ${spec.y.label} against ${spec.x.label}`);
   const points = spec.points.filter((p) => known(p.x) && known(p.y));
-  const [x0, x1] = extent(points.map((p) => p.x)), [y0, y1] = extent(points.map((p) => p.y));
+  const [x0, x1] = extent(points.map((p) => p.x)), [y0, y1] = extent(points.map((p) => p.y), 0.06, spec.y.format === formatPercent ? 0.1 : 0);
   const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
   const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
   frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 6), niceTicks(y0, y1, 5));

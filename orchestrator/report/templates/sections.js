@@ -155,6 +155,12 @@ function compressionSection() {
   return s;
 }
 
+// Attributes of some rows in the order of their source, others last.
+function inOrder(p, rows) {
+  const there = unique(rows.map((r) => r.attribute)), order = Object.keys(p.kinds);
+  return [...order.filter((a) => there.includes(a)), ...there.filter((a) => !order.includes(a))];
+}
+
 function correlationSection() {
   const s = new Section("correlation", "rho");
   const metrics = namesIn("rho", "metric"), statistics = namesIn("rho", "statistic");
@@ -171,7 +177,7 @@ function correlationSection() {
       const at = tapFor(mine, tap, group);
       const rows = mine.filter((r) => r.tap === at);
       if (!rows.length) continue;
-      const columns = unique(rows.map((r) => r.attribute));
+      const columns = inOrder(p, rows);
       const cells = new Map(rows.map((r) => [`${r.layer}|${r.attribute}`, r]));
       const chosen = columns.includes(s.values.attribute) ? s.values.attribute : columns[0];
       maps.push(heatMap({ title: p.label, hint: statistic === "epsilon_squared" ? "" : arrowOf(metric), rows: ascending(rows.map((r) => r.layer)), columns,
@@ -234,7 +240,7 @@ function probeSection() {
       const rows = probeRows(p, solver);
       const mean = averaged(rows, (r) => `${r.tap}|${r.layer}|${r.position_kind}|${r.attribute}`);
       const deep = mean.filter((r) => r.position_kind === kind && r.tap === probeTap(mean, kind));
-      const columns = Object.keys(p.kinds).filter((a) => deep.some((r) => r.attribute === a));
+      const columns = inOrder(p, deep);
       if (columns.length) charts.push(heatMap({ title: p.label, hint: nameOf(kind), rows: ascending(deep.map((r) => r.layer)), columns, rowLabel: "layer", selected: attribute,
         onSelect: (a) => s.set("attribute", a), scale: { label: "skill", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) },
         cell: (at, a) => {

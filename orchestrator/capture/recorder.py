@@ -15,7 +15,9 @@ from torch import Tensor
 
 from orchestrator.capture import positions
 from orchestrator.capture.taps import State
-from orchestrator.compression.metrics import compute_layers
+from orchestrator.compression.alignment import TOP, align_layers
+from orchestrator.compression.metrics import Measured, measure_layers
+from orchestrator.compression.registry import ALIGNMENTS
 from orchestrator.config import CaptureConfig
 
 _HELD = {"cpu": 2**20, "cuda": 2**28}
@@ -91,7 +93,8 @@ class Recorder:
         self._pending: dict[str, list[tuple[State, _Group]]] = {"vision": [], "text": []}
         self._held = 0
         self._device: torch.device | None = None
-        self._measured: list[tuple[_Point, str, _Group, Tensor]] = []
+        self._n_directions = 0 if ALIGNMENTS.keys().isdisjoint(metrics) else TOP
+        self._measured: list[tuple[_Point, str, _Group, Measured]] = []
         self._means: list[tuple[_Point, Tensor]] = []
         self._features: list[tuple[_Point, Tensor]] = []
         self._norms: list[tuple[_Point, Tensor]] = []
@@ -152,10 +155,10 @@ class Recorder:
 
     def _measure(self) -> None:
         for group, pending in self._pending.items():
-            found = compute_layers([(state.hidden, known.mask) for state, known in pending], self.metrics)
-            for (state, known), values in zip(pending, found, strict=True):
-                stacked = torch.stack([values[name] for name in self.metrics])
-                self._measured.append((_Point(state.tap, state.layer), group, known, stacked))
+            states = [(state.hidden, known.mask) for state, known in pending]
+            found = measure_layers(states, self.metrics, self._n_directions)
+            for (state, known), measured in zip(pending, found, strict=True):
+                self._measured.append((_Point(state.tap, state.layer), group, known, measured))
             pending.clear()
         self._held = 0
 
@@ -163,9 +166,16 @@ class Recorder:
         """Measure what is left and bring everything to the CPU."""
         self._measure()
         record = PassRecord(position_names=self._names)
-        for point, group, known, values in self._measured:
-            counts = known.counts.cpu().numpy()
-            record.rows.append(Row(point.tap, point.layer, group, counts, values.cpu().numpy()))
+        directions = {
+            (point.tap, point.layer, group): measured.directions
+            for point, group, _, measured in self._measured
+            if measured.directions is not None
+        }
+        aligned = align_layers(directions)
+        for point, group, known, measured in self._measured:
+            columns = measured.values | aligned.get((point.tap, point.layer, group), {})
+            values = torch.stack([columns[name] for name in self.metrics])
+            record.rows.append(Row(point.tap, point.layer, group, known.counts.cpu().numpy(), values.cpu().numpy()))
         for point, mean in self._means:
             for row in (~mean.isfinite().all(1)).nonzero()[:, 0].tolist():
                 record.broken.setdefault(row, f"states are not finite at {point.tap} layer {point.layer}")

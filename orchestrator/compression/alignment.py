@@ -70,7 +70,7 @@ def align_layers(
         later = [at for at in layers[tap, group] if at > layer]
         follower = directions[tap, later[0], group] if later else None
         found[tap, layer, group] = {
-            name: subspace_overlap(own, partner) if partner is not None else own.new_full((len(own),), torch.nan)
+            name: own.new_full((len(own),), torch.nan) if partner is None else subspace_overlap(own, partner.to(own))
             for name, partner in (("top5_alignment_text", other_group), ("top5_alignment_next", follower))
         }
     return found

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
-from orchestrator.compression.registry import METRICS, check_names, load_user_metric
+from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, load_user_metric
 from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
@@ -151,7 +151,8 @@ def compute(
     Args:
         hidden: token states of any floating dtype; cast to float32 first.
         mask: which tokens belong to the group. Rows may differ in number.
-        names: metric names (`registry.METRICS`, or those of installed packages); all of them when None.
+        names: metric names (`registry.METRICS`, or those of installed packages); all when None. Alignments, which
+            compare two sets of tokens, are passed over.
 
     Returns:
         float32 values by name on the device of `hidden`. NaN where a metric is undefined: no token, no energy, a
@@ -186,9 +187,10 @@ def measure_layers(
 ) -> list[Measured]:
     """`compute_layers` that also gives the `n_directions` leading right singular vectors from the same reduction.
 
-    They are what `alignment.align_layers` compares. Rows without that many directions have zero columns.
+    They are what `alignment.align_layers` compares. Rows without that many directions have zero columns. Names of
+    alignments are passed over: they are of two sets of tokens.
     """
-    chosen = check_names(names)
+    chosen = tuple(name for name in check_names(names) if name not in ALIGNMENTS)
     parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in states]
     for batch in _batches(states):
         tokens = _stack([tokens for _, tokens in batch])

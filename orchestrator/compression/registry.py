@@ -261,11 +261,6 @@ def _variants(metric: Metric) -> Iterable[Metric]:
             )
 
 
-METRICS: dict[str, Metric] = {v.name: v for m in BASES.values() for v in _variants(m)} | {
-    "massive_share": MASSIVE_SHARE
-}
-"""Every built-in column of `layer_metrics` by name, variants included."""
-
 _ALIGNMENT = Metric(
     "top5_alignment_text",
     "alignment",
@@ -294,6 +289,13 @@ ALIGNMENTS: dict[str, Metric] = {
     ),
 }
 """Columns that compare two sets of tokens. They say what is shared, not how compressed either is: direction 0."""
+
+METRICS: dict[str, Metric] = {
+    **{v.name: v for m in BASES.values() for v in _variants(m)},
+    "massive_share": MASSIVE_SHARE,
+    **ALIGNMENTS,
+}
+"""Every built-in column of `layer_metrics` by name, variants included."""
 
 METRIC_NAMES: tuple[str, ...] = tuple(METRICS)
 
@@ -342,7 +344,7 @@ def metric_names() -> tuple[str, ...]:
 
 def get_metric(name: str) -> Metric:
     """The entry of metric `name`; raises `ConfigError` with the nearest right name."""
-    return METRICS.get(name) or ALIGNMENTS.get(name) or load_user_metric(name).metric
+    return METRICS.get(name) or load_user_metric(name).metric
 
 
 def check_names(names: Iterable[str] | None) -> tuple[str, ...]:

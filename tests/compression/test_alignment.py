@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.capture.recorder import Recorder
+from orchestrator.capture.taps import State
 from orchestrator.compression.alignment import (
     align_layers,
     linear_cka,
@@ -12,6 +14,7 @@ from orchestrator.compression.alignment import (
     top5_alignment,
 )
 from orchestrator.compression.metrics import measure_layers
+from orchestrator.config import CaptureConfig
 from orchestrator.errors import DataError
 
 
@@ -113,3 +116,20 @@ def test_drift_is_relative_and_masked() -> None:
     mask = torch.tensor([[True, False]])
     assert float(relative_drift(a, a * 1.5, mask)) == pytest.approx(0.5)
     assert float(relative_drift(a, a, mask)) == 0
+
+
+def test_a_captured_pass_has_the_alignment_columns() -> None:
+    """The same values whether layers are measured together or, past the held limit, one by one."""
+    hidden = [states(2, 12, 16, layer, 0.3) for layer in range(3)]
+    vision, text = torch.arange(12).expand(2, 12) < 7, torch.arange(12).expand(2, 12) >= 7
+    names = ("gini", "top5_alignment_text", "top5_alignment_next")
+    recorder = Recorder(CaptureConfig(keep_features=False), names, np.linspace(0, 1, 4))
+    for layer, state in enumerate(hidden):
+        recorder(State("decoder", layer, state, vision, text))
+    rows = {(row.layer, row.group): row.values for row in recorder.finish().rows}
+    for layer in range(3):
+        want = top5_alignment(hidden[layer], vision, hidden[layer], text).numpy()
+        assert rows[layer, "vision"][1] == pytest.approx(want)
+        assert rows[layer, "text"][1] == pytest.approx(want)
+    assert rows[0, "text"][2] == pytest.approx(top5_alignment(hidden[0], text, hidden[1], text).numpy())
+    assert np.isnan(rows[2, "vision"][2]).all()

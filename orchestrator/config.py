@@ -303,6 +303,8 @@ class FinetuneConfig(Section):
     """Most tokens an image and group whose states are compared with the base model's."""
     search_trials: Count = 0
     """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none."""
+    search_algorithm: Literal["random", "optuna"] = "random"
+    """How samples are drawn; `optuna` (an extra) learns from the mean accuracy of earlier samples of the point."""
     prune: bool = False
     """Stop weak samples of a search early (ASHA). Samples compete with those of their own point only, and the last
     one of a point is never stopped."""

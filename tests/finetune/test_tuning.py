@@ -20,7 +20,8 @@ from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, ResourceError, StageError
 from orchestrator.finetune.trial import trial_stage
 from orchestrator.layout import Storage
-from orchestrator.tuning import draw, plan_room, run_trials, sampled
+from orchestrator.search_space import draw, sampled
+from orchestrator.tuning import plan_room, run_trials
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -111,9 +112,9 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
         import signal
         from pathlib import Path
 
-        from orchestrator import tuning
+        from orchestrator import experiment
 
-        original = tuning.run_trial
+        original = experiment.run_trial
 
         def run_trial(run: Any, storage: Any, report: Any) -> Any:
             def deadly(values: Any) -> None:
@@ -126,11 +127,11 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
 
             return original(run, storage, deadly)
 
-        tuning.run_trial = run_trial
+        experiment.run_trial = run_trial
         try:
-            tuning.tune_trial(config)
+            experiment.tune_trial(config)
         finally:
-            tuning.run_trial = original
+            experiment.run_trial = original
 
     return trainable
 
@@ -145,7 +146,7 @@ def test_a_killed_trial_goes_on_and_equals_the_plain_loop(make_run: MakeRun, tmp
     marker = tmp_path / "steps"
     with monkeypatch.context() as patch:
         trainable = killed_once(str(marker))
-        patch.setattr("orchestrator.tuning.TRAINABLE", trainable)
+        patch.setattr("orchestrator.experiment.TRAINABLE", trainable)
         run_trials(runs, storage, quiet=True)
     assert Path(f"{marker}.killed").exists()
     for ours, theirs in zip(rows(runs, storage), rows(local, plain), strict=True):

@@ -1,0 +1,212 @@
+"""One Ray Tune experiment over fine-tuning trials: its space, its workers, and what came of each trial."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import HowConfig, RunConfig, SearchAxis
+from orchestrator.errors import VtsweepError
+from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial, trial_stage
+from orchestrator.layout import Stage, Storage, canonical_json, digest
+from orchestrator.progress import Progress
+from orchestrator.search_space import sampled, tune_domain
+
+REPORT_SECONDS = 2.0
+"""Least time between two of a trial's reports to Tune."""
+
+
+def describe(run: RunConfig) -> str:
+    """`ratio=0.5 seed=1 (3fa9c2)`: the last part is unique among settings."""
+    settings = run.finetune
+    return f"ratio={settings.complexity_ratio:g} seed={settings.seed} ({digest(settings.model_dump(mode='json'))[:6]})"
+
+
+@dataclass(frozen=True)
+class Room:
+    """What one trial holds, and how many run at a time."""
+
+    n_trials: int
+    cpus: float
+    gpus: float
+    threads: int
+
+
+@dataclass
+class Outcomes:
+    runs: list[RunConfig]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One Tune experiment: where it lies and how its trials are placed."""
+
+    storage: Storage
+    how: HowConfig
+    room: Room
+    search: dict[str, SearchAxis]
+    n_samples: int
+    quiet: bool
+
+    def run(self, runs: Sequence[RunConfig], name: str) -> Outcomes:
+        """Run the points' trials to the end, from Tune's own record of an interrupted experiment of that name."""
+        os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+        os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+        from ray import tune
+
+        for logger in ("ray.tune", "ray.train"):
+            logging.getLogger(logger).setLevel(logging.ERROR)
+        trainable = tune.with_resources(TRAINABLE, {"cpu": self.room.cpus, "gpu": self.room.gpus})
+        space = self._space(runs)
+        with Progress("finetune", total=None, unit="trials", quiet=self.quiet) as progress:
+            path = f"{self._folder}/{name}"
+            if tune.Tuner.can_restore(path):
+                tuner = tune.Tuner.restore(path, trainable, resume_errored=True, param_space=space)
+            else:
+                tuner = tune.Tuner(
+                    trainable,
+                    param_space=space,
+                    tune_config=tune.TuneConfig(
+                        num_samples=self.n_samples,
+                        max_concurrent_trials=self.room.n_trials,
+                        reuse_actors=self.how.reuse_workers,
+                        scheduler=self._scheduler(runs),
+                        search_alg=self._search_algorithm(runs),
+                        trial_name_creator=_trial_name,
+                        trial_dirname_creator=_trial_name,
+                    ),
+                    run_config=tune.RunConfig(
+                        name=name,
+                        storage_path=self._folder,
+                        failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
+                        callbacks=[_progress_callback(progress)],
+                        verbose=0,
+                    ),
+                )
+            return self._outcomes(tuner.fit())
+
+    @property
+    def _folder(self) -> str:
+        return self.storage.path("tune") if self.storage.is_local else f"{self.storage.uri.rstrip('/')}/tune"
+
+    def _space(self, runs: Sequence[RunConfig]) -> dict[str, Any]:
+        """Base models are measured by trials of their own at the head of the queue, while others already train."""
+        from ray import tune
+
+        if self.search and runs[0].finetune.search_algorithm == "optuna":
+            assert len(runs) == 1, "an algorithm that learns gets one point at a time"
+            return {"entry": self._entry("trial", runs[0]), **self._axes()}
+        baselines = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
+        entries = [("baseline", run) for run in reversed(baselines.values())] + [("trial", run) for run in runs]
+        return {"entry": tune.grid_search([self._entry(kind, run) for kind, run in entries]), **self._axes()}
+
+    def _axes(self) -> dict[str, Any]:
+        return {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
+
+    def _search_algorithm(self, runs: Sequence[RunConfig]) -> Any:
+        if not self.search or runs[0].finetune.search_algorithm == "random":
+            return None
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(metric="score", mode="max", seed=runs[0].finetune.seed)
+
+    def _entry(self, kind: str, run: RunConfig) -> str:
+        how = run.how.model_copy(update={"torch_threads": self.room.threads})
+        uri = self.storage.path("") if self.storage.is_local else self.storage.uri
+        settled = run.model_copy(update={"how": how}).model_dump(mode="json")
+        return canonical_json({"kind": kind, "run": settled, "storage": uri, "folder": str(Path.cwd())})
+
+    def _scheduler(self, runs: Sequence[RunConfig]) -> Any:
+        if not (self.search and any(run.finetune.prune for run in runs)):
+            return None
+        from orchestrator.pruning import PointASHA
+
+        return PointASHA(max(run.finetune.n_steps for run in runs))
+
+    def _outcomes(self, results: Any) -> Outcomes:
+        outcomes = Outcomes([], {})
+        for i in range(len(results)):
+            result = results[i]
+            config = result.config or {}
+            kind, run, _ = read_entry(config)
+            if result.error is not None:
+                outcomes.failures[describe(run)] = str(result.error).strip().splitlines()[-1]
+            elif (result.metrics or {}).get("failed") and not self.search:
+                outcomes.failures[describe(run)] = str(result.metrics["failed"])
+            elif kind == "trial" and trial_stage(run, self.storage).is_done():
+                outcomes.runs.append(run)
+        return outcomes
+
+
+def _trial_name(trial: Any) -> str:
+    """Tune would put the whole configuration into the name."""
+    return str(trial.trial_id)
+
+
+def read_entry(config: Mapping[str, Any]) -> tuple[str, RunConfig, Storage]:
+    """Kind, configuration and storage of a Tune trial."""
+    entry = json.loads(config["entry"])
+    values = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
+    return entry["kind"], sampled(RunConfig.model_validate(entry["run"]), values), Storage(entry["storage"])
+
+
+def tune_trial(config: dict[str, Any]) -> None:
+    """What a Tune worker runs. Mistakes of the user are reported, not retried; everything else may be retried."""
+    from ray import tune
+
+    folder = json.loads(config["entry"])["folder"]
+    if Path(folder).is_dir():  # relative paths of models and data mean what they meant to the driver
+        os.chdir(folder)
+    kind, run, storage = read_entry(config)
+    last_time, last_loss = 0.0, math.inf
+
+    def report(values: Mapping[str, Any]) -> None:
+        nonlocal last_time, last_loss
+        last_loss = values["loss"]
+        if time.monotonic() - last_time >= REPORT_SECONDS:
+            last_time = time.monotonic()
+            tune.report(dict(values))
+
+    end: dict[str, Any] = {"step": run.finetune.n_steps}
+    try:
+        stage = run_baseline(run, storage) if kind == "baseline" else run_trial(run, storage, report)
+        tune.report({**end, "loss": last_loss, "score": score(stage)})
+    except VtsweepError as error:
+        tune.report({**end, "loss": math.inf, "score": 0.0, "failed": str(error)})
+
+
+def score(stage: Stage) -> float:
+    """What a search maximises: the mean accuracy of the tiers; 0 for a base model's stage."""
+    values = [value for key, value in stage.summary().items() if key in ("accuracy/low", "accuracy/high")]
+    return sum(values) / len(values) if values else 0.0
+
+
+TRAINABLE = tune_trial
+"""What Tune is given."""
+
+
+def _progress_callback(progress: Progress) -> Any:
+    from ray.tune import Callback
+
+    class Shown(Callback):
+        def __init__(self, *shown: Progress) -> None:
+            self.shown = shown
+
+        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
+            return {"shown": ()}
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            kind, run, _ = read_entry(trial.config)
+            for one in self.shown:
+                one.total = len(trials)
+                one.advance(note=describe(run) if kind == "trial" else "base model")
+
+    return Shown(progress)

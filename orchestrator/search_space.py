@@ -1,0 +1,53 @@
+"""Search spaces of a study: drawing from them here, or handing them to Ray Tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.sweep import set_key, validate
+
+
+def draw(axis: SearchAxis, rng: Any) -> Any:
+    """One value of a search space, from a numpy generator."""
+    if axis.kind == "choice":
+        return (axis.values or ())[int(rng.integers(len(axis.values or ())))]
+    low, high = bounds(axis)
+    if axis.kind == "randint":
+        return int(rng.integers(int(low), int(high)))
+    if axis.kind == "loguniform":
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    return float(rng.uniform(low, high))
+
+
+def bounds(axis: SearchAxis) -> tuple[float, float]:
+    """Both ends of a numeric space, which its own validation made sure of."""
+    assert axis.low is not None
+    assert axis.high is not None
+    return axis.low, axis.high
+
+
+def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The point with sampled values set.
+
+    Raises:
+        ConfigError: a sampled value is not valid for its key.
+    """
+    tree = run.model_dump(mode="json")
+    for key, value in values.items():
+        tree = set_key(tree, key, value, where="search")
+    return validate(RunConfig, tree, "search")
+
+
+def tune_domain(axis: SearchAxis) -> Any:
+    """The space as Ray Tune writes it."""
+    from ray import tune
+
+    if axis.kind == "choice":
+        return tune.choice(list(axis.values or ()))
+    low, high = bounds(axis)
+    if axis.kind == "randint":
+        return tune.randint(int(low), int(high))
+    return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)

@@ -90,7 +90,7 @@ def page() -> str:
     parts = [
         "# Compression metrics",
         "",
-        "Generated from `orchestrator/compression/registry.py` by `python -m orchestrator.compression.document`; a",
+        "Generated from `orchestrator/compression/entries.py` by `python -m orchestrator.compression.document`; a",
         "test holds the two together.",
         "",
         "`H` is the N x d matrix of one image's tokens of one group (vision or text) at one layer; `h_n` a token,",

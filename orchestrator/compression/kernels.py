@@ -114,16 +114,16 @@ def eigenvalues(diagonal: NDArray, off: NDArray, found: NDArray) -> int:
         lanes = min(LANES, n_rows - start)
         n_lanes = np.uintp(lanes)
         for lane in range(lanes):
-            w = np.uintp(lane)
+            column = np.uintp(lane)
             largest = 0.0
             for i in range(n):
                 coupling = off[start + lane, i] if i < n - 1 else 0.0
-                at = np.uintp(i) * _ROW + w
+                at = np.uintp(i) * _ROW + column
                 table[at] = diagonal[start + lane, i]
                 table[at + _E2] = coupling * coupling
                 largest = max(largest, abs(diagonal[start + lane, i]), abs(coupling))
-            state[_BOUND + w] = 0.25 * eps * largest + 1e-150
-            state[_SHIFT + w] = 0.0
+            state[_BOUND + column] = 0.25 * eps * largest + 1e-150
+            state[_SHIFT + column] = 0.0
         for first in range(n):
             top = np.uintp(first) * _ROW
             any_on = False
@@ -191,8 +191,8 @@ def eigenvalues(diagonal: NDArray, off: NDArray, found: NDArray) -> int:
                         state[_ON + w] = 1.0 if on else 0.0
                         any_on = any_on or on
             for lane in range(lanes):
-                w = np.uintp(lane)
-                found[start + lane, first] = table[top + w] + state[_SHIFT + w]
+                column = np.uintp(lane)
+                found[start + lane, first] = table[top + column] + state[_SHIFT + column]
     return unconverged
 
 

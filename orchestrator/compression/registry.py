@@ -1,7 +1,7 @@
-"""What each compression metric is: one declarative entry each, read by schema, documentation, correlation and report.
+"""What compression metrics there are: read by schema, configuration checks, documentation, correlation and report.
 
-Importing this module imports no torch. `N` is the number of tokens of one image, group and layer; `d` their width;
-`h_n` token n, `a_n` its norm, `e_n = a_n^2` its energy, `sigma_i` the singular values of the N x d matrix of tokens.
+Importing this module imports no torch. The entries themselves are in `entries.py`; here are their variants and the
+metrics that other packages register.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from orchestrator.compression.entries import ALIGNMENTS, BASES, MASSIVE_RATIO, MASSIVE_SHARE, Metric
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,227 +20,23 @@ if TYPE_CHECKING:
 
     from orchestrator.compression.metrics import Shared
 
-Invariance = Literal["rotation", "scale", "permutation", "duplication"]
-Family = Literal["norm", "spectrum", "similarity", "alignment"]
+__all__ = [
+    "ALIGNMENTS",
+    "BASES",
+    "MASSIVE_RATIO",
+    "MASSIVE_SHARE",
+    "METRICS",
+    "METRIC_NAMES",
+    "Metric",
+    "UserMetric",
+    "check_names",
+    "get_metric",
+    "load_user_metric",
+    "metric_names",
+]
 
 ENTRY_POINT_GROUP = "vtsweep.metrics"
 """A package adds metrics by an entry point in this group that names a `compression.metrics.UserMetric`."""
-
-MASSIVE_RATIO = 10.0
-"""A token is massive when its norm exceeds this multiple of the median token norm of its image, group and layer.
-
-Sun et al. 2024 ("Massive Activations in Large Language Models") call an activation massive when it is about 1,000 times
-the median magnitude of its hidden state. One such activation among d Gaussian ones gives its token 1000 / (1.48 sqrt d)
-times the usual norm: 11 times at d = 4096. The rule in norms is scale-free and costs nothing, as norms are at hand."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of `layer_metrics`. `direction`: +1 where larger means more compressed, -1 less, 0 neither."""
-
-    name: str
-    family: Family
-    title: str
-    formula: str
-    range: str
-    direction: Literal[1, -1, 0]
-    source: str
-    cost: str
-    misleads: str
-    high: str
-    low: str
-    invariances: frozenset[Invariance]
-    base: str = ""
-    centred: bool = False
-    trimmed: bool = False
-
-    @property
-    def expected(self) -> str:
-        """What a larger value means, in words."""
-        return {1: "larger = more compressed", -1: "larger = less compressed", 0: "no direction"}[self.direction]
-
-
-_ALL: frozenset[Invariance] = frozenset(("rotation", "scale", "permutation", "duplication"))
-_NO_DUPLICATION = _ALL - {"duplication"}
-_NORM_COST = "O(N d) for the norms, shared; then O(N log N)"
-_SPECTRUM_COST = "one Gram matrix on the smaller side and one tridiagonal reduction, shared by raw and centred"
-
-BASES: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric(
-            "gini",
-            "norm",
-            "Gini coefficient of token norms",
-            "sum_i (2 i - N - 1) a_(i) / (N sum a), a_(1) <= ... <= a_(N)",
-            "[0, 1 - 1/N]",
-            +1,
-            "Gini 1912; as a sparsity measure: Hurley and Rickard 2009, IEEE Trans. Inf. Theory 55(10)",
-            _NORM_COST,
-            "It compares norms only: tokens of equal norm that all say the same thing score 0.",
-            "a few tokens carry nearly all the norm",
-            "every token has the same norm",
-            _ALL,
-        ),
-        Metric(
-            "participation_ratio",
-            "norm",
-            "Participation ratio of token energy",
-            "(sum e)^2 / sum e^2",
-            "[1, N]",
-            -1,
-            "Bell and Dean 1970, Discuss. Faraday Soc. 50; inverse of Simpson's 1949 concentration index",
-            _NORM_COST,
-            "It grows with N: images with more visual tokens look less compressed. Use the share to compare them.",
-            "many tokens share the energy",
-            "one token holds it",
-            _NO_DUPLICATION,
-        ),
-        Metric(
-            "participation_ratio_share",
-            "norm",
-            "Participation ratio over N",
-            "(sum e)^2 / (N sum e^2)",
-            "[1/N, 1]",
-            -1,
-            "as participation_ratio; also Treves and Rolls 1991 (sparseness), Network 2(4)",
-            _NORM_COST,
-            "Squared energies let the single largest token decide: one massive token hides the spread of the rest.",
-            "all tokens hold equal energy",
-            "one token of many holds it",
-            _ALL,
-        ),
-        Metric(
-            "norm_entropy",
-            "norm",
-            "Effective share of tokens by entropy of energy",
-            "exp(-sum p log p) / N, p = e / sum e",
-            "[1/N, 1]",
-            -1,
-            "Shannon 1948; exponential as effective number: Hill 1973, Ecology 54(2)",
-            _NORM_COST,
-            "Less swayed by the largest token than the participation ratio, yet as blind to what tokens say.",
-            "all tokens hold equal energy",
-            "one token of many holds it",
-            _ALL,
-        ),
-        Metric(
-            "hoyer",
-            "norm",
-            "Hoyer sparsity of token norms",
-            "(sqrt N - |a|_1 / |a|_2) / (sqrt N - 1)",
-            "[0, 1]",
-            +1,
-            "Hoyer 2004, JMLR 5",
-            _NORM_COST,
-            "Undefined for one token (NaN), and for the same shape it rises with N.",
-            "one token holds all",
-            "every token has the same norm",
-            _NO_DUPLICATION,
-        ),
-        Metric(
-            "tokens_90",
-            "norm",
-            "Share of tokens that hold 90 % of the energy",
-            "min {k : e_(1) + ... + e_(k) >= 0.9 sum e} / N, e_(1) >= e_(2) >= ...",
-            "[1/N, 1]",
-            -1,
-            "cumulative-energy rule: Jolliffe 2002, Principal Component Analysis, section 6.1.1, on tokens",
-            _NORM_COST,
-            "A step function in units of 1/N: with few tokens small changes vanish or jump.",
-            "nearly all tokens are needed (0.9 when all are equal)",
-            "few tokens are enough",
-            _NO_DUPLICATION,
-        ),
-        Metric(
-            "stable_rank",
-            "spectrum",
-            "Stable rank",
-            "|H|_F^2 / sigma_1^2",
-            "[1, min(N, d)]",
-            -1,
-            "Rudelson and Vershynin 2007, J. ACM 54(4)",
-            _SPECTRUM_COST,
-            "Raw, it mostly measures the mean token: one massive dimension brings it to 1. Read it beside `_centred`.",
-            "energy in many directions",
-            "one direction holds it",
-            _ALL,
-        ),
-        Metric(
-            "effective_rank",
-            "spectrum",
-            "Effective rank by entropy of singular values",
-            "exp(-sum p log p), p = sigma / sum sigma",
-            "[1, min(N, d)]",
-            -1,
-            "Roy and Vetterli 2007, EUSIPCO",
-            _SPECTRUM_COST,
-            "It counts small noisy directions too (sigma, not sigma^2), and is bounded by N: few tokens, low rank.",
-            "singular values alike",
-            "one direction holds all",
-            _ALL,
-        ),
-        Metric(
-            "spectral_participation",
-            "spectrum",
-            "Participation ratio of the spectrum",
-            "(sum sigma^2)^2 / sum sigma^4",
-            "[1, min(N, d)]",
-            -1,
-            "Gao et al. 2017, bioRxiv 214262 (dimensionality of neural activity)",
-            "as the spectrum it shares",
-            "Dominated by the first few directions; a long tail of fine detail hardly moves it.",
-            "energy in many directions",
-            "one direction holds it",
-            _ALL,
-        ),
-        Metric(
-            "rank_90",
-            "spectrum",
-            "Components for 90 % of the energy",
-            "min {k : sigma_1^2 + ... + sigma_k^2 >= 0.9 sum sigma^2}",
-            "{1, ..., min(N, d)}",
-            -1,
-            "Jolliffe 2002, Principal Component Analysis, section 6.1.1",
-            _SPECTRUM_COST,
-            "An integer: 1 for nearly every raw state with a large mean token.",
-            "many components are needed",
-            "one component is enough",
-            _ALL,
-        ),
-        Metric(
-            "mean_cosine",
-            "similarity",
-            "Mean pairwise cosine of tokens",
-            "mean over pairs m != n of h_m . h_n / (a_m a_n); tokens of zero norm are left out",
-            "[-1, 1]",
-            +1,
-            "Ethayarajh 2019, EMNLP (anisotropy)",
-            "O(N d): the norm of the sum of unit tokens, no pairs",
-            "Raw, a mean that all tokens share gives 1 though the rest differs; centred it is near -1/(N - 1) by design"
-            " and says how unevenly tokens lie about their mean.",
-            "all tokens point one way",
-            "tokens point all ways",
-            _NO_DUPLICATION,
-        ),
-    )
-}
-
-MASSIVE_SHARE = Metric(
-    "massive_share",
-    "norm",
-    "Share of tokens that are massive",
-    f"|{{n : a_n > {MASSIVE_RATIO:g} median(a)}}| / N",
-    "[0, 1/2]",
-    +1,
-    "Sun et al. 2024, COLM (Massive Activations in Large Language Models), in norms",
-    _NORM_COST,
-    "A count of what `_trimmed` leaves out; 0 for most images, and then `_trimmed` equals the plain value.",
-    "some tokens tower over the rest",
-    "no token does",
-    _ALL,
-    base="massive_share",
-)
 
 _CENTRED = "Centred: the mean token is subtracted first (PCA of the tokens); NaN where all tokens are equal."
 _TRIMMED = (
@@ -260,35 +57,6 @@ def _variants(metric: Metric) -> Iterable[Metric]:
                 misleads=" ".join([metric.misleads, *[_CENTRED] * centred, *[_TRIMMED] * trimmed]),
             )
 
-
-_ALIGNMENT = Metric(
-    "top5_alignment_text",
-    "alignment",
-    "Top-5 subspace alignment of vision with text",
-    "|V_vision^T V_text|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
-    "[0, 1]",
-    0,
-    "mean squared cosine of principal angles: Bjoerck and Golub 1973; Krzanowski 1979, JASA 74(367)",
-    "tridiagonal inverse iteration on the reduction that the spectrum uses",
-    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone.",
-    "both lie in the same few directions",
-    "they share no direction",
-    frozenset(("scale", "permutation", "duplication")),
-    base="top5_alignment_text",
-)
-ALIGNMENTS: dict[str, Metric] = {
-    "top5_alignment_text": _ALIGNMENT,
-    "top5_alignment_next": replace(
-        _ALIGNMENT,
-        name="top5_alignment_next",
-        base="top5_alignment_next",
-        title="Top-5 subspace alignment with the next layer",
-        formula="|V_l^T V_(l+1)|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
-        high="the layer keeps the leading directions",
-        low="the layer turns to new directions",
-    ),
-}
-"""Columns that compare two sets of tokens. They say what is shared, not how compressed either is: direction 0."""
 
 METRICS: dict[str, Metric] = {
     **{v.name: v for m in BASES.values() for v in _variants(m)},

@@ -196,16 +196,25 @@ def _start_local(ray: Any, how: HowConfig) -> None:
     reachable = ray_constants.ENABLE_RAY_CLUSTER
     # Ray's own switch for a single-machine cluster: every port is then bound to the loopback address.
     ray_constants.ENABLE_RAY_CLUSTER = False
+    options = {
+        "address": "local",
+        "num_cpus": int(local_node().cpus),
+        "include_dashboard": False,
+        "object_store_memory": int((how.object_store_gb or default_object_store_gb()) * _GB),
+        **_QUIET,
+    }
     try:
-        ray.init(
-            address="local",
-            num_cpus=int(local_node().cpus),
-            include_dashboard=False,
-            object_store_memory=int((how.object_store_gb or default_object_store_gb()) * _GB),
-            **_QUIET,
-        )
-    except Exception as error:  # a start that takes too long is a bare Exception of Ray's
-        raise ResourceError(f"a local Ray does not start: {_first_line(error)}.") from error
+        try:
+            ray.init(**options)
+        except Exception:  # a start that takes more than 30 s is a bare Exception of Ray's
+            # A machine that is busy at this moment deserves a second try.
+            ray.shutdown()
+            ray.init(**options)
+    except Exception as error:
+        raise ResourceError(
+            f"a local Ray does not start: {_first_line(error)}. If the machine is busy, try again, or run without Ray: "
+            "how.backend=local"
+        ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = reachable
 

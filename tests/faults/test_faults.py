@@ -247,3 +247,23 @@ def test_poison_images_are_recorded_and_the_rest_is_there(tmp_path):
     stage = run_simulated(run, tmp_path / "out")
     assert stage.scan("rejected").collect().sort("index")["index"].to_list() == [3, 8, 13]
     assert stage.scan("images").collect().height == 17
+
+
+@pytest.mark.usefixtures("nodes")
+def test_a_tracking_server_that_is_down_loses_no_results_and_gets_its_runs_later_once(tmp_path):
+    from orchestrator.config import TrackConfig
+    from orchestrator.study import run_study
+    from orchestrator.tracking import track_pending
+    from tests.conftest import tiny_study
+
+    sweep = tiny_study(tmp_path, "how.backend=ray", "track.uri=http://127.0.0.1:9")
+    with pytest.warns(UserWarning, match="vtsweep track"):
+        run_study(sweep, quiet=True)
+    storage = Storage(str(tmp_path))
+    stage = capture_stage(sweep.points[0].run, storage)
+    assert stage.is_done()
+    assert stage.scan("images").collect().height == 12
+    sent, failed = track_pending(storage, TrackConfig())
+    assert sent >= 2
+    assert failed == 0
+    assert track_pending(storage, TrackConfig()) == (0, 0)

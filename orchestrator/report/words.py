@@ -101,13 +101,16 @@ def _probes(point: PointResults) -> Iterator[Statement]:
             topic="probes",
         )
     count = with_skill(point.probes).filter(
-        (pl.col("attribute") == "n_objects") & (pl.col("solver") == "ridge") & pl.col("score").is_not_null()
+        (pl.col("attribute") == "n_objects")
+        & (pl.col("solver") == "ridge")
+        & (pl.col("tap") == "decoder")
+        & pl.col("score").is_not_null()
     )
     single, mean = (count.filter(pl.col("position_kind") == k) for k in ("vision_single", "vision_mean"))
     if single.height and mean.height:
-        layer = mean.sort("score", descending=True)["layer"][0]
-        there = single.filter(pl.col("layer") == layer).sort("score")
-        best = mean.filter(pl.col("layer") == layer).row(0, named=True)
+        best = mean.sort("score", descending=True).row(0, named=True)
+        layer = best["layer"]
+        there = single.filter((pl.col("layer") == layer) & (pl.col("tap") == best["tap"])).sort("score")
         if there.height:
             low, high = there["score"][0], there["score"][-1]
             yield Statement(

@@ -7,11 +7,22 @@ from collections.abc import Sequence
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from orchestrator.report.figures.base import head, new_panels, styled
-from orchestrator.report.style import CONTROL_COLOUR, SEQUENTIAL, SERIES_COLOURS, colour_of, metric_of, metric_short
+from orchestrator.report.style import (
+    CONTROL_COLOUR,
+    HEADLINE,
+    SEQUENTIAL,
+    SERIES_COLOURS,
+    colour_of,
+    metric_of,
+    metric_short,
+)
 from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes, pareto_front
+
+LEAST_SPAN = 0.1
+"""Least height of an accuracy axis: smaller differences should look small."""
 
 
 def column_words(column: str) -> str:
@@ -37,7 +48,10 @@ def column_arrow(column: str) -> str:
 
 
 def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
-    """The `n` compression columns with the strongest rank correlation with `outcome`, one a metric and group."""
+    """The `n` compression columns with the strongest rank correlation with `outcome`, one a metric and group.
+
+    With too few trials to rank, the headline metrics of the middle layers.
+    """
     done = finished(trials)
     scored = []
     for column in compression_columns(done):
@@ -45,6 +59,9 @@ def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
         if pair.height > 2 and pair[column].n_unique() > 1 and pair[outcome].n_unique() > 1:
             rho = pair.select(pl.corr(column, outcome, method="spearman")).item()
             scored.append((-abs(rho), column))
+    if not scored:
+        middle = [c for c in compression_columns(done) if c.endswith("/middle") and c.split("/")[2] in HEADLINE]
+        return sorted(middle, key=lambda c: (HEADLINE.index(c.split("/")[2]), c))[:n]
     chosen: dict[str, str] = {}
     for _, column in sorted(scored):
         chosen.setdefault(column.rsplit("/", 1)[0], column)
@@ -76,7 +93,11 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
             edgecolors="#333333",
             linewidths=0.5,
         )
-        axes.set_xlabel(f"{column_words(column)}\n{column_arrow(column)}")
+        axes.set_xlabel(column_words(column).replace(", ", ",\n", 1) + "\n" + column_arrow(column))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        if max(y) - min(y) < LEAST_SPAN:
+            middle = (max(y) + min(y)) / 2
+            axes.set_ylim(middle - LEAST_SPAN / 2, middle + LEAST_SPAN / 2)
         axes.set_ylabel(column_words(outcome))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.grid(True)
@@ -117,7 +138,7 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
         axes.set_xlabel("complexity ratio (share of high-tier examples)")
         axes.grid(True)
         axes.set_axisbelow(True)
-    head(figure, f"Effect of the complexity ratio · {title} · bars = 95 % bootstrap interval over seeds")
+    head(figure, f"Effect of the complexity ratio · {title} · bars = 95 % interval (over seeds, else over questions)")
     return figure
 
 

@@ -1,6 +1,6 @@
 // Three charts in SVG: lines with intervals, heat map, scatter. Each can be read by pointer, by arrow keys and as a table.
 
-const MARGIN = { left: 54, right: 14, top: 38, bottom: 44 };
+const MARGIN = { left: 62, right: 14, top: 38, bottom: 44 };
 
 function chartRoot(width, height, label) {
   return svg("svg", {
@@ -146,7 +146,7 @@ function heatMap(spec) {
   const step = Math.max(22, Math.min(44, 470 / spec.columns.length));
   const tall = Math.max(11, Math.min(24, 420 / spec.rows.length));
   const names = spec.columns.map((c) => (typeof c === "number" ? String(c) : nameOf(c)));
-  const longest = Math.max(...names.map((n, i) => n.length * 6.4 - (i * step + step / 2) / 0.79));
+  const longest = Math.max(...names.map((n, i) => n.length * 7 - (i * step + step / 2) / 0.79));
   const slanted = names.some((n) => n.length * 6.2 > step);
   const left = Math.max(46, slanted ? longest * 0.79 + 8 : 0), top = 38;
   const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 5.6 * 0.62 : 24;

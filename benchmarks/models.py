@@ -3,8 +3,8 @@
     python -m benchmarks.models [--quick] [--families llava,mllama]
 
 Random models of width 256 with 8 decoder layers and about 576 vision tokens an image, two images a pass. Times over the
-bare pass, minus one: `taps` hands every state over with its masks and drops it; `features` keeps what probes need as
-well; `metrics` also computes every compression metric, as a capture stage does by default (benchmarks.metrics is about
+bare pass, minus one: `taps` hands every state over with its masks and drops it; `features` keeps what probes need and
+the norm-based metrics; `metrics` also computes every compression metric, as a capture stage does by default (benchmarks.metrics is about
 those). With a GPU at hand, a 7B-shaped LLaVA in bfloat16 with 729 vision tokens as well, eight images a pass. The last
 line is one JSON object: `overhead_FAMILY` is that of taps and features, `with_metrics_FAMILY` that of all.
 """
@@ -29,6 +29,7 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.random_models import FAMILIES, Size, random_adapter, random_example
 
 WIDTH, LAYERS, TOKENS, IMAGES = 256, 8, 576, 2
+NORMS = ["gini", "participation_ratio", "norm_entropy", "hoyer", "tokens_90"]
 TILES = {"smolvlm": (2, 2), "idefics3": (2, 2), "internvl": (2, 2), "gemma3": (2, 2), "mllama": (2, 2)}
 """Families that cut an image into tiles get four, of a quarter of the tokens each."""
 
@@ -71,7 +72,7 @@ def measure(adapter: Adapter, batch: Batch, repeats: int) -> dict[str, float]:
         times = {
             "bare": bare,
             "taps": tapped,
-            "features": partial(recorded, []),
+            "features": partial(recorded, NORMS),
             "metrics": partial(recorded, [*METRICS]),
         }
         return seconds(times, repeats, adapter.device.type)
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--families", default=",".join(FAMILIES), help="comma-separated")
     args = parser.parse_args()
     header(" ".join(["python -m benchmarks.models", *sys.argv[1:]]))
-    repeats = 3 if args.quick else 9
+    repeats = 3 if args.quick else 5
     figures: dict[str, Any] = {}
     print(f"{'family':16}{'vision':>8}{'bare ms':>10}{'taps':>9}{'features':>10}{'metrics':>9}")
     for family in args.families.split(","):

@@ -115,8 +115,12 @@ class Taps:
     def __enter__(self) -> Taps:
         self._held.clear()
         self._masked = None
-        for tap, layers in self.select.items():
-            getattr(self, f"_attach_{tap}")(layers)
+        try:
+            for tap, layers in self.select.items():
+                getattr(self, f"_attach_{tap}")(layers)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:

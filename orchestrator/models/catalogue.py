@@ -180,11 +180,21 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     else:
         found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
     if config.adapter is not None:
-        folder = Path(config.adapter).expanduser()
-        if not (folder / "adapter_config.json").is_file():
-            raise ModelError(f"model.adapter {config.adapter!r}: no adapter_config.json; expected a LoRA folder.")
-        found["adapter"] = digest_folder(folder)
+        found["adapter"] = digest_folder(check_lora(config.adapter))
     return found
+
+
+def check_lora(name: str) -> Path:
+    """Return the folder of a saved LoRA adapter.
+
+    Raises:
+        ModelError: if it is none, or its weights are pickled.
+    """
+    folder = Path(name).expanduser()
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / file).is_file():
+            raise ModelError(f"model.adapter {name!r}: no {file}; expected a LoRA folder with safetensors weights.")
+    return folder
 
 
 def digest_folder(folder: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import ADAPTER_GROUP, Adapter
-from orchestrator.models.catalogue import FAMILIES, Entry, resolve
+from orchestrator.models.catalogue import FAMILIES, Entry, check_lora, resolve
 
 EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
 """Modules that each optional extra of vtsweep must bring."""
@@ -79,6 +79,7 @@ def attach_lora(adapter: Adapter, folder: str) -> None:
     """Inject a saved LoRA adapter's layers into an adapter's model, unmerged, so that its weights stay exact."""
     from peft import PeftModel
 
+    check_lora(folder)
     adapter.model = PeftModel.from_pretrained(adapter.model, folder).get_base_model()
 
 

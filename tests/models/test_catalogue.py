@@ -88,6 +88,12 @@ def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):
     assert hub == {"repository": "llava-hf/llava-1.5-13b-hf", "revision": "unpinned"}
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         fingerprint(ModelConfig(adapter=str(tmp_path)))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
+        fingerprint(ModelConfig(adapter=str(tmp_path)))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    assert set(fingerprint(ModelConfig(adapter=str(tmp_path)))) == {"content", "adapter"}
 
 
 def test_missing_extras_are_named(monkeypatch):

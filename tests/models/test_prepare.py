@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from orchestrator.capture.taps import Taps
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import load_adapter
@@ -39,9 +40,15 @@ def test_processed_images_run_and_batch_like_singles(family):
     adapter = adapter_of(family)
     examples = [adapter.prepare(picture(*size), text) for size, text in (((20, 36), QUESTION), ((40, 16), "a b?"))]
     batch = adapter.collate(examples)
-    logits = adapter.run(batch).logits
+    with Taps(adapter, ["encoder"]) as taps:
+        logits = adapter.run(batch).logits
+    together = taps.states(batch)[-1]
     for row, example in enumerate(examples):
-        alone = adapter.run(example).logits
+        with Taps(adapter, ["encoder"]) as taps:
+            alone = adapter.run(example).logits
+        patches = taps.states(example)[-1]
+        found = together.hidden[row][together.vision[row]]
+        torch.testing.assert_close(found, patches.hidden[0][patches.vision[0]], rtol=1e-5, atol=2e-5)
         torch.testing.assert_close(logits[row : row + 1, -alone.shape[1] :], alone, rtol=0, atol=2e-5)
         if adapter.vision_kind == "residual":
             assert int((example["groups"] == VISION).sum()) == int(adapter.n_vision(example)[0])

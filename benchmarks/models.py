@@ -4,9 +4,10 @@
 
 Random models of width 256 with 8 decoder layers and about 576 vision tokens an image, two images a pass. Times over the
 bare pass, minus one: `taps` hands every state over with its masks and drops it; `features` keeps what probes need and
-the norm-based metrics; `metrics` also computes every compression metric, as a capture stage does by default (benchmarks.metrics is about
-those). With a GPU at hand, a 7B-shaped LLaVA in bfloat16 with 729 vision tokens as well, eight images a pass. The last
-line is one JSON object: `overhead_FAMILY` is that of taps and features, `with_metrics_FAMILY` that of all.
+the norm-based metrics; `metrics` also computes every compression metric, as a capture stage does by default
+(benchmarks.metrics is about those). With a GPU at hand, a 7B-shaped LLaVA in bfloat16 with 729 vision tokens as well,
+eight images a pass. The last line is one JSON object: `overhead_FAMILY` is that of taps and features,
+`with_metrics_FAMILY` that of all. Processor time on a CPU; use OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations

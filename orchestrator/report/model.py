@@ -70,7 +70,6 @@ class PointResults:
         source: scenes, coco or folder.
         n_layers: L, decoder layers; the decoder's tap points are 0 .. L.
         attribute_kinds: attribute -> count, continuous or categorical.
-        settings: the settings in which this point differs from the others.
         digests: stage name -> digest.
         n_rejected: broken images left out.
         findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
@@ -87,7 +86,6 @@ class PointResults:
     source: str
     n_layers: int
     attribute_kinds: Mapping[str, str]
-    settings: Mapping[str, object] = field(default_factory=dict)
     digests: Mapping[str, str] = field(default_factory=dict)
     n_rejected: int = 0
     images: pl.DataFrame | None = None

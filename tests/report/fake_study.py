@@ -276,7 +276,6 @@ def fake_point(
         source=source,
         n_layers=n_layers,
         attribute_kinds=kinds,
-        settings={"model": model, "data": source},
         digests={"capture": f"{seed:016x}"},
         images=images,
         layer_metrics=fake_layer_metrics(images, n_layers, rng, names),

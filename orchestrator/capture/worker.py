@@ -208,6 +208,9 @@ def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, 
     grid = np.full((len(kept), most, 3), -1, np.int16)
     for i, one in enumerate(kept):
         n = len(one.grid)
+        found = int(np.isfinite(one.token_norms[taps[0]][layers[0]]).sum())
+        if found != n:
+            raise ModelError(f"the adapter's vision_grid gives {n} places for {found} vision tokens; expected one each")
         grid[i, :n] = one.grid
         for k, layer in enumerate(layers):
             norms[i, k, :n] = one.token_norms[taps[0]][layer][:n]

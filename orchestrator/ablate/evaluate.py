@@ -96,19 +96,19 @@ def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None
     for model, rows in tables.items():
         shown = [
             {
-                "tier": row["tier"],
-                "family": row["family"],
+                "questions": f"{row['tier']} {row['family']}",
                 "system": row["system"],
-                "accuracy": row["accuracy"],
-                "difference": f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]",
+                "right": row["accuracy"],
+                "change": row["difference"],
+                "from": row["difference_low"],
+                "to": row["difference_high"],
                 "tokens": row["kept_tokens"],
                 "ms": 1000 * row["seconds"],
                 "gflop": row["gflop"],
-                "n": row["n"],
             }
             for row in sorted(rows, key=lambda r: (r["tier"] == "high", r["family"] != "all", r["family"]))
         ]
-        print_rows(f"{model}: policy on fresh questions", shown)
+        print_rows(f"{model}: policy on fresh questions (change: from, to: 95 % interval)", shown)
 
 
 def evaluate(bench: Bench, policy: PolicyFile, seed: int = 0) -> pl.DataFrame:

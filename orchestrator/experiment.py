@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -26,7 +27,8 @@ REPORT_SECONDS = 2.0
 def describe(run: RunConfig) -> str:
     """`ratio=0.5 seed=1 (3fa9c2)`: the last part is unique among settings."""
     settings = run.finetune
-    return f"ratio={settings.complexity_ratio:g} seed={settings.seed} ({digest(settings.model_dump(mode='json'))[:6]})"
+    unique = digest(settings.model_dump(mode="json"))[:6]
+    return f"ratio={settings.complexity_ratio:g} seed={settings.seed} ({unique})"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,14 @@ class Room:
 
 @dataclass
 class Outcomes:
+    """What came of an experiment."""
+
     runs: list[RunConfig]
+    """Trials that are done."""
     failures: dict[str, str]
+    """Trial -> the last line of what went wrong."""
+    restored: bool
+    """Whether it went on from Tune's record of an earlier attempt."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,14 @@ class Experiment:
         for logger in ("ray.tune", "ray.train"):
             logging.getLogger(logger).setLevel(logging.ERROR)
         trainable = tune.with_resources(TRAINABLE, {"cpu": self.room.cpus, "gpu": self.room.gpus})
-        space = self._space(runs)
-        with Progress("finetune", total=None, unit="trials", quiet=self.quiet) as progress:
+        entries = self._entries(runs)
+        space = {"entry": tune.grid_search(entries) if len(entries) > 1 else entries[0]}
+        space |= {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
+        n = len(entries) * self.n_samples
+        with Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress:
             path = f"{self._folder}/{name}"
-            if tune.Tuner.can_restore(path):
+            restored = tune.Tuner.can_restore(path)
+            if restored:
                 tuner = tune.Tuner.restore(path, trainable, resume_errored=True, param_space=space)
             else:
                 tuner = tune.Tuner(
@@ -91,25 +103,28 @@ class Experiment:
                         verbose=0,
                     ),
                 )
-            return self._outcomes(tuner.fit())
+            return self._outcomes(tuner.fit(), restored)
+
+    def unused_name(self, name: str) -> str:
+        """`NAME-1`, or the next number that no experiment has."""
+        taken = set(self.storage.files("tune"))
+        return next(f"{name}-{k}" for k in itertools.count(1) if f"{name}-{k}" not in taken)
 
     @property
     def _folder(self) -> str:
         return self.storage.path("tune") if self.storage.is_local else f"{self.storage.uri.rstrip('/')}/tune"
 
-    def _space(self, runs: Sequence[RunConfig]) -> dict[str, Any]:
-        """Base models are measured by trials of their own at the head of the queue, while others already train."""
-        from ray import tune
+    def _entries(self, runs: Sequence[RunConfig]) -> list[str]:
+        """What Tune's trials are: each base model's measurement first, while other trials already train; then the runs.
 
-        if self.search and runs[0].finetune.search_algorithm == "optuna":
-            assert len(runs) == 1, "an algorithm that learns gets one point at a time"
-            return {"entry": self._entry("trial", runs[0]), **self._axes()}
+        An algorithm that learns gets one point at a time and no grid; its first trial measures the base model.
+        """
         baselines = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
-        entries = [("baseline", run) for run in reversed(baselines.values())] + [("trial", run) for run in runs]
-        return {"entry": tune.grid_search([self._entry(kind, run) for kind, run in entries]), **self._axes()}
-
-    def _axes(self) -> dict[str, Any]:
-        return {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
+        first = [("baseline", run) for run in reversed(baselines.values())]
+        if self.search and runs[0].finetune.search_algorithm == "optuna":
+            assert len(runs) == 1, "Optuna takes no grid"
+            first = []
+        return [self._entry(kind, run) for kind, run in first + [("trial", run) for run in runs]]
 
     def _search_algorithm(self, runs: Sequence[RunConfig]) -> Any:
         if not self.search or runs[0].finetune.search_algorithm == "random":
@@ -131,8 +146,8 @@ class Experiment:
 
         return PointASHA(max(run.finetune.n_steps for run in runs))
 
-    def _outcomes(self, results: Any) -> Outcomes:
-        outcomes = Outcomes([], {})
+    def _outcomes(self, results: Any, restored: bool) -> Outcomes:
+        outcomes = Outcomes([], {}, restored)
         for i in range(len(results)):
             result = results[i]
             config = result.config or {}

@@ -93,26 +93,30 @@ def _run_ray(
         room = Room(min(room.n_trials, len(runs) * n_samples), room.cpus, room.gpus, room.threads)
         cluster.check([Pool("fine-tuning trials", room.n_trials, room.cpus, room.gpus)])
         experiment = Experiment(storage, how, room, dict(search), n_samples, quiet)
-        extra = [n_samples, {key: axis.model_dump(mode="json") for key, axis in search.items()}]
-
-        def name_of(some: Sequence[RunConfig]) -> str:
-            return digest([[trial_stage(run, storage).digest for run in some], *extra])
-
         if search and how_searched(runs) == "optuna":
-            parts = [experiment.run([run], name_of([run])) for run in runs]
+            parts = [experiment.run([run], experiment_name([run], experiment)) for run in runs]
             return [run for part in parts for run in part.runs]
-        outcomes = experiment.run(runs, name_of(runs))
+        name = experiment_name(runs, experiment)
+        outcomes = experiment.run(runs, name)
         if search:
             return outcomes.runs
-        failures = dict(outcomes.failures)
-        # A driver that was killed may have lost trials that were newer than Tune's last snapshot.
+        # Tune's record lacks trials newer than its last snapshot when the driver is killed, and holds as ended those
+        # that failed in an earlier attempt: what mends them may have been done since.
+        failures = {} if outcomes.restored else dict(outcomes.failures)
         lost = [run for run in _unfinished(runs, storage) if describe(run) not in failures]
         if lost:
-            failures |= experiment.run(lost, f"{name_of(runs)}-{name_of(lost)}").failures
+            failures |= experiment.run(lost, experiment.unused_name(name)).failures
         for run in _unfinished(runs, storage):
             failures.setdefault(describe(run), "it ended without a result")
         _raise_failures(failures, len(runs))
         return list(runs)
+
+
+def experiment_name(runs: Sequence[RunConfig], experiment: Experiment) -> str:
+    """The same for the same trials, search and storage, so that an interrupted experiment is found again."""
+    trials = [trial_stage(run, experiment.storage).digest for run in runs]
+    space = {key: axis.model_dump(mode="json") for key, axis in experiment.search.items()}
+    return digest([trials, experiment.n_samples, space, experiment.storage.path("")])
 
 
 def _unfinished(runs: Sequence[RunConfig], storage: Storage) -> list[RunConfig]:

@@ -79,3 +79,21 @@ def test_job_modules_take_the_same_arguments() -> None:
     )
     assert found.returncode == 2
     assert "sweeps/absent.yaml" in found.stderr
+
+
+def test_a_terminated_background_job_ends_cleanly_and_says_how_to_resume(tmp_path: Path) -> None:
+    # As `nohup vtsweep ... &` does, the job is started with SIGINT ignored.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "from orchestrator.cli import main\n"
+        f"main(['capture', 'sweeps/quickstart.yaml', 'storage={tmp_path}', 'how.backend=local', 'how.batch_size=1'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as job:
+        assert job.stderr is not None
+        for line in job.stderr:
+            if line.startswith("capture"):
+                break
+        job.terminate()
+        said = job.stderr.read()
+    assert job.returncode == 130
+    assert "Run the same command again to resume" in said

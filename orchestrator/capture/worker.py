@@ -24,6 +24,7 @@ from orchestrator.capture.tables import images_table, metrics_table, rejected_ta
 from orchestrator.capture.taps import Taps, default_taps
 from orchestrator.compression.registry import check_names
 from orchestrator.config import RunConfig
+from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.batching import Batch
 

@@ -48,24 +48,28 @@ def scopes(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
 
 
 def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
-    """For every scope, the setting of least operations that stays within `max_loss` on the choosing half.
+    """For every scope, the setting of fewest visual tokens that stays within `max_loss` on the choosing half.
 
+    Tokens are counted over the layers that read them, and a setting may not take more operations than all tokens do.
     A setting counts only if every smaller deletion by the same method is within the loss too, and the next larger one
-    (where there is one): the best of many noisy points lies at the edge of a cliff more often than not. Of equal costs
-    the more accurate one wins. Downsampling is a rival, never a rule. A scope that the model never answers right gets
-    no rule.
+    (where there is one): the best of many noisy points lies at the edge of a cliff more often than not. Of equals the
+    one of fewer operations wins, then the more accurate. Downsampling is a rival, never a rule. A scope that the model
+    never answers right gets no rule.
     """
     rows = shares_right(answers).filter((pl.col("half") == "choose") & (pl.col("method") != "downsample"))
     rules = []
     for tier, family, part in scopes(rows):
-        means = part.group_by(SETTING).agg(pl.col("right", "gflop").mean()).sort(SETTING)
-        full = means.filter(pl.col("deleted_share") == 0)["right"].max()
+        means = part.group_by(SETTING).agg(pl.col("right", "gflop", "layer_share").mean()).sort(SETTING)
+        plain = means.filter(pl.col("deleted_share") == 0)
+        full = plain["right"].max()
         if not full:  # no accuracy that could be kept
             continue
         within = pl.col("right") >= float(full) - max_loss - EPSILON  # type: ignore[arg-type]
         backed = within.cum_min() & (within.shift(-1, fill_value=True) | (pl.col("deleted_share") == 0))
         allowed = means.filter(backed.over("method", "layer", order_by="deleted_share"))
-        best = allowed.sort("gflop", "right", "method", descending=[False, True, False]).row(0, named=True)
+        allowed = allowed.filter(pl.col("gflop") <= plain["gflop"].max() + EPSILON)  # type: ignore[operator]
+        order = ["layer_share", "gflop", "right", "method"]
+        best = allowed.sort(order, descending=[False, False, True, False]).row(0, named=True)
         rules.append(PolicyRule(tier=tier, family=family, **{key: best[key] for key in SETTING}))
     return rules
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
-from orchestrator.errors import VtsweepError
+from orchestrator.errors import ResourceError, VtsweepError
 from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial, trial_stage
 from orchestrator.layout import Stage, Storage, canonical_json, digest
 from orchestrator.progress import Progress
@@ -99,7 +99,7 @@ class Experiment:
                         name=name,
                         storage_path=self._folder,
                         failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
-                        callbacks=[_progress_callback(progress)],
+                        callbacks=[_watcher(progress, self.how.no_progress_timeout_s)],
                         verbose=0,
                     ),
                 )
@@ -208,15 +208,29 @@ TRAINABLE = tune_trial
 """What Tune is given."""
 
 
-def _progress_callback(progress: Progress) -> Any:
+def _watcher(progress: Progress, patience: float) -> Any:
+    """Shows what ends, and stops the wait for a machine that is gone."""
     from ray.tune import Callback
 
-    class Shown(Callback):
+    class Watcher(Callback):
         def __init__(self, *shown: Progress) -> None:
             self.shown = shown
 
         def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
             return {"shown": ()}
+
+        def setup(self, *given: Any, **info: Any) -> None:  # also when restored, where the clock is another
+            self.last_seen = time.monotonic()
+
+        def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            now = time.monotonic()
+            if any(trial.status == "RUNNING" for trial in trials) or all(trial.is_finished() for trial in trials):
+                self.last_seen = now
+            elif now - self.last_seen > patience:
+                raise ResourceError(
+                    f"no fine-tuning trial could run for {patience:.0f} s (how.no_progress_timeout_s): the nodes are "
+                    "gone or full. What was finished is kept; the same command goes on."
+                )
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             kind, run, _ = read_entry(trial.config)
@@ -224,4 +238,4 @@ def _progress_callback(progress: Progress) -> Any:
                 one.total = len(trials)
                 one.advance(note=describe(run) if kind == "trial" else "base model")
 
-    return Shown(progress)
+    return Watcher(progress)

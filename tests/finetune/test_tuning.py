@@ -198,3 +198,22 @@ def test_trials_that_can_never_be_placed_are_refused(make_run: MakeRun, tmp_path
     run = make_run(how={"backend": "ray", "gpus_per_trial": 1.0})
     with pytest.raises(ResourceError, match="fine-tuning trials"):
         run_trials([run], Storage(str(tmp_path)), quiet=True)
+
+
+def test_a_sweep_that_no_machine_can_run_stops_by_itself():
+    """Trials that wait longer than `how.no_progress_timeout_s` with none running end the sweep with a reason."""
+    from types import SimpleNamespace
+
+    from orchestrator.errors import ResourceError
+    from orchestrator.experiment import _watcher
+
+    watcher = _watcher(None, 0.0)
+    watcher.setup()
+
+    def trial(status: str) -> SimpleNamespace:
+        return SimpleNamespace(status=status, is_finished=lambda: status == "TERMINATED")
+
+    watcher.on_step_end(0, [trial("RUNNING"), trial("PENDING")])
+    watcher.on_step_end(1, [trial("TERMINATED")])
+    with pytest.raises(ResourceError, match="no_progress_timeout_s"):
+        watcher.on_step_end(2, [trial("PENDING"), trial("TERMINATED")])

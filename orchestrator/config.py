@@ -459,9 +459,12 @@ class HowConfig(Section):
     """Threads of one actor or trial; all cores shared evenly when absent."""
     concurrent_trials: PositiveInt | None = None
     """Fine-tuning trials at a time; as many as resources allow when absent."""
-    gpus_per_trial: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """GPUs a trial holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent. Trials, not the steps
-    of one trial, are what is spread over GPUs."""
+    gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
+    """GPUs each process of a trial holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent. More
+    than 1 needs `device_map: auto`, which spreads the model over them."""
+    processes_per_trial: PositiveInt = 1
+    """Data-parallel processes of one trial: they share each step's batch. Trials beside each other come first: they
+    lose nothing to communication."""
     address: str | None = None
     """Ray cluster address; `auto` joins a running one, absent starts a local one."""
     object_store_gb: PositiveFloat | None = None

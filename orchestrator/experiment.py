@@ -19,6 +19,7 @@ from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial,
 from orchestrator.layout import Stage, Storage, canonical_json, digest
 from orchestrator.progress import Progress
 from orchestrator.search_space import sampled, tune_domain
+from orchestrator.trial_processes import train_together
 
 REPORT_SECONDS = 2.0
 """Least time between two of a trial's reports to Tune."""
@@ -33,7 +34,7 @@ def describe(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class Room:
-    """What one trial holds, and how many run at a time."""
+    """How many trials run at a time, and what each process of one holds."""
 
     n_trials: int
     cpus: float
@@ -51,6 +52,11 @@ class Outcomes:
     """Trial -> the last line of what went wrong."""
     restored: bool
     """Whether it went on from Tune's record of an earlier attempt."""
+
+
+def experiment_folder(storage: Storage) -> str:
+    """Where Ray keeps its own records of experiments."""
+    return storage.path("tune") if storage.is_local else f"{storage.uri.rstrip('/')}/tune"
 
 
 @dataclass(frozen=True)
@@ -72,13 +78,17 @@ class Experiment:
 
         for logger in ("ray.tune", "ray.train"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        trainable = tune.with_resources(TRAINABLE, {"cpu": self.room.cpus, "gpu": self.room.gpus})
+        held = {"cpu": self.room.cpus, "gpu": self.room.gpus}
+        if self.how.processes_per_trial > 1:
+            # The processes hold their own resources; the Tune trial only waits for them, on the head.
+            held = {"node:__internal_head__": 0.001}
+        trainable = tune.with_resources(TRAINABLE, held)
         entries = self._entries(runs)
         space = {"entry": tune.grid_search(entries) if len(entries) > 1 else entries[0]}
         space |= {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
         n = len(entries) * self.n_samples
         with Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress:
-            path = f"{self._folder}/{name}"
+            path = f"{experiment_folder(self.storage)}/{name}"
             restored = tune.Tuner.can_restore(path)
             if restored:
                 tuner = tune.Tuner.restore(path, trainable, resume_errored=True, param_space=space)
@@ -97,7 +107,7 @@ class Experiment:
                     ),
                     run_config=tune.RunConfig(
                         name=name,
-                        storage_path=self._folder,
+                        storage_path=experiment_folder(self.storage),
                         failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
                         callbacks=[_watcher(progress, self.how.no_progress_timeout_s)],
                         verbose=0,
@@ -110,19 +120,18 @@ class Experiment:
         taken = set(self.storage.files("tune"))
         return next(f"{name}-{k}" for k in itertools.count(1) if f"{name}-{k}" not in taken)
 
-    @property
-    def _folder(self) -> str:
-        return self.storage.path("tune") if self.storage.is_local else f"{self.storage.uri.rstrip('/')}/tune"
-
     def _entries(self, runs: Sequence[RunConfig]) -> list[str]:
         """What Tune's trials are: each base model's measurement first, while other trials already train; then the runs.
 
-        An algorithm that learns gets one point at a time and no grid; its first trial measures the base model.
+        An algorithm that learns gets one point at a time and no grid; its first trial measures the base model. So do
+        trials of several processes, whose Tune trial holds no GPU.
         """
         baselines = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
         first = [("baseline", run) for run in reversed(baselines.values())]
         if self.search and runs[0].finetune.search_algorithm == "optuna":
             assert len(runs) == 1, "Optuna takes no grid"
+            first = []
+        if self.how.processes_per_trial > 1:
             first = []
         return [self._entry(kind, run) for kind, run in first + [("trial", run) for run in runs]]
 
@@ -134,7 +143,7 @@ class Experiment:
         return OptunaSearch(metric="score", mode="max", seed=runs[0].finetune.seed)
 
     def _entry(self, kind: str, run: RunConfig) -> str:
-        how = run.how.model_copy(update={"torch_threads": self.room.threads})
+        how = run.how.model_copy(update={"torch_threads": self.room.threads, "gpus_per_trial": self.room.gpus})
         uri = self.storage.path("") if self.storage.is_local else self.storage.uri
         settled = run.model_copy(update={"how": how}).model_dump(mode="json")
         return canonical_json({"kind": kind, "run": settled, "storage": uri, "folder": str(Path.cwd())})
@@ -173,13 +182,18 @@ def read_entry(config: Mapping[str, Any]) -> tuple[str, RunConfig, Storage]:
     return entry["kind"], sampled(RunConfig.model_validate(entry["run"]), values), Storage(entry["storage"])
 
 
+def enter_folder(config: Mapping[str, Any]) -> None:
+    """Make relative paths of models and data mean what they meant to the driver."""
+    folder = json.loads(config["entry"])["folder"]
+    if Path(folder).is_dir():
+        os.chdir(folder)
+
+
 def tune_trial(config: dict[str, Any]) -> None:
     """What a Tune worker runs. Mistakes of the user are reported, not retried; everything else may be retried."""
     from ray import tune
 
-    folder = json.loads(config["entry"])["folder"]
-    if Path(folder).is_dir():  # relative paths of models and data mean what they meant to the driver
-        os.chdir(folder)
+    enter_folder(config)
     kind, run, storage = read_entry(config)
     last_time, last_loss = 0.0, math.inf
 
@@ -192,7 +206,13 @@ def tune_trial(config: dict[str, Any]) -> None:
 
     end: dict[str, Any] = {"step": run.finetune.n_steps}
     try:
-        stage = run_baseline(run, storage) if kind == "baseline" else run_trial(run, storage, report)
+        if kind == "baseline":
+            stage = run_baseline(run, storage)
+        elif run.how.processes_per_trial > 1 and not (stage := trial_stage(run, storage)).is_done():
+            name = f"{stage.digest}-{time.time_ns()}"
+            train_together(dict(config), name, f"{experiment_folder(storage)}/processes", run.how)
+        else:
+            stage = run_trial(run, storage, report)
         tune.report({**end, "loss": last_loss, "score": score(stage)})
     except VtsweepError as error:
         tune.report({**end, "loss": math.inf, "score": 0.0, "failed": str(error)})

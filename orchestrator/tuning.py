@@ -69,14 +69,16 @@ def _run_local(
 
 
 def plan_room(how: HowConfig, n_cores: int, n_gpus: float) -> Room:
-    """Resources of a trial: a GPU where there are any, else an even share of the cores.
+    """Resources of a trial's process: a GPU where there are any, else an even share of the cores.
 
     Small models do not gain from many threads, so cores go to trials first: with two cores, two trials run beside each
     other on one thread each.
     """
     gpus = how.gpus_per_trial if how.gpus_per_trial is not None else float(n_gpus > 0)
-    at_once = how.concurrent_trials or max(1, int(n_gpus // gpus) if gpus else n_cores // (how.torch_threads or 1))
-    threads = how.torch_threads or max(1, n_cores // at_once)
+    n = how.processes_per_trial
+    fitting = n_gpus // (gpus * n) if gpus else n_cores // ((how.torch_threads or 1) * n)
+    at_once = how.concurrent_trials or max(1, int(fitting))
+    threads = how.torch_threads or max(1, n_cores // (at_once * n))
     return Room(at_once, how.cpus_per_actor, gpus, threads)
 
 
@@ -91,7 +93,8 @@ def _run_ray(
         room = plan_room(how, cores, cluster.gpus)
         n_samples = max(run.finetune.search_trials for run in runs) if search else 1
         room = Room(min(room.n_trials, len(runs) * n_samples), room.cpus, room.gpus, room.threads)
-        cluster.check([Pool("fine-tuning trials", room.n_trials, room.cpus, room.gpus)])
+        n_processes = room.n_trials * how.processes_per_trial
+        cluster.check([Pool("fine-tuning trials", n_processes, room.cpus, room.gpus)])
         experiment = Experiment(storage, how, room, dict(search), n_samples, quiet)
         if search and how_searched(runs) == "optuna":
             parts = [experiment.run([run], experiment_name([run], experiment)) for run in runs]

@@ -20,7 +20,7 @@ from orchestrator.compression.metrics import Measured, measure_layers
 from orchestrator.compression.registry import ALIGNMENTS
 from orchestrator.config import CaptureConfig
 
-_HELD = {"cpu": 2**20, "cuda": 2**28}
+_HELD = {"cpu": 2**21, "cuda": 2**28}
 """Elements of hidden state held before their metrics are computed together. On a GPU eigenproblems of several layers
 are solved at once; on a CPU this only spares small models the cost of many small calls."""
 

@@ -30,49 +30,56 @@ def reduce_rows(matrices: NDArray, diagonal: NDArray, off: NDArray, tau: NDArray
     """Householder tridiagonalisation from axis 0 on (Golub and Van Loan 2013, algorithm 8.3.1).
 
     Args:
-        matrices: (R, n, n), of which the lower triangles are read. Overwritten: column k holds the k-th reflection's
-            vector from row k + 2 on (its entry k + 1 is 1), as LAPACK keeps it.
+        matrices: (R, n, n), of which the lower triangles are read. Overwritten: row k holds the k-th reflection's
+            vector from column k + 2 on (its entry k + 1 is 1), where `undo_reductions` reads it in one piece.
         diagonal: (R, n) float64 output.
         off: (R, n) float64 output; entry j couples j and j + 1, the last is 0.
         tau: (R, n) output, reflection k is I - tau_k v v^T.
     """
     n = matrices.shape[1]
-    v = np.zeros(n, matrices.dtype)
-    u = np.zeros(n, matrices.dtype)
+    # A step's rank-2 update is held back until the next step multiplies: one pass over the matrix a step.
+    v, u, held_v, held_u = np.zeros((4, n), matrices.dtype)
     for row in range(matrices.shape[0]):
         a = matrices[row]
-        for k in range(n - 1):
+        held_v[:] = 0
+        held_u[:] = 0
+        for k in range(n):
+            for i in range(k, n):
+                a[i, k] -= held_v[i] * held_u[k] + held_u[i] * held_v[k]
             diagonal[row, k] = a[k, k]
+            if k == n - 1:
+                off[row, k], tau[row, k] = 0, 0
+                break
             total = a[k, k] * 0
             for i in range(k + 2, n):
                 v[i] = a[i, k]
                 total += v[i] * v[i]
             alpha = a[k + 1, k]
-            if total <= 0:
-                off[row, k] = alpha
-                tau[row, k] = 0
-                continue
-            length = np.sqrt(alpha * alpha + total)
-            beta = -length if alpha >= 0 else length
-            t = (beta - alpha) / beta
-            off[row, k] = beta
-            tau[row, k] = t
-            scale = 1 / (alpha - beta)
+            t, scale, beta = total * 0, total * 0, alpha
+            if total > 0:
+                length = np.sqrt(alpha * alpha + total)
+                beta = -length if alpha >= 0 else length
+                t = (beta - alpha) / beta
+                scale = 1 / (alpha - beta)
+            off[row, k], tau[row, k] = beta, t
             v[k + 1] = 1
             for i in range(k + 2, n):
                 v[i] *= scale
-                a[i, k] = v[i]
+                a[k, i] = v[i]
             # loops from 0 over views: indices that cannot be negative are what lets the compiler use vectors
-            x, y, m = v[k + 1 :], u[k + 1 :], n - k - 1
+            x, y, p, q, m = v[k + 1 :], u[k + 1 :], held_v[k + 1 :], held_u[k + 1 :], n - k - 1
             for i in range(m):
                 y[i] = 0
             for i in range(m):
                 line = a[k + 1 + i][k + 1 :]
-                x_i = x[i]
+                x_i, p_i, q_i = x[i], p[i], q[i]
+                line[i] -= 2 * p_i * q_i
                 dot = line[i] * x_i
                 for j in range(i):
-                    dot += line[j] * x[j]
-                    y[j] += line[j] * x_i
+                    entry = line[j] - (p_i * q[j] + q_i * p[j])
+                    line[j] = entry
+                    dot += entry * x[j]
+                    y[j] += entry * x_i
                 y[i] += dot
             dot = t * 0
             for i in range(m):
@@ -80,15 +87,8 @@ def reduce_rows(matrices: NDArray, diagonal: NDArray, off: NDArray, tau: NDArray
             half = t * t * dot / 2
             for i in range(m):
                 y[i] = t * y[i] - half * x[i]
-            for i in range(m):
-                line = a[k + 1 + i][k + 1 :]
-                x_i = x[i]
-                y_i = y[i]
-                for j in range(i + 1):
-                    line[j] -= x_i * y[j] + y_i * x[j]
-        diagonal[row, n - 1] = a[n - 1, n - 1]
-        off[row, n - 1] = 0
-        tau[row, n - 1] = 0
+            v, held_v = held_v, v
+            u, held_u = held_u, u
 
 
 @_compiled
@@ -203,7 +203,7 @@ def eigenvectors(diagonal: NDArray, off: NDArray, values: NDArray, found: NDArra
     Args:
         diagonal, off: (R, n) float64, as for `eigenvalues`.
         values: (R, k) eigenvalues, from large to small.
-        found: (R, n, k) float64 output, orthonormal columns.
+        found: (R, k, n) float64 output, orthonormal rows.
     """
     n_rows, n = diagonal.shape
     pivot, upper, second, factor, x = np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n)
@@ -252,9 +252,9 @@ def eigenvectors(diagonal: NDArray, off: NDArray, values: NDArray, found: NDArra
                 for other in range(k):
                     dot = 0.0
                     for i in range(n):
-                        dot += x[i] * found[row, i, other]
+                        dot += x[i] * found[row, other, i]
                     for i in range(n):
-                        x[i] -= dot * found[row, i, other]
+                        x[i] -= dot * found[row, other, i]
                 norm = 0.0
                 for i in range(n):
                     norm += x[i] * x[i]
@@ -262,26 +262,27 @@ def eigenvectors(diagonal: NDArray, off: NDArray, values: NDArray, found: NDArra
                 for i in range(n):
                     x[i] /= norm
             for i in range(n):
-                found[row, i, k] = x[i]
+                found[row, k, i] = x[i]
 
 
 @_compiled
 def undo_reductions(reflections: NDArray, tau: NDArray, vectors: NDArray) -> None:
-    """Turn eigenvectors of the tridiagonal matrices (R, n, k) into those of the matrices, in place.
+    """Turn eigenvectors of the tridiagonal matrices (R, k, n) into those of the matrices, in place.
 
     Args:
         reflections, tau: what `reduce_rows` left.
-        vectors: (R, n, k) float64.
+        vectors: (R, k, n) float64, one vector a row.
     """
     n = reflections.shape[1]
     for row in range(reflections.shape[0]):
-        a, z = reflections[row], vectors[row]
         for k in range(n - 2, -1, -1):
-            for c in range(z.shape[1]):
-                dot = z[k + 1, c]
-                for i in range(k + 2, n):
-                    dot += a[i, k] * z[i, c]
-                dot *= tau[row, k]
-                z[k + 1, c] -= dot
-                for i in range(k + 2, n):
-                    z[i, c] -= dot * a[i, k]
+            v = reflections[row, k][k + 2 :]
+            for c in range(vectors.shape[1]):
+                z = vectors[row, c][k + 2 :]
+                dot = 0.0
+                for i in range(n - k - 2):
+                    dot += v[i] * z[i]
+                dot = tau[row, k] * (dot + vectors[row, c, k + 1])
+                vectors[row, c, k + 1] -= dot
+                for i in range(n - k - 2):
+                    z[i] -= dot * v[i]

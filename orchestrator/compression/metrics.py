@@ -21,7 +21,7 @@ from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, 
 from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
-_CHUNK = {"cpu": 2**19, "cuda": 2**28}
+_CHUNK = {"cpu": 2**21, "cuda": 2**28}
 """Elements of hidden state handled at once: on a CPU they stay in cache, on a GPU they are all layers of a 7B model."""
 _ROUNDING = 2e-6
 """Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""

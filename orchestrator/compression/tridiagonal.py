@@ -138,18 +138,18 @@ class Tridiagonal:
 
     def top_vectors(self, values: Float64[np.ndarray, "R k"]) -> Float64[Tensor, "R n k"]:
         """Eigenvectors of the raw matrices for the given leading eigenvalues (from large to small)."""
-        found = np.empty((*self.diagonal.shape, values.shape[1]))
+        found = np.empty((len(values), values.shape[1], self.diagonal.shape[1]))
         scaled = values * self.scale[:, None] ** 2
         _in_threads(kernels.eigenvectors, self.raw_diagonal, self.off, scaled, found)
         if self.small:
             _in_threads(kernels.undo_reductions, self.reflections, self.tau, found)
-        elif found.shape[1] > 1:
+        elif found.shape[2] > 1:
             for r, (reflections, tau) in enumerate(self.factors):
                 (ormqr,) = lapack.get_lapack_funcs(("ormqr",), (reflections,))
-                z = np.asfortranarray(found[r, 1:], dtype=reflections.dtype)
+                z = np.asfortranarray(found[r, :, 1:].T, dtype=reflections.dtype)
                 inner = np.asfortranarray(reflections[1:, :-1])
-                found[r, 1:] = ormqr("L", "N", inner, tau, z, 32 * values.shape[1])[0]
-        vectors, w = torch.from_numpy(found), self.axis.double()[..., None]
+                found[r, :, 1:] = ormqr("L", "N", inner, tau, z, 32 * values.shape[1])[0].T
+        vectors, w = torch.from_numpy(found).mT, self.axis.double()[..., None]
         return vectors - self.beta.double()[:, None, None] * w * (w.mT @ vectors)
 
 

@@ -2,7 +2,8 @@
 
 Everything that a step does depends on its number and on the state that a checkpoint holds (weights, optimiser,
 random numbers), never on when the process started: a run that was killed and resumed ends with the very weights of an
-undisturbed one. A checkpoint is one safetensors file; nothing is pickled.
+undisturbed one. A checkpoint is one safetensors file; nothing is pickled. Of several processes (`team.py`) each
+computes a share of every step.
 
 Letters: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
 """
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from orchestrator.config import FinetuneConfig
 from orchestrator.errors import StageError
 from orchestrator.finetune.lora import Tuned
+from orchestrator.finetune.team import Team, this_team
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 
@@ -151,6 +153,7 @@ def train(
     Raises:
         StageError: the loss is not finite, or the checkpoint does not fit the model.
     """
+    team = this_team()
     optimiser = torch.optim.AdamW(tuned.optimiser_groups(), weight_decay=config.weight_decay)
     log = TrainingLog()
     torch.manual_seed(config.seed)
@@ -163,7 +166,8 @@ def train(
             started = time.perf_counter()
             counter = FlopCounterMode(display=False) if not log.flops_per_token else None
             with counter or nullcontext():
-                loss, n_answer = _backward(adapter, batches)
+                loss, n_answer = _backward(adapter, batches, team)
+            team.sum_gradients(tuned.parameters.values())
             norm = torch.nn.utils.clip_grad_norm_(list(tuned.parameters.values()), config.max_grad_norm)
             if not math.isfinite(loss):
                 raise StageError(f"the loss is {loss} at step {step}: training diverged. Lower the learning rates.")
@@ -174,10 +178,11 @@ def train(
             optimiser.zero_grad(set_to_none=True)
             n_tokens = sum(batch["input_ids"].numel() for batch in batches)
             if counter is not None:
-                log.flops_per_token = counter.get_total_flops() / n_tokens
+                flops = team.sum(float(counter.get_total_flops()), adapter.device)
+                log.flops_per_token = flops / n_tokens
             seconds = time.perf_counter() - started
             log.steps.append(StepRecord(step, loss, float(norm), rate, n_answer, n_tokens, seconds))
-            if save is not None and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
+            if save is not None and team.leads and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
                 save(_checkpoint(tuned, optimiser, log))
             if report is not None:
                 report(log.steps[-1])
@@ -185,17 +190,20 @@ def train(
     return log
 
 
-def _backward(adapter: Adapter, batches: Sequence[Batch]) -> tuple[float, int]:
-    """Add the gradients of the mean loss over all answer tokens of the step, so that splitting it changes nothing."""
+def _backward(adapter: Adapter, batches: Sequence[Batch], team: Team) -> tuple[float, int]:
+    """Add the gradients of this process's share of the step's mean loss over all answer tokens of all its batches.
+
+    However the step is split, over micro-batches or processes, the sum is the same. Returns that loss and the tokens.
+    """
     n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     cuda = adapter.device.type == "cuda"
     total = 0.0
-    for batch in batches:
+    for batch in team.share(batches):
         with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
             loss, _ = answer_loss(*answer_logits(adapter, batch))
         (loss / n_answer).backward()
         total += float(loss.detach())
-    return total / n_answer, n_answer
+    return team.sum(total, adapter.device) / n_answer, n_answer
 
 
 def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog) -> bytes:

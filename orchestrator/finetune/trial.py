@@ -118,13 +118,17 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
     if stage.is_done():
         return stage
     from orchestrator.finetune.lora import tunable
+    from orchestrator.finetune.team import this_team
     from orchestrator.finetune.worker import worker_for
 
-    worker = worker_for(run)
-    stage.open()
+    worker, team = worker_for(run), this_team()
+    if team.leads:
+        stage.open()
     started = time.perf_counter()
     with tunable(worker.adapter, run.finetune) as tuned:
         log = worker.train(run, tuned, stage.store, report)
+        if not team.leads:
+            return stage
         n_trained = sum(p.numel() for p in tuned.parameters.values())
         if run.how.keep_adapters:
             for name, data in tuned.files(run.model.name).items():

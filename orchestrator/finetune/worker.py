@@ -16,6 +16,7 @@ from orchestrator.finetune.drift import Snapshot, take_snapshot
 from orchestrator.finetune.evaluate import answer_table, predict
 from orchestrator.finetune.lora import Tuned
 from orchestrator.finetune.prepared import Prepared
+from orchestrator.finetune.team import this_team
 from orchestrator.finetune.train import TrainingLog, train
 from orchestrator.finetune.trial import CHECKPOINT, Report, task_source
 from orchestrator.layout import Storage, digest
@@ -33,7 +34,8 @@ def worker_for(run: RunConfig) -> Worker:
     key = digest([fingerprint(run.model), run.model.dtype])
     if key not in _WORKERS:
         _WORKERS.clear()
-        _WORKERS[key] = Worker(load_adapter(run.model, "cuda" if torch.cuda.is_available() else "cpu"))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        _WORKERS[key] = Worker(load_adapter(run.model, device, run.how.device_map))
     return _WORKERS[key]
 
 
@@ -57,11 +59,11 @@ class Worker:
         """Train on the run's mixture, with checkpoints in `store`, from the one that is there."""
         config = run.finetune
         mixture = make_mixture(config, config.complexity_ratio, config.seed, task_source(run))
-        prepared = self.prepared(run)
+        prepared, n_processes = self.prepared(run), this_team().size
 
         def micro_batches(step: int) -> list[Batch]:
             indices = step_indices(step, config.batch_size, len(mixture), config.seed)
-            size = config.batch_size // config.accumulate
+            size = max(1, config.batch_size // config.accumulate // n_processes)
             found = []
             for start in range(0, len(indices), size):
                 examples = {i: prepared.with_answer(mixture[i]) for i in indices[start : start + size]}

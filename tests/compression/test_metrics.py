@@ -150,6 +150,13 @@ def test_duplicate_tokens() -> None:
     check(np.repeat(normal(4, 6), 5, axis=0))
 
 
+@pytest.mark.parametrize("distinct", [5, 20, 60, 140])
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+def test_many_duplicate_tokens_of_large_sides_are_within_the_stated_error(distinct: int, mean: float) -> None:
+    check(np.repeat(normal(distinct, 260, mean=mean), 280 // distinct, axis=0))
+    check(np.repeat(normal(distinct, 130, mean=mean), 560 // distinct, axis=0))
+
+
 @pytest.mark.parametrize("size", [30.0, 1e3, 1e4])
 @pytest.mark.parametrize(("n", "d"), [(40, 60), (60, 40)])
 def test_one_huge_token(size: float, n: int, d: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, ResourceError, StageError
@@ -25,6 +26,7 @@ from orchestrator.tuning import plan_room, run_trials
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
+TOGETHER = {"backend": "ray", "processes_per_trial": 2}
 
 
 def rows(runs: list[RunConfig], storage: Storage) -> list[dict[str, Any]]:
@@ -44,6 +46,8 @@ def test_room_is_shared_by_trials_first() -> None:
     gpu = plan_room(HowConfig(), 16, 4)
     assert (gpu.n_trials, gpu.gpus) == (4, 1.0)
     assert plan_room(HowConfig(gpus_per_trial=0.5), 16, 4).n_trials == 8
+    assert plan_room(HowConfig(processes_per_trial=2), 16, 4).n_trials == 2
+    assert plan_room(HowConfig(processes_per_trial=2), 8, 0).threads == 1
 
 
 def test_samples_lie_in_their_space_and_are_validated(make_run: MakeRun) -> None:
@@ -217,3 +221,38 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
     watcher.on_step_end(1, [trial("TERMINATED")])
     with pytest.raises(ResourceError, match="no_progress_timeout_s"):
         watcher.on_step_end(2, [trial("PENDING"), trial("TERMINATED")])
+
+
+def test_a_trial_on_two_processes_equals_the_trial_on_one(make_run: MakeRun, tmp_path: Path) -> None:
+    """Ray Train places two processes; gradients are summed, so that only the order of additions differs."""
+    alone, together = make_run(n_steps=3), make_run(n_steps=3, how=TOGETHER)
+    found = []
+    for name, run in (("alone", alone), ("together", together)):
+        storage = Storage(str(tmp_path / name))
+        run_trials([run], storage, quiet=True)
+        stage = trial_stage(run, storage)
+        found.append(
+            (
+                stage.scan("training").collect(),
+                load_file(tmp_path / name / "finetune" / stage.digest / "adapter" / "adapter_model.safetensors"),
+            )
+        )
+    (one, weights), (two, other) = found
+    assert one["n_answer_tokens"].to_list() == two["n_answer_tokens"].to_list()
+    assert two["loss"].to_numpy() == pytest.approx(one["loss"].to_numpy(), rel=1e-4)
+    assert two["grad_norm"].to_numpy() == pytest.approx(one["grad_norm"].to_numpy(), rel=1e-3)
+    for key, value in weights.items():
+        # Adam divides by the gradient's size, which turns rounding of near-zero gradients into whole steps
+        close = (other[key] - value).abs() < 1e-4
+        assert close.float().mean() > 0.99, key
+
+
+def test_a_trial_on_two_processes_reports_what_the_user_has_to_mend(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(
+        language={"rank": 4, "learning_rate": 1e30},
+        max_grad_norm=1e30,
+        warmup_share=0.0,
+        how=TOGETHER,
+    )
+    with pytest.raises(StageError, match="diverged"):
+        run_trials([run], Storage(str(tmp_path)), quiet=True)

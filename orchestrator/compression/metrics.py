@@ -21,7 +21,7 @@ from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, 
 from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
-_CHUNK = {"cpu": 2**21, "cuda": 2**28}
+_CHUNK = {"cpu": 2**22, "cuda": 2**28}
 """Elements of hidden state handled at once: on a CPU they stay in cache, on a GPU they are all layers of a 7B model."""
 _ROUNDING = 2e-6
 """Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""
@@ -240,7 +240,8 @@ def _batches(states: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[int
         limit = _CHUNK[hidden.device.type]
         most = int(mask.sum(1).max()) if len(mask) else 0
         rows = max(1, limit // max(1, most * hidden.shape[2]))
-        for some, present in zip(hidden.split(rows), mask.split(rows), strict=True):
+        n_parts = max(1, -(-len(mask) // rows))  # of even size: kernels work on many rows at once
+        for some, present in zip(hidden.tensor_split(n_parts), mask.tensor_split(n_parts), strict=True):
             tokens = gather_tokens(some, present)
             batch = open_batches.setdefault(tokens.hidden.shape[1:], [])
             if batch and sum(len(t.counts) for _, t in batch) + len(tokens.counts) > rows:

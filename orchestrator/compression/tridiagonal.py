@@ -160,14 +160,14 @@ def _routines(char: str) -> tuple[Callable[..., Any], ...]:
     return (*found, *lapack.get_lapack_funcs(("sytrd", "sytrd_lwork"), dtype=np.dtype(char)))
 
 
-_LEAST_ENTRIES = 2**15
-"""Entries of the last array below which handing work to threads costs more than it saves."""
+_LEAST_WORK = 2**18
+"""Matrix entries (R n^2) below which handing rows to threads costs more than it saves."""
 
 
 def _in_threads(kernel: Callable[..., Any], *arrays: NDArray) -> None:
     """Run a kernel over blocks of rows, one a thread of torch; raises ArithmeticError without convergence."""
     n_rows = len(arrays[0])
-    n_blocks = min(torch.get_num_threads(), n_rows) if arrays[0].size > _LEAST_ENTRIES else 1
+    n_blocks = min(torch.get_num_threads(), n_rows) if n_rows * arrays[0].shape[-1] ** 2 >= _LEAST_WORK else 1
     edges = np.linspace(0, n_rows, n_blocks + 1).astype(int)
     blocks = [tuple(a[start:stop] for a in arrays) for start, stop in pairwise(edges)]
     results = [kernel(*blocks[0])] if n_blocks == 1 else list(_pool().map(lambda block: kernel(*block), blocks))

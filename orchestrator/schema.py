@@ -152,6 +152,7 @@ TABLES: dict[str, Table] = {
             "image_id": _IMAGE,
             "family": Column(_S, "question family"),
             "tier": Column(_S, "low or high"),
+            "wording": Column(_S, "group of wordings (templates.yaml); answers balance within one"),
             "question": Column(_S, "text of the question"),
             "answer": Column(_S, "right answer"),
             "predicted": Column(_S, "model's answer"),

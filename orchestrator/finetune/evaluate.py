@@ -135,6 +135,7 @@ def answer_table(asked: Sequence[Asked], predicted: Sequence[str]) -> pl.DataFra
                 "image_id": question.image_id,
                 "family": question.family,
                 "tier": question.tier,
+                "wording": str(question.detail["wording"]),
                 "question": question.text,
                 "answer": question.answer,
                 "predicted": answer,
@@ -169,4 +170,21 @@ def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float
         errors = answers.filter(pl.col("family").is_in(families) & pl.col("error").is_not_null())
         for (tier,), part in errors.group_by(["tier"], maintain_order=True):
             found[f"{name}{prefix}/{tier}"] = float(part["error"].to_numpy().mean())
+    return found
+
+
+def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
+    """Columns `blind/TIER` and `blind/TIER/FAMILY` of table `trials`: what one earns without seeing the image.
+
+    The share of right answers when every question gets the commonest true answer of its tier, family and wording; as
+    these are the questions themselves, slightly more than a blind model can hope for. A model whose accuracy rises to
+    this level has learned how to answer, not what it sees.
+    """
+    groups = answers.group_by("tier", "family", "wording").agg(
+        pl.len().alias("n"), pl.col("answer").value_counts().struct.field("count").max().alias("right")
+    )
+    found: dict[str, float] = {}
+    for keys in (["tier"], ["tier", "family"]):
+        for *names, right, n in groups.group_by(keys).agg(pl.col("right").sum(), pl.col("n").sum()).sort(keys).rows():
+            found["/".join(["blind", *names])] = right / n
     return found

@@ -12,7 +12,7 @@ Columns of table `trials` beyond those of schema.py, all flat names:
   `learning_rate_projector`, `learning_rate_vision`, `batch_size`, `n_examples`, `n_trained` (parameters);
 - costs: `step_seconds` (median of a step), `trial_seconds` (training, evaluation and capture), `train_tokens`;
 - `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `gain/TIER` (tuned minus
-  base);
+  base); `blind/TIER`, `blind/TIER/FAMILY` (`evaluate.blind_columns`);
   `count_error/TIER`, `point_distance/TIER` and `..._base/TIER` (`evaluate.accuracy_columns`);
 - `compression/GROUP/METRIC/THIRD`, `delta/GROUP/METRIC/THIRD`, `drift/GROUP/THIRD`, `cka/GROUP/THIRD`,
   `alignment/GROUP/THIRD` (`drift.compare`).
@@ -172,7 +172,7 @@ def trial_row(
     from statistics import median
 
     from orchestrator.finetune.drift import compare
-    from orchestrator.finetune.evaluate import accuracy_columns
+    from orchestrator.finetune.evaluate import accuracy_columns, blind_columns
 
     config = run.finetune
     base_answers, base_snapshot = load_baseline(baseline)
@@ -192,6 +192,7 @@ def trial_row(
     }
     row |= accuracy_columns(answers)
     row |= accuracy_columns(base_answers, "_base")
+    row |= blind_columns(answers)
     for tier in ("low", "high"):
         if f"accuracy/{tier}" in row:
             row[f"gain/{tier}"] = row[f"accuracy/{tier}"] - row[f"accuracy_base/{tier}"]

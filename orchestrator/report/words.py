@@ -211,6 +211,9 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
             text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
         elif tier == "high":
             text += " No ratio gains beyond chance" + (", as far as one seed can tell." if one_seed else ".")
+        if f"blind/{tier}" in done.columns:
+            blind = float(done[f"blind/{tier}"].to_numpy().mean())
+            text += f" Without seeing the image, the commonest answers earn {percent(blind)}."
         yield Statement(
             text,
             f"{interval(first['ci_low'], first['ci_high'], percent)} and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -12,7 +13,15 @@ import torch
 from orchestrator.config import FinetuneConfig, RunConfig
 from orchestrator.data.mixture import make_evaluation
 from orchestrator.data.questions import Question
-from orchestrator.finetune.evaluate import accuracy_columns, answer_table, judge, normalise, predict, wilson
+from orchestrator.finetune.evaluate import (
+    accuracy_columns,
+    answer_table,
+    blind_columns,
+    judge,
+    normalise,
+    predict,
+    wilson,
+)
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.models.adapter import Adapter
 
@@ -34,6 +43,29 @@ def test_a_model_that_always_says_yes_is_at_chance() -> None:
         assert columns[f"accuracy/low/{family}"] == 0.0
     assert columns["accuracy/high/relation"] == 0.0
     assert columns["accuracy/high/point"] == 0.0
+
+
+def test_the_commonest_answers_of_each_wording_are_what_a_blind_model_can_earn() -> None:
+    answers = answer_table(asked := make_evaluation(FinetuneConfig(n_eval_per_family=400)), ["?"] * len(asked))
+    blind = blind_columns(answers)
+    assert blind["blind/low/existence"] == pytest.approx(0.5, abs=0.06)
+    assert blind["blind/high/relation"] == pytest.approx(0.5, abs=0.06)  # the wording names the axis
+    assert blind["blind/low/count"] == pytest.approx(0.2, abs=0.06)
+    assert blind["blind/low"] == pytest.approx(
+        np.mean([v for k, v in blind.items() if k.startswith("blind/low/")]), abs=1e-9
+    )
+
+
+def test_blind_answers_by_hand() -> None:
+    answers = pl.DataFrame(
+        {
+            "tier": ["high"] * 6,
+            "family": ["comparison"] * 5 + ["count"],
+            "wording": ["more", "more", "more", "colour", "colour", "all"],
+            "answer": ["yes", "yes", "no", "red", "blue", "7"],
+        }
+    )
+    assert blind_columns(answers) == {"blind/high": 4 / 6, "blind/high/comparison": 3 / 5, "blind/high/count": 1.0}
 
 
 @pytest.mark.parametrize("word", ["left", "above"])

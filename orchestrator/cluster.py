@@ -6,6 +6,8 @@ import math
 import os
 import secrets
 import socket
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -204,12 +206,13 @@ def _start_local(ray: Any, how: HowConfig) -> None:
         **_QUIET,
     }
     try:
-        try:
-            ray.init(**options)
-        except Exception:  # a start that takes more than 30 s is a bare Exception of Ray's
-            # A machine that is busy at this moment deserves a second try.
-            ray.shutdown()
-            ray.init(**options)
+        with _without_notice():
+            try:
+                ray.init(**options)
+            except Exception:  # a start that takes more than 30 s is a bare Exception of Ray's
+                # A machine that is busy at this moment deserves a second try.
+                ray.shutdown()
+                ray.init(**options)
     except Exception as error:
         raise ResourceError(
             f"a local Ray does not start: {_first_line(error)}. If the machine is busy, try again, or run without Ray: "
@@ -217,6 +220,25 @@ def _start_local(ray: Any, how: HowConfig) -> None:
         ) from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = reachable
+
+
+@contextmanager
+def _without_notice() -> Iterator[None]:
+    """Keep the line with which Ray's core says that it heeds `RAY_BACKEND_LOG_LEVEL` from standard error."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            for line in said:
+                if b"RAY_BACKEND_LOG_LEVEL" not in line:
+                    os.write(2, line)
 
 
 def _join(ray: Any, address: str) -> None:

@@ -176,8 +176,8 @@ class CorrelateConfig(Section):
 class ProbeConfig(Section):
     """Which probes are fitted on the kept features, and how they are judged."""
 
-    solvers: tuple[Literal["ridge", "logistic", "mlp"], ...] = ("ridge", "logistic")
-    """`ridge` for numbers, `logistic` for categories, `mlp` for both."""
+    solvers: tuple[str, ...] = ("ridge", "logistic")
+    """`ridge` for numbers, `logistic` for categories, `mlp` for both, or probes of installed packages by name."""
     engine: Literal["batched", "sklearn"] = "batched"
     """`sklearn` is the reference implementation; `batched` gives the same answers faster."""
     attributes: tuple[str, ...] | None = None

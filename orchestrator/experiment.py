@@ -255,7 +255,7 @@ def _watcher(progress: Progress, patience: float) -> Any:
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             kind, run, _ = read_entry(trial.config)
             for one in self.shown:
-                one.total = len(trials)
+                one.total = max(one.total or 0, len(trials))  # Tune makes trials as room comes free
                 one.advance(note=describe(run) if kind == "trial" else "base model")
 
     return Watcher(progress)

@@ -14,6 +14,7 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.layout import Stage, Storage, canonical_json
 from orchestrator.models.planning import Footprint, footprint
+from orchestrator.preflight import check_names
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
 from orchestrator.tables import format_cell, print_rows
@@ -72,7 +73,10 @@ def make_plan(sweep: Sweep) -> Plan:
     storage = Storage(sweep.study.storage)
     problems: list[str] = []
     stages: dict[tuple[StageName, str], PlannedStage] = {}
-    for name in with_inputs(sweep.study.stages):
+    wanted = with_inputs(sweep.study.stages)
+    for point in sweep.points:
+        check_names(point.run, wanted, None)
+    for name in wanted:
         for point in sweep.points:
             try:
                 stage = STAGE_KINDS[name].make(point.run, storage)

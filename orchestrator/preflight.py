@@ -26,7 +26,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
     for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
         for other in runs:
             if other.data == run.data:
-                _check_names(other, stages, attributes)
+                check_names(other, stages, attributes)
     check_storage(Storage(sweep.study.storage), estimate_bytes(runs, stages))
 
 
@@ -62,19 +62,22 @@ def _source_attributes(run: RunConfig) -> list[str]:
     return list(make_source(run.data).attribute_kinds)
 
 
-def _check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str]) -> None:
+def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str] | None) -> None:
+    """Refuse unknown metrics, probes and question families, and attributes that the source lacks (None: not known)."""
     from orchestrator.compression.registry import metric_names
+    from orchestrator.probes.user import probe_names
 
-    asked: list[tuple[str, tuple[str, ...] | None, Sequence[str]]] = [
+    asked: list[tuple[str, tuple[str, ...] | None, Sequence[str] | None]] = [
         ("capture.metrics", run.capture.metrics, metric_names())
     ]
     if "correlate" in stages:
         asked.append(("correlate.attributes", run.correlate.attributes, attributes))
     if "probe" in stages:
         asked.append(("probe.attributes", run.probe.attributes, attributes))
+        asked.append(("probe.solvers", run.probe.solvers, probe_names()))
     for key, names, known in asked:
         for name in names or ():
-            if name not in known:
+            if known is not None and name not in known:
                 raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
     if "finetune" in stages:
         _check_families("finetune.task", run.finetune.task.low_families + run.finetune.task.high_families)

@@ -28,11 +28,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     (folder / "my_metrics.py").write_text(block("python", "# my_metrics.py"))
     (folder / "my_models.py").write_text(block("python", "# my_models.py"))
+    (folder / "my_probes.py").write_text(block("python", "# my_probes.py"))
     info = folder / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     sections = [(group, line) for group, line in re.findall(r'entry-points\."([^"]+)"\]\n(\w+ = "[^"]+")', TEXT)]
-    assert {group for group, _ in sections} == {"vtsweep.metrics", "vtsweep.adapters"}
+    assert {group for group, _ in sections} == {"vtsweep.metrics", "vtsweep.adapters", "vtsweep.probes"}
     (info / "entry_points.txt").write_text("".join(f"[{g}]\n{line.replace(chr(34), '')}\n" for g, line in sections))
     return folder
 
@@ -68,3 +69,51 @@ def test_folder_metric_and_adapter_work_as_documented(site: Path, images: Path, 
     assert all(1 / 63 <= share <= 1 for share in shares)
     assert set(n_tokens) == {63}, "the adapter leaves out the first of 64 visual tokens"
     assert scenes == ["street", "forest"]
+
+
+def test_a_registered_probe_is_judged_like_the_built_in_ones(site: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "probed.yaml"
+    sweep.write_text(
+        json.dumps(
+            {
+                "name": "probed",
+                "stages": ["capture", "probe"],
+                "base": {
+                    "data": {"source": "scenes", "n_images": 60, "n_objects": [1, 5], "width": 112, "height": 112},
+                    "capture": {"metrics": ["gini"], "layers": [0, 3]},
+                    "probe": {
+                        "solvers": ["ridge", "nearest"],
+                        "penalties": [1.0, 3.0],
+                        "attributes": ["n_objects", "dominant_colour"],
+                        "positions": ["vision_mean"],
+                        "min_class_count": 2,
+                    },
+                    "how": {"backend": "local"},
+                },
+            }
+        )
+    )
+    code = (
+        f"import sys, json; sys.path.insert(0, {str(site)!r})\n"
+        "import orchestrator as vt\n"
+        f"sweep = vt.load_sweep({str(sweep)!r}, ['storage={tmp_path}/r'])\n"
+        "study, _ = vt.run_study(sweep, quiet=True)\n"
+        "print(study.probes.collect().write_json())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    rows = [row for row in json.loads(found.stdout.splitlines()[-1]) if row["tap"] == "decoder"]
+    assert {(row["solver"], row["attribute"]) for row in rows} == {
+        ("ridge", "n_objects"),
+        ("nearest", "n_objects"),
+        ("nearest", "dominant_colour"),
+    }
+    assert all(row["score"] is not None for row in rows)
+    misspelt = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "plan", str(sweep), "probe.solvers=[rigde]"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert misspelt.returncode != 0
+    assert "ridge" in misspelt.stderr

@@ -20,6 +20,7 @@ from orchestrator.probes.labels import Labels
 from orchestrator.probes.logistic import fit_logistic
 from orchestrator.probes.mlp import MlpSettings, fit_mlp
 from orchestrator.probes.ridge import fit_ridge
+from orchestrator.probes.user import load_user_probe
 
 
 @dataclass
@@ -204,6 +205,33 @@ def _one_by_one(block: Block, labels: list[Labels], penalties: tuple[float, ...]
         predicted = [np.stack([p for _, p in run], 1) for run in runs]
         fits[label.target.name] = Fit(penalty, predicted[0], predicted[1] if block.has_control else None)
     return fits
+
+
+def user_solver(name: str) -> Callable[[Block, list[Labels]], dict[str, Fit]]:
+    """A probe of another package as a solver: one estimator a position, target, fold and penalty."""
+    probe = load_user_probe(name)
+
+    def solve(block: Block, labels: list[Labels]) -> dict[str, Fit]:
+        penalties = block.config.penalties
+
+        def fit(
+            Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels
+        ) -> tuple[int, np.ndarray]:
+            return reference.estimator(probe.make, label.target.task, Z, Z_test, y, fold, penalties)
+
+        return _one_by_one(block, labels, penalties, fit)
+
+    return solve
+
+
+def find_solver(engine: str, name: str) -> Callable[[Block, list[Labels]], dict[str, Fit]]:
+    """The function that fits probes of kind `name`; `engine` chooses between the built-in ones."""
+    return SOLVERS.get((engine, name)) or user_solver(name)
+
+
+def tasks_of(name: str) -> tuple[str, ...]:
+    """What probes of kind `name` predict: `classification`, `regression` or both."""
+    return TASKS.get(name) or load_user_probe(name).tasks
 
 
 SOLVERS: dict[tuple[str, str], Callable[[Block, list[Labels]], dict[str, Fit]]] = {

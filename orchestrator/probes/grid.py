@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.config import ProbeConfig
 from orchestrator.errors import DataError
-from orchestrator.probes.engines import SOLVERS, TASKS, Block, Fit
+from orchestrator.probes.engines import Block, Fit, find_solver, tasks_of
 from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
 from orchestrator.probes.split import Split
@@ -69,7 +69,7 @@ def fit_grid(
         block = Block(train[good], test[good], split.fold, config)
         for solver, group in _work(config, labels):
             usable = [label for label in group if label.reason is None]
-            fits = SOLVERS[config.engine, solver](block, usable) if usable and good else {}
+            fits = find_solver(config.engine, solver)(block, usable) if usable and good else {}
             for label in group:
                 if label.reason is not None:
                     rows += [_empty_row(names[b], label, solver, config, label.reason) for b in good]
@@ -84,7 +84,7 @@ _PLACE = ("tap", "layer")
 
 
 def _work(config: ProbeConfig, labels: list[Labels]) -> list[tuple[str, list[Labels]]]:
-    return [(s, [label for label in labels if label.target.task in TASKS[s]]) for s in config.solvers]
+    return [(s, [label for label in labels if label.target.task in tasks_of(s)]) for s in config.solvers]
 
 
 def _blocks(

@@ -7,6 +7,8 @@ penalties from the strongest with warm starts, as `LogisticRegressionCV` does; M
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -85,6 +87,27 @@ def mlp(
             )
         best = int(np.argmin(losses))
     return best, _fit_net(Z, y, penalties[best], n_classes, settings, Z_test)
+
+
+def estimator(
+    make: Callable[[str, float], Any],
+    task: str,
+    Z: Float[np.ndarray, "n d"],
+    Z_test: Float[np.ndarray, "m d"],
+    y: np.ndarray,
+    fold: Int[np.ndarray, " n"],
+    penalties: tuple[float, ...],
+) -> tuple[int, np.ndarray]:
+    """Index of the penalty with the fewest errors (or least squared error) over K folds, and held-out predictions."""
+    error = np.zeros(len(penalties))
+    for k in np.unique(fold) if len(penalties) > 1 else ():
+        train, held_out = fold != k, fold == k
+        for a, penalty in enumerate(penalties):
+            predicted = make(task, penalty).fit(Z[train], y[train]).predict(Z[held_out])
+            wrong = predicted != y[held_out] if task == "classification" else np.square(predicted - y[held_out])
+            error[a] += wrong.sum()
+    best = int(error.argmin())
+    return best, make(task, penalties[best]).fit(Z, y).predict(Z_test)
 
 
 def _fit_net(

@@ -112,9 +112,11 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
     if (probes := point.probes) is not None and probes.height:
         probes = _ordered(probes, point)
         number = 5 if point.source == "coco" else 4
-        yield f"fig{number}_probes", partial(figures.probe_heat_figure, probes, title)
-        yield f"fig{number}_probe_curves", partial(figures.probe_curves_figure, probes, title)
-        if point.places and point.grid:
+        if probes.filter(pl.col("tap") == "decoder").height:
+            yield f"fig{number}_probes", partial(figures.probe_heat_figure, probes, title)
+            yield f"fig{number}_probe_curves", partial(figures.probe_curves_figure, probes, title)
+        placed = pl.col("position").is_in(list(point.places or ())) & pl.col("score").is_not_null()
+        if point.grid and probes.filter(placed).height:
             draw = partial(figures.probe_places_figure, probes, title, point.places, point.grid)
             yield f"fig{number}_probe_places", draw
     if (deletion := point.deletion) is not None and deletion.height:

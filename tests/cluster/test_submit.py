@@ -157,3 +157,47 @@ def test_a_job_fails_with_its_reason_and_the_same_study_then_succeeds(head, swee
     secret = "0123456789abcdef"
     assert secret not in done.stdout + done.stderr
     assert not any(secret.encode() in file.read_bytes() for file in storage.rglob("*") if file.is_file())
+
+
+def ray_job(head, *words: str) -> subprocess.CompletedProcess[str]:
+    """`ray job WORDS`, typed in the project's root."""
+    address, env = head
+    command = [str(Path(sys.executable).with_name("ray")), "job", *words[:1], f"--address={address}", *words[1:]]
+    return subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+
+
+@pytest.mark.ray
+def test_ray_job_submit_as_documented_stopped_and_submitted_again(head, tmp_path):
+    """The literal command; a stopped job keeps its finished shards, and the next one adds the others."""
+    file, storage = tmp_path / "study.yaml", tmp_path / "out"
+    study = {**STUDY, "base": {**STUDY["base"], "data": {**STUDY["base"]["data"], "n_images": 3000}}}
+    file.write_text(yaml.safe_dump(study))
+    job = [
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "jobs.study",
+        str(file),
+        f"storage={storage}",
+        "how.shard_size=100",
+    ]
+    started = ray_job(head, "submit", "--no-wait", "--submission-id", "first", *job)
+    assert started.returncode == 0, started.stdout + started.stderr
+    deadline = time.monotonic() + 120
+    while len(list(storage.glob("capture/*/images/*.parquet"))) < 3:
+        assert time.monotonic() < deadline, ray_job(head, "logs", "first").stdout
+        time.sleep(0.2)
+    stopped = ray_job(head, "stop", "first")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    before = {table: table.stat().st_mtime_ns for table in storage.glob("capture/*/images/*.parquet")}
+    assert 3 <= len(before) < 30
+    assert not list(storage.glob("capture/*/_SUCCESS"))
+    again = ray_job(head, "submit", "--submission-id", "second", *job)
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = {table: table.stat().st_mtime_ns for table in storage.glob("capture/*/images/*.parquet")}
+    assert len(after) == 30
+    assert len([table for table in before if before[table] != after[table]]) <= 2, "those in hand at the stop, at most"
+    found = pl.concat([pl.read_parquet(table) for table in after])
+    assert found["image_id"].n_unique() == found.height == 3000

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import fsspec
@@ -165,6 +166,18 @@ class _Table(NamedTuple):
     crowd: np.ndarray
     box: np.ndarray
     area: np.ndarray
+
+
+def open_coco(config: CocoConfig) -> CocoSource:
+    """`CocoSource`, read once a process: the official training annotations take half a minute. Errors as there."""
+    fs, root = fsspec.core.url_to_fs(config.root)
+    return _opened(config.model_dump_json(), fs.ukey(f"{root}/{_annotation_file(fs, root, config)}"))
+
+
+@lru_cache(maxsize=2)
+def _opened(config: str, version: str) -> CocoSource:
+    """`version` changes with the annotation file."""
+    return CocoSource(CocoConfig.model_validate_json(config))
 
 
 def _annotation_file(fs: Any, root: str, config: CocoConfig) -> str:

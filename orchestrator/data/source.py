@@ -100,9 +100,9 @@ def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
     if isinstance(config, ScenesConfig):
         return ScenesSource(config)
     if isinstance(config, CocoConfig):
-        from orchestrator.data.coco import CocoSource
+        from orchestrator.data.coco import open_coco
 
-        return CocoSource(config)
+        return open_coco(config)
     if isinstance(config, FolderConfig):
         from orchestrator.data.folder import FolderSource
 

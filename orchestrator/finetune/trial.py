@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from orchestrator.config import CocoConfig, RunConfig
-from orchestrator.data.coco import CocoSource
+from orchestrator.data.coco import CocoSource, open_coco
 from orchestrator.data.source import make_source
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Stage, Storage
@@ -86,7 +86,7 @@ def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | None:
     assert isinstance(run.data, CocoConfig), "trial_stage refuses other sources"
     split = run.finetune.task.eval_split
     data = run.data.model_copy(update={"split": split}) if held_out and split else run.data
-    return CocoSource(data)
+    return open_coco(data)
 
 
 def run_baseline(run: RunConfig, storage: Storage) -> Stage:

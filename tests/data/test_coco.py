@@ -279,3 +279,13 @@ def test_a_subset_too_small_to_balance_is_named(tmp_path: Path) -> None:
     questions = CocoQuestions(open_coco(write(tmp_path)))
     with pytest.raises(DataError, match="too few"):
         questions.make("relation", "high", 0, 0)
+
+
+def test_annotations_are_read_once_until_they_change(tmp_path: Path) -> None:
+    root = write(tmp_path / "a")
+    config = CocoConfig(root=str(root), split="val2017")
+    first = make_source(config)
+    assert make_source(config) is first
+    file = root / "annotations" / "instances_val2017.json"
+    file.write_text(file.read_text() + " ")
+    assert make_source(config) is not first

@@ -175,7 +175,7 @@ def open_coco(config: CocoConfig) -> CocoSource:
 
 
 @lru_cache(maxsize=2)
-def _opened(config: str, version: str) -> CocoSource:
+def _opened(config: str, version: str) -> CocoSource:  # noqa: ARG001 - part of the key
     """`version` changes with the annotation file."""
     return CocoSource(CocoConfig.model_validate_json(config))
 

@@ -111,24 +111,35 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
 
 @styled
 def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
-    """Effect of the complexity ratio on accuracy by tier and on the compression columns that follow it most."""
+    """Effect of the complexity ratio on accuracy by tier, drift, and the compression columns that follow it most."""
     done = finished(trials)
     tiers = [c for c in outcomes(done) if c.count("/") == 1]
     high = "accuracy/high" if "accuracy/high" in tiers else tiers[0]
-    changes = best_columns(done, high, 3)
-    figure, panels = new_panels(1 + len(changes), width=3.3, height=2.7, columns=4)
+    drifts = [c for c in ("drift/vision/late", "drift/text/late") if c in done.columns]
+    changes = best_columns(done, high, 2 if drifts else 3)
+    figure, panels = new_panels(1 + bool(drifts) + len(changes), width=3.3, height=2.7, columns=4)
     shown = {"accuracy/low": (SERIES_COLOURS[0], "o"), "accuracy/high": (SERIES_COLOURS[1], "s")}
     for column in tiers:
         colour, marker = shown.get(column, (SERIES_COLOURS[2], "^"))
         _ratio_curve(panels[0], done, column, colour, marker, column.split("/")[1] + " tier")
-        base = f"accuracy_base/{column.split('/')[1]}"
-        if base in done.columns and done[base].drop_nulls().len():
-            panels[0].axhline(float(done[base].drop_nulls()[0]), color=colour, lw=0.9, ls="--")
-    panels[0].set_ylabel("accuracy (dashed: base model)")
+        for kind, dash in (("accuracy_base", "--"), ("blind", ":")):
+            level = f"{kind}/{column.split('/')[1]}"
+            if level in done.columns and done[level].drop_nulls().len():
+                panels[0].axhline(float(done[level].drop_nulls()[0]), color=colour, lw=1.1, ls=dash)
+    panels[0].set_ylabel("accuracy (dashed: base model,\ndotted: best blind answers)")
+    panels[0].set_ylim(0, 1.02)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     panels[0].set_title("Accuracy")
-    panels[0].legend(fontsize=8)
-    for axes, column in zip(panels[1:], changes, strict=True):
+    panels[0].legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.9))
+    for column in drifts:
+        group = column.split("/")[1]
+        _ratio_curve(panels[1], done, column, colour_of(group), "o", group)
+    if drifts:
+        panels[1].set_title("Drift of states in late layers")
+        panels[1].set_ylabel("|change| / |base state|")
+        panels[1].set_ylim(bottom=0)
+        panels[1].legend(fontsize=8)
+    for axes, column in zip(panels[1 + bool(drifts) :], changes, strict=True):
         group = column.split("/")[1] if column.count("/") == 3 else "vision"
         _ratio_curve(axes, done, column, colour_of(group), "o", group)
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)

@@ -37,6 +37,7 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         "compression": {v.label: depth_rows(v) for v in finished(study, "capture")},
         "strongest_correlations": {v.label: strongest_correlations(v).to_dicts() for v in finished(study, "correlate")},
         "trials": trial_rows(study),
+        "policies": {v.label: policy_rows(v) for v in finished(study, "ablate")},
     }
 
 
@@ -65,6 +66,25 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
     return rows
 
 
+def policy_rows(view: View) -> list[dict[str, Any]]:
+    """One row a kind of policy over all families of a tier, judged on images it was not chosen on; none without one."""
+    if "policy" not in view.run.ablate.checks:
+        return []
+    table = view.stage.scan("policy").filter(pl.col("family") == "all").collect().fill_nan(None)
+    return [
+        {
+            "policy": f"{row['policy']}, {row['tier']} tier",
+            "kept": row["kept_share"],
+            "accuracy": row["accuracy"],
+            "all tokens": row["accuracy_full"],
+            "difference": f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
+            "random": row["accuracy_random"],
+            "smaller": row["accuracy_downsample"],
+        }
+        for row in table.iter_rows(named=True)
+    ]
+
+
 def print_outcome(study: Study, report: str | None = None) -> None:
     """The closing summary: compression by depth, the three strongest correlations, trials, and what to do next."""
     console = Console()
@@ -81,6 +101,11 @@ def print_outcome(study: Study, report: str | None = None) -> None:
             console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
     if rows := trial_rows(study):
         print_rows("Accuracy by tier, before and after fine-tuning", rows, console)
+    for view in finished(study, "ablate"):
+        if rows := policy_rows(view):
+            print_rows(
+                f"Accuracy with fewer visual tokens, on images no rule was chosen on ({view.label})", rows, console
+            )
     print_next(study, report)
 
 

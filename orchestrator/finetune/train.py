@@ -53,6 +53,7 @@ class StepRecord:
     n_tokens: int
     """Sequence positions computed, padding included."""
     seconds: float
+    """Wall time, the preparation of its examples included."""
 
 
 @dataclass
@@ -162,8 +163,8 @@ def train(
     adapter.model.train(config.dropout > 0)
     with checkpointed(adapter, config.gradient_checkpointing):
         for step in range(len(log.steps), config.n_steps):
-            batches = micro_batches(step)
             started = time.perf_counter()
+            batches = micro_batches(step)
             counter = FlopCounterMode(display=False) if not log.flops_per_token else None
             with counter or nullcontext():
                 loss, n_answer = _backward(adapter, batches, team)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -59,11 +60,16 @@ class Parts:
 
     def parameter_groups(self) -> dict[str, list[str]]:
         """Return the top module names of each part: `vision`, `projector`, `language`. See also `group_of`."""
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> dict[str, list[str]]:
+        """Found once: thousands of parameters are asked for one by one, and LoRA moves none to another part."""
         return anatomy.parameter_groups(self.model)
 
     def group_of(self, parameter: str) -> Literal["vision", "projector", "language"]:
         """Return the part that a parameter or module name of `model` belongs to."""
-        return anatomy.group_of(parameter, self.parameter_groups())
+        return anatomy.group_of(parameter, self._groups)
 
     def linear_modules(self, groups: Sequence[str], names: Sequence[str] | None = None) -> list[str]:
         """Return full names of the `nn.Linear` modules of some parts: what LoRA's `target_modules` should be.

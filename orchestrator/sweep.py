@@ -26,8 +26,9 @@ class Point:
 
     @property
     def label(self) -> str:
-        """`complexity_ratio=0.5 seed=1`; `base` where the study has a single point."""
-        return " ".join(f"{key.rsplit('.', 1)[-1]}={_short(value)}" for key, value in self.axes.items()) or "base"
+        """`ratio=0.5 seed=1`; `base` where the study has a single point."""
+        names = [key.rsplit(".", 1)[-1].replace("complexity_ratio", "ratio") for key in self.axes]
+        return " ".join(map("{}={}".format, names, map(_short, self.axes.values()))) or "base"
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def test_axes_make_the_product_and_zip_goes_in_lockstep() -> None:
     )
     found = [(p.run.finetune.complexity_ratio, p.run.data.n_images, p.run.data.seed) for p in sweep.points]
     assert found == [(0.0, 1, 5), (0.0, 2, 6), (0.5, 1, 5), (0.5, 2, 6)]
-    assert sweep.points[0].label == "complexity_ratio=0 n_images=1 seed=5"
+    assert sweep.points[0].label == "ratio=0 n_images=1 seed=5"
 
 
 def test_equal_points_are_kept_once() -> None:

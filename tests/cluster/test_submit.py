@@ -124,7 +124,7 @@ def head(tmp_path_factory):
     yield address, env
     os.killpg(process.pid, signal.SIGTERM)
     try:
-        process.wait(20)
+        process.wait(5)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
 

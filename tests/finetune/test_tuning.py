@@ -223,20 +223,20 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
         watcher.on_step_end(2, [trial("PENDING"), trial("TERMINATED")])
 
 
-def test_a_trial_on_two_processes_equals_the_trial_on_one(make_run: MakeRun, tmp_path: Path) -> None:
+def test_trials_on_two_processes_equal_those_on_one_and_say_what_has_to_be_mended(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
     """Ray Train places two processes; gradients are summed, so that only the order of additions differs."""
+    diverging = {"language": {"rank": 4, "learning_rate": 1e30}, "max_grad_norm": 1e30, "warmup_share": 0.0}
     alone, together = make_run(n_steps=3), make_run(n_steps=3, how=TOGETHER)
+    run_trials([alone], Storage(str(tmp_path / "alone")), quiet=True)
+    with pytest.raises(StageError, match=r"1 of 2 trials failed(.|\n)*diverged"):
+        run_trials([together, make_run(how=TOGETHER, **diverging)], Storage(str(tmp_path / "together")), quiet=True)
     found = []
     for name, run in (("alone", alone), ("together", together)):
-        storage = Storage(str(tmp_path / name))
-        run_trials([run], storage, quiet=True)
-        stage = trial_stage(run, storage)
-        found.append(
-            (
-                stage.scan("training").collect(),
-                load_file(tmp_path / name / "finetune" / stage.digest / "adapter" / "adapter_model.safetensors"),
-            )
-        )
+        stage = trial_stage(run, Storage(str(tmp_path / name)))
+        weights = load_file(tmp_path / name / "finetune" / stage.digest / "adapter" / "adapter_model.safetensors")
+        found.append((stage.scan("training").collect(), weights))
     (one, weights), (two, other) = found
     assert one["n_answer_tokens"].to_list() == two["n_answer_tokens"].to_list()
     assert two["loss"].to_numpy() == pytest.approx(one["loss"].to_numpy(), rel=1e-4)
@@ -245,14 +245,3 @@ def test_a_trial_on_two_processes_equals_the_trial_on_one(make_run: MakeRun, tmp
         # Adam divides by the gradient's size, which turns rounding of near-zero gradients into whole steps
         close = (other[key] - value).abs() < 1e-4
         assert close.float().mean() > 0.99, key
-
-
-def test_a_trial_on_two_processes_reports_what_the_user_has_to_mend(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(
-        language={"rank": 4, "learning_rate": 1e30},
-        max_grad_norm=1e30,
-        warmup_share=0.0,
-        how=TOGETHER,
-    )
-    with pytest.raises(StageError, match="diverged"):
-        run_trials([run], Storage(str(tmp_path)), quiet=True)

@@ -161,7 +161,7 @@ def fake_trials(rng: np.random.Generator) -> pl.DataFrame:
                 "seed": seed, "status": "done", "n_steps": 120, "train_seconds": 60.0 + rng.normal(0, 2),
                 "train_flops": 3.1e13, "final_loss": 0.6 - 0.2 * ratio, "lora_rank": 16,
                 "accuracy/low": 0.9 - 0.06 * ratio + rng.normal(0, 0.01), "accuracy/high": 0.32 + gain,
-                "accuracy_base/low": 0.91, "accuracy_base/high": 0.33,
+                "accuracy_base/low": 0.91, "accuracy_base/high": 0.33, "blind/low": 0.27, "blind/high": 0.38,
             }  # fmt: skip
             for family in LOW_FAMILIES:
                 row[f"accuracy/low/{family}"] = 0.9 + rng.normal(0, 0.02)

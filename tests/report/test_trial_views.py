@@ -10,6 +10,7 @@ from orchestrator.report.trial_views import (
     pareto_front,
     smallest_sufficient_ratio,
 )
+from orchestrator.report.words import _trials as statements
 from tests.report.fake_study import fake_trials
 
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20)
@@ -71,3 +72,8 @@ def test_ends_of_intervals_are_no_outcomes():
     trials = fake_trials(np.random.default_rng(0))
     assert outcomes(trials)[:2] == ["accuracy/high", "accuracy/low"]
     assert not [c for c in outcomes(trials) + compression_columns(trials) if c.endswith(("_low", "_high"))]
+
+
+def test_accuracy_is_stated_beside_what_blind_answers_earn():
+    texts = [s.text for s in statements(fake_trials(np.random.default_rng(0)), {})]
+    assert any("high-tier" in t and "Without seeing the image, the commonest answers earn 38 %" in t for t in texts)

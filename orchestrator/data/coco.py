@@ -106,7 +106,9 @@ class CocoSource:
         if config.n_images is None:
             return found
         if config.n_images > len(found):
-            raise DataError(f"data.n_images: {config.n_images} asked for, {len(found)} found in {config.split}")
+            raise DataError(
+                f"data.n_images: {config.n_images} asked for, {len(found)} found in {config.split}; null takes all"
+            )
         drawn = np.random.default_rng([config.seed, len(found)]).permutation(len(found))[: config.n_images]
         return np.sort(found[drawn])
 

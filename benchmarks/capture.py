@@ -7,7 +7,7 @@ ways to run each, every one in a process of its own, timed from the moment its m
 
     bare        load, preprocess and run the images; nothing is kept
     local       `run_capture` in this process: every metric, features, tables written
-    ray         the same on Ray with one actor; the steady part, from the first finished shard to the last
+    ray         the same on Ray with one actor; the steady part, after the first two shards
     numpy_save  `output_hidden_states=True`, then `numpy.save` of all of them, as one would without this package
 
 Memory is the peak of the process tree's proportional set size. The last line is one JSON object, each ratio the worse
@@ -32,7 +32,7 @@ import psutil
 from orchestrator.config import HowConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.layout import Storage
 
-BATCH, SHARD = 16, 32
+BATCH, SHARD = 16, 16
 WAYS = ("bare", "local", "ray", "numpy_save")
 
 
@@ -93,7 +93,7 @@ def time_local(run: RunConfig, folder: Path) -> float:
 
 
 def time_ray(run: RunConfig, folder: Path) -> float:
-    """Seconds all images would take at the rate between the first finished shard and the last."""
+    """Seconds all images would take at the rate after the first two shards, which an actor has in hand together."""
     from orchestrator.capture.actor import stream_ray
     from orchestrator.capture.pipeline import capture_stage, make_job
     from orchestrator.cluster import capture_pool, session
@@ -110,7 +110,7 @@ def time_ray(run: RunConfig, folder: Path) -> float:
         for stats in stream_ray(job, source, range(job.n_shards), pool, 1):
             times.append(time.perf_counter())
             counts.append(stats.n_images)
-    return (times[-1] - times[0]) / sum(counts[1:]) * sum(counts)
+    return (times[-1] - times[1]) / sum(counts[2:]) * sum(counts)
 
 
 def child(way: str, model: str, n_images: int, folder: Path) -> None:
@@ -203,7 +203,7 @@ def main() -> None:
         child(way, model, int(n_images), Path(folder))
         return
     quick = arguments.quick
-    counts = {"reference-joint": 96, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 96}
+    counts = {"reference-joint": 96, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 128}
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:

@@ -223,6 +223,7 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
         watcher.on_step_end(2, [trial("PENDING"), trial("TERMINATED")])
 
 
+@pytest.mark.ray
 def test_trials_on_two_processes_equal_those_on_one_and_say_what_has_to_be_mended(
     make_run: MakeRun, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -161,10 +162,10 @@ def train(
     if resume is not None:
         log = _restore(resume, tuned, optimiser)
     adapter.model.train(config.dropout > 0)
-    with checkpointed(adapter, config.gradient_checkpointing):
+    with checkpointed(adapter, config.gradient_checkpointing), _ahead(micro_batches, config.n_steps) as batches_of:
         for step in range(len(log.steps), config.n_steps):
             started = time.perf_counter()
-            batches = micro_batches(step)
+            batches = batches_of(step)
             counter = FlopCounterMode(display=False) if not log.flops_per_token else None
             with counter or nullcontext():
                 loss, n_answer = _backward(adapter, batches, team)
@@ -189,6 +190,21 @@ def train(
                 report(log.steps[-1])
     adapter.model.eval()
     return log
+
+
+@contextmanager
+def _ahead(micro_batches: MicroBatches, n_steps: int) -> Iterator[MicroBatches]:
+    """The same batches, those of the next step made in a thread while a step runs: a GPU waits for no processor."""
+    made: dict[int, Future[Sequence[Batch]]] = {}
+    with ThreadPoolExecutor(1) as thread:
+
+        def batches(step: int) -> Sequence[Batch]:
+            current = made.pop(step, None) or thread.submit(micro_batches, step)
+            if step + 1 < n_steps:
+                made[step + 1] = thread.submit(micro_batches, step + 1)
+            return current.result()
+
+        yield batches
 
 
 def _backward(adapter: Adapter, batches: Sequence[Batch], team: Team) -> tuple[float, int]:

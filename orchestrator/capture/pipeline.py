@@ -20,7 +20,7 @@ from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.progress import Progress
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same configuration gives other tables; part of the digest."""
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
     from orchestrator.finetune.train import TrainingLog
 
+VERSION = 2
+"""Raised whenever equal inputs would give other values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]
 """Receives `{"step": ..., "loss": ...}` after every optimiser step."""
@@ -63,6 +65,7 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
         storage,
         "baseline",
         {
+            "version": VERSION,
             "model": {**fingerprint(run.model), "dtype": run.model.dtype},
             "data": make_source(run.data).fingerprint(),
             "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},

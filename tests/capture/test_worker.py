@@ -11,11 +11,13 @@ from polars.testing import assert_frame_equal
 
 from orchestrator.capture.loading import Loaded, from_row, load_shard, to_row
 from orchestrator.capture.taps import Taps
-from orchestrator.capture.worker import is_out_of_memory
+from orchestrator.capture.worker import is_out_of_memory, select_taps
 from orchestrator.compression.metrics import compute
 from orchestrator.compression.registry import METRICS
+from orchestrator.config import ModelConfig, RunConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError
+from orchestrator.models.adapter import load_adapter
 from tests.capture.conftest import load, make_run
 
 MODELS = ("reference-joint", "reference-cross")
@@ -330,3 +332,9 @@ def test_captured_tables_name_the_source_and_its_attributes(make_worker):
     table = worker.shard(load(worker.run, 2)).tables["images"]
     assert set(table["source"]) == {"scenes"}
     assert set(make_source(worker.run.data).attribute_kinds) <= set(table.columns)
+
+
+def test_default_taps_can_be_added_to():
+    adapter = load_adapter(ModelConfig(name="reference-joint"))
+    run = RunConfig.model_validate({"capture": {"taps": ["default", "encoder", "projector"]}})
+    assert list(select_taps(adapter, run)) == ["decoder", "projector", "encoder"]

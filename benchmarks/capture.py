@@ -32,7 +32,9 @@ import psutil
 from orchestrator.config import HowConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.layout import Storage
 
-BATCH, SHARD = 16, 16
+BATCH = 16
+SHARDS = {112: 64, 336: 16}
+"""Side of the image, px -> images a shard: enough shards for a steady part, each worth seconds of work."""
 WAYS = ("bare", "local", "ray", "numpy_save")
 
 
@@ -41,7 +43,7 @@ WAYS = ("bare", "local", "ray", "numpy_save")
 
 def make_run(model: str, n_images: int, backend: str) -> RunConfig:
     side = 336 if "/" in model else 112
-    how = HowConfig(backend=backend, batch_size=BATCH, shard_size=SHARD, object_store_gb=0.5)  # type: ignore[arg-type]
+    how = HowConfig(backend=backend, batch_size=BATCH, shard_size=SHARDS[side], object_store_gb=0.5)  # type: ignore[arg-type]
     data = ScenesConfig(n_images=n_images, n_objects=(1, 50), width=side, height=side)
     return RunConfig(model=ModelConfig(name=model), data=data, how=how)
 
@@ -102,7 +104,7 @@ def time_ray(run: RunConfig, folder: Path) -> float:
     storage = Storage(str(folder))
     source = make_source(run.data)
     stage = capture_stage(run, storage)
-    plan = stage.open({"n_images": len(source), "shard_size": SHARD, "dtype": "float32"})
+    plan = stage.open({"n_images": len(source), "shard_size": run.how.shard_size, "dtype": "float32"})
     job = make_job(run, stage, plan, source)
     with session(run.how, storage) as cluster:
         pool = capture_pool(run.how, cluster.nodes)

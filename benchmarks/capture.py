@@ -205,7 +205,7 @@ def main() -> None:
         child(way, model, int(n_images), Path(folder))
         return
     quick = arguments.quick
-    counts = {"reference-joint": 96, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 128}
+    counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 128}
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:

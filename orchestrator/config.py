@@ -139,11 +139,10 @@ class CaptureConfig(Section):
 
     prompt: str = "describe the image ."
     """The one fixed question asked of every image, so that a text position is the same token everywhere."""
-    taps: Annotated[
-        tuple[Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"], ...],
-        Field(min_length=1),
-    ] = ("default",)
-    """Where to tap. `default`: the decoder and the projector, and the cross-attention taps of `cross_kv` models."""
+    taps: (
+        tuple[Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"], ...] | None
+    ) = None
+    """Where to tap; `default` when absent: the decoder, the projector, and the cross-attention taps of `cross_kv`."""
     layers: tuple[Int, ...] | None = None
     """Decoder tap points (0 = input of the first layer, L = before the final norm); all when absent."""
     metrics: tuple[str, ...] | None = None

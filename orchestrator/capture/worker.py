@@ -178,7 +178,7 @@ class CaptureWorker:
 
 def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:
     """Taps and layers as `Taps` takes them; `capture.layers` speaks of the decoder alone."""
-    named = [default_taps(adapter) if name == "default" else (name,) for name in run.capture.taps]
+    named = [default_taps(adapter) if name == "default" else (name,) for name in run.capture.taps or ("default",)]
     taps = dict.fromkeys(tap for group in named for tap in group)
     return {tap: run.capture.layers if tap == "decoder" else None for tap in taps}
 

@@ -234,7 +234,9 @@ def kept_bytes(config: Any, decoder: Stack, capture: CaptureConfig) -> int:
     points = len(capture.layers) if capture.layers is not None else decoder.layers + 1
     vision, text = 1 + capture.n_vision_positions, 2 + capture.n_text_positions
     default = ("decoder", "projector", *(("cross_k", "cross_v", "cross_out") if n else ()))
-    taps = dict.fromkeys(t for name in capture.taps for t in (default if name == "default" else (name,)))
+    taps = dict.fromkeys(
+        t for name in capture.taps or ("default",) for t in (default if name == "default" else (name,))
+    )
     encoder = vision_stack(config)
     positions = {
         "decoder": points * ((0 if n else vision) + text) * decoder.width,

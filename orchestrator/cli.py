@@ -210,7 +210,9 @@ def models(as_json: Json = False) -> None:
     from orchestrator.tables import print_rows
 
     rows = catalogue_rows()
-    _emit(rows, as_json, lambda: print_rows("Models", rows))
+    # What a terminal of 80 columns holds; --json has licence, repository and memory too.
+    shown = [{key: row[key] for key in ("name", "family", "kind", "parameters_b", "needs")} for row in rows]
+    _emit(rows, as_json, lambda: print_rows("Models (parameters in billions; more with --json)", shown))
 
 
 @app.command(epilog="Examples:  vtsweep doctor    vtsweep doctor reference-joint    vtsweep doctor org/model")

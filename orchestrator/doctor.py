@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from orchestrator.config import ModelConfig
 from orchestrator.models.doctor import Finding, examine
+from orchestrator.models.hub import use_cache_where_unreachable
 from orchestrator.record import hardware
 
 _EXTRAS = {"s3": "s3fs", "gcs": "gcsfs", "molmo": "einops", "optuna": "optuna"}
@@ -21,6 +22,7 @@ def diagnose(model: str | None, revision: str | None = None, trust_remote_code: 
     """Check the machine where no model is named, else the model."""
     if model is None:
         return list(_machine())
+    use_cache_where_unreachable()
     return examine(ModelConfig(name=model, revision=revision, trust_remote_code=trust_remote_code))
 
 

@@ -51,8 +51,10 @@ def _each(runs: Iterable[RunConfig], check: Callable[[RunConfig], Any]) -> list[
 
 def _check_model(run: RunConfig) -> None:
     from orchestrator.models.catalogue import fingerprint, resolve
+    from orchestrator.models.hub import use_cache_where_unreachable
 
-    resolve(run.model)
+    if resolve(run.model).folder is None:
+        use_cache_where_unreachable()
     fingerprint(run.model)
 
 

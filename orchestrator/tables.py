@@ -33,7 +33,7 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], console: Console |
     columns = list(rows[0]) if rows else []
     for column in columns:
         numeric = all(isinstance(row[column], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         cells = [format_cell(row[column]) for column in columns]
         table.add_row(*[f"[{_STYLES[c]}]{c}[/]" if c in _STYLES else c.replace("[", r"\[") for c in cells])

@@ -98,7 +98,8 @@ def _capture(view: View) -> Summary:
     metrics: dict[str, float] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for (tap, group), rows in means.group_by(["tap", "group"], maintain_order=True):
-        prefix = f"compression/{group}" if tap == "decoder" else f"compression/{tap}/{group}"
+        # `_` sorts behind `/`: MLflow's page begins with the decoder
+        prefix = f"compression/{group}" if tap == "decoder" else f"compression_{tap}/{group}"
         for metric in metric_columns(rows):
             curves[f"{prefix}/{metric}"] = list(zip(rows["layer"].to_list(), rows[metric].to_list(), strict=True))
     for row in depth_means(view).iter_rows(named=True):

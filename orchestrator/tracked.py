@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
@@ -38,11 +39,19 @@ def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
             curves=summary.curves,
             tables=tables,
             note=f"{name}: {view.label}. Tables: {study.storage.uri.rstrip('/')}/{view.stage.folder}",
-            seconds=float(study.record["seconds"].get(name, 0.0)),
+            seconds=_seconds(study, name, tables),
         )
         tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name)
     if name == "finetune":
         _log_sweep(tracker, study)
+
+
+def _seconds(study: Study, name: StageName, tables: Mapping[str, pl.DataFrame]) -> float:
+    """A trial's own time; of other stages the time of the study's stages of that kind."""
+    trials = tables.get("trials")
+    if trials is not None and "trial_seconds" in trials.columns and trials.height:
+        return float(trials["trial_seconds"][0])
+    return float(study.record["seconds"].get(name, 0.0))
 
 
 def _log_sweep(tracker: Tracker, study: Study) -> None:

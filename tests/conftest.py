@@ -19,23 +19,6 @@ COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 """A real COCO folder beside the checkout, where there is one."""
 
 
-WAITING = ("faults", "ray", "browser")
-"""Marks of tests that wait for other processes most of their time."""
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores, which the tests that wait leave free."""
-    return len(os.sched_getaffinity(0)) + 1
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files of tests that wait: they take longest, and would otherwise be what is left at the end."""
-    waits: dict[Path, int] = {}
-    for item in items:
-        waits[item.path] = waits.get(item.path, 0) + any(item.get_closest_marker(mark) for mark in WAITING)
-    items.sort(key=lambda item: -waits[item.path])
-
-
 @pytest.fixture
 def coco_root() -> Path:
     if not (COCO / "annotations").is_dir():

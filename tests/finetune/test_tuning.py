@@ -140,6 +140,7 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
     return trainable
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 def test_a_killed_trial_goes_on_and_equals_the_plain_loop(make_run: MakeRun, tmp_path: Path, monkeypatch) -> None:
     ratios = (0.0, 0.5, 1.0)
@@ -171,6 +172,7 @@ run_trials(runs, Storage(sys.argv[2]), quiet=True)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.ray
 def test_a_killed_driver_is_taken_up_with_every_trial_once(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(seed=s, n_steps=12, how={"backend": "ray", "concurrent_trials": 1}) for s in range(4)]

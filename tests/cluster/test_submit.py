@@ -143,10 +143,20 @@ def run_job(head, sweep_file: Path, *overrides: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.ray
-def test_a_job_fails_with_its_reason(head, sweep_file, tmp_path):
-    failed = run_job(head, sweep_file, f"storage={tmp_path / 'out'}", "how.n_actors=50")
+def test_a_job_fails_with_its_reason_and_the_same_study_then_succeeds(head, sweep_file, tmp_path):
+    storage = tmp_path / "out"
+    failed = run_job(head, sweep_file, f"storage={storage}", "how.n_actors=50")
     assert failed.returncode == 6, failed.stdout + failed.stderr
     assert "how.n_actors" in failed.stdout
+    done = run_job(head, sweep_file, f"storage={storage}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "images" in done.stdout, "progress comes as lines"
+    tables = list(storage.glob("capture/*/images/*.parquet"))
+    assert len(tables) == 2
+    assert pl.concat([pl.read_parquet(file) for file in tables]).height == 12
+    secret = "0123456789abcdef"
+    assert secret not in done.stdout + done.stderr
+    assert not any(secret.encode() in file.read_bytes() for file in storage.rglob("*") if file.is_file())
 
 
 def ray_job(head, *words: str) -> subprocess.CompletedProcess[str]:
@@ -158,15 +168,24 @@ def ray_job(head, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.ray
 def test_ray_job_submit_as_documented_stopped_and_submitted_again(head, tmp_path):
-    """The literal command; a stopped job keeps its finished shards, and `vtsweep submit` adds the others."""
+    """The literal command; a stopped job keeps its finished shards, and the next one adds the others."""
     file, storage = tmp_path / "study.yaml", tmp_path / "out"
     study = {**STUDY, "base": {**STUDY["base"], "data": {**STUDY["base"]["data"], "n_images": 3000}}}
     file.write_text(yaml.safe_dump(study))
-    settings = [f"storage={storage}", "how.shard_size=100"]
-    job = ["--working-dir", ".", "--", "python", "-m", "jobs.study", str(file), *settings]
+    job = [
+        "--working-dir",
+        ".",
+        "--",
+        "python",
+        "-m",
+        "jobs.study",
+        str(file),
+        f"storage={storage}",
+        "how.shard_size=100",
+    ]
     started = ray_job(head, "submit", "--no-wait", "--submission-id", "first", *job)
     assert started.returncode == 0, started.stdout + started.stderr
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 120
     while len(list(storage.glob("capture/*/images/*.parquet"))) < 3:
         assert time.monotonic() < deadline, ray_job(head, "logs", "first").stdout
         time.sleep(0.2)
@@ -175,14 +194,10 @@ def test_ray_job_submit_as_documented_stopped_and_submitted_again(head, tmp_path
     before = {table: table.stat().st_mtime_ns for table in storage.glob("capture/*/images/*.parquet")}
     assert 3 <= len(before) < 30
     assert not list(storage.glob("capture/*/_SUCCESS"))
-    done = run_job(head, file, *settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "images" in done.stdout, "progress comes as lines"
+    again = ray_job(head, "submit", "--submission-id", "second", *job)
+    assert again.returncode == 0, again.stdout + again.stderr
     after = {table: table.stat().st_mtime_ns for table in storage.glob("capture/*/images/*.parquet")}
     assert len(after) == 30
     assert len([table for table in before if before[table] != after[table]]) <= 2, "those in hand at the stop, at most"
     found = pl.concat([pl.read_parquet(table) for table in after])
     assert found["image_id"].n_unique() == found.height == 3000
-    secret = "0123456789abcdef"
-    assert secret not in done.stdout + done.stderr
-    assert not any(secret.encode() in table.read_bytes() for table in storage.rglob("*") if table.is_file())

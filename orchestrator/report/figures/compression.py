@@ -27,7 +27,7 @@ SIGNIFICANT_Q = 0.05
 LAYER_AXIS = {
     "decoder": "decoder layer (0 = input)",
     "encoder": "vision encoder layer",
-    **dict.fromkeys(("cross_k", "cross_v", "cross_out"), "decoder layer with cross-attention"),
+    **dict.fromkeys(("cross_k", "cross_v", "cross_out"), "cross-attention layer"),
 }
 STATISTIC_NAMES = {
     "spearman": "Spearman ρ",

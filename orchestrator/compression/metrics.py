@@ -22,7 +22,7 @@ from orchestrator.compression.spectrum import Spectrum
 from orchestrator.errors import ConfigError
 
 _CHUNK = {"cpu": 2**22, "cuda": 2**28}
-"""Elements of hidden state handled at once: on a CPU they stay in cache, on a GPU they are all layers of a 7B model."""
+"""Elements of hidden state handled at once: on a CPU a pass of small models, on a GPU all layers of a 7B model."""
 _ROUNDING = 2e-6
 """Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""
 

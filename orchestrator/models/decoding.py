@@ -6,6 +6,7 @@ and masks it would have had. Without a deletion it returns what `generate(do_sam
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,12 +31,11 @@ def greedy(adapter: Adapter, batch: Batch, max_new_tokens: int) -> Int[Tensor, "
     tokens: list[Tensor] = []
     with adapter.activated(batch, decoding=True), adapter.deleting(batch):
         masks = _StepMasks(adapter, adapter.key_mask(batch).to(adapter.device))
-        cache = DynamicCache()  # without a config: sliding-window layers keep all tokens, masks do the windowing
+        # without a config: sliding-window layers keep all tokens, masks do the windowing
+        cache = {_cache_name(adapter.decoder): DynamicCache()}
         handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
         try:
-            output = adapter.model(
-                **adapter.forward_inputs(batch), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            output = adapter.model(**adapter.forward_inputs(batch), **cache, use_cache=True, logits_to_keep=1)
             done = torch.zeros(output.logits.shape[0], dtype=torch.bool, device=output.logits.device)
             while True:
                 token = output.logits[:, -1].argmax(dim=-1)
@@ -48,12 +48,17 @@ def greedy(adapter: Adapter, batch: Batch, max_new_tokens: int) -> Int[Tensor, "
                     input_ids=token[:, None],
                     **masks.advance(),
                     **adapter.step_inputs(batch),
-                    past_key_values=cache,
+                    **cache,
                     use_cache=True,
                 )
         finally:
             handle.remove()
     return torch.stack(tokens, dim=1).cpu()
+
+
+def _cache_name(decoder: nn.Module) -> str:
+    """Return the keyword of the key and value cache: transformers 5.24 renamed it."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 class _StepMasks:

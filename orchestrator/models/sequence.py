@@ -30,7 +30,8 @@ class SequenceAdapter(Adapter):
 
     def cached_length(self, kwargs: dict[str, Any], layer: int) -> int:
         """Return how many tokens a block's cache holds, from the keywords it is called with."""
-        return int(kwargs["past_key_values"].get_seq_length(layer))
+        cache = kwargs["cache"] if "cache" in kwargs else kwargs["past_key_values"]  # its name before transformers 5.24
+        return int(cache.get_seq_length(layer))
 
     def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
         """Return the group of each position that enters the decoder, fillers as padding."""

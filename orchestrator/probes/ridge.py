@@ -1,8 +1,8 @@
 """Ridge regression in closed form: every position, attribute, penalty and control from one factorisation.
 
 Objective, as scikit-learn's `Ridge`: |y - Zw - b|^2 + alpha |w|^2, b unpenalised. The penalty is chosen by the
-exact leave-one-out error e_i / (1 - h_i) of the training images (Allen's PRESS; `RidgeCV`'s own criterion), which
-the factorisation gives for all penalties without a further fit.
+exact leave-one-out error of the training images, e_i / (1 - h_i) with residual e and leverage h (Allen's PRESS;
+`RidgeCV`'s own criterion), which the factorisation gives for all penalties without a further fit.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ def fit_ridge(factor: Factor, Y: Float[Tensor, "n T"], alphas: Float[Tensor, " A
     Yc = Y - intercept
     shrink = 1.0 / (s[:, None] + alphas[None, :, None])  # B A k
     QY = Q.mT @ Yc  # B k T
-    leverage = (Q * Q) @ shrink.mT + 1.0 / n  # B n A
-    every = (shrink.mT[..., None] * QY[:, :, None]).flatten(2)  # B k (A T)
-    residual = Yc[:, None] - (Q @ every).view(B, n, A, T)
-    loo_error = residual.div_((1.0 - leverage).clamp_min(1e-6)[..., None]).square_().mean(1)  # B A T
+    if factor.is_dual:  # nearly interpolating fits: summed from what they leave, as differences would lose all digits
+        U, left = factor.basis, shrink * alphas[:, None]
+        residual = U @ (left.mT[..., None] * (U.mT @ Yc)[:, :, None]).flatten(2)
+        unfitted = (U * U) @ left.mT - 1.0 / n  # B n A
+    else:
+        residual = Yc.repeat(1, A) - Q @ (shrink.mT[..., None] * QY[:, :, None]).flatten(2)
+        unfitted = 1.0 - 1.0 / n - (Q * Q) @ shrink.mT
+    loo_error = residual.view(B, n, A, T).div_(unfitted.clamp_min(1e-6)[..., None]).square_().mean(1)  # B A T
     best = loo_error.argmin(1)  # B T
     shrink_best = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, k)).mT  # B k T
     alpha_best = alphas[best][:, None]

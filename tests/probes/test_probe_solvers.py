@@ -57,6 +57,16 @@ def test_ridge_leave_one_out_error_equals_refitting_without_each_image() -> None
     assert float(fit.loo_error[0, 0, 0]) == pytest.approx(np.square(errors).mean(), rel=1e-9)
 
 
+def test_leave_one_out_error_of_nearly_interpolating_fits_keeps_its_digits_in_float32() -> None:
+    X = torch.from_numpy(correlated(60, 200))[None]
+    Y = torch.from_numpy(np.random.default_rng(1).normal(size=(60, 3)))
+    exact, found = (
+        fit_ridge(factorise(X.to(dtype), X.to(dtype)), Y.to(dtype), torch.tensor([6e-2, 6e-1, 6.0], dtype=dtype))
+        for dtype in (torch.float64, torch.float32)
+    )
+    torch.testing.assert_close(found.loo_error.double(), exact.loo_error, rtol=3e-4, atol=0)
+
+
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize(("n", "d"), [(120, 10), (40, 70)], ids=["primal", "dual"])
 def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int) -> None:

@@ -60,9 +60,10 @@ def masked_mean(tokens: Float[Tensor, "B T D"], present: Bool[Tensor, "B T"] | N
     return tokens.float().masked_fill(~present[..., None], 0.0).sum(1) / present.sum(1, keepdim=True).clamp(min=1)
 
 
-def take(hidden: Float[Tensor, "B N D"], places: Int64[Tensor, "B P"]) -> Float32[Tensor, "B P D"]:
-    """States at places along the token axis."""
-    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2])).float()
+def take(hidden: Float[Tensor, "B N D"], places: Int64[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+    """States at places along the token axis, as whole rows: several times faster than `gather` of each number."""
+    first = torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
+    return hidden.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, hidden.shape[2])
 
 
 def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

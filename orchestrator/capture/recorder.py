@@ -64,10 +64,18 @@ class _Group:
     counts: Int64[Tensor, " B"]
     order: Int64[Tensor, "B T"]
     """Places of the group's tokens, T the most that an image has; past an image's own, places of other tokens."""
-    present: Bool[Tensor, "B T"] | None
-    """Which of these are the group's; None where all images have T."""
+    present: Bool[Tensor, "B T"]
+    """Which of these are the group's."""
+    full: bool
+    """Whether all are: each image has T."""
     ordinals: Int64[Tensor, "B P"]
     """Which of the group's tokens are kept for probes."""
+
+    def take(self, hidden: Tensor) -> Tensor:
+        """The group's tokens, (B, T, D), in the dtype of `hidden` (B, N, D)."""
+        if self.full and self.order.shape[1] == hidden.shape[1]:
+            return hidden
+        return positions.take(hidden, self.order)
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,7 @@ class Recorder:
     def __init__(self, config: CaptureConfig, metrics: Sequence[str], quantiles: np.ndarray) -> None:
         self.config, self.metrics, self.quantiles = config, tuple(metrics), quantiles
         self._groups: dict[int, _Group] = {}
-        self._pending: dict[str, list[tuple[State, _Group]]] = {"vision": [], "text": []}
+        self._pending: dict[str, list[tuple[_Point, _Group, Tensor]]] = {"vision": [], "text": []}
         self._held = 0
         self._device: torch.device | None = None
         self._n_directions = 0 if ALIGNMENTS.keys().isdisjoint(metrics) else TOP
@@ -111,22 +119,21 @@ class Recorder:
             if mask is None:
                 continue
             known = self._group(group, mask)
-            self._pending[group].append((state, known))
-            tokens = positions.take(state.hidden, known.order)
-            mean = positions.masked_mean(tokens, known.present)
+            tokens = known.take(state.hidden)
+            self._pending[group].append((point, known, tokens))
+            self._held += tokens.numel()
+            mean = positions.masked_mean(tokens, None if known.full else known.present)
             self._means.append((point, mean))
             if group == "vision" and state.tap in MAP_TAPS:
-                norms = torch.linalg.vector_norm(tokens, dim=2)
-                absent = None if known.present is None else ~known.present
-                self._norms.append((point, norms if absent is None else norms.masked_fill(absent, torch.nan)))
+                norms = torch.linalg.vector_norm(tokens, dim=2, dtype=torch.float32)
+                self._norms.append((point, norms if known.full else norms.masked_fill(~known.present, torch.nan)))
             if self.config.keep_features:
-                parts += [mean[:, None], positions.take(tokens, known.ordinals)]
+                parts += [mean[:, None], positions.take(tokens, known.ordinals).float()]
                 if group == "text":
                     parts.append(state.hidden[:, -1:].float())
         if parts:
             self._features.append((point, torch.cat(parts, dim=1)))
             self._names.setdefault(state.tap, self._position_names(state))
-        self._held += state.hidden.numel()
         if self._held > _HELD[state.hidden.device.type]:
             self._measure()
 
@@ -143,22 +150,21 @@ class Recorder:
             counts = mask.sum(1)
             most = int(counts.max())
             order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :most]
-            ragged = int(counts.min()) < most
-            present = torch.arange(most, device=mask.device) < counts[:, None] if ragged else None
+            present = torch.arange(most, device=mask.device) < counts[:, None]
             if group == "vision":
                 ordinals = positions.vision_ordinals(self.quantiles, counts)
             else:
                 # The prompt is one and the same for all images of a stage, so all counts are equal.
                 ordinals = positions.text_ordinals(min(self.config.n_text_positions, most), counts)
-            known = self._groups[id(mask)] = _Group(mask, counts, order, present, ordinals)
+            known = self._groups[id(mask)] = _Group(mask, counts, order, present, int(counts.min()) == most, ordinals)
         return known
 
     def _measure(self) -> None:
         for group, pending in self._pending.items():
-            states = [(state.hidden, known.mask) for state, known in pending]
+            states = [(tokens, known.present) for _, known, tokens in pending]
             found = measure_layers(states, self.metrics, self._n_directions)
-            for (state, known), measured in zip(pending, found, strict=True):
-                self._measured.append((_Point(state.tap, state.layer), group, known, measured))
+            for (point, known, _), measured in zip(pending, found, strict=True):
+                self._measured.append((point, group, known, measured))
             pending.clear()
         self._held = 0
 

@@ -15,25 +15,22 @@ its record reads and every file it names has the recorded rows or shape.
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
-import os
-import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 
-import fsspec
 import numpy as np
 import polars as pl
-from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.errors import StorageError
+from orchestrator.storage import Storage
+
+__all__ = ["STAGE_FILE", "SUCCESS", "Stage", "Storage", "canonical_json", "digest", "load_stage"]
 
 SUCCESS = "_SUCCESS"
 STAGE_FILE = "stage.json"
@@ -47,139 +44,6 @@ def canonical_json(value: Any) -> str:
 def digest(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A folder or fsspec URI (`s3://bucket/prefix`, `gs://...`, a path). Picklable; opened where it is used."""
-
-    uri: str
-
-    @cached_property
-    def _opened(self) -> tuple[fsspec.AbstractFileSystem, str]:
-        try:
-            fs, root = fsspec.core.url_to_fs(self.uri)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"storage {self.uri!r}: {error}") from error
-        return fs, root.rstrip("/")
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    @property
-    def fs(self) -> fsspec.AbstractFileSystem:
-        return self._opened[0]
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.fs, LocalFileSystem)
-
-    def path(self, name: str) -> str:
-        """Absolute path of `name` inside this storage, as its filesystem wants it."""
-        return f"{self._opened[1]}/{name}" if name else self._opened[1]
-
-    def sub(self, name: str) -> Storage:
-        """A storage rooted at the folder `name` of this one."""
-        return Storage(f"{self.uri.rstrip('/')}/{name}")
-
-    def write(self, name: str, data: bytes) -> None:
-        """Publish `data` at `name` in one atomic step.
-
-        Raises:
-            StorageError: no space, no permission, or the store cannot be reached; nothing is left at `name`.
-        """
-        target = self.path(name)
-        try:
-            if self.is_local:
-                _write_local(Path(target), data)
-            else:
-                self.fs.pipe_file(target, data)
-        except OSError as error:
-            reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-            raise StorageError(f"cannot write {name} in {self.uri}: {reason}. What was finished is kept.") from error
-
-    def read(self, name: str) -> bytes:
-        """Bytes of `name`; `FileNotFoundError` when absent."""
-        return self.fs.cat_file(self.path(name))
-
-    def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
-
-    def files(self, folder: str) -> list[str]:
-        """Sorted names of the files directly below `folder`; empty when there is none."""
-        self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
-            return []
-        return sorted(PurePosixPath(p).name for p in found)
-
-    def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
-
-    def read_json(self, name: str) -> Any:
-        return json.loads(self.read(name))
-
-    def write_table(self, name: str, table: pl.DataFrame) -> None:
-        """Publish `table` as zstd Parquet."""
-        buffer = io.BytesIO()
-        table.write_parquet(buffer, compression="zstd")
-        self.write(name, buffer.getvalue())
-
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        """Publish `array` as `.npy` (never pickled)."""
-        buffer = io.BytesIO()
-        np.save(buffer, array, allow_pickle=False)
-        self.write(name, buffer.getvalue())
-
-    def read_array(self, name: str) -> np.ndarray:
-        """The array at `name`: memory-mapped on a local disk, read whole from an object store."""
-        if self.is_local:
-            return np.load(self.path(name), mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
-
-    def scan(self, names: list[str]) -> pl.LazyFrame:
-        """Lazy table over Parquet files of this storage."""
-        if self.is_local:
-            return pl.scan_parquet([self.path(n) for n in names])
-        import pyarrow.dataset as pads  # slow to import (it pulls in pandas), and needed for object stores only
-
-        return pl.scan_pyarrow_dataset(pads.dataset([self.path(n) for n in names], filesystem=self.fs))
-
-    def parquet_rows(self, name: str) -> int:
-        """Rows the Parquet footer of `name` declares; raises when the footer does not read."""
-        import pyarrow.parquet as pq
-
-        with self.fs.open(self.path(name), "rb") as handle:
-            return pq.ParquetFile(handle).metadata.num_rows
-
-    def array_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the `.npy` at `name`, checked against the file's length; raises `ValueError` when cut short."""
-        with self.fs.open(self.path(name), "rb") as handle:
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(handle)
-            expected = handle.tell() + int(np.prod(shape)) * dtype.itemsize
-        found = self.fs.size(self.path(name))
-        if found != expected:
-            raise ValueError(f"{name}: {found} bytes, expected {expected}")
-        return shape
-
-
-def _write_local(target: Path, data: bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

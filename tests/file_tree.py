@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "orchestrator": "the package",
+    "orchestrator/config": "every setting of a study, by stage",
     "orchestrator/data": "images, what is in them, questions about them",
     "orchestrator/models": "one way to use any vision-language model",
     "orchestrator/capture": "activations in, metrics and kept features out",

@@ -1,0 +1,122 @@
+"""Settings of the causal checks, and the policies that come of them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Literal
+
+from pydantic import model_validator
+
+from orchestrator.config.section import Count, Int, PositiveInt, Section, Share
+
+
+class AblateConfig(Section):
+    """Which causal checks are run, on which questions."""
+
+    checks: tuple[Literal["deletion", "inside", "knockout", "patching", "policy", "link"], ...] = (
+        "deletion",
+        "knockout",
+        "patching",
+    )
+    low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
+    high_families: tuple[str, ...] = ("count", "relation")
+    n_objects_high: tuple[Int, Int] = (2, 12)
+    """Number of objects in high-tier scenes."""
+    source: Literal["scenes", "coco"] = "scenes"
+    """Images the questions are asked of; `coco` uses the run's `data` section. Patching always uses scenes."""
+    n_per_family: PositiveInt = 100
+    """Questions of each family and tier."""
+    deleted_shares: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+    """Shares of visual tokens deleted; 0 is always among them, 1 leaves the text alone."""
+    methods: tuple[Literal["random", "norm", "attention", "similarity", "leverage", "downsample"], ...] = (
+        "random",
+        "norm",
+        "downsample",
+    )
+    """How the deleted tokens are chosen; `downsample` shrinks the image to the same token budget instead."""
+    seeds: tuple[Count, ...] = (0, 1, 2)
+    """Seeds of random deletion."""
+    inside_layers: tuple[Int, ...] | None = None
+    """Numbers of decoder layers after which tokens are deleted in the `inside` check; every second when absent."""
+    inside_methods: tuple[Literal["random", "norm", "attention", "similarity", "leverage"], ...] = (
+        "random",
+        "attention",
+    )
+    """How the tokens deleted inside the decoder are chosen; `attention` is that of the last layer before."""
+    window: PositiveInt = 2
+    """Width of a knock-out window, in layers."""
+    patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")
+    """Attributes in which the scenes of a patched pair differ."""
+    max_accuracy_loss: Share = 0.01
+    """Loss of accuracy a policy may cost."""
+    instruction: str = ""
+    """Words put after every question, as "Answer in one word."; for models that would answer in sentences."""
+    seed: Count = 2_000_003
+    """Seed of the questions' scenes."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> AblateConfig:
+        if self.inside_layers is not None and min(self.inside_layers, default=1) < 1:
+            raise ValueError("inside_layers: expected 1 or more (0 is the `deletion` check), found 0 or less")
+        if {"policy", "link"} & set(self.checks) and not set(self.methods) - {"downsample"}:
+            raise ValueError(
+                "methods: a policy needs a method that deletes tokens; downsample is what it is held against"
+            )
+        return self
+
+
+class PolicyRule(Section):
+    """Delete one share of the visual tokens, whatever the image."""
+
+    tier: str
+    """Tier of the questions."""
+    family: str
+    """Family of the questions; `all` for those without a rule of their own."""
+    method: str
+    """How tokens are chosen (`ablate.methods`)."""
+    layer: Count
+    """Delete after this many decoder layers; 0 for before the decoder."""
+    deleted_share: Share
+    """Share of visual tokens deleted."""
+
+
+class AdaptiveRule(Section):
+    """Delete a share of the visual tokens that follows a compression metric of the image's projected tokens."""
+
+    tier: str
+    """Tier of the questions."""
+    family: str
+    """Family of the questions."""
+    metric: str
+    """Compression metric at the `projector` tap, known before the decoder runs."""
+    method: str
+    """How tokens are chosen."""
+    edges: tuple[float, ...]
+    """Ascending values of the metric that part the bins."""
+    deleted_shares: tuple[Share, ...]
+    """Share deleted in each bin, one more than edges."""
+
+    @model_validator(mode="after")
+    def _bins(self) -> AdaptiveRule:
+        if len(self.deleted_shares) != len(self.edges) + 1 or list(self.edges) != sorted(self.edges):
+            raise ValueError(f"expected ascending edges and one share more, found {self.edges}, {self.deleted_shares}")
+        return self
+
+    def share_at(self, value: float) -> float:
+        """Share deleted where the metric is `value`."""
+        return self.deleted_shares[bisect_right(self.edges, value)]
+
+
+class PolicyFile(Section):
+    """`policy.yaml`: what an ablation chose, as `vtsweep evaluate --policy` applies it."""
+
+    policy_version: Literal[1] = 1
+    """Version of this format."""
+    model: str
+    """Model it was chosen on."""
+    max_accuracy_loss: Share
+    """Loss of accuracy allowed when it was chosen."""
+    fixed: tuple[PolicyRule, ...] = ()
+    """One share for each tier, and for each of its families."""
+    adaptive: tuple[AdaptiveRule, ...] = ()
+    """Shares that follow the image, one rule a family."""

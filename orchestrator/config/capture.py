@@ -1,0 +1,62 @@
+"""Settings of the model, of what is read inside it, and of the correlation with image attributes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from orchestrator.config.section import Count, Int, Section
+
+
+class ModelConfig(Section):
+    """Which vision-language model, and how its weights are read."""
+
+    name: str = "reference-joint"
+    """Catalogue name, hub repository id, or a local checkpoint folder."""
+    revision: str | None = None
+    """Commit of a hub repository; required when `trust_remote_code` is on."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Weights' precision; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    trust_remote_code: bool = False
+    """Run Python code from the repository; refused without a pinned `revision`."""
+    adapter: str | None = None
+    """Folder of a trained LoRA adapter to load on top of the base weights."""
+
+
+class CaptureConfig(Section):
+    """What is read inside the model for each image."""
+
+    prompt: str = "describe the image ."
+    """The one fixed question asked of every image, so that a text position is the same token everywhere."""
+    taps: (
+        tuple[Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"], ...] | None
+    ) = None
+    """Where to tap; `default` when absent: the decoder, the projector, and the cross-attention taps of `cross_kv`."""
+    layers: tuple[Int, ...] | None = None
+    """Decoder tap points (0 = input of the first layer, L = before the final norm); all when absent."""
+    metrics: tuple[str, ...] | None = None
+    """Compression metrics; all of the registry when absent."""
+    keep_features: bool = True
+    """Keep float16 features for probes."""
+    n_vision_positions: Count = 16
+    """Vision tokens kept for probes, at places drawn by `seed`."""
+    n_text_positions: Count = 8
+    """Text tokens kept for probes, spread evenly over the question."""
+    seed: Count = 0
+    """Seed of the kept positions."""
+
+
+class CorrelateConfig(Section):
+    """Spearman correlation of each metric with each image attribute, by layer."""
+
+    attributes: tuple[str, ...] | None = None
+    """Attributes; all of the source when absent."""
+    n_bootstrap: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 500
+    """Bootstrap resamples of images for the interval; 0 for none."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Level of the interval."""
+    hold_fixed: str | None = "n_objects"
+    """Attribute held fixed in the partial correlation; skipped where the source has no such attribute."""
+    seed: Count = 0
+    """Seed of the bootstrap."""

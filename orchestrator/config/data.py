@@ -1,0 +1,91 @@
+"""Settings of where images come from: scenes, COCO, or a folder of one's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.section import Count, Int, PositiveFloat, PositiveInt, Section, Share
+
+
+class ScenesConfig(Section):
+    """Synthetic scenes: 2-D objects whose every attribute is known exactly."""
+
+    source: Literal["scenes"] = "scenes"
+    n_images: PositiveInt = 200
+    """Number of scenes."""
+    seed: Count = 0
+    """Scenes are determined by (seed, index) alone."""
+    width: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
+    """Canvas width, px."""
+    height: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
+    """Canvas height, px."""
+    n_objects: tuple[Int, Int] = (1, 200)
+    """Smallest and largest number of objects, inclusive."""
+    n_objects_spacing: Literal["log", "uniform"] = "log"
+    """How numbers of objects are drawn between the two."""
+    size: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.25)
+    """Object diameter as a fraction of the shorter side; crowded scenes shrink it so that all objects fit."""
+    shapes: tuple[str, ...] | None = None
+    """Subset of shapes; all when absent."""
+    colours: tuple[str, ...] | None = None
+    """Subset of colours; all when absent."""
+    overlap: bool = False
+    """Let objects overlap (occlusion)."""
+    texture: Share = 0.0
+    """Strength of a pattern inside objects."""
+    background: Literal["white", "gradient", "clutter"] = "white"
+    """What lies behind the objects."""
+    noise: Share = 0.0
+    """Standard deviation of pixel noise, as a fraction of full scale."""
+    max_rejected_fraction: Share = 0.01
+    """A stage fails when more than this share of images is rejected."""
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ScenesConfig:
+        for name, (low, high) in (("n_objects", self.n_objects), ("size", self.size)):
+            if low > high:
+                raise ValueError(f"{name}: the smaller value comes first, found [{low}, {high}]")
+        if self.n_objects[0] < 1 or self.n_objects[1] > 1000:
+            raise ValueError(f"n_objects: expected 1 to 1000, found {list(self.n_objects)}")
+        return self
+
+
+class CocoConfig(Section):
+    """A subset of COCO in its official layout (`annotations/instances_SPLIT.json`, `SPLIT/`)."""
+
+    source: Literal["coco"] = "coco"
+    root: str
+    """Folder (or fsspec URI) that holds `annotations/` and the image folders."""
+    split: str = "val2017"
+    """Split name, as in `instances_SPLIT.json`."""
+    n_images: PositiveInt | None = None
+    """Number of images, drawn by `seed`; all when absent."""
+    seed: Count = 0
+    """Seed of the draw."""
+    categories: tuple[str, ...] | None = None
+    """Keep images with at least one object of these categories; all when absent."""
+    min_objects: Count = 1
+    """Keep images with at least this many annotated, non-crowd objects."""
+    max_rejected_fraction: Share = 0.05
+    """A stage fails when more than this share of images is rejected."""
+
+
+class FolderConfig(Section):
+    """A folder of images with a CSV of attributes: your own data."""
+
+    source: Literal["folder"] = "folder"
+    root: str
+    """Folder (or fsspec URI) of images."""
+    attributes: str = "attributes.csv"
+    """CSV file below `root`: a column `file` and one column an attribute."""
+    n_images: PositiveInt | None = None
+    """Number of images, drawn by `seed`; all when absent."""
+    seed: Count = 0
+    """Seed of the draw."""
+    max_rejected_fraction: Share = 0.05
+    """A stage fails when more than this share of images is rejected."""
+
+
+DataConfig = Annotated[ScenesConfig | CocoConfig | FolderConfig, Field(discriminator="source")]

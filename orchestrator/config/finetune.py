@@ -1,0 +1,104 @@
+"""Settings of one fine-tuning trial."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.section import Count, Int, PositiveFloat, PositiveInt, Section, Share
+
+
+class GroupConfig(Section):
+    """LoRA settings of one part of the model."""
+
+    rank: Count = 16
+    """LoRA rank; 0 leaves the part frozen."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+
+
+class TaskConfig(Section):
+    """Questions a fine-tuning mixture is drawn from, and the evaluation asks."""
+
+    source: Literal["scenes", "coco"] = "scenes"
+    """Where the images come from; `coco` uses the run's `data` section for the folder."""
+    eval_split: str | None = None
+    """COCO split that held-out questions are asked about. When absent, a half of `data.split`'s images, by a hash of
+    their ids, is kept for them and never trained on."""
+    low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
+    """Families of the low tier."""
+    high_families: tuple[str, ...] = ("relation", "comparison", "count", "count_by_attribute", "point")
+    """Families of the high tier."""
+    n_objects_high: tuple[Int, Int] = (2, 12)
+    """Number of objects in high-tier scenes."""
+    width: PositiveInt = 336
+    """Canvas width, px."""
+    height: PositiveInt = 336
+    """Canvas height, px."""
+    text_only_share: Share = 0.0
+    """Share of examples without an image, beside the mixture."""
+    caption_share: Share = 0.0
+    """Share of captions, beside the mixture."""
+
+
+class FinetuneConfig(Section):
+    """One trial: LoRA fine-tuning on a mixture with a given ratio of high-complexity questions."""
+
+    complexity_ratio: Share = 0.5
+    """Share r of high-tier examples in the mixture; everything else is unchanged by it."""
+    seed: Count = 0
+    """Seed of the mixture, its order and LoRA's initial weights."""
+    n_examples: PositiveInt = 2048
+    """Size of the mixture."""
+    n_steps: PositiveInt = 120
+    """Optimiser steps (the mixture is repeated or cut as needed)."""
+    batch_size: PositiveInt = 32
+    """Examples an optimiser step."""
+    accumulate: PositiveInt = 1
+    """Micro-batches an optimiser step; `batch_size` is split over them."""
+    method: Literal["lora", "full"] = "lora"
+    """LoRA adapters or all weights."""
+    language: GroupConfig = GroupConfig(rank=16, learning_rate=1e-3)
+    projector: GroupConfig = GroupConfig(rank=16, learning_rate=1e-3)
+    vision: GroupConfig = GroupConfig(rank=0, learning_rate=1e-4)
+    alpha_over_rank: PositiveFloat = 2.0
+    """LoRA alpha divided by rank."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """LoRA dropout."""
+    warmup_share: Share = 0.05
+    """Share of steps with linear warm-up; cosine decay after it."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    max_grad_norm: PositiveFloat = 1.0
+    """Gradient clipping norm."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+    task: TaskConfig = TaskConfig()
+    n_eval_per_family: PositiveInt = 100
+    """Held-out questions of each family and tier."""
+    eval_seed: Count = 1_000_003
+    """Seed of held-out scenes; never the mixture's."""
+    answer_by: Literal["generate", "score"] = "generate"
+    """`score` takes the most probable of a question's choices (decoding where it has none); for models that would
+    answer in sentences."""
+    instruction: str = ""
+    """Words put after every question, as "Answer in one word."."""
+    n_capture_images: PositiveInt = 64
+    """Images of the run's `data` on which compression is measured before and after."""
+    n_drift_tokens: PositiveInt = 64
+    """Most tokens an image and group whose states are compared with the base model's."""
+    search_trials: Count = 0
+    """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none."""
+    search_algorithm: Literal["random", "optuna"] = "random"
+    """How samples are drawn; `optuna` (an extra) learns from the mean accuracy of earlier samples of the point."""
+    prune: bool = False
+    """Stop weak samples of a search early (ASHA). Samples compete with those of their own point only, and the last
+    one of a point is never stopped."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> FinetuneConfig:
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.eval_seed == self.seed:
+            raise ValueError(f"eval_seed {self.eval_seed} equals seed: held-out scenes would be training scenes")
+        return self

@@ -1,0 +1,22 @@
+"""What all sections of a study's settings share: the base class and the kinds of numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Int = Annotated[int, Field(strict=True)]
+PositiveInt = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+StageName = Literal["capture", "correlate", "probe", "finetune", "ablate"]
+STAGES: tuple[StageName, ...] = ("capture", "correlate", "probe", "finetune", "ablate")
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, field docstrings shown by `--help` and in errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,0 +1,70 @@
+"""One point of a study, and the sweep file that holds them all."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from orchestrator.config.ablate import AblateConfig
+from orchestrator.config.capture import CaptureConfig, CorrelateConfig, ModelConfig
+from orchestrator.config.data import DataConfig, ScenesConfig
+from orchestrator.config.finetune import FinetuneConfig
+from orchestrator.config.how import HowConfig, TrackConfig
+from orchestrator.config.probe import ProbeConfig
+from orchestrator.config.section import Section, StageName
+
+
+class RunConfig(Section):
+    """One point of a study."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = ScenesConfig()
+    capture: CaptureConfig = CaptureConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    probe: ProbeConfig = ProbeConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    ablate: AblateConfig = AblateConfig()
+    how: HowConfig = HowConfig()
+
+
+class SearchAxis(Section):
+    """One searched hyperparameter, sampled by Ray Tune."""
+
+    kind: Literal["uniform", "loguniform", "randint", "choice"]
+    low: float | None = None
+    high: float | None = None
+    values: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> SearchAxis:
+        if self.kind == "choice":
+            if not self.values:
+                raise ValueError("choice needs a non-empty `values`")
+        elif self.low is None or self.high is None or self.low >= self.high:
+            raise ValueError(f"{self.kind} needs `low` < `high`")
+        elif self.kind == "loguniform" and self.low <= 0:
+            raise ValueError("loguniform needs `low` > 0")
+        return self
+
+
+class StudyConfig(Section):
+    """A sweep file: shared settings, axes, and which stages run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    """Name of the study; names its folder and its MLflow experiment."""
+    description: str = ""
+    """One sentence on what the study asks."""
+    storage: str = "results"
+    """Folder or URI where everything goes."""
+    stages: tuple[StageName, ...] = ("capture", "correlate")
+    """Stages, in order; a report and MLflow runs follow."""
+    base: dict[str, Any] = Field(default_factory=dict)
+    """Settings shared by all points."""
+    axes: dict[str, list[Any]] = Field(default_factory=dict)
+    """Dotted key -> values; the grid is their product."""
+    zip: dict[str, list[Any]] = Field(default_factory=dict)
+    """Dotted key -> values taken in lockstep (all lists equally long)."""
+    search: dict[str, SearchAxis] = Field(default_factory=dict)
+    """Dotted key -> search space of Ray Tune."""
+    track: TrackConfig = TrackConfig()

@@ -1,0 +1,117 @@
+"""Worker pools and the machines they must fit, without Ray: what would wait for ever is refused."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.config import HowConfig
+from orchestrator.errors import ResourceError
+
+MIN_LOCAL_CPUS = 4
+"""Logical CPUs of a local Ray: on two, an actor and a reading task can starve each other for ever."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine offers to Ray."""
+
+    cpus: float
+    gpus: float = 0.0
+    address: str = ""
+    node_id: str = ""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`n` workers that hold `cpus` and `gpus` each for the whole run; `n=1` stands for tasks that come and go."""
+
+    name: str
+    n: int
+    cpus: float
+    gpus: float = 0.0
+
+
+def n_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_node() -> Node:
+    """The node a local session would have, without starting Ray."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+    else:
+        gpus = len([path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()])
+    return Node(float(max(MIN_LOCAL_CPUS, n_cores())), float(gpus))
+
+
+def capture_pool(how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> Pool:
+    """The model actors `how` asks for, with defaults filled in from what the nodes offer."""
+    n_gpus = max(sum(node.gpus for node in nodes), (limits or {}).get("GPU", 0.0))
+    gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(n_gpus > 0)
+    if how.n_actors is not None:
+        n = how.n_actors
+    elif gpus > 0:
+        n = max(1, math.floor(sum(node.gpus for node in nodes) / gpus + 1e-9))
+    else:
+        n = len(nodes)
+    return Pool("capture actors", n, how.cpus_per_actor, gpus)
+
+
+def reader_pool(cpus: float = 1.0) -> Pool:
+    """One task that loads images: what must be left free beside the actors."""
+    return Pool("image loading", 1, cpus)
+
+
+def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, float] | None = None) -> None:
+    """Refuse a set-up in which some worker could never be placed.
+
+    Workers are placed largest first on the node with most room, as Ray spreads actors. Under an autoscaler only the
+    totals can be compared, with its upper limits.
+
+    Raises:
+        ResourceError: saying what is asked, what there is, and which settings to change.
+    """
+    asked_cpus = sum(pool.n * pool.cpus for pool in pools)
+    asked_gpus = sum(pool.n * pool.gpus for pool in pools)
+    if limits is not None:
+        short = [
+            f"{asked:g} {name}s asked, at most {limits.get(name, 0.0):g}"
+            for name, asked in (("CPU", asked_cpus), ("GPU", asked_gpus))
+            if asked > limits.get(name, 0.0) + 1e-9
+        ]
+        if short:
+            raise ResourceError(
+                f"{_describe(pools)} can never fit this autoscaling cluster: {'; '.join(short)}. {_FIX}"
+            )
+        return
+    free = [[node.cpus, node.gpus] for node in nodes]
+    workers = [pool for pool in pools for _ in range(pool.n)]
+    for worker in sorted(workers, key=lambda w: (-w.gpus, -w.cpus)):
+        fitting = [room for room in free if room[0] >= worker.cpus - 1e-9 and room[1] >= worker.gpus - 1e-9]
+        if not fitting:
+            have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
+            more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+            raise ResourceError(
+                f"{_describe(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
+                f"on {worker.name}. {_FIX}"
+            )
+        room = max(fitting, key=lambda r: (r[1], r[0]) if worker.gpus else (-r[1], r[0]))
+        room[0] -= worker.cpus
+        room[1] -= worker.gpus
+
+
+_FIX = "Lower how.n_actors, how.cpus_per_actor or how.gpus_per_actor, or use a larger cluster."
+
+
+def _describe(pools: Sequence[Pool]) -> str:
+    def one(pool: Pool) -> str:
+        gpus = f" + {pool.gpus:g} GPU" if pool.gpus else ""
+        return f"{pool.n} x {pool.name} ({pool.cpus:g} CPU{gpus})"
+
+    return ", ".join(one(pool) for pool in pools)

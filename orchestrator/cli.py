@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -199,8 +200,9 @@ def init(
     """Write a commented sweep file for a chosen model and data."""
     from orchestrator.starter import write_starter
 
-    path = write_starter(file, model, data, root)
-    typer.echo(f"wrote {path}\nnext:  vtsweep plan {path}    vtsweep run {path}")
+    write_starter(file, model, data, root)
+    shell = shlex.quote(file)
+    typer.echo(f"wrote {file}\nnext:  vtsweep plan {shell}    vtsweep run {shell}")
 
 
 @app.command(epilog="Example:  vtsweep models --json")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,19 @@ _SOURCES: dict[str, dict[str, Any]] = {
 }
 
 _TEMPLATE = """\
-# vtsweep run {file}
+# vtsweep run {shell_file}
 #
-# See what it would do first:  vtsweep plan {file}
-# Any setting can be changed on the command line:  vtsweep run {file} data.n_images=50 storage=/data/results
+# See what it would do first:  vtsweep plan {shell_file}
+# Any setting can be changed on the command line:  vtsweep run {shell_file} data.n_images=50 storage=/data/results
 name: {name}
-description: What does {model} do with the complexity of its images?
+description: {description}
 
 # What runs, in this order: capture, correlate, probe, finetune, ablate. A report and MLflow runs follow.
 stages: [capture, correlate, probe]
 
 # Settings shared by all points. What is left out has the default of orchestrator/config.py.
 base:
-  model: {{name: {model}}}
+  model: {model}
   data: {data}
   capture:
     prompt: "{prompt}"   # one fixed question for every image
@@ -54,7 +57,8 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
     """Write a sweep file and return its path.
 
     Raises:
-        ConfigError: an unknown source or model, a missing `root`, or a file that exists already.
+        ConfigError: an unknown source, a missing `root`, or a file that exists already or cannot be written.
+        ModelError: an unknown model.
     """
     from orchestrator.models.catalogue import resolve
 
@@ -70,16 +74,32 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
     if root is not None and source != "scenes":
         data["root"] = root
     text = _TEMPLATE.format(
-        file=file,
-        name=path.stem,
-        model=model,
-        data=yaml.safe_dump(data, default_flow_style=True, sort_keys=False, width=1000).strip(),
+        shell_file=shlex.quote(file),
+        name=_flow(_study_name(path.stem)),
+        description=_flow(f"What does {model} do with the complexity of its images?"),
+        model=_flow({"name": model}),
+        data=_flow(data),
         prompt=_prompt(model),
     )
     make_sweep(yaml.safe_load(text), file=file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error
     return path
+
+
+def _study_name(stem: str) -> str:
+    """A file's name as the name of a study: plain letters, digits, dots and dashes."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-._") or "study"
+
+
+def _flow(value: Any) -> str:
+    """`value` as YAML on one line, quoted where it must be."""
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def _prompt(model: str) -> str:

@@ -35,7 +35,8 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
     storage = Storage(sweep.study.storage)
     preflight(sweep, wanted)
     study = open_study(sweep, storage, wanted)
-    tracker = Tracker(sweep.study.track, study.name, storage, sweep.study.description)
+    session = study.record["created"]
+    tracker = Tracker(sweep.study.track, study.name, storage, sweep.study.description, session)
     with _ray(sweep, study, wanted):
         for stage in wanted:
             started = time.monotonic()
@@ -45,8 +46,9 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
             study.record["seconds"][stage] = round(time.monotonic() - started, 2)
             log_stage(tracker, study, stage)
     study.folder.write_json(STUDY_FILE, study.record)
+    started = time.monotonic()
     written = write_report(study, quiet=quiet)
-    log_report(tracker, study, written)
+    log_report(tracker, study, written, time.monotonic() - started)
     return study, written[0]
 
 

@@ -11,7 +11,7 @@ from orchestrator.config import StageName
 from orchestrator.errors import StorageError
 from orchestrator.layout import digest
 from orchestrator.outbox import Content
-from orchestrator.record import TABLE_STAGE, Study
+from orchestrator.record import TABLE_STAGE, Study, View
 from orchestrator.summaries import summarise
 from orchestrator.tracking import Tracker
 
@@ -21,6 +21,7 @@ _LARGE = {"layer_metrics", "images", "answers", "deletion_answers", "question_me
 
 def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
     """Log every finished stage of one kind, once; what cannot be sent now waits in the study's outbox."""
+    made: list[tuple[View, Content]] = []
     for view in study.views(name):
         if not view.stage.is_done():
             continue
@@ -41,7 +42,11 @@ def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
             note=f"{name}: {view.label}. Tables: {study.storage.uri.rstrip('/')}/{view.stage.folder}",
             seconds=_seconds(study, name, tables),
         )
-        tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name)
+        made.append((view, content))
+    # A trial that an earlier call finished may have taken longer than all that was left to this one.
+    total = max([float(study.record["seconds"].get(name, 0.0)), *(content.seconds for _, content in made)])
+    for view, content in made:
+        tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name, parent_seconds=total)
     if name == "finetune":
         _log_sweep(tracker, study)
 
@@ -69,8 +74,8 @@ def _log_sweep(tracker: Tracker, study: Study) -> None:
     tracker.log_group("finetune", digest([v.stage.digest for v in views]), None, content)
 
 
-def log_report(tracker: Tracker, study: Study, written: list[str]) -> None:
-    """Log the report's page and PNG figures as artifacts of one run."""
+def log_report(tracker: Tracker, study: Study, written: list[str], seconds: float = 0.0) -> None:
+    """Log the report's page and PNG figures as artifacts of one run; `seconds` is how long writing them took."""
     from fsspec.core import url_to_fs
 
     figures: dict[str, bytes] = {}
@@ -79,4 +84,5 @@ def log_report(tracker: Tracker, study: Study, written: list[str]) -> None:
             fs, where = url_to_fs(path)
             figures[path.split("/report/", 1)[-1]] = fs.cat_file(where)
     stages: dict[str, Any] = {name: [v.stage.digest for v in study.views(name)] for name in study.stages}
-    tracker.log_group("report", digest(stages), None, Content(figures=figures, note=study.record["description"]))
+    content = Content(figures=figures, note=study.record["description"], seconds=seconds)
+    tracker.log_group("report", digest(stages), None, content)

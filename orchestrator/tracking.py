@@ -48,10 +48,13 @@ class Tracker:
         study: name of the study; names the experiment unless `config.experiment` does.
         storage: the study's storage: the outbox and, by default, `mlflow.db` and the artifacts.
         description: note of the experiment.
+        session: tells one run of the study from another; a parent run lasts as long as all of them together.
     """
 
-    def __init__(self, config: TrackConfig, study: str, storage: Storage, description: str = "") -> None:
-        self.config, self.storage, self.description = config, storage, description
+    def __init__(
+        self, config: TrackConfig, study: str, storage: Storage, description: str = "", session: str = ""
+    ) -> None:
+        self.config, self.storage, self.description, self.session = config, storage, description, session
         self.experiment = config.experiment or study
         self.outbox = Outbox(storage, study)
         self._unreachable: str | None = None
@@ -62,7 +65,14 @@ class Tracker:
         return self.config.uri or default_uri(self.storage)
 
     def log_stage(
-        self, stage: Stage, run: RunConfig, content: Content, *, title: str | None = None, parent: str | None = None
+        self,
+        stage: Stage,
+        run: RunConfig,
+        content: Content,
+        *,
+        title: str | None = None,
+        parent: str | None = None,
+        parent_seconds: float = 0.0,
     ) -> bool:
         """Log a finished stage as one run, once.
 
@@ -72,11 +82,13 @@ class Tracker:
             content: params, metrics, curves, tables and figures.
             title: name of the run; the stage's name when absent.
             parent: title of the parent run, created when absent; makes this a child run (a trial).
+            parent_seconds: how long the parent's work took in this session, all its children together.
 
         Returns:
             Whether MLflow has the run now; False when tracking is off or the record waits in the outbox.
         """
-        return self._log(stage.name, stage.digest, run, content, title or stage.name, parent, group=False)
+        about = {"title": title or stage.name, "parent": parent, "group": False, "group_seconds": parent_seconds}
+        return self._log(stage.name, stage.digest, run, content, about)
 
     def log_group(self, title: str, digest: str, run: RunConfig | None, content: Content) -> bool:
         """Log what belongs to a parent run as a whole (figures of a sweep, the report), again when `digest` changes.
@@ -87,19 +99,10 @@ class Tracker:
             run: configuration shared by its children, or None.
             content: as for a stage; params keep their first value, as MLflow allows no other.
         """
-        return self._log(title, digest, run, content, title, None, group=True)
+        about = {"title": title, "parent": None, "group": True, "group_seconds": content.seconds}
+        return self._log(title, digest, run, content, about)
 
-    def _log(
-        self,
-        stage: str,
-        digest: str,
-        run: RunConfig | None,
-        content: Content,
-        title: str,
-        parent: str | None,
-        *,
-        group: bool,
-    ) -> bool:
+    def _log(self, stage: str, digest: str, run: RunConfig | None, content: Content, about: Mapping[str, Any]) -> bool:
         if not self.config.enabled:
             return False
         key = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{stage}-{digest}")
@@ -108,9 +111,8 @@ class Tracker:
             "experiment_note": self.description,
             "stage": stage,
             "digest": digest,
-            "title": title,
-            "parent": parent,
-            "group": group,
+            "session": self.session,
+            **about,
         }
         self.outbox.put(key, run, content, identity)
         return self._send(key)
@@ -132,9 +134,7 @@ class Tracker:
                 self._sender.send(*self.outbox.read(key))
         except StorageError:
             raise
-        except (
-            Exception
-        ) as error:  # whatever fails in a server or its client, the results are kept and the study goes on
+        except Exception as error:  # whatever fails there, the results are kept and the study goes on
             self._keep((str(error) or type(error).__name__).splitlines()[0])
             return False
         self.outbox.remove(key)
@@ -185,9 +185,10 @@ class _Sender:
         """Log one record, unless a finished run with its stage and digest is there."""
         experiment = self._experiment_id(record["experiment"], record["experiment_note"])
         if record["group"]:
-            run = self._group(experiment, record)
-            if run.data.tags.get("digest") == record["digest"]:
+            condition = f"tags.group = '{record['title']}' and tags.digest = '{record['digest']}'"
+            if self._search(experiment, condition):
                 return
+            run = self._group(experiment, record)
         else:
             found = self._search(experiment, f"tags.stage = '{record['stage']}' and tags.digest = '{record['digest']}'")
             if any(r.info.status == "FINISHED" for r in found):
@@ -201,7 +202,8 @@ class _Sender:
             run = self._create(experiment, record, tags)
         self._fill(run, record, artifacts)
         self.client.set_tag(run.info.run_id, "digest", record["digest"])
-        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=record["time"])
+        if not record["group"]:
+            self.client.set_terminated(run.info.run_id, "FINISHED", end_time=record["time"])
 
     def _fill(self, run: Run, record: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
@@ -246,12 +248,16 @@ class _Sender:
         return list(self.client.search_runs([experiment], condition, max_results=100))
 
     def _group(self, experiment: str, record: Mapping[str, Any]) -> Run:
-        """The parent run titled as the record says, created when absent."""
-        found = self._search(experiment, f"tags.group = '{record['title']}'")
-        if found:
+        """The parent run titled as the record says, created when absent; its duration is that of its work so far."""
+        title, seconds, session = record["title"], record.get("group_seconds", 0.0), record.get("session", "")
+        found = self._search(experiment, f"tags.group = '{title}'")
+        if found and found[0].data.tags.get("session", "") == session:
             return found[0]
-        run = self._create(experiment, record, {"stage": record["title"], "group": record["title"]})
-        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=record["time"])
+        tags = {"stage": title, "group": title, "session": session}
+        run = found[0] if found else self._create(experiment, {**record, "seconds": seconds}, tags)
+        end = run.info.end_time + round(1000 * seconds) if found else record["time"]
+        self.client.set_terminated(run.info.run_id, "FINISHED", end_time=end)
+        self.client.set_tag(run.info.run_id, "session", session)
         return run
 
     def _create(self, experiment: str, record: Mapping[str, Any], tags: Mapping[str, str]) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def test_it_never_overwrites(tmp_path: Path) -> None:
 def test_bad_choices_are_named(tmp_path: Path, model: str, source: str, root: str | None, piece: str) -> None:
     with pytest.raises(Exception, match=piece):
         write_starter(str(tmp_path / "mine.yaml"), model, source, root)
+
+
+@pytest.mark.parametrize("name", ["größe.yaml", "my study.yaml", "1.yaml", "ж.yaml", "yes", "-x.yaml"])
+def test_any_file_name_makes_a_valid_study_and_a_command_that_can_be_pasted(tmp_path: Path, name: str) -> None:
+    file = str(tmp_path / name)
+    path = write_starter(file, "reference-joint", "folder", "/tmp/my images: é")
+    sweep = load_sweep(path)
+    assert sweep.points[0].run.data.root == "/tmp/my images: é"  # type: ignore[union-attr]
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    assert shlex.split(first.removeprefix("# ")) == ["vtsweep", "run", file]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_starter(str(tmp_path / "file" / "mine.yaml"), "reference-joint", "scenes", None)

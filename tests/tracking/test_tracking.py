@@ -92,6 +92,30 @@ def test_trials_nest_below_one_parent(storage):
     assert {r.data.tags["mlflow.parentRunId"] for r in runs.values()} == {parent.info.run_id}
 
 
+def _log_trials(storage, session, trials, seconds):
+    tracker = Tracker(TrackConfig(), "study", storage, session=session)
+    for k in trials:
+        stage = _stage(storage, k, "finetune")
+        content = Content(seconds=5.0 + k)
+        tracker.log_stage(stage, RunConfig(), content, title=str(k), parent="finetune", parent_seconds=seconds)
+    tracker.log_group("finetune", str(trials), None, Content())
+
+
+def _seconds(storage, name):
+    (run,) = [r for r in _runs(storage) if r.info.run_name == name]
+    return (run.info.end_time - run.info.start_time) / 1000
+
+
+def test_a_parent_run_lasts_as_long_as_the_work_of_all_its_children(storage):
+    _log_trials(storage, "first call", (0, 1), 9.0)
+    assert _seconds(storage, "finetune") == pytest.approx(9.0, abs=0.01)
+    assert [_seconds(storage, name) for name in "01"] == pytest.approx([5.0, 6.0], abs=0.01)
+    _log_trials(storage, "second call", (0, 1, 2), 4.0)  # one trial was added to the study
+    assert _seconds(storage, "finetune") == pytest.approx(13.0, abs=0.01)
+    _log_trials(storage, "third call", (0, 1, 2), 0.5)  # nothing was left to do
+    assert _seconds(storage, "finetune") == pytest.approx(13.0, abs=0.01)
+
+
 def test_a_group_is_logged_again_only_when_its_digest_changes(storage):
     tracker = Tracker(TrackConfig(), "study", storage)
     for digest, best in (("a", 0.1), ("a", 0.2), ("b", 0.3)):

@@ -38,17 +38,17 @@ def test_ridge_chooses_the_penalties_and_coefficients_of_sklearn(n: int, d: int)
     Z, Z_test = standardised(X[:n].astype(np.float64), X[n:].astype(np.float64))
     chosen, prediction, coefficients = reference.ridge(Z, Z_test, Y[:n], PENALTIES)
     factor = factorise(torch.from_numpy(X[None, :n]), torch.from_numpy(X[None, n:]))
-    fit = fit_ridge(factor, torch.from_numpy(Y[:n]).float(), torch.tensor(PENALTIES) * n)
+    fit = fit_ridge(factor, torch.from_numpy(Y[:n].T).float(), torch.tensor(PENALTIES) * n)
     assert fit.penalty[0].tolist() == chosen.tolist()
-    assert np.abs(fit.weights[0].T.numpy() - coefficients).max() < 1e-4 * np.abs(coefficients).max()
-    np.testing.assert_allclose(fit.prediction[0].numpy(), prediction, atol=1e-4 * np.abs(prediction).max())
+    assert np.abs(fit.weights[0].numpy() - coefficients).max() < 1e-4 * np.abs(coefficients).max()
+    np.testing.assert_allclose(fit.prediction[0].T.numpy(), prediction, atol=1e-4 * np.abs(prediction).max())
 
 
 def test_ridge_leave_one_out_error_equals_refitting_without_each_image() -> None:
     X = torch.from_numpy(correlated(20, 8))[None]
     y = np.random.default_rng(0).normal(size=20)
     factor = factorise(X, X)
-    fit = fit_ridge(factor, torch.from_numpy(y)[:, None], torch.tensor([3.0], dtype=torch.float64))
+    fit = fit_ridge(factor, torch.from_numpy(y)[None], torch.tensor([3.0], dtype=torch.float64))
     Z = factor.Z[0].numpy()
     errors = []
     for i in range(20):
@@ -59,7 +59,7 @@ def test_ridge_leave_one_out_error_equals_refitting_without_each_image() -> None
 
 def test_leave_one_out_error_of_nearly_interpolating_fits_keeps_its_digits_in_float32() -> None:
     X = torch.from_numpy(correlated(60, 200))[None]
-    Y = torch.from_numpy(np.random.default_rng(1).normal(size=(60, 3)))
+    Y = torch.from_numpy(np.random.default_rng(1).normal(size=(3, 60)))
     exact, found = (
         fit_ridge(factorise(X.to(dtype), X.to(dtype)), Y.to(dtype), torch.tensor([6e-2, 6e-1, 6.0], dtype=dtype))
         for dtype in (torch.float64, torch.float32)
@@ -82,6 +82,25 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
     logits = (problems.Q[0] @ W[0, :, 0].T).softmax(1).numpy()
     model = LogisticRegression(C=1 / 0.7, tol=1e-8, max_iter=10_000).fit(Z[n // 5 :], codes[n // 5 :])
     np.testing.assert_allclose(logits, model.predict_proba(Z), atol=2e-5)
+
+
+def test_logistic_finds_classes_in_directions_of_little_variance_as_sklearn_does() -> None:
+    """The inner loss first rises at two penalties, from the strongest down, then falls far below its start."""
+    random = np.random.default_rng(2)
+    n, codes = 280, random.integers(0, 10, 280)
+    strong, weak = (
+        random.normal(size=(n, 4)) @ random.normal(size=(4, 64)),
+        np.eye(10)[codes] @ random.normal(size=(10, 64)),
+    )
+    Z, _ = standardised(X := strong + 0.1 * weak + 0.05 * random.normal(size=(n, 64)), X)
+    fold = np.arange(n) % 5
+    factor = factorise(torch.from_numpy(Z)[None].float(), torch.from_numpy(Z)[None].float())
+    whole = torch.ones(1, n)
+    fit = fit_logistic(factor.Q, factor.s, torch.from_numpy(codes)[None], whole, torch.from_numpy(fold), PENALTIES, 10)
+    path = fit.inner_loss[0, :, 0]
+    assert path[-3] > path[-2] > path[-1], "the case this test is about"
+    assert fit.penalty.item() == reference.logistic(Z, Z, codes, fold, PENALTIES, 10)[0]
+    assert path[fit.penalty.item()] < 0.7 * path[-1]
 
 
 def test_logistic_problems_do_not_influence_each_other() -> None:

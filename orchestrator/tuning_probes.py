@@ -17,7 +17,7 @@ import polars as pl
 from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.errors import StageError
 from orchestrator.layout import Stage, Storage
-from orchestrator.probes.search import LEVELS, SearchData, groups, judge, load_search_data, rungs
+from orchestrator.probes.search import LEVELS, SearchData, configured, groups, judge, load_search_data, rungs
 from orchestrator.probes.stage import (
     Work,
     block_progress,
@@ -31,6 +31,9 @@ from orchestrator.progress import Progress
 from orchestrator.schema import check_table
 
 PREFIX = "probe."
+NET_SETTINGS = ("width", "depth", "learning_rate")
+QUARTERS = "quarters"
+"""Reported by a trial beside its steps: how far it is through a whole training run, for the scheduler."""
 
 
 def default_space(data: SearchData) -> dict[str, SearchAxis]:
@@ -167,7 +170,6 @@ def _search_on_ray(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
 
     from orchestrator.cluster import n_cores, session
     from orchestrator.tuning import draw
@@ -175,7 +177,6 @@ def _search_on_ray(
     # Samples are drawn here, so that the local backend and every cluster try the same settings.
     random = np.random.default_rng(run.probe.seed)
     samples = [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
-    steps = data.config.mlp_steps
     with session(run.how, store) as cluster:
         cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 else 1.0
         with Progress("probe search", len(samples), "trials", quiet=quiet) as progress:
@@ -186,12 +187,7 @@ def _search_on_ray(
                     metric="skill",
                     mode="max",
                     reuse_actors=True,
-                    scheduler=ASHAScheduler(
-                        time_attr="steps",
-                        max_t=steps,
-                        grace_period=max(1, round(LEVELS[0] * steps)),
-                        reduction_factor=2,
-                    ),
+                    scheduler=search_scheduler(),
                 ),
                 run_config=tune.RunConfig(
                     name="probe_search",
@@ -211,6 +207,16 @@ def _search_on_ray(
         trials[number] = Trial(settings, metrics["steps"], metrics["skill"])
     store.fs.rm(store.path("tune"), recursive=True)
     return [trials[number] for number in sorted(trials)]
+
+
+def search_scheduler() -> Any:
+    """ASHA over quarters of a whole training run: it halves the nets at a quarter and at a half.
+
+    In steps its rungs would be multiples of a rounded quarter, which `LEVELS` of most numbers of steps just miss.
+    """
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(time_attr=QUARTERS, max_t=round(4 * LEVELS[-1]), grace_period=1, reduction_factor=2)
 
 
 def _callback(progress: Progress) -> Any:
@@ -236,7 +242,7 @@ def _search_trial(config: dict[str, Any], data: SearchData) -> None:
 
     torch.set_num_threads(1)
     for steps, skill in rungs(data, config["sample"][1]):
-        tune.report({"steps": steps, "skill": skill})
+        tune.report({"steps": steps, QUARTERS: round(4 * steps / data.config.mlp_steps), "skill": skill})
 
 
 def search_table(data: SearchData, sampled: Sequence[Trial]) -> pl.DataFrame:
@@ -246,18 +252,20 @@ def search_table(data: SearchData, sampled: Sequence[Trial]) -> pl.DataFrame:
     """
     trials = [Trial({}, data.config.mlp_steps, judge(data, {}, held_out=False)), *sampled]
     best = max(range(len(trials)), key=lambda i: np.nan_to_num(trials[i].skill, nan=-np.inf))
-    own = {"solver": "study", "positions": "all", "standardise": data.config.standardise}
+    config = data.config
+    own = {"solver": "study", "positions": "all", "standardise": config.standardise}
+    own |= {name: getattr(config, f"mlp_{name}") for name in NET_SETTINGS}
     rows = []
     for i, trial in enumerate(trials):
         row = {**own, **trial.settings}
-        is_net = row["solver"] == "mlp"
+        is_net = "mlp" in configured(config, trial.settings).solvers
         rows.append(
             {
                 "trial": i,
                 **{name: row.get(name) for name in ("solver", "positions", "standardise", "penalty")},
-                **{name: row.get(name) if is_net else None for name in ("width", "depth", "learning_rate")},
+                **{name: row.get(name) if is_net else None for name in NET_SETTINGS},
                 "steps": trial.steps,
-                "stopped": trial.steps < data.config.mlp_steps,
+                "stopped": trial.steps < config.mlp_steps,
                 "skill": trial.skill,
                 "held_out": judge(data, trial.settings, held_out=True) if i in (0, best) else None,
                 "best": i == best,

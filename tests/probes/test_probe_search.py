@@ -16,7 +16,8 @@ from orchestrator.probes import stage as probes_stage
 from orchestrator.probes.search import configured, groups, judge, load_search_data, rungs, validation_split
 from orchestrator.probes.split import make_split
 from orchestrator.probes.stage import open_probes, probe_stage, run_probes
-from orchestrator.tuning_probes import run_probe_stage
+from orchestrator.tuning_probes import QUARTERS, run_probe_stage, search_scheduler, search_table
+from orchestrator.tuning_probes import Trial as Tried
 
 SCENES = ScenesConfig(n_images=80, width=32, height=32, n_objects=(1, 6))
 POSITIONS = ["vision_mean", "vision_00", "text_mean"]
@@ -100,6 +101,25 @@ def test_a_net_is_judged_after_a_quarter_a_half_and_all_of_its_steps(storage: St
     data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
     assert [steps for steps, _ in rungs(data, {"solver": "mlp", "width": 4})] == [5, 10, 20]
     assert [steps for steps, _ in rungs(data, {"solver": "linear"})] == [20]
+
+
+@pytest.mark.parametrize("steps", [20, 30, 150])
+def test_the_scheduler_judges_a_net_at_each_of_its_reports(steps: int, storage: Storage, capture: Stage) -> None:
+    run = make_run(mlp_steps=steps)
+    data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
+    reports = [round(4 * done / steps) for done, _ in rungs(data, {"solver": "mlp", "width": 4})]
+    scheduler = search_scheduler()
+    assert scheduler._time_attr == QUARTERS
+    assert [rung for rung, _ in scheduler._brackets[0]._rungs] == reports[::-1] == [4, 2, 1]
+
+
+def test_settings_of_the_studys_own_net_are_in_the_table(storage: Storage, capture: Stage) -> None:
+    run = make_run(mlp_steps=5)
+    run = run.model_copy(update={"probe": run.probe.model_copy(update={"solvers": ("mlp",)})})
+    data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
+    table = search_table(data, [Tried({"width": 4}, 5, 0.1), Tried({"solver": "linear", "width": 8}, 5, 0.2)])
+    assert table["width"].to_list() == [64, 4, None]
+    assert table["depth"].to_list() == [2, 2, None]
 
 
 def test_position_kinds_cover_what_was_kept() -> None:

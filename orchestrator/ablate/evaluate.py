@@ -28,9 +28,6 @@ from orchestrator.tables import print_rows
 if TYPE_CHECKING:
     from orchestrator.ablate.bench import Bench
 
-SEED_SHIFT = 1
-"""Added to `ablate.seed`: no image a policy was chosen or judged on is asked about again."""
-
 
 @dataclass(frozen=True)
 class Treatment:
@@ -83,7 +80,7 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
     from orchestrator.ablate.runner import load_model, make_questions
 
     stage.open()
-    asked = make_questions(run, run.ablate.seed + SEED_SHIFT)
+    asked = make_questions(run, fresh=True)
     bench = Bench(load_model(run), asked, run.how.batch_size, run.ablate.instruction)
     table = evaluate(bench, policy, run.ablate.seed)
     stage.write_shard(0, {"evaluation": table})

@@ -22,10 +22,13 @@ from orchestrator.compression.metrics import compute
 from orchestrator.config import ModelConfig, RunConfig, ScenesConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.data.source import make_source
-from orchestrator.finetune.evaluate import wilson
+from orchestrator.finetune.evaluate import judge, wilson
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.schema import check_table
+
+SEED_SHIFT = 1
+"""Added to `ablate.seed` for fresh questions."""
 
 
 def half_of(image_id: str) -> str:
@@ -41,8 +44,12 @@ def checkpoint_of(model: ModelConfig) -> str:
     return trial if re.fullmatch(r"[0-9a-f]{16}", trial) else fingerprint(model)["adapter"]
 
 
-def make_questions(run: RunConfig, seed: int | None = None) -> list[Example]:
-    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed` unless given another.
+def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
+    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed`.
+
+    Args:
+        fresh: for judging a policy that was chosen on an ablation: from another seed, and so about other scenes; of
+            photographs, about those it was not chosen on.
 
     Raises:
         ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
@@ -54,9 +61,11 @@ def make_questions(run: RunConfig, seed: int | None = None) -> list[Example]:
         high_families=config.high_families,
         n_objects_high=config.n_objects_high,
     )
-    maker = ExampleMaker(task, make_source(run.data) if config.source == "coco" else None)  # type: ignore[arg-type]
+    source = make_source(run.data) if config.source == "coco" else None
+    among = (lambda image_id: half_of(image_id) == "judge") if fresh else None
+    maker = ExampleMaker(task, source, among)  # type: ignore[arg-type]
     wanted = [("low", f) for f in config.low_families] + [("high", f) for f in config.high_families]
-    seed = config.seed if seed is None else seed
+    seed = config.seed + SEED_SHIFT * fresh
     return [maker.make(family, tier, seed, i) for tier, family in wanted for i in range(config.n_per_family)]
 
 
@@ -130,8 +139,8 @@ class Ablation:
         patched = own.patched(donors, cell.layer)
         # Only pairs that the model tells apart say anything about where it reads the difference.
         usable = own.plain.correct & donors.plain.correct
-        wanted = [item.question.answer for item in donors.asked]
-        flips = np.array([p == w for p, w in zip(patched.predicted, wanted, strict=True)])[usable]
+        became = [judge(item.question, p)[0] for item, p in zip(donors.asked, patched.predicted, strict=True)]
+        flips = np.array(became)[usable]
         n, k = len(flips), int(flips.sum())
         low, high = wilson(k, n) if n else (None, None)
         row = {

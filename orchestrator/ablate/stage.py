@@ -25,7 +25,7 @@ from orchestrator.schema import TABLES, check_table
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
 
-VERSION = 1
+VERSION = 2
 """Raised whenever equal inputs would give other values; part of the digest."""
 POLICY_FILE = "policy.yaml"
 

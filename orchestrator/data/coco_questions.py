@@ -4,13 +4,15 @@ of two unique objects, and pointing.
 The world is not balanced (people are common, skis lie below them), so questions are drawn over a whole subset: for each
 text, every possible answer is equally likely, and relations are asked left to right only (as GQA's in the paper).
 Pointing is the exception: photographs have their subject in the middle, so its chance level has to be measured.
-Categories under a crowd annotation are neither counted, compared nor referred to in that image.
+Categories under a crowd annotation are neither counted, compared nor referred to in that image, and for the tier rule
+the image is crowded: COCO marks groups of more than ten (Lin et al. 2014).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -57,9 +59,9 @@ class _BothOrders:
 
 
 class CocoQuestions:
-    """Draws balanced questions about the images of a COCO source."""
+    """Draws balanced questions about the images of a COCO source, or those of them whose id is `among` the chosen."""
 
-    def __init__(self, source: CocoSource) -> None:
+    def __init__(self, source: CocoSource, among: Callable[[str], bool] | None = None) -> None:
         self.source, self.names = source, source.categories
         image = np.repeat(np.arange(len(source)), np.diff(source.starts))
         plain = ~source.crowd
@@ -68,9 +70,12 @@ class CocoQuestions:
         self.crowded = np.zeros(self.counts.shape, dtype=bool)
         self.crowded[image[source.crowd], source.category[source.crowd]] = True
         self.n_objects = self.counts.sum(1)
+        self._tier_objects = np.where(self.crowded.any(1), np.maximum(self.n_objects, CROWDED + 1), self.n_objects)
+        self._chosen = np.array([among is None or among(image_id) for image_id in source.ids])
+        self.counts[~self._chosen] = 0
         self._more, self._left = _BothOrders(), _BothOrders()
         self._pointable = np.zeros(len(source), dtype=bool)
-        for index in range(len(source)):
+        for index in np.flatnonzero(self._chosen).tolist():
             unique = self._unique(index)
             self._pointable[index] = bool(unique)
             self._left.add(index, self._left_of(index, unique))
@@ -98,22 +103,22 @@ class CocoQuestions:
         asked = draw(rng, tier)
         if asked is None:
             raise DataError(
-                f"data: {len(self.source)} images of {self.source.config.split} are too few for balanced {tier} "
-                f"{family} questions; choose more images"
+                f"data: {self._chosen.sum()} of {len(self.source)} images of {self.source.config.split} may be asked "
+                f"about, too few for balanced {tier} {family} questions; choose more images"
             )
         image, group, words, answer = asked
         template, text = word(family, group, words, rng)
-        image_id, n = self.source.ids[image], int(self.n_objects[image])
+        image_id = self.source.ids[image]
         return image, Question(
             question_id=f"{image_id}/{family}-{tier}-{index}",
             image_id=image_id,
             family=family,
-            tier=tier_of(family, n),
+            tier=tier_of(family, int(self._tier_objects[image])),
             text=text,
             answer=answer,
             choices=choices_of(family, group, (), ()),
             template=template,
-            detail={"wording": group, "n_objects": n, **words},
+            detail={"wording": group, "n_objects": int(self.n_objects[image]), **words},
         )
 
     @cached_property
@@ -121,7 +126,7 @@ class CocoQuestions:
         """By tier: where each category is (n_images, C), where it is not, and the categories that have both."""
         table = {}
         for tier in ("low", "high"):
-            ours = ((self.n_objects <= CROWDED) == (tier == "low"))[:, None]
+            ours = (((self._tier_objects <= CROWDED) == (tier == "low")) & self._chosen)[:, None]
             there = np.asfortranarray((self.counts > 0) & ours)
             absent = np.asfortranarray((self.counts == 0) & ~self.crowded & ours)
             table[tier] = there, absent, np.flatnonzero(there.any(0) & absent.any(0)).tolist()
@@ -178,7 +183,7 @@ class CocoQuestions:
 
     @cached_property
     def _pointable_images(self) -> dict[str, list[int]]:
-        alone = self.n_objects <= 1
+        alone = self._tier_objects <= 1
         return {
             "low": np.flatnonzero(self._pointable & alone).tolist(),
             "high": np.flatnonzero(self._pointable & ~alone).tolist(),

@@ -7,6 +7,8 @@ the low examples the other way round, and two mixtures of one seed differ in not
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,14 +42,21 @@ class Example:
 
 
 class ExampleMaker:
-    """Makes example number `index` of a family and tier for a task, on scenes or on COCO."""
+    """Makes example number `index` of a family and tier for a task, on scenes or on COCO.
 
-    def __init__(self, task: TaskConfig, source: CocoSource | None = None) -> None:
+    Args:
+        source: the photographs, where the task asks about any.
+        among: whether a photograph of this id may be asked about; any when absent.
+    """
+
+    def __init__(
+        self, task: TaskConfig, source: CocoSource | None = None, among: Callable[[str], bool] | None = None
+    ) -> None:
         self.task = task
         if task.source == "coco":
             if source is None:
                 raise ConfigError("finetune.task.source: coco needs data.source: coco")
-            self.coco: CocoQuestions | None = CocoQuestions(source)
+            self.coco: CocoQuestions | None = CocoQuestions(source, among)
         else:
             self.coco = None
         self.low = self._scenes(1, CROWDED)
@@ -87,6 +96,11 @@ class ExampleMaker:
         )
 
 
+def is_held_out(image_id: str) -> bool:
+    """Whether a photograph is kept from training where no other split is: half of them, by a hash of the id."""
+    return hashlib.sha256(image_id.encode()).digest()[0] % 2 == 1
+
+
 def n_high(ratio: float, n: int) -> int:
     """Number of high-tier examples among n: r * n, rounded half up."""
     return int(np.floor(ratio * n + 0.5))
@@ -96,7 +110,8 @@ def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSo
     """Make the `config.n_examples` examples of a mixture, in training order.
 
     Shares of captions and text-only examples take fixed slots, the same at every ratio; the ratio holds exactly (to
-    rounding) among the others. Depends on (config.task, n_examples, ratio, seed) and the source alone.
+    rounding) among the others. Depends on (config.task, n_examples, ratio, seed) and the source alone. Of photographs
+    without an `eval_split`, those `is_held_out` names are left out.
 
     Raises ConfigError for a ratio outside [0, 1], shares that sum to more than one, no families, or a family that does
     not have its tier.
@@ -109,7 +124,7 @@ def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSo
     for key in ("low_families", "high_families"):
         if not getattr(task, key):
             raise ConfigError(f"finetune.task.{key}: expected at least one family, found none")
-    maker = ExampleMaker(task, source)
+    maker = ExampleMaker(task, source, None if task.eval_split else lambda image_id: not is_held_out(image_id))
     order = np.random.default_rng([seed, 0x517]).permutation(n).tolist()
     n_text, n_caption = n_high(task.text_only_share, n), int(task.caption_share * n)
     mixed = n - n_text - n_caption
@@ -132,8 +147,11 @@ def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSo
 def make_evaluation(
     config: FinetuneConfig, source: CocoSource | None = None, n_per_family: int | None = None
 ) -> list[Example]:
-    """Make the held-out questions: `n_eval_per_family` of each family and tier of the task, from `eval_seed`."""
+    """Make the held-out questions: `n_eval_per_family` of each family and tier of the task, from `eval_seed`.
+
+    They are about scenes and photographs that no mixture holds: on COCO those of `eval_split`, else `is_held_out`.
+    """
     task, n = config.task, n_per_family or config.n_eval_per_family
-    maker = ExampleMaker(task, source)
+    maker = ExampleMaker(task, source, None if task.eval_split else is_held_out)
     wanted = [("low", f) for f in task.low_families] + [("high", f) for f in task.high_families]
     return [maker.make(family, tier, config.eval_seed, index) for tier, family in wanted for index in range(n)]

@@ -15,7 +15,7 @@ from orchestrator.data.coco_names import COCO_CATEGORIES
 from orchestrator.data.scenes import COLOURS, SHAPES
 from orchestrator.errors import ConfigError, did_you_mean
 
-QUESTIONS_VERSION = 1
+QUESTIONS_VERSION = 2
 """Raised whenever the same arguments give other questions, mixtures or tiers."""
 
 

@@ -29,7 +29,8 @@ import polars as pl
 
 from orchestrator.config import CocoConfig, RunConfig
 from orchestrator.data.coco import CocoSource, open_coco
-from orchestrator.data.source import make_source
+from orchestrator.data.source import SCENES_VERSION, make_source
+from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
     from orchestrator.finetune.train import TrainingLog
 
-VERSION = 2
+VERSION = 3
 """Raised whenever equal inputs would give other values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]
@@ -53,12 +54,18 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
     """The directory of the base model's answers and states; shared by all trials that are judged alike.
 
     Raises:
-        ConfigError: the model already carries a LoRA adapter, or the task's images do not come from `data`.
+        ConfigError: the model already carries a LoRA adapter, the task's images do not come from `data`, or they are
+            those of the held-out questions.
     """
     if run.model.adapter is not None:
         raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
-    if run.finetune.task.source == "coco" and run.data.source != "coco":
+    if run.finetune.task.source == "coco" and not isinstance(run.data, CocoConfig):
         raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
+    if isinstance(run.data, CocoConfig) and run.finetune.task.eval_split == run.data.split:
+        raise ConfigError(
+            f"finetune.task.eval_split: {run.data.split} is data.split, so held-out images would be trained on. Name "
+            "another split, or none: a half of the images is then kept from training"
+        )
     settings = run.finetune.model_dump(mode="json")
     held_out = task_source(run, held_out=True)
     return Stage(
@@ -70,6 +77,7 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
             "data": make_source(run.data).fingerprint(),
             "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},
             "task": settings["task"],
+            "questions": {**question_fingerprint(), "scenes": SCENES_VERSION},
             "held_out": held_out.fingerprint() if held_out else None,
             **{key: settings[key] for key in _EVALUATION},
         },

@@ -8,7 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.evaluate import evaluate_sweep, load_policy
+from orchestrator.ablate.runner import Ablation, half_of, load_model, make_questions
 from orchestrator.ablate.stage import POLICY_FILE, ablate_stage, run_ablate
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
@@ -45,8 +47,6 @@ def stage(storage: Storage) -> Stage:
 
 
 def test_nothing_deleted_and_nothing_blocked_are_the_plain_model(stage: Stage) -> None:
-    from orchestrator.ablate.runner import load_model, make_questions
-
     adapter, right = load_model(make_run()), {}
     for item in make_questions(make_run()):
         batch = adapter.collate([adapter.prepare(item.image(), item.question.text)])
@@ -119,6 +119,18 @@ def test_questions_about_photographs_are_asked_too(tmp_path: Path, coco_root: Pa
     )
     table = run_ablate(run, Storage(str(tmp_path)), quiet=True).scan("deletion").collect()
     assert table["n"].to_list() == [4] * 4
+    other = run.model_copy(update={"ablate": run.ablate.model_copy(update={"high_families": ("existence",)})})
+    fresh = {half_of(item.question.image_id) for item in make_questions(other, fresh=True)}
+    assert fresh == {"judge"}, "a policy was chosen on the others"
+
+
+def test_a_flip_counts_however_the_model_writes_it(stage: Stage, monkeypatch) -> None:
+    """As a right answer does: chat models write "Red."."""
+    adapter = load_model(make_run())
+    generate = adapter.generate
+    monkeypatch.setattr(adapter, "generate", lambda *a, **k: [f"{text.capitalize()}." for text in generate(*a, **k)])
+    found = Ablation(adapter, make_run()).tables(Cell("patching", attribute="colour"))["patching"]
+    assert found.equals(stage.scan("patching").filter(pl.col("layer") == 0).collect())
 
 
 def test_a_policy_file_is_read_back_and_applied_to_fresh_questions(stage: Stage, storage: Storage) -> None:

@@ -209,6 +209,14 @@ def test_missing_folders_are_named(tmp_path: Path) -> None:
         open_coco(root)
 
 
+def test_an_image_with_a_crowd_is_crowded(tmp_path: Path) -> None:
+    """COCO marks crowds of more than ten, so two dogs beside one are no uncrowded scene."""
+    content = document()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 4]
+    questions = CocoQuestions(open_coco(write(tmp_path, content), min_objects=0))
+    assert {questions.make("existence", "low", 0, i)[0] for i in range(60)} == {0, 2, 3}
+
+
 @needs_mini
 def test_a_real_subset_loads_whole() -> None:
     source = make_source(CocoConfig(root=str(MINI), split="val2017"))

@@ -120,6 +120,18 @@ def test_impossible_mixtures_are_named(task: dict, ratio: float, words: str) -> 
 
 
 @pytest.mark.skipif(not MINI.is_dir(), reason="no COCO subset in ../shared/data/coco_mini")
+def test_held_out_photographs_are_never_trained_on() -> None:
+    setting = config(200, source="coco", low_families=("existence",), high_families=("existence", "comparison"))
+    source = CocoSource(CocoConfig(root=str(MINI), split="train2017"))
+    trained = {e.question.image_id for e in make_mixture(setting, 0.5, 0, source)}
+    asked = {e.question.image_id for e in make_evaluation(setting, source)}
+    assert min(len(trained), len(asked)) > 20
+    assert not trained & asked
+    other = setting.model_copy(update={"task": setting.task.model_copy(update={"eval_split": "val2017"})})
+    assert len({e.question.image_id for e in make_mixture(other, 0.5, 0, source)}) > len(trained)
+
+
+@pytest.mark.skipif(not MINI.is_dir(), reason="no COCO subset in ../shared/data/coco_mini")
 def test_a_mixture_on_photographs_is_nested_too() -> None:
     setting = config(20, source="coco", low_families=("existence",), high_families=("existence", "comparison", "point"))
     source = CocoSource(CocoConfig(root=str(MINI), split="train2017"))

@@ -139,6 +139,15 @@ def test_what_decides_a_result_decides_the_digest(make_run: MakeRun, storage: St
     assert baseline_stage(make_run(n_eval_per_family=2), storage).digest != baseline_stage(make_run(), storage).digest
 
 
+def test_other_wordings_rules_or_scenes_are_other_trials(make_run: MakeRun, storage: Storage, monkeypatch) -> None:
+    digests = {trial_stage(make_run(), storage).digest}
+    monkeypatch.setattr("orchestrator.data.templates.QUESTIONS_VERSION", -1)
+    digests.add(trial_stage(make_run(), storage).digest)
+    monkeypatch.setattr("orchestrator.finetune.trial.SCENES_VERSION", -1)
+    digests.add(trial_stage(make_run(), storage).digest)
+    assert len(digests) == 3
+
+
 def test_impossible_trials_are_refused_before_work(make_run: MakeRun, storage: Storage) -> None:
     run = make_run()
     tuned = run.model_copy(update={"model": run.model.model_copy(update={"adapter": "somewhere"})})
@@ -146,3 +155,11 @@ def test_impossible_trials_are_refused_before_work(make_run: MakeRun, storage: S
         trial_stage(tuned, storage)
     with pytest.raises(ConfigError, match=r"coco needs data\.source"):
         trial_stage(make_run(task={"source": "coco"}), storage)
+    photographs = RunConfig.model_validate(
+        {
+            "data": {"source": "coco", "root": "nowhere", "split": "val2017"},
+            "finetune": {"task": {"source": "coco", "eval_split": "val2017"}},
+        }
+    )
+    with pytest.raises(ConfigError, match=r"eval_split: val2017 is data\.split"):
+        trial_stage(photographs, storage)

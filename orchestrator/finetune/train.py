@@ -1,7 +1,7 @@
 """The training loop: warm-up and cosine, accumulation, clipping, loss on answer tokens only, exact resume.
 
-Everything that a step does depends on its number and on the state that a checkpoint holds (weights, optimiser,
-random numbers), never on when the process started: a run that was killed and resumed ends with the very weights of an
+Everything that a step does, dropout included, depends on its number and on the state that a checkpoint holds (weights,
+optimiser), never on when the process started: a run that was killed and resumed ends with the very weights of an
 undisturbed one. A checkpoint is one safetensors file; nothing is pickled. Of several processes (`team.py`) each
 computes a share of every step.
 
@@ -20,6 +20,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load as from_safetensors
@@ -158,7 +159,6 @@ def train(
     team = this_team()
     optimiser = torch.optim.AdamW(tuned.optimiser_groups(), weight_decay=config.weight_decay)
     log = TrainingLog()
-    torch.manual_seed(config.seed)
     if resume is not None:
         log = _restore(resume, tuned, optimiser)
     adapter.model.train(config.dropout > 0)
@@ -168,11 +168,12 @@ def train(
             batches = batches_of(step)
             counter = FlopCounterMode(display=False) if not log.flops_per_token else None
             with counter or nullcontext():
-                loss, n_answer = _backward(adapter, batches, team)
+                loss, n_answer = _backward(adapter, batches, team, (config.seed, step))
             team.sum_gradients(tuned.parameters.values())
             norm = torch.nn.utils.clip_grad_norm_(list(tuned.parameters.values()), config.max_grad_norm)
-            if not math.isfinite(loss):
-                raise StageError(f"the loss is {loss} at step {step}: training diverged. Lower the learning rates.")
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                found = f"the loss is {loss} and the norm of its gradient {float(norm)}"
+                raise StageError(f"{found} at step {step}: training diverged. Lower the learning rates.")
             rate = schedule(step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * tuned.settings[group["part"]].learning_rate
@@ -207,15 +208,19 @@ def _ahead(micro_batches: MicroBatches, n_steps: int) -> Iterator[MicroBatches]:
         yield batches
 
 
-def _backward(adapter: Adapter, batches: Sequence[Batch], team: Team) -> tuple[float, int]:
+def _backward(adapter: Adapter, batches: Sequence[Batch], team: Team, seed: tuple[int, ...]) -> tuple[float, int]:
     """Add the gradients of this process's share of the step's mean loss over all answer tokens of all its batches.
 
     However the step is split, over micro-batches or processes, the sum is the same. Returns that loss and the tokens.
+
+    Args:
+        seed: decides the dropout of each micro-batch, whichever process and device computes it.
     """
     n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     cuda = adapter.device.type == "cuda"
     total = 0.0
-    for batch in team.share(batches):
+    for place, batch in team.share(list(enumerate(batches))):
+        torch.manual_seed(int(np.random.SeedSequence([*seed, place]).generate_state(1)[0]))
         with torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext():
             loss, _ = answer_loss(*answer_logits(adapter, batch))
         (loss / n_answer).backward()
@@ -228,9 +233,6 @@ def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog
     for name, parameter in tuned.parameters.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = value.detach().cpu().contiguous().clone()
-    tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random/cuda"] = torch.cuda.get_rng_state()
     return to_safetensors(tensors, metadata={"log": json.dumps(asdict(log))})
 
 
@@ -245,7 +247,4 @@ def _restore(data: bytes, tuned: Tuned, optimiser: torch.optim.Optimizer) -> Tra
             value = tensors[f"optimiser/{key}/{name}"]
             state[key] = value if key == "step" else value.to(parameter.device)
         optimiser.state[parameter] = state
-    torch.set_rng_state(tensors["random/cpu"])
-    if "random/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random/cuda"])
     return TrainingLog([StepRecord(**s) for s in record["steps"]], record["flops_per_token"])

@@ -68,6 +68,19 @@ def test_blind_answers_by_hand() -> None:
     assert blind_columns(answers) == {"blind/high": 4 / 6, "blind/high/comparison": 3 / 5, "blind/high/count": 1.0}
 
 
+def test_a_blind_point_earns_what_lies_near_it() -> None:
+    """Points are judged with a tolerance, so no two need be equal for one to answer several questions."""
+    answers = pl.DataFrame(
+        {
+            "tier": ["high"] * 5,
+            "family": ["point"] * 5,
+            "wording": ["point"] * 3 + ["box"] * 2,
+            "answer": ["50 50", "53 50", "90 10", "10 10 30 30", "12 10 30 30"],
+        }
+    )
+    assert blind_columns(answers) == {"blind/high": 4 / 5, "blind/high/point": 4 / 5}
+
+
 @pytest.mark.parametrize("word", ["left", "above"])
 def test_a_model_that_always_says_one_side_is_at_chance(word: str) -> None:
     asked = [a for a in make_evaluation(FinetuneConfig(n_eval_per_family=400)) if a.question.family == "relation"]

@@ -14,7 +14,8 @@ from orchestrator.data.mixture import make_mixture
 from orchestrator.errors import StageError
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.prepared import Prepared
-from orchestrator.finetune.train import answer_logits, answer_loss, schedule, train
+from orchestrator.finetune.team import Team
+from orchestrator.finetune.train import _backward, answer_logits, answer_loss, schedule, train
 from orchestrator.finetune.worker import step_indices
 from orchestrator.models.adapter import Adapter
 
@@ -99,6 +100,27 @@ def test_resume_equals_an_uninterrupted_run(adapter: Adapter, make_run: MakeRun,
     assert resumed_losses == losses
     for name, weight in weights.items():
         assert torch.equal(resumed[name], weight), name
+
+
+def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_run: MakeRun, monkeypatch) -> None:
+    """So every process of a trial resumes exactly, on whichever devices, from the one checkpoint its leader wrote."""
+    run = make_run(dropout=0.5, accumulate=2)
+    batches = fixed_batches(adapter, run)(0)
+    monkeypatch.setattr(Team, "sum", lambda *given: given[1])
+
+    def gradient(seed: tuple[int, ...], team: Team) -> torch.Tensor:
+        with tunable(adapter, run.finetune) as tuned:
+            adapter.model.train()
+            torch.rand(torch.seed() % 5)
+            _backward(adapter, batches, team, seed)
+            found = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
+            return torch.cat([grad.flatten() for grad in found])
+
+    alone = gradient((0, 3), Team())
+    assert torch.equal(gradient((0, 3), Team()), alone)
+    assert not torch.equal(gradient((0, 4), Team()), alone)
+    shared = gradient((0, 3), Team(0, 2)) + gradient((0, 3), Team(1, 2))
+    torch.testing.assert_close(shared, alone)
 
 
 def test_a_finished_checkpoint_trains_no_further(adapter: Adapter, make_run: MakeRun) -> None:

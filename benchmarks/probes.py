@@ -32,7 +32,7 @@ import torch
 from orchestrator.cluster import n_cores
 from orchestrator.config import ProbeConfig
 from orchestrator.probes.engines import SOLVERS, Block, Fit
-from orchestrator.probes.factor import factorise, standardise
+from orchestrator.probes.factor import factorise, gram, standardise
 from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.score import accuracy, r2
@@ -195,7 +195,7 @@ def bottleneck(grid: Grid, config: ProbeConfig, device: str) -> dict[str, float]
     """Seconds a matrix of the parts of a ridge grid on one core."""
     block = grid.block(0, slice(0, min(4, grid.n_positions)), config, device)
     labels = grid.labels("ridge")
-    Y = torch.from_numpy(np.stack([label.train for label in labels], 1)).to(block.train)
+    Y = torch.from_numpy(np.stack([label.train for label in labels])).to(block.train)
 
     def timed(function: Callable[[], Any]) -> tuple[float, Any]:
         function()
@@ -204,13 +204,12 @@ def bottleneck(grid: Grid, config: ProbeConfig, device: str) -> dict[str, float]
         return (clock(device) - started) / len(block.train), result
 
     scaling, (Z, _, _, _) = timed(lambda: standardise(block.train, block.test))
-    smaller = Z.mT @ Z if Z.shape[1] >= Z.shape[2] else Z @ Z.mT
-    gram, _ = timed(lambda: Z.mT @ Z if Z.shape[1] >= Z.shape[2] else Z @ Z.mT)
-    eigen, _ = timed(lambda: torch.linalg.eigh(smaller))
+    product, smaller = timed(lambda: gram(Z.mT if Z.shape[1] >= Z.shape[2] else Z))
+    eigen, _ = timed(lambda: torch.linalg.eigh(smaller, UPLO="U"))
     whole, factor = timed(lambda: factorise(block.train, block.test))
-    ridge, _ = timed(lambda: fit_ridge(factor, Y, Y.new_tensor(config.penalties) * len(Y)))
-    rotate = whole - scaling - gram - eigen
-    return {"standardise": scaling, "gram": gram, "eigh": eigen, "rotate": rotate, "ridge": ridge}
+    ridge, _ = timed(lambda: fit_ridge(factor, Y, Y.new_tensor(config.penalties) * Y.shape[1]))
+    rest = whole - scaling - product - eigen
+    return {"standardise": scaling, "gram": product, "eigh": eigen, "rest": rest, "ridge": ridge}
 
 
 def main() -> None:

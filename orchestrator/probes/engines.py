@@ -92,13 +92,13 @@ def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
         valid = group[0].valid
         rows = torch.from_numpy(np.flatnonzero(valid)).to(block.train.device)
         factor = block.factor if valid.all() else factorise(block.train[:, rows], block.test, block.config.standardise)
-        Y = torch.from_numpy(_stack(group, block.has_control)[valid]).to(block.train)
-        fit = fit_ridge(factor, Y, Y.new_tensor(block.config.penalties) * len(Y))
+        Y = torch.from_numpy(_stack(group, block.has_control)[valid].T.copy()).to(block.train)
+        fit = fit_ridge(factor, Y, Y.new_tensor(block.config.penalties) * Y.shape[1])
         penalty = np.array(block.config.penalties)[fit.penalty.cpu().numpy()]
         predicted = fit.prediction.double().cpu().numpy()
         for t, label in enumerate(group):
-            control = predicted[:, :, len(group) + t].T if block.has_control else None
-            fits[label.target.name] = Fit(penalty[:, t], predicted[:, :, t].T, control)
+            control = predicted[:, len(group) + t].T if block.has_control else None
+            fits[label.target.name] = Fit(penalty[:, t], predicted[:, t].T, control)
     return fits
 
 
@@ -112,10 +112,10 @@ def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
         valid = torch.from_numpy(used).to(block.train)
         penalties = block.config.penalties
         fit = fit_logistic(factor.Q, factor.s, codes, valid, block.fold_on_device(), penalties, group[0].n_classes)
-        weights = fit.rotated.flatten(1, 2).mT  # B k1 (C T)
-        logits = factor.predict(weights[:, :-1]) + weights[:, -1:]
+        weights = fit.rotated.flatten(1, 2)  # B (C T) k1
+        logits = factor.predict(weights[:, :, :-1]) + weights[:, :, -1:]
         penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
-        predicted = logits.unflatten(2, (group[0].n_classes, -1)).argmax(2).permute(2, 1, 0).cpu().numpy()  # T m B
+        predicted = logits.unflatten(1, (group[0].n_classes, -1)).argmax(1).permute(1, 2, 0).cpu().numpy()  # T m B
         for t, label in enumerate(group):
             control = predicted[len(group) + t] if block.has_control else None
             fits[label.target.name] = Fit(penalty[:, t], predicted[t], control)

@@ -1,6 +1,8 @@
 """One factorisation per feature matrix, shared by every attribute, penalty, fold, control and linear solver.
 
-Shapes: B feature matrices (positions), n training images, m held-out images, d width, k = min(n, d) rotated width.
+Shapes: B feature matrices (positions), n training images, m held-out images, d width, k = min(n, d) rotated width, T
+targets. Vectors are rows, (B, T, ...): a product of a few rows with a large matrix runs several times faster than one
+with a few columns.
 
 Features are standardised with the training images' mean and standard deviation, so an unpenalised intercept
 separates from the weights. One symmetric eigendecomposition of the smaller of Z'Z (d x d) and ZZ' (n x n) gives
@@ -11,10 +13,15 @@ exactly as in Z; ridge then needs no further factorisation at all, and 1/s preco
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
+from scipy.linalg import blas
 from torch import Tensor
+
+_SQUARED_AT_ONCE = 64
+"""Rows squared at a time: what stays in a core's cache costs no memory traffic."""
 
 
 @dataclass
@@ -23,32 +30,29 @@ class Factor:
 
     Z: Float[Tensor, "B n d"]
     Z_test: Float[Tensor, "B m d"]
-    Q: Float[Tensor, "B n k"]
     s: Float[Tensor, "B k"]
     basis: Tensor
-    """Eigenvectors: of Z'Z (B, d, k) where n >= d, else of ZZ' (B, n, k)."""
+    """Eigenvectors V of Z'Z (B, d, k) where n >= d, else U of ZZ' (B, n, k)."""
 
     @property
     def is_dual(self) -> bool:
         return self.Z.shape[1] < self.Z.shape[2]
 
-    def weights(self, rotated: Float[Tensor, "B k T"]) -> Float[Tensor, "B d T"]:
+    @cached_property
+    def Q(self) -> Float[Tensor, "B n k"]:
+        """Rotated features."""
+        return self.basis * self.s.sqrt()[:, None] if self.is_dual else self.Z @ self.basis
+
+    def weights(self, rotated: Float[Tensor, "B T k"]) -> Float[Tensor, "B T d"]:
         """Weights on standardised features from weights on rotated ones."""
         if not self.is_dual:
-            return self.basis @ rotated
+            return rotated @ self.basis.mT
         inverse = torch.where(self.s > 0, self.s.clamp_min(1e-30).rsqrt(), torch.zeros_like(self.s))
-        return self.Z.mT @ (self.basis @ (inverse[..., None] * rotated))
+        return (inverse[:, None] * rotated) @ self.basis.mT @ self.Z
 
-    def rotate(self, weights: Float[Tensor, "B d T"]) -> Float[Tensor, "B k T"]:
-        """Weights on rotated features from weights on standardised ones that lie in the rows' span."""
-        if not self.is_dual:
-            return self.basis.mT @ weights
-        inverse = torch.where(self.s > 0, self.s.clamp_min(1e-30).rsqrt(), torch.zeros_like(self.s))
-        return inverse[..., None] * (self.basis.mT @ (self.Z @ weights))
-
-    def predict(self, rotated: Float[Tensor, "B k T"]) -> Float[Tensor, "B m T"]:
+    def predict(self, rotated: Float[Tensor, "B T k"]) -> Float[Tensor, "B T m"]:
         """Products of the held-out images with weights on rotated features."""
-        return self.Z_test @ self.weights(rotated)
+        return self.weights(rotated) @ self.Z_test.mT
 
 
 def standardise(
@@ -62,7 +66,8 @@ def standardise(
     train = train - mean
     scale = torch.ones_like(mean)
     if enabled:
-        scale = train.square().mean(1, keepdim=True).sqrt_()
+        parts = [part.square().sum(1, keepdim=True) for part in train.split(_SQUARED_AT_ONCE, 1)]
+        scale = (torch.cat(parts, 1).sum(1, keepdim=True) / train.shape[1]).sqrt_()
         # a column that is constant up to rounding carries nothing; dividing by its rounding error would invent signal
         floor = 8 * torch.finfo(train.dtype).eps * mean.abs()
         scale = torch.where(scale <= floor, torch.ones_like(scale), scale)
@@ -73,10 +78,20 @@ def factorise(train: Float[Tensor, "B n d"], test: Float[Tensor, "B m d"], enabl
     """Standardise (see `standardise`) and rotate a batch of feature matrices, primal (n >= d) or dual (n < d)."""
     Z, Z_test, _, _ = standardise(train, test, enabled)
     _, n, d = Z.shape
-    if n >= d:
-        s, V = torch.linalg.eigh(Z.mT @ Z)
-        return Factor(Z, Z_test, Z @ V, s.clamp_min(0.0), V)
-    s, U = torch.linalg.eigh(Z @ Z.mT)
-    # directions below rounding are noise in U; one is always there, because Z is centred
-    s = torch.where(s > 4 * torch.finfo(Z.dtype).eps * s[:, -1:], s, torch.zeros_like(s))
-    return Factor(Z, Z_test, U * s.sqrt()[:, None], s, U)
+    s, basis = torch.linalg.eigh(gram(Z if n < d else Z.mT), UPLO="U")
+    if n < d:
+        # directions below rounding are noise in U; one is always there, because Z is centred
+        s = torch.where(s > 4 * torch.finfo(Z.dtype).eps * s[:, -1:], s, torch.zeros_like(s))
+    return Factor(Z, Z_test, s.clamp_min(0.0), basis)
+
+
+def gram(X: Float[Tensor, "B p q"]) -> Float[Tensor, "B p p"]:
+    """X X'; on a CPU its upper triangle alone, for half the work."""
+    if X.is_cuda:
+        return X @ X.mT
+    syrk = blas.ssyrk if X.dtype == torch.float32 else blas.dsyrk
+    # BLAS thinks in columns: what it takes for a matrix is the transpose of ours
+    by_rows = X.stride(2) == 1
+    return torch.stack(
+        [torch.from_numpy(syrk(1.0, (x if by_rows else x.mT).numpy().T, trans=int(by_rows), lower=1)).mT for x in X]
+    )

@@ -3,6 +3,9 @@
 Objective, as scikit-learn's `Ridge`: |y - Zw - b|^2 + alpha |w|^2, b unpenalised. The penalty is chosen by the
 exact leave-one-out error of the training images, e_i / (1 - h_i) with residual e and leverage h (Allen's PRESS;
 `RidgeCV`'s own criterion), which the factorisation gives for all penalties without a further fit.
+
+The unknown x is the smaller of two: weights w (n >= d) with (Z'Z + alpha) w = Z'y, or one coefficient an image (n < d)
+with (ZZ' + alpha) x = y and w = Z'x. Shapes are those of `factor.py`, with A penalties and p = min(n, d).
 """
 
 from __future__ import annotations
@@ -24,37 +27,49 @@ class RidgeFit:
 
     penalty: Int[Tensor, "B T"]
     """Index into the penalties."""
-    prediction: Float[Tensor, "B m T"]
-    weights: Float[Tensor, "B d T"]
+    prediction: Float[Tensor, "B T m"]
+    weights: Float[Tensor, "B T d"]
     """Weights on standardised features."""
     intercept: Float[Tensor, " T"]
     loo_error: Float[Tensor, "B A T"]
     """Mean squared leave-one-out error of each penalty."""
 
 
-def fit_ridge(factor: Factor, Y: Float[Tensor, "n T"], alphas: Float[Tensor, " A"]) -> RidgeFit:
+def fit_ridge(factor: Factor, Y: Float[Tensor, "T n"], alphas: Float[Tensor, " A"]) -> RidgeFit:
     """Fit T targets on each of B feature matrices, each with its own best of A penalties (absolute, as sklearn's)."""
-    Z, Q, s = factor.Z, factor.Q, factor.s
-    B, n, k = Q.shape
-    A, T = len(alphas), Y.shape[1]
-    intercept = Y.mean(0)
-    Yc = Y - intercept
-    shrink = 1.0 / (s[:, None] + alphas[None, :, None])  # B A k
-    QY = Q.mT @ Yc  # B k T
+    Z, basis = factor.Z, factor.basis
+    intercept = Y.mean(1)
+    Yc = Y - intercept[:, None]
+    shrink = 1.0 / (factor.s[:, None] + alphas[:, None])  # B A p
+    loo_error = _leave_one_out(factor, Yc, shrink, alphas)
+    best = loo_error.argmin(1)  # B T
+    chosen = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, shrink.shape[2]))  # B T p
+    alpha = alphas[best][:, :, None]
+    x = torch.zeros_like(chosen)
+    # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
+    for _ in range(1 + REFINEMENTS):
+        if factor.is_dual:
+            rest = Yc - (x @ Z) @ Z.mT - alpha * x
+        else:
+            rest = (Yc - x @ Z.mT) @ Z - alpha * x
+        x = x + ((rest @ basis) * chosen) @ basis.mT
+    weights = x @ Z if factor.is_dual else x
+    return RidgeFit(best, weights @ factor.Z_test.mT + intercept[:, None], weights, intercept, loo_error)
+
+
+def _leave_one_out(
+    factor: Factor, Yc: Float[Tensor, "T n"], shrink: Float[Tensor, "B A p"], alphas: Float[Tensor, " A"]
+) -> Float[Tensor, "B A T"]:
+    """Mean squared leave-one-out error of every penalty and target."""
+    n = Yc.shape[1]
     if factor.is_dual:  # nearly interpolating fits: summed from what they leave, as differences would lose all digits
         U, left = factor.basis, shrink * alphas[:, None]
-        residual = U @ (left.mT[..., None] * (U.mT @ Yc)[:, :, None]).flatten(2)
-        unfitted = (U * U) @ left.mT - 1.0 / n  # B n A
+        residual = (left[:, :, None] * (Yc @ U)[:, None]).flatten(1, 2) @ U.mT  # B (A T) n
+        unfitted = left @ (U * U).mT - 1.0 / n  # B A n
     else:
-        residual = Yc.repeat(1, A) - Q @ (shrink.mT[..., None] * QY[:, :, None]).flatten(2)
-        unfitted = 1.0 - 1.0 / n - (Q * Q) @ shrink.mT
-    loo_error = residual.view(B, n, A, T).div_(unfitted.clamp_min(1e-6)[..., None]).square_().mean(1)  # B A T
-    best = loo_error.argmin(1)  # B T
-    shrink_best = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, k)).mT  # B k T
-    alpha_best = alphas[best][:, None]
-    weights = factor.weights(shrink_best * QY)
-    # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
-    for _ in range(REFINEMENTS):
-        gradient = Z.mT @ (Yc - Z @ weights) - alpha_best * weights
-        weights = weights + factor.weights(shrink_best * factor.rotate(gradient))
-    return RidgeFit(best, factor.Z_test @ weights + intercept, weights, intercept, loo_error)
+        Q = factor.Q
+        fitted = (shrink[:, :, None] * (Yc @ Q)[:, None]).flatten(1, 2) @ Q.mT
+        residual = fitted.sub_(Yc.repeat(len(alphas), 1))
+        unfitted = 1.0 - 1.0 / n - shrink @ (Q * Q).mT
+    residual = residual.unflatten(1, (len(alphas), -1)).div_(unfitted.clamp_min(1e-6)[:, :, None])
+    return torch.linalg.vector_norm(residual, dim=3).square() / n

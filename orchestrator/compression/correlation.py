@@ -4,11 +4,14 @@ Statistics, each in rows of its own:
 
 * `spearman`: Spearman's rho of a metric with a count or continuous attribute, ties by average ranks.
 * `partial_spearman`: the same with one attribute (number of objects) held fixed, so that "diversity of categories" is
-  not only "more objects".
-* `epsilon_squared`: effect size of Kruskal-Wallis for a categorical attribute, whose codes have no order to rank.
+  not only "more objects"; over the images that have all three.
+* `epsilon_squared`: effect size of Kruskal-Wallis for a categorical attribute, whose codes have no order to rank; 0
+  without an effect, whatever the number of categories.
 
-p values: t with n - 2 (partial: n - 3) degrees of freedom; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over
-all rows of the same statistic. Intervals: percentile bootstrap over images, with ranks made anew in each resample.
+p values: t with n - 2 (partial: n - 3) degrees of freedom, never below 2 / n!, the least that the exact test of n ranks
+can give; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over all rows of the same statistic: every tap, layer,
+group, metric and attribute of the table is one family. Intervals: percentile bootstrap over images, with ranks made
+anew in each resample; each holds for its own row.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.special import gammaln
 
 from orchestrator.compression import ranks
 from orchestrator.config import CorrelateConfig
@@ -55,23 +59,27 @@ def correlate(
         Table `correlations` without nulls replaced: `rho` is null with a `reason` where there is nothing to relate.
 
     Raises:
-        DataError: an attribute that the images do not have.
+        DataError: an attribute that the images do not have, or a categorical one to hold fixed.
     """
     chosen = tuple(kinds) if config.attributes is None else config.attributes
+    if not chosen:
+        raise DataError("correlate.attributes: no attribute to correlate with; expected at least one")
     for name in chosen:
         if name not in kinds or name not in images.columns:
             raise DataError(f"correlate.attributes: images have no attribute {name!r}.{did_you_mean(name, kinds)}")
     images = images.sort("image_id")
     metrics = _wide(layer_metrics, images["image_id"])
-    fixed = config.hold_fixed if config.hold_fixed in kinds and config.hold_fixed in images.columns else None
+    fixed = _fixed(images, kinds, config.hold_fixed)
     ordered = [name for name in chosen if kinds[name] != "categorical"]
-    with_fixed = list(dict.fromkeys([*ordered, *([fixed] if fixed else [])]))
-    attributes = _Columns([(a,) for a in with_fixed], _matrix(images, with_fixed))
+    attributes = _Columns([(a,) for a in ordered], _matrix(images, ordered))
     tables = [
         frame
         for rows, columns, kept in _blocks(metrics, attributes)
         for frame in _ranked(
-            _take(metrics, rows, columns), _take(attributes, rows, kept), (fixed,) if fixed else None, config
+            _take(metrics, rows, columns),
+            _take(attributes, rows, kept),
+            fixed and _take(fixed, rows, np.arange(1)),
+            config,
         )
     ]
     for name in chosen:
@@ -80,8 +88,16 @@ def correlate(
             for rows, columns in _patterns(metrics.values[known]):
                 block = _take(metrics, np.flatnonzero(known)[rows], columns)
                 tables.append(_categorical(block, name, images[name].filter(known).gather(rows), config))
-    found = pl.concat(tables).filter(pl.col("attribute").is_in(list(chosen)))
-    return _with_q(found).sort(*KEYS, "metric", "attribute", "statistic")
+    return _with_q(pl.concat(tables)).sort(*KEYS, "metric", "attribute", "statistic")
+
+
+def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], name: str | None) -> _Columns | None:
+    """The attribute held fixed; None where the source has no such attribute."""
+    if name is None or name not in kinds or name not in images.columns:
+        return None
+    if kinds[name] == "categorical":
+        raise DataError(f"correlate.hold_fixed: {name!r} is categorical; expected a count or a continuous attribute")
+    return _Columns([(name,)], _matrix(images, [name]))
 
 
 def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
@@ -125,22 +141,39 @@ def _take(columns: _Columns, rows: NDArray, which: NDArray) -> _Columns:
     return _Columns([columns.names[i] for i in which], columns.values[np.ix_(rows, which)])
 
 
-def _ranked(x: _Columns, y: _Columns, fixed: tuple[str, ...] | None, config: CorrelateConfig) -> Iterator[pl.DataFrame]:
-    """Spearman and partial Spearman of each column of x with each of y over the same images."""
-    n = len(x.values)
+def _ranked(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
+    """Spearman of each column of x with each of y, and partial Spearman over those of the images that have `fixed`."""
+    if fixed is None or np.isfinite(fixed.values).all():
+        return _related(x, y, fixed, config)
+    has = np.flatnonzero(np.isfinite(fixed.values[:, 0]))
+    some_x, some_y, held = (_take(c, has, np.arange(len(c.names))) for c in (x, y, fixed))
+    return [*_related(x, y, None, config), *_related(some_x, some_y, held, config)[1:]]
+
+
+def _related(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
+    """Rows `spearman`, and `partial_spearman` where an attribute is held fixed, over the same images."""
+    n, n_attributes = len(x.values), len(y.names)
+    statistics = ("spearman", "partial_spearman")[: 1 + (fixed is not None)]
+    held = "" if fixed is None else fixed.names[0][0]
+    other = pl.col("attribute") != held
     if n < MIN_IMAGES:
-        yield _frame(x, y, "spearman", n, reason=np.full((len(x.names), len(y.names)), f"only {n} images have both"))
-        return
-    z = y.names.index(fixed) if fixed in y.names else None
+        reason = np.full((len(x.names), n_attributes), f"only {n} images have both")
+        return [_frame(x, y, name, n, reason=reason).filter(k == 0 or other) for k, name in enumerate(statistics)]
+    columns = y
+    if fixed is not None:
+        columns = _Columns([*y.names, *fixed.names], np.concatenate([y.values, fixed.values], axis=1))
     reason = _constant(x, y)
-    point, spread = _statistics(x, y, z, config)
-    for k, (statistic, dof) in enumerate((("spearman", n - 2), ("partial_spearman", n - 3))[: 1 + (z is not None)]):
-        rho = point[k]
-        why = np.where((reason == "") & np.isnan(rho), f"{fixed[0] if fixed else ''} determines one of them", reason)
+    points, spreads = _statistics(x, columns, None if fixed is None else n_attributes, config)
+    frames = []
+    for k, name in enumerate(statistics):
+        rho, dof = points[k][:, :n_attributes], n - 2 - k
+        spread = spreads[k] and tuple(side[:, :n_attributes] for side in spreads[k])
         with np.errstate(invalid="ignore", divide="ignore"):
             p = 2 * stats.t.sf(np.abs(rho) * np.sqrt(dof / (1 - rho**2)), dof)
-        frame = _frame(x, y, statistic, n, rho, p, spread[k], why)
-        yield frame if k == 0 else frame.filter(pl.col("attribute") != y.names[z or 0][0])
+        p = np.maximum(p, 2 * np.exp(-gammaln(n + 1)))
+        why = np.where((reason == "") & np.isnan(rho), f"{held} determines one of them", reason)
+        frames.append(_frame(x, y, name, n, rho, p, spread, why).filter(k == 0 or other))
+    return frames
 
 
 def _statistics(x: _Columns, y: _Columns, z: int | None, config: CorrelateConfig) -> tuple[list, list]:
@@ -193,16 +226,20 @@ def _categorical(x: _Columns, attribute: str, values: pl.Series, config: Correla
         return _frame(x, y, "epsilon_squared", n, reason=np.full((len(x.names), 1), why))
     ordered = ranks.Ordered.of(x.values)
     ones = np.ones((1, n), np.int64)
-    value = ranks.epsilon_squared(ranks.rank_scores(ordered, ones), ones, codes)[0]
+    share = ranks.share_between(ranks.rank_scores(ordered, ones), ones, codes)[0]
+    value = ranks.epsilon_squared(share, n, n_categories)
     spread = None
     if config.n_bootstrap:
         weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
         step = max(1, _CHUNK // (n * config.n_bootstrap))
         parts = [ordered.part(slice(i, i + step)) for i in range(0, len(x.names), step)]
-        resampled = [ranks.epsilon_squared(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
-        spread = tuple(side[:, None] for side in ranks.interval(np.concatenate(resampled, 1), config.confidence))
+        shares = [ranks.share_between(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
+        resampled = np.concatenate(shares, 1)
+        for _ in range(2):
+            resampled = ranks.epsilon_squared(resampled, n, n_categories)
+        spread = tuple(side[:, None] for side in ranks.interval(resampled, config.confidence))
     reason = np.where(np.isnan(value), "metric is constant", "")[:, None]
-    p = stats.chi2.sf(value * (n - 1), n_categories - 1)[:, None]
+    p = stats.chi2.sf(share * (n - 1), n_categories - 1)[:, None]
     return _frame(x, y, "epsilon_squared", n, value[:, None], p, spread, reason)
 
 

@@ -80,15 +80,14 @@ def partial(
     left = (1 - rho_xz**2)[:, :, None] * (1 - rho_yz**2)[:, None, :]
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = (rho_xy - rho_xz[:, :, None] * rho_yz[:, None, :]) / np.sqrt(left)
-    return np.where(left > 1e-9, np.clip(rho, -1, 1), np.nan)
+    rounding = max(1e-9, 8 * np.finfo(left.dtype).eps)  # what is left of 1 - 1 in float32 would count as spread
+    return np.where(left > rounding, np.clip(rho, -1, 1), np.nan)
 
 
-def epsilon_squared(
+def share_between(
     x: Float[np.ndarray, "S C n"], weights: Int[np.ndarray, "S n"], codes: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "S C"]:
-    """Kruskal-Wallis effect size H / (n - 1): the share of the ranks' variance that lies between categories.
-
-    With H corrected for ties. Without any effect it is (k - 1) / (n - 1) on average, not 0 (Tomczak and Tomczak 2014).
+    """Share of the ranks' variance that lies between categories: Kruskal-Wallis H, corrected for ties, over n - 1.
 
     Args:
         x: rank scores (norm 1, times sqrt(weight)).
@@ -103,6 +102,15 @@ def epsilon_squared(
     return np.clip(parts.sum(2), 0, 1)
 
 
+def epsilon_squared(share: Float[np.ndarray, "*A"], n: int, n_categories: int) -> Float[np.ndarray, "*A"]:
+    """Epsilon squared (Kelley 1935, PNAS 21(9)) of ranks: `share_between` less what is between k categories by chance.
+
+    By chance it is (k - 1) / (n - 1). A resample has this twice, from its images and from the draw: resampled shares go
+    through here twice, and so spread around the population's value, not above it. Not below 0.
+    """
+    return np.clip(1 - (1 - share) * (n - 1) / (n - n_categories), 0, 1)
+
+
 def interval(resampled: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
     """Percentile interval over the first axis; resamples in which a column was constant (NaN) are left out."""
     tail = (1 - confidence) / 2
@@ -113,3 +121,17 @@ def interval(resampled: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
     never = missing.all(axis=0)
     low, high = np.nanquantile(np.where(never, 0.0, resampled), [tail, 1 - tail], axis=0)
     return np.where(never, np.nan, low), np.where(never, np.nan, high)
+
+
+def weakest_interval(resampled: Float[np.ndarray, "S K"], confidence: float) -> tuple[float, float]:
+    """Interval of the smallest of K effects, which the smallest of each resample would place too low.
+
+    It lies above `low` if every effect does (intersection-union test: each at its own level). It lies below `high` if
+    any does, which with K effects is K chances to err: their upper ends share the tail (Bonferroni).
+    """
+    tail = (1 - confidence) / 2
+    known = resampled[np.isfinite(resampled).all(axis=1)]
+    if not len(known):
+        return np.nan, np.nan
+    low = np.quantile(known, tail, axis=0).min()
+    return float(low), float(np.quantile(known, 1 - tail / known.shape[1], axis=0).min())

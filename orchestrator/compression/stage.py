@@ -9,7 +9,7 @@ from orchestrator.layout import Stage, Storage
 from orchestrator.progress import Progress
 from orchestrator.schema import check_table
 
-VERSION = 1
+VERSION = 2
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 

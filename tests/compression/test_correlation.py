@@ -1,5 +1,7 @@
 """Correlation tables against scipy, one pair at a time."""
 
+import math
+
 import numpy as np
 import polars as pl
 import pytest
@@ -90,14 +92,97 @@ def test_partial_spearman_is_the_correlation_of_rank_residuals() -> None:
 
 def test_categories_get_kruskal_wallis_and_no_ranks_of_codes() -> None:
     images, metrics = study()
+    red = 3 * (images["colour"] == "red").cast(pl.Float32)
+    metrics = metrics.with_columns(gini=pl.col("gini") + pl.concat([red, red]))
     table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=10))
     values = metrics.filter(pl.col("layer") == 0)["gini"].to_numpy().astype(float)
     colours = images["colour"].to_numpy()
     want = stats.kruskal(*(values[colours == c] for c in np.unique(colours)))
     got = row(table, layer=0, metric="gini", attribute="colour", statistic="epsilon_squared")
-    assert got["rho"] == pytest.approx(want.statistic / 39, abs=1e-9)
+    # Kelley's epsilon squared from sums of squares of the ranks: less one mean square within for each freedom between
+    ordered = stats.rankdata(values)
+    within = sum(((ordered[colours == c] - ordered[colours == c].mean()) ** 2).sum() for c in np.unique(colours))
+    total = ((ordered - ordered.mean()) ** 2).sum()
+    assert got["rho"] == pytest.approx((total - within - 2 * within / 37) / total, abs=1e-9)
     assert got["p"] == pytest.approx(want.pvalue, rel=1e-6)
     assert table.filter((pl.col("attribute") == "colour") & (pl.col("statistic") != "epsilon_squared")).is_empty()
+
+
+@pytest.mark.parametrize(("effect", "n"), [(0.0, 60), (1.0, 100), (3.0, 100)])
+def test_intervals_of_the_effect_size_cover_the_population(effect: float, n: int) -> None:
+    def statistic(n: int, seed: int, n_bootstrap: int) -> dict:
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(10, size=n)
+        ids = [f"i{k:06d}" for k in range(n)]
+        images = pl.DataFrame({"image_id": ids, "colour": [f"c{k}" for k in codes]})
+        x = rng.normal(size=n) + effect * codes / 9
+        keys = {"tap": "decoder", "layer": 0, "group": "vision", "n_tokens": 4}
+        metrics = pl.DataFrame({"image_id": ids, "gini": x}).with_columns(pl.lit(v).alias(k) for k, v in keys.items())
+        config = CorrelateConfig(n_bootstrap=n_bootstrap)
+        return correlate(images, metrics, {"colour": "categorical"}, config).row(0, named=True)
+
+    true = statistic(100_000, 0, 0)["rho"]
+    found = [statistic(n, seed, 200) for seed in range(1, 101)]
+    assert np.mean([row["rho"] for row in found]) == pytest.approx(true, abs=0.05)
+    assert sum(row["ci_low"] <= true + 1e-3 and true <= row["ci_high"] for row in found) >= 89
+    assert all(row["ci_low"] <= row["rho"] <= row["ci_high"] for row in found)
+
+
+def test_an_attribute_with_missing_values_has_its_partial_correlation_too() -> None:
+    images, metrics = study(60)
+    alone = images.with_columns(coverage=pl.when(pl.col("n_objects") > 1).then("coverage"))
+    table = correlate(alone, metrics, KINDS, CorrelateConfig(n_bootstrap=20))
+    got = row(table, layer=0, metric="gini", attribute="coverage", statistic="partial_spearman")
+    known = alone["coverage"].is_not_null().to_numpy()
+    fewer = alone.filter(pl.col("coverage").is_not_null())
+    want = correlate(
+        fewer, metrics.filter(pl.col("image_id").is_in(fewer["image_id"].to_list())), KINDS, CorrelateConfig()
+    )
+    want = row(want, layer=0, metric="gini", attribute="coverage", statistic="partial_spearman")
+    assert (got["n"], got["rho"]) == (known.sum(), pytest.approx(want["rho"], abs=1e-12))
+    assert table.select("tap", "layer", "group", "metric", "attribute", "statistic").is_duplicated().sum() == 0
+
+
+def test_holes_of_the_attribute_held_fixed_cost_the_partial_correlation_alone() -> None:
+    images, metrics = study(60)
+    holes = images.with_columns(n_objects=pl.when(pl.int_range(pl.len()) % 3 > 0).then("n_objects"))
+    table = correlate(holes, metrics, KINDS, CorrelateConfig(n_bootstrap=20))
+    full = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=20))
+    where = {"layer": 0, "metric": "gini", "attribute": "coverage"}
+    assert row(table, **where, statistic="spearman")["rho"] == row(full, **where, statistic="spearman")["rho"]
+    assert row(table, **where, statistic="spearman")["n"] == 60
+    assert row(table, **where, statistic="partial_spearman")["n"] == 40
+
+
+def test_a_category_cannot_be_held_fixed() -> None:
+    images, metrics = study()
+    with pytest.raises(DataError, match="hold_fixed: 'colour' is categorical"):
+        correlate(images, metrics, KINDS, CorrelateConfig(hold_fixed="colour"))
+    with pytest.raises(DataError, match="no attribute to correlate"):
+        correlate(images, metrics, KINDS, CorrelateConfig(attributes=()))
+
+
+@pytest.mark.parametrize("n", [5, 7])
+def test_few_images_in_perfect_order_have_the_exact_p(n: int) -> None:
+    images, metrics = study(n)
+    images = images.with_columns(n_objects=pl.int_range(n))
+    metrics = metrics.with_columns(gini=pl.int_range(pl.len()).cast(pl.Float32))
+    table = correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=0))
+    got = row(table, layer=0, metric="gini", attribute="n_objects", statistic="spearman")
+    assert got["rho"] == pytest.approx(1)
+    assert got["p"] == pytest.approx(2 / math.factorial(n))
+
+
+def test_resamples_in_which_the_held_attribute_determines_the_metric_count_for_nothing() -> None:
+    z = np.arange(12.0)
+    x = z.copy()
+    x[0] = 11.5  # without image 0 x follows z exactly
+    columns = np.stack([x, np.random.default_rng(0).normal(size=12), z], axis=1)
+    weights = ranks.resample_weights(12, 200, seed=0)
+    weights = weights[weights[:, 0] == 0]
+    scores = ranks.rank_scores(ranks.Ordered.of(columns), weights, np.float32)
+    rho = ranks.spearman(scores, scores)
+    assert np.isnan(ranks.partial(rho[:, :1, 1:2], rho[:, :1, 2], rho[:, 1:2, 2])).all()
 
 
 def test_constant_columns_are_null_with_a_reason_and_count_in_no_q() -> None:

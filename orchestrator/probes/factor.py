@@ -39,7 +39,7 @@ class Factor:
         return self.Z.shape[1] < self.Z.shape[2]
 
     @cached_property
-    def Q(self) -> Float[Tensor, "B n k"]:
+    def Q(self) -> Float[Tensor, "B n k"]:  # noqa: N802
         """Rotated features."""
         return self.basis * self.s.sqrt()[:, None] if self.is_dual else self.Z @ self.basis
 

@@ -48,10 +48,8 @@ def fit_ridge(factor: Factor, Y: Float[Tensor, "T n"], alphas: Float[Tensor, " A
     x = torch.zeros_like(chosen)
     # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
     for _ in range(1 + REFINEMENTS):
-        if factor.is_dual:
-            rest = Yc - (x @ Z) @ Z.mT - alpha * x
-        else:
-            rest = (Yc - x @ Z.mT) @ Z - alpha * x
+        residual = Yc - (x @ Z if factor.is_dual else x) @ Z.mT
+        rest = (residual if factor.is_dual else residual @ Z) - alpha * x
         x = x + ((rest @ basis) * chosen) @ basis.mT
     weights = x @ Z if factor.is_dual else x
     return RidgeFit(best, weights @ factor.Z_test.mT + intercept[:, None], weights, intercept, loo_error)

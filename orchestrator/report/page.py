@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +24,9 @@ from orchestrator.scrub import scrub
 
 SCRIPTS = ("core.js", "charts.js", "sections.js", "causal.js", "main.js")
 MOST_ROWS = 400
-"""Rows of a further table shown in the page; the file beside it has all."""
+"""Rows of a further table shown in the page; the stage's own table has all."""
+_NUMERIC = re.compile(r"(n/a|[−-]?\d+(\.\d+)?(e[−+-]?\d+)?( %)?)?( ?\[.*\])?")
+"""A number, a missing one, or either with its interval."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class ShownTable:
     head: list[str]
     rows: list[list[str]]
 
+    @property
+    def is_text(self) -> list[bool]:
+        """Column by column: whether it holds words, to be read from the left, and not numbers alone."""
+        return [any(not _NUMERIC.fullmatch(row[i]) for row in self.rows) for i in range(len(self.head))]
+
 
 @cache
 def _templates() -> jinja2.Environment:
@@ -84,6 +93,7 @@ def render_page(results: StudyResults) -> str:
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return _templates().get_template("report.html.jinja").render(
         study=results,
+        created=_in_words(results.created),
         points=points,
         sections=sections,
         charts=[(c.anchor, c.title, c.words) for c in charts],
@@ -96,6 +106,14 @@ def render_page(results: StudyResults) -> str:
         data=Markup(text.replace("</", "<\\/").replace("<!--", "<\\u0021--")),
         script=Markup("".join(_template_text(name) for name in SCRIPTS)),
     )  # fmt: skip
+
+
+def _in_words(moment: str) -> str:
+    """`2026-11-25T21:12:28+00:00` -> `25 November 2026, 21:12 UTC`; other text unchanged."""
+    try:
+        return f"{datetime.datetime.fromisoformat(moment).astimezone(datetime.UTC):%-d %B %Y, %H:%M} UTC"
+    except ValueError:
+        return moment
 
 
 def _depth_tables(points: list[PointResults]) -> Iterator[ShownTable]:

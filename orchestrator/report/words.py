@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import polars as pl
 
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
-from orchestrator.report.probe_views import first_layers, with_skill
+from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
 from orchestrator.report.style import name_of
 from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drift, smallest_sufficient_ratio
 
@@ -77,7 +78,7 @@ def _findings(point: PointResults) -> Iterator[Statement]:
 def _readable(statement: str, point: PointResults) -> str:
     """`statement` with attribute keys replaced by their names."""
     words = [name_of(w) if w in point.attribute_kinds else w for w in statement.replace(")", " )").split(" ")]
-    return " ".join(words).replace(" )", ")") + "."
+    return re.sub(r"(?<=[ (\[])-(?=\d)", "−", " ".join(words).replace(" )", ")")) + "."
 
 
 def _evidence(row: Mapping[str, Any]) -> str:
@@ -103,7 +104,7 @@ def _probes(point: PointResults) -> Iterator[Statement]:
     count = with_skill(point.probes).filter(
         (pl.col("attribute") == "n_objects")
         & (pl.col("solver") == "ridge")
-        & (pl.col("tap") == "decoder")
+        & (pl.col("tap") == vision_tap(point.probes))
         & pl.col("score").is_not_null()
     )
     single, mean = (count.filter(pl.col("position_kind") == k) for k in ("vision_single", "vision_mean"))

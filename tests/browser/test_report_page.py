@@ -179,3 +179,43 @@ def test_a_page_of_captures_alone_works(watched, tmp_path: Path):
     seen = watched(path.as_uri())
     assert seen.said == []
     assert seen.page.locator("#compression svg.chart").count() == len(FAKE_METRICS)
+
+
+def test_small_numbers_keep_their_digits(watched, url):
+    page = watched(url).page
+    shown = page.evaluate("[-0.00241, 0.0583, 0.456, 0, -2.4e-5, 1234.5].map((v) => formatNumber(v))")
+    assert shown == ["−0.0024", "0.058", "0.46", "0.00", "−2.4e−5", "1235"]
+
+
+def test_every_label_of_a_chart_lies_inside_it(watched, url):
+    page = watched(url).page
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('svg.chart text')].filter(t => {
+            const [a, b] = [t.getBoundingClientRect(), t.closest('svg').getBoundingClientRect()];
+            return a.left < b.left - 1 || a.bottom > b.bottom + 1 || a.right > b.right + 1 || a.top < b.top - 1;
+        }).map(t => t.textContent)"""
+    )
+    assert cut == []
+
+
+def test_long_commands_and_names_fit_a_phone(watched, tmp_path: Path):
+    long = "/a/long/path/to/a/shared/folder/of/results/studies/" + "x" * 60
+    path = tmp_path / "report.html"
+    study = fake_study(2)
+    path.write_text(render_page(replace(study, command=long, next_steps=((f"vtsweep report {long}", "again"),))))
+    page = watched(path.as_uri()).page
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_print_has_no_headings_of_what_is_folded(watched, url):
+    page = watched(url).page
+    page.emulate_media(media="print")
+    assert page.locator("details:not([open]):visible").count() == 0
+
+
+def test_trials_of_unknown_loss_come_last_whichever_way_is_sorted(watched, url):
+    page = watched(url).page
+    order = "(sign) => [NaN, 2, 1, NaN, 3].sort((a, b) => inOrderOf(a, b, sign)).map(String)"
+    assert page.evaluate(order, 1) == ["1", "2", "3", "NaN", "NaN"]
+    assert page.evaluate(order, -1) == ["3", "2", "1", "NaN", "NaN"]

@@ -180,3 +180,16 @@ def test_comparison_writes_one_page_for_both(tmp_path):
     written = make_comparison(bare, Storage(str(tmp_path)))
     page = (tmp_path / written[0]).read_text()
     assert "invented against other" in page
+
+
+def test_a_column_of_a_table_is_aligned_as_one():
+    mixed = pl.DataFrame({"stage": ["capture", "probe"], "digest": ["17d5ff", "eecce6"], "share": [0.5, None]})
+    page = render_page(replace(fake_study(1), stages=mixed))
+    assert page.count('<td class="left">17d5ff</td>') == page.count('<td class="left">eecce6</td>') == 1
+    assert '<th scope="col" class="left">digest</th>' in page
+    assert '<th scope="col">share</th>' in page
+
+
+def test_the_page_says_when_it_was_made_in_words():
+    page = render_page(replace(fake_study(1), created="2026-11-25T21:12:28+00:00"))
+    assert '<time datetime="2026-11-25T21:12:28+00:00">25 November 2026, 21:12 UTC</time>' in page

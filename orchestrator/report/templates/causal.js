@@ -159,6 +159,12 @@ function paretoFront(points, sign) {
   return front;
 }
 
+// What is not known (a failed trial) comes last, whichever way is sorted.
+function inOrderOf(a, b, sign) {
+  const missing = (v) => (typeof v !== "string" && !known(v) ? 1 : 0);
+  return missing(a) - missing(b) || (missing(a) ? 0 : sign * (a > b ? 1 : a < b ? -1 : 0));
+}
+
 // The trial table; a heading sorts by its column.
 function trialTable(model, rows, x, y) {
   const words = DATA.trials[model].words;
@@ -168,7 +174,7 @@ function trialTable(model, rows, x, y) {
     ["loss", (r) => r.final_loss], ["seconds", (r) => r.train_seconds]].filter(([, get]) => rows.some((r) => get(r) !== undefined && (typeof get(r) === "string" || known(get(r)))));
   const host = make("div", { class: "trial-table" });
   const fill = (by, sign) => {
-    const sorted = by === null ? rows : rows.slice().sort((a, b) => sign * (columns[by][1](a) > columns[by][1](b) ? 1 : -1));
+    const sorted = by === null ? rows : rows.slice().sort((a, b) => inOrderOf(columns[by][1](a), columns[by][1](b), sign));
     const table = numbersTable(columns.map(([name]) => name), sorted.map((r) => columns.map(([, get, format]) => {
       const v = get(r);
       return typeof v === "string" ? v : format ? format(v) : Number.isInteger(v) ? v : formatNumber(v, 3);

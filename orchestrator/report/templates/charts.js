@@ -16,7 +16,8 @@ function axisText(root, x, y, text, extra = {}) {
 function frame(root, spec, size, scaleX, scaleY, xTicks, yTicks) {
   const { width, height } = size;
   const bottom = height - MARGIN.bottom;
-  const ticksOf = (axis, ticks) => (axis.format === formatPercent ? percentTicks(ticks) : axis.format || tickFormat(ticks));
+  const ticksOf = (axis, ticks) => (axis.format === formatPercent ? percentTicks(ticks)
+    : axis.format && axis.format !== formatNumber ? axis.format : tickFormat(ticks));
   const formatX = ticksOf(spec.x, xTicks), formatY = ticksOf(spec.y, yTicks);
   for (const t of yTicks) {
     root.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scaleY(t), y2: scaleY(t), class: "grid" }));
@@ -146,12 +147,13 @@ function heatMap(spec) {
   const step = Math.max(22, Math.min(44, 470 / spec.columns.length));
   const tall = Math.max(11, Math.min(24, 420 / spec.rows.length));
   const names = spec.columns.map((c) => (typeof c === "number" ? String(c) : nameOf(c)));
-  const longest = Math.max(...names.map((n, i) => n.length * 7 - (i * step + step / 2) / 0.79));
+  const longest = Math.max(...names.map((n, i) => n.length * 7.8 - (i * step + step / 2) / 0.79));
   const slanted = names.some((n) => n.length * 6.2 > step);
   const left = Math.max(46, slanted ? longest * 0.79 + 8 : 0), top = 38;
-  const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 5.6 * 0.62 : 24;
+  const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 4.6 : 24;
   const width = left + step * spec.columns.length + 62, height = top + tall * spec.rows.length + foot;
   const root = chartRoot(width, height, `${spec.title}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
+  root.classList.add("heat");
   root.style.maxWidth = Math.max(340, width * 1.25) + "px";
   const cells = spec.rows.map((r) => spec.columns.map((c) => spec.cell(r, c)));
   const x = (c) => left + c * step, y = (r) => top + (spec.rows.length - 1 - r) * tall;

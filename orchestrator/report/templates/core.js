@@ -57,8 +57,9 @@ const slug = (text) => text.toLowerCase().replace(/[^a-z0-9]+/g, "-");
 function formatNumber(value, digits = 3) {
   if (!known(value)) return "n/a";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 0.001 || size >= 1e5)) return value.toExponential(1).replace("-", "−");
-  const text = size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : value.toFixed(digits - 1);
+  if (size !== 0 && (size < 0.001 || size >= 1e5)) return value.toExponential(1).replaceAll("-", "−");
+  const small = size !== 0 && size < 0.1;
+  const text = size >= 100 ? value.toFixed(0) : size >= 10 ? value.toFixed(1) : small ? value.toPrecision(digits - 1) : value.toFixed(digits - 1);
   return text.replace("-", "−");
 }
 const formatPercent = (value) => (known(value) ? (100 * value).toFixed(0).replace("-", "−") + " %" : "n/a");

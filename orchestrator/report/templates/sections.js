@@ -201,6 +201,7 @@ function correlationSection() {
 }
 
 const POSITIONS = ["vision_mean", "vision_single", "text_mean", "text_single", "last"];
+const ENCODER = "vision encoder (mean, last block)";
 const POSITION_LOOK = { vision_mean: ["vision", "", false], vision_single: ["vision", "5 3", true], text_mean: ["text", "", false],
   text_single: ["text", "5 3", true], last: ["text", "2 3", true] };
 
@@ -239,9 +240,10 @@ function probeSection() {
       all.push(charts);
       const rows = probeRows(p, solver);
       const mean = averaged(rows, (r) => `${r.tap}|${r.layer}|${r.position_kind}|${r.attribute}`);
-      const deep = mean.filter((r) => r.position_kind === kind && r.tap === probeTap(mean, kind));
+      const tap = probeTap(mean, kind);
+      const deep = mean.filter((r) => r.position_kind === kind && r.tap === tap);
       const columns = inOrder(p, deep);
-      if (columns.length) charts.push(heatMap({ title: p.label, hint: nameOf(kind), rows: ascending(deep.map((r) => r.layer)), columns, rowLabel: "layer", selected: attribute,
+      if (columns.length) charts.push(heatMap({ title: p.label, hint: tap === "decoder" ? nameOf(kind) : `${nameOf(kind)}, ${STYLE.taps[tap]}`, rows: ascending(deep.map((r) => r.layer)), columns, rowLabel: "layer", selected: attribute,
         onSelect: (a) => s.set("attribute", a), scale: { label: "skill", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) },
         cell: (at, a) => {
           const r = deep.find((q) => q.layer === at && q.attribute === a);
@@ -261,35 +263,38 @@ function probeSection() {
       const controls = mine.filter((r) => r.position_kind === "text_mean" || r.position_kind === kind);
       const average = (f) => controls.reduce((sum, r) => sum + r[f], 0) / (controls.length || 1);
       const pixels = mine.find((r) => r.position_kind === "pixels");
+      const encoder = mine.filter((r) => r.tap === "encoder" && r.position_kind === "vision_mean").sort((a, b) => b.layer - a.layer)[0];
       charts.push(lineChart({ title: nameOf(attribute), hint: p.label, series: curves, x: { label: "layer", whole: true },
         y: { label: mine[0].kind === "classification" ? "accuracy" : "R²", domain: [Math.min(0, ...curves.flatMap((c) => c.points.map((q) => Math.max(-0.3, q.y)))) - 0.03, 1.03] },
         rules: [{ name: "majority or mean", y: average("baseline"), colour: "var(--control)" }, { name: "shuffled labels", y: average("control"), colour: "var(--control)", dash: "2 3" },
-          { name: "pixels", y: pixels?.score, colour: "var(--ink)", dash: "7 3 2 3" }] }));
+          { name: "pixels", y: pixels?.score, colour: "var(--ink)", dash: "7 3 2 3" }, { name: ENCODER, y: encoder?.score, colour: "var(--ink)", dash: "1 3" }] }));
       const places = placeMap(p, rows, attribute, layer);
       if (places) charts.push(places);
     }
     s.legendOf([...POSITIONS.filter((k) => used.has(k)).map((k) => ({ name: nameOf(k), colour: colourOf(POSITION_LOOK[k][0]), dash: POSITION_LOOK[k][1], hollow: POSITION_LOOK[k][2] })),
-      { name: "majority or mean", colour: "var(--control)" }, { name: "shuffled labels", colour: "var(--control)", dash: "2 3" }, { name: "pixels", colour: "var(--ink)", dash: "7 3 2 3" }]);
+      { name: "majority or mean", colour: "var(--control)" }, { name: "shuffled labels", colour: "var(--control)", dash: "2 3" }, { name: "pixels", colour: "var(--ink)", dash: "7 3 2 3" },
+      ...(namesIn("probes", "tap").has("encoder") ? [{ name: ENCODER, colour: "var(--ink)", dash: "1 3" }] : [])]);
     s.show(all.filter((c) => c.length), "Skill is (score − baseline) / (1 − baseline): 0 is the majority class or the mean, 1 is perfect. × marks cells whose 95 % interval reaches "
       + "the baseline or the shuffled-label control. Single tokens: mean over places. Choose a column to see its curves.");
   };
   return s;
 }
 
-// The tap whose layers stand for a kind of position.
+// The tap that stands for a kind of position over the decoder's depth; vision tokens of `cross_kv` models are in the values.
 function probeTap(rows, kind) {
   const mine = rows.filter((r) => r.position_kind === kind);
   const taps = unique(mine.map((r) => r.tap));
-  const layers = (tap) => unique(mine.filter((r) => r.tap === tap).map((r) => r.layer)).length;
-  return taps.includes("decoder") ? "decoder" : taps.sort((a, b) => layers(b) - layers(a))[0];
+  return ["decoder", "cross_v", "cross_k"].find((tap) => taps.includes(tap)) || taps[0];
 }
 
 function placeMap(p, rows, attribute, wanted) {
   if (!p.grid || !Object.keys(p.places).length) return null;
   const tap = probeTap(rows, "vision_single");
-  const layer = Math.min(wanted ?? p.nLayers, p.nLayers);
-  const mine = rows.filter((r) => r.attribute === attribute && r.layer === layer && r.tap === tap && p.places[r.position]);
-  if (!mine.length) return null;
+  const placed = rows.filter((r) => r.attribute === attribute && r.tap === tap && p.places[r.position]);
+  if (!placed.length) return null;
+  const layers = ascending(placed.map((r) => r.layer));  // not every layer holds cross-attention
+  const layer = layers.filter((l) => l <= (wanted ?? p.nLayers)).pop() ?? layers[0];
+  const mine = placed.filter((r) => r.layer === layer);
   const at = new Map(mine.map((r) => [p.places[r.position].join("|"), r]));
   const [n, m] = p.grid;
   return heatMap({ title: `${nameOf(attribute)} by place, layer ${layer}`, hint: p.label, rows: [...Array(n).keys()].reverse(), columns: [...Array(m).keys()], rowLabel: "row of the image grid", rowName: "row",

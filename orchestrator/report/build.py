@@ -16,6 +16,7 @@ from orchestrator.report.figures.base import save
 from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.page import render_page
+from orchestrator.report.probe_views import decoder_taps, vision_tap
 from orchestrator.report.trial_views import finished, outcomes
 from orchestrator.schema import GROUPS
 
@@ -112,12 +113,14 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
     if (probes := point.probes) is not None and probes.height:
         probes = _ordered(probes, point)
         number = 5 if point.source == "coco" else 4
-        if probes.filter(pl.col("tap") == "decoder").height:
-            yield f"fig{number}_probes", partial(figures.probe_heat_figure, probes, title)
-            yield f"fig{number}_probe_curves", partial(figures.probe_curves_figure, probes, title)
-        placed = pl.col("position").is_in(list(point.places or ())) & pl.col("score").is_not_null()
-        if point.grid and probes.filter(placed).height:
-            draw = partial(figures.probe_places_figure, probes, title, point.places, point.grid)
+        for tap in decoder_taps(probes):
+            suffix = "" if tap == "decoder" else f"_{tap}"
+            yield f"fig{number}_probes{suffix}", partial(figures.probe_heat_figure, probes, title, tap=tap)
+            yield f"fig{number}_probe_curves{suffix}", partial(figures.probe_curves_figure, probes, title, tap=tap)
+        tap = vision_tap(probes)
+        placed = pl.col("position").is_in(list(point.places or ())) & (pl.col("tap") == tap)
+        if tap and point.grid and probes.filter(placed & pl.col("score").is_not_null()).height:
+            draw = partial(figures.probe_places_figure, probes, title, point.places, point.grid, tap=tap)
             yield f"fig{number}_probe_places", draw
     if (deletion := point.deletion) is not None and deletion.height:
         yield "deletion", partial(figures.deletion_figure, deletion, title)

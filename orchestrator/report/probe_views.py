@@ -14,6 +14,27 @@ POSITION_NAMES = {
     "pixels": "pixels (control)",
 }
 
+DECODER_TAPS = ("decoder", "cross_v", "cross_k")
+"""Taps whose layers are the decoder's; those of `cross_kv` models hold the vision tokens that the decoder lacks."""
+
+
+def decoder_taps(probes: pl.DataFrame) -> list[str]:
+    """The taps of `DECODER_TAPS` that hold scores."""
+    there = set(probes.filter(pl.col("score").is_not_null())["tap"])
+    return [tap for tap in DECODER_TAPS if tap in there]
+
+
+def vision_tap(probes: pl.DataFrame) -> str | None:
+    """The tap that stands for vision tokens over the decoder's depth: its own states, else values, else keys."""
+    taps = decoder_taps(probes.filter(pl.col("position").str.starts_with("vision")))
+    return taps[0] if taps else None
+
+
+def encoder_baseline(probes: pl.DataFrame) -> pl.DataFrame:
+    """What the last tapped block of the vision encoder gives in the mean of its tokens: attribute, score."""
+    rows = best_linear(probes).filter((pl.col("tap") == "encoder") & (pl.col("position") == "vision_mean"))
+    return rows.filter(pl.col("layer") == pl.col("layer").max()).select("attribute", "score")
+
 
 def with_skill(probes: pl.DataFrame) -> pl.DataFrame:
     """`probes` with `skill` = (score - baseline) / (1 - baseline) and its interval, and `position_kind`.

@@ -9,8 +9,15 @@ import polars as pl
 from matplotlib.figure import Figure
 
 from orchestrator.report.figures.base import MISSING, band, head, heat_map, layer_axis, legend, new_panels, styled
-from orchestrator.report.probe_views import POSITION_KINDS, POSITION_NAMES, best_linear, by_kind, with_skill
-from orchestrator.report.style import CONTROL_COLOUR, GROUP_COLOURS, SEQUENTIAL, name_of
+from orchestrator.report.probe_views import (
+    POSITION_KINDS,
+    POSITION_NAMES,
+    best_linear,
+    by_kind,
+    encoder_baseline,
+    with_skill,
+)
+from orchestrator.report.style import CONTROL_COLOUR, GROUP_COLOURS, SEQUENTIAL, TAP_NAMES, name_of
 
 CURVES = {
     "vision_mean": (GROUP_COLOURS["vision"], "-", "o"),
@@ -32,6 +39,7 @@ def probe_heat_figure(probes: pl.DataFrame, title: str, tap: str = "decoder") ->
     kinds = [k for k in POSITION_KINDS if k in set(table["position_kind"])]
     attributes = table["attribute"].unique(maintain_order=True).to_list()
     layers = sorted(table["layer"].unique().to_list())
+    title = f"{title}{_where(tap)}"
     figure, panels = new_panels(
         len(kinds), width=1.1 + 0.32 * len(attributes), height=2.0 + 0.2 * min(len(layers), 20), columns=3
     )
@@ -49,21 +57,22 @@ def probe_heat_figure(probes: pl.DataFrame, title: str, tap: str = "decoder") ->
         )
         axes.set_title(POSITION_NAMES[kind])
         if k % 3 == 0:
-            axes.set_ylabel("decoder layer (0 = input)")
+            axes.set_ylabel(_layer_words(tap))
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, pad=0.01)
     bar.set_label("skill: 0 = baseline, 1 = perfect")
-    n = int(probes["n_test"].max() or 0)  # type: ignore[arg-type]
+    n = int(table["n_test"].max() or 0)  # type: ignore[arg-type]
     head(figure, f"Linear probes · {title} · {n} held-out images · × reaches the baseline or the shuffled control")
     return figure
 
 
 @styled
 def probe_curves_figure(probes: pl.DataFrame, title: str, tap: str = "decoder") -> Figure:
-    """Score by layer for each attribute with 95 % intervals, baseline, shuffled-label control and pixel baseline."""
+    """Score by layer for each attribute with 95 % intervals, against trivial, shuffled, pixel and encoder baselines."""
     table = by_kind(probes)
     attributes = table.filter(pl.col("tap") == tap)["attribute"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(len(attributes), columns=4)
     scores = _scores(probes)
+    encoder = dict(encoder_baseline(probes).iter_rows())
     for axes, attribute in zip(panels, attributes, strict=True):
         part = scores.filter((pl.col("attribute") == attribute) & (pl.col("tap") == tap))
         for kind, (colour, dash, marker) in CURVES.items():
@@ -82,23 +91,29 @@ def probe_curves_figure(probes: pl.DataFrame, title: str, tap: str = "decoder") 
         ].max()
         if pixels is not None:
             axes.axhline(float(pixels), color="#222222", lw=1, ls="-.", label="pixels")  # type: ignore[arg-type]
+        if (above := encoder.get(attribute)) is not None:
+            axes.axhline(float(above), color="#222222", lw=1, ls=(0, (1, 1)), label="vision encoder (mean, last block)")
         classes = part["kind"].first() == "classification"
         axes.set_title(name_of(attribute).capitalize())
         axes.set_ylabel("accuracy" if classes else "R²")
         axes.set_ylim(max(-0.25, min(0.0, float(part["ci_low"].min() or 0))) - 0.02, 1.02)  # type: ignore[arg-type]
-        layer_axis(axes)
+        layer_axis(axes, _layer_words(tap))
     legend(figure, panels, "outside lower center", 4)
-    head(figure, f"Linear probes by layer · {title} · band = 95 % interval over held-out images")
+    head(figure, f"Linear probes by layer · {title}{_where(tap)} · band = 95 % interval over held-out images")
     return figure
 
 
 @styled
 def probe_places_figure(
-    probes: pl.DataFrame, title: str, places: Mapping[str, tuple[int, int]], grid: tuple[int, int]
+    probes: pl.DataFrame,
+    title: str,
+    places: Mapping[str, tuple[int, int]],
+    grid: tuple[int, int],
+    tap: str = "decoder",
 ) -> Figure:
     """Skill of single vision tokens at their places on the image grid, at the layer where the mean place is best."""
     table = with_skill(best_linear(probes)).filter(
-        (pl.col("tap") == "decoder") & pl.col("position").is_in(list(places)) & pl.col("skill").is_not_null()
+        (pl.col("tap") == tap) & pl.col("position").is_in(list(places)) & pl.col("skill").is_not_null()
     )
     attributes = table["attribute"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(len(attributes), width=2.2, height=2.3, columns=6)
@@ -116,8 +131,17 @@ def probe_places_figure(
         axes.set_title(f"{name_of(attribute)}\nlayer {layer}", fontsize=8)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, pad=0.01)
     bar.set_label("skill of one token's probe")
-    head(figure, f"What single vision tokens know, by place on the image · {title} · grey: not probed")
+    head(figure, f"What single vision tokens know, by place on the image · {title}{_where(tap)} · grey: not probed")
     return figure
+
+
+def _where(tap: str) -> str:
+    """What a heading says of a tap beside the decoder's own states."""
+    return "" if tap == "decoder" else f" · {TAP_NAMES.get(tap, tap)}"
+
+
+def _layer_words(tap: str) -> str:
+    return "decoder layer (0 = input)" if tap == "decoder" else "decoder layer of the cross-attention"
 
 
 def _scores(probes: pl.DataFrame) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.layout import Stage, Storage, canonical_json
 from orchestrator.models.planning import Footprint, footprint
 from orchestrator.preflight import check_names
+from orchestrator.search_space import check_search
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
 from orchestrator.tables import format_cell, print_rows
@@ -74,6 +75,7 @@ def make_plan(sweep: Sweep) -> Plan:
     problems: list[str] = []
     stages: dict[tuple[StageName, str], PlannedStage] = {}
     wanted = with_inputs(sweep.study.stages)
+    check_search(sweep)
     for point in sweep.points:
         check_names(point.run, wanted, None)
     for name in wanted:

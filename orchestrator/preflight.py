@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you_mean
 from orchestrator.layout import Storage, canonical_json
+from orchestrator.search_space import check_search
 from orchestrator.sweep import Sweep
 
 _PROBE_FILE = ".vtsweep-write-test"
@@ -22,6 +23,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
         VtsweepError: of the first kind of problem found; every problem of a kind is in the message.
     """
     runs = [point.run for point in sweep.points]
+    check_search(sweep)
     _each(_distinct(runs, lambda run: run.model), _check_model)
     for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
         for other in runs:

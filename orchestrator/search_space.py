@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import RunConfig, SearchAxis
-from orchestrator.sweep import set_key, validate
+from orchestrator.errors import ConfigError, did_you_mean
+from orchestrator.sweep import Sweep, set_key, validate
 
 
 def draw(axis: SearchAxis, rng: Any) -> Any:
@@ -39,6 +40,35 @@ def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     for key, value in values.items():
         tree = set_key(tree, key, value, where="search")
     return validate(RunConfig, tree, "search")
+
+
+def check_search(sweep: Sweep) -> None:
+    """Refuse, before anything starts, a searched key that does not exist and a space that reaches beyond its limits.
+
+    Raises:
+        ConfigError: naming the key and what its section allows.
+    """
+    for key, axis in sweep.study.search.items():
+        section, _, name = key.partition(".")
+        if section == "probe":
+            from orchestrator.probes.search import SETTINGS
+
+            if name not in SETTINGS:
+                raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
+        elif section == "finetune":
+            for point in sweep.points:
+                for value in _extremes(axis):
+                    sampled(point.run, {key: value})
+        else:
+            raise ConfigError(f"search.{key}: only keys of finetune and probe can be searched")
+
+
+def _extremes(axis: SearchAxis) -> list[Any]:
+    """Every choice, or both ends of a range."""
+    if axis.kind == "choice":
+        return list(axis.values or ())
+    low, high = bounds(axis)
+    return [int(low), int(high) - 1] if axis.kind == "randint" else [low, high]
 
 
 def tune_domain(axis: SearchAxis) -> Any:

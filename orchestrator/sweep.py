@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.config import RunConfig, Section, StudyConfig
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.layout import canonical_json
+from orchestrator.strict_yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Point:
     @property
     def label(self) -> str:
         """`ratio=0.5 seed=1`; `base` where the study has a single point."""
-        names = [key.rsplit(".", 1)[-1].replace("complexity_ratio", "ratio") for key in self.axes]
+        short = [key.rsplit(".", 1)[-1] for key in self.axes]
+        names = [key if short.count(name) > 1 else name for key, name in zip(self.axes, short, strict=True)]
+        names = [name.replace("complexity_ratio", "ratio") for name in names]
         return " ".join(map("{}={}".format, names, map(_short, self.axes.values()))) or "base"
 
 
@@ -60,7 +63,7 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
     try:
-        raw = yaml.safe_load(text)
+        raw = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: not valid YAML: {error}") from error
     if not isinstance(raw, dict):
@@ -75,22 +78,40 @@ def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: s
     for key, value in study_keys.items():
         tree = set_key(tree, key, value, where="override")
     study = validate(StudyConfig, tree, file)
+    _check_axes(study, file)
+    points: dict[str, Point] = {}
+    for axes in _expand(study):
+        tree = dict(study.base)
+        # A section before its own keys: `data` would otherwise wipe out `data.seed`.
+        for key, value in [*sorted(axes.items(), key=lambda axis: axis[0].count(".")), *run_keys.items()]:
+            tree = set_key(tree, key, value, where=file)
+        try:
+            run = validate(RunConfig, tree, file, prefix="base")
+        except ConfigError as error:
+            place = f"\n{file}: at the point {Point(RunConfig(), axes).label}" if axes else ""
+            raise ConfigError(f"{error}{place}") from None
+        kept = {key: value for key, value in axes.items() if not _overridden(key, run_keys)}
+        point = Point(run, kept)
+        first = points.setdefault(canonical_json(run.model_dump(mode="json", exclude={"how"})), point)
+        if first.run.how != run.how:
+            raise ConfigError(
+                f"{file}: the points {first.label!r} and {point.label!r} differ in `how` alone, which changes no "
+                "result; set it in `base`"
+            )
+    return Sweep(study, tuple(points.values()), file, text)
+
+
+def _check_axes(study: StudyConfig, file: str) -> None:
     for section in ("axes", "zip"):
         for key, values in getattr(study, section).items():
             if not values:
                 raise ConfigError(f"{file}: {section}.{key}: expected at least one value, found an empty list")
+    for key in study.zip:
+        if key in study.axes:
+            raise ConfigError(f"{file}: {key}: stands in both `axes` and `zip`; expected one of them")
     lengths = {key: len(values) for key, values in study.zip.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"{file}: zip: lists must be equally long, found {lengths}")
-    points: dict[str, Point] = {}
-    for axes in _expand(study):
-        tree = dict(study.base)
-        for key, value in {**axes, **run_keys}.items():
-            tree = set_key(tree, key, value, where=file)
-        run = validate(RunConfig, tree, file, prefix="base")
-        kept = {key: value for key, value in axes.items() if not _overridden(key, run_keys)}
-        points.setdefault(canonical_json(run.model_dump(mode="json")), Point(run, kept))
-    return Sweep(study, tuple(points.values()), file, text)
 
 
 def _expand(study: StudyConfig) -> Iterator[dict[str, Any]]:
@@ -101,7 +122,7 @@ def _expand(study: StudyConfig) -> Iterator[dict[str, Any]]:
 
 
 def _overridden(key: str, overrides: Mapping[str, Any]) -> bool:
-    return any(key == k or k == key.split(".")[0] for k in overrides)
+    return any(f"{key}.".startswith(f"{k}.") for k in overrides)
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -113,9 +134,11 @@ def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str,
         if not sign or not key:
             raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example data.n_images=500")
         try:
-            parsed = yaml.safe_load(value) if value else ""
+            parsed = read_yaml(value) if value else ""
         except yaml.YAMLError as error:
             raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
+        if "#" in value and "#" not in str(parsed):
+            raise ConfigError(f"override {text!r}: what follows # is a comment in YAML; quote the value to keep it")
         head = key.split(".")[0]
         if head in StudyConfig.model_fields:
             study[key] = parsed

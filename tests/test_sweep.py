@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.config import CocoConfig, ScenesConfig
 from orchestrator.errors import ConfigError
+from orchestrator.search_space import check_search
 from orchestrator.sweep import load_sweep, make_sweep
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
@@ -22,6 +23,11 @@ def test_axes_make_the_product_and_zip_goes_in_lockstep() -> None:
     found = [(p.run.finetune.complexity_ratio, p.run.data.n_images, p.run.data.seed) for p in sweep.points]
     assert found == [(0.0, 1, 5), (0.0, 2, 6), (0.5, 1, 5), (0.5, 2, 6)]
     assert sweep.points[0].label == "ratio=0 n_images=1 seed=5"
+
+
+def test_labels_tell_axes_of_the_same_last_name_apart() -> None:
+    sweep = make_sweep({**BASE, "axes": {"data.seed": [1], "finetune.seed": [2]}})
+    assert sweep.points[0].label == "data.seed=1 finetune.seed=2"
 
 
 def test_equal_points_are_kept_once() -> None:
@@ -47,6 +53,82 @@ def test_a_whole_section_can_be_an_axis() -> None:
     assert [p.label for p in sweep.points] == ["data=scenes", "data=coco"]
 
 
+def test_a_section_as_an_axis_keeps_the_axes_of_its_own_keys() -> None:
+    sweep = make_sweep({"name": "t", "axes": {"data.seed": [0, 1], "data": [{"source": "scenes", "n_images": 4}]}})
+    assert [p.run.data.seed for p in sweep.points] == [0, 1]
+
+
+def test_a_label_leaves_out_an_axis_whose_section_was_overridden() -> None:
+    axes = {"axes": {"finetune.language.rank": [4, 8]}}
+    sweep = make_sweep({**BASE, **axes}, ["finetune.language={rank: 2, learning_rate: 1e-3}"])
+    assert [p.label for p in sweep.points] == ["base"]
+
+
+def test_the_same_layers_in_another_order_are_the_same_setting() -> None:
+    assert make_sweep(BASE, ["capture.layers=[4,0,4]"]).points[0].run.capture.layers == (0, 4)
+
+
+def test_a_point_that_alone_is_invalid_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"(?s)complexity_ratio.*found '2'.*at the point ratio=2"):
+        make_sweep({**BASE, "axes": {"finetune.complexity_ratio": [0.5, 2]}})
+
+
+def test_points_that_differ_only_in_how_are_refused_and_how_may_follow_another_axis() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=1.*batch_size=2.*changes no result"):
+        make_sweep({**BASE, "axes": {"how.batch_size": [1, 2]}})
+    both = {"model.name": ["reference-joint", "reference-cross"], "how.batch_size": [1, 2]}
+    assert [p.run.how.batch_size for p in make_sweep({**BASE, "zip": both}).points] == [1, 2]
+
+
+def test_a_key_in_both_axes_and_zip_is_refused() -> None:
+    with pytest.raises(ConfigError, match="both `axes` and `zip`"):
+        make_sweep({**BASE, "axes": {"data.seed": [1]}, "zip": {"data.seed": [2]}})
+
+
+@pytest.mark.parametrize(
+    ("search", "piece"),
+    [
+        ({"finetune.learning_rat": {"kind": "uniform", "low": 0, "high": 1}}, "learning_rat"),
+        ({"finetune.dropout": {"kind": "uniform", "low": 0, "high": 7}}, "less than 1"),
+        ({"finetune.n_steps": {"kind": "uniform", "low": 1, "high": 7}}, "valid integer"),
+        ({"finetune.method": {"kind": "choice", "values": ["lora", "ful"]}}, "'full'"),
+        ({"probe.widht": {"kind": "choice", "values": [8]}}, "'width'"),
+        ({"capture.seed": {"kind": "randint", "low": 0, "high": 4}}, "finetune and probe"),
+    ],
+)
+def test_a_search_that_could_not_run_is_refused_before_anything_starts(search: dict, piece: str) -> None:
+    with pytest.raises(ConfigError, match="search") as caught:
+        check_search(make_sweep({**BASE, "search": search}))
+    assert piece in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "piece"),
+    [
+        ("name: a\nname: b", "'name' stands twice"),
+        ("name: a\nbase: {capture: {seed: 1, seed: 2}}", "'seed' stands twice"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, piece: str) -> None:
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=piece):
+        load_sweep(tmp_path / "x.yaml")
+
+
+def test_a_merged_key_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text(
+        "name: a\nzip: {capture: [&c {seed: 1, n_text_positions: 2}, &d {<<: *c, seed: 3}, {<<: *d, seed: 4}]}"
+    )
+    found = [(p.run.capture.seed, p.run.capture.n_text_positions) for p in load_sweep(tmp_path / "x.yaml").points]
+    assert found == [(1, 2), (3, 2), (4, 2)]
+
+
+def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("name: a\naxes: {finetune.language.learning_rate: [3e-4, 1E-3, .5e-2, 1.e-1]}")
+    axes = [p.axes["finetune.language.learning_rate"] for p in load_sweep(tmp_path / "x.yaml").points]
+    assert axes == [3e-4, 1e-3, 5e-3, 0.1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "pieces"),
     [
@@ -63,6 +145,13 @@ def test_a_whole_section_can_be_an_axis() -> None:
         (["stages=[captur]"], ["stages", "'captur'", "'capture'"]),
         (["name=a/b"], ["name", "a/b"]),
         (["capture.layers=[1"], ["not valid YAML"]),
+        (["capture.layers=[-1]"], ["capture.layers", "greater than or equal to 0"]),
+        (["capture.layers=[]"], ["capture.layers", "at least 1"]),
+        (["capture.metrics=[]"], ["capture.metrics", "at least 1"]),
+        (["capture.prompt="], ["capture.prompt", "at least 1"]),
+        (["capture.prompt=what # is it"], ["capture.prompt", "comment"]),
+        (["stages=[]"], ["stages", "at least 1"]),
+        (["finetune.complexity_ratio=true"], ["finetune.complexity_ratio", "valid number", "True"]),
     ],
 )
 def test_bad_input_is_named(overrides: list[str], pieces: list[str]) -> None:

@@ -11,7 +11,7 @@ from orchestrator.config.data import CocoConfig, DataConfig, FolderConfig, Scene
 from orchestrator.config.finetune import FinetuneConfig, GroupConfig, TaskConfig
 from orchestrator.config.how import HowConfig, TrackConfig
 from orchestrator.config.probe import ProbeConfig
-from orchestrator.config.section import STAGES, Count, Int, PositiveFloat, PositiveInt, Section, Share, StageName
+from orchestrator.config.section import STAGES, Count, Float, Int, PositiveFloat, PositiveInt, Section, Share, StageName
 from orchestrator.config.study import RunConfig, SearchAxis, StudyConfig
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Count",
     "DataConfig",
     "FinetuneConfig",
+    "Float",
     "FolderConfig",
     "GroupConfig",
     "HowConfig",

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from orchestrator.config.section import Count, Int, PositiveInt, Section, Share
+from orchestrator.config.section import Count, Float, Int, PositiveInt, Section, Share
 
 
 class AblateConfig(Section):
@@ -91,7 +91,7 @@ class AdaptiveRule(Section):
     """Compression metric at the `projector` tap, known before the decoder runs."""
     method: str
     """How tokens are chosen."""
-    edges: tuple[float, ...]
+    edges: tuple[Float, ...]
     """Ascending values of the metric that part the bins."""
     deleted_shares: tuple[Share, ...]
     """Share deleted in each bin, one more than edges."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from orchestrator.config.section import Count, Int, Section
+from orchestrator.config.section import Count, Section
 
 
 class ModelConfig(Section):
@@ -24,18 +24,19 @@ class ModelConfig(Section):
     """Folder of a trained LoRA adapter to load on top of the base weights."""
 
 
+TapName = Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"]
+
+
 class CaptureConfig(Section):
     """What is read inside the model for each image."""
 
-    prompt: str = "describe the image ."
+    prompt: Annotated[str, Field(min_length=1)] = "describe the image ."
     """The one fixed question asked of every image, so that a text position is the same token everywhere."""
-    taps: (
-        tuple[Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"], ...] | None
-    ) = None
+    taps: Annotated[tuple[TapName, ...], Field(min_length=1)] | None = None
     """Where to tap; `default` when absent: the decoder, the projector, and the cross-attention taps of `cross_kv`."""
-    layers: tuple[Int, ...] | None = None
+    layers: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Decoder tap points (0 = input of the first layer, L = before the final norm); all when absent."""
-    metrics: tuple[str, ...] | None = None
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Compression metrics; all of the registry when absent."""
     keep_features: bool = True
     """Keep float16 features for probes."""
@@ -46,6 +47,12 @@ class CaptureConfig(Section):
     seed: Count = 0
     """Seed of the kept positions."""
 
+    @field_validator("layers")
+    @classmethod
+    def _in_order(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The same layers in another order are the same capture."""
+        return layers and tuple(sorted(set(layers)))
+
 
 class CorrelateConfig(Section):
     """Spearman correlation of each metric with each image attribute, by layer."""
@@ -54,7 +61,7 @@ class CorrelateConfig(Section):
     """Attributes; all of the source when absent."""
     n_bootstrap: Annotated[int, Field(strict=True, ge=0, le=100_000)] = 500
     """Bootstrap resamples of images for the interval; 0 for none."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1.0)] = 0.95
     """Level of the interval."""
     hold_fixed: str | None = "n_objects"
     """Attribute held fixed in the partial correlation; skipped where the source has no such attribute."""

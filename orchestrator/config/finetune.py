@@ -64,11 +64,11 @@ class FinetuneConfig(Section):
     vision: GroupConfig = GroupConfig(rank=0, learning_rate=1e-4)
     alpha_over_rank: PositiveFloat = 2.0
     """LoRA alpha divided by rank."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
     """LoRA dropout."""
     warmup_share: Share = 0.05
     """Share of steps with linear warm-up; cosine decay after it."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[float, Field(strict=True, ge=0.0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping norm."""
     gradient_checkpointing: bool = False

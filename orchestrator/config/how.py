@@ -22,7 +22,7 @@ class HowConfig(Section):
     """Model actors; one a GPU (or one in all on a CPU machine) when absent."""
     max_actors: PositiveInt | None = None
     """Upper size of an autoscaling actor pool; fixed size when absent."""
-    gpus_per_actor: Annotated[float, Field(ge=0.0)] | None = None
+    gpus_per_actor: Annotated[float, Field(strict=True, ge=0.0)] | None = None
     """GPUs an actor holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent."""
     cpus_per_actor: PositiveFloat = 1.0
     """CPUs an actor holds."""
@@ -32,7 +32,7 @@ class HowConfig(Section):
     """Threads of one actor or trial; all cores shared evenly when absent."""
     concurrent_trials: PositiveInt | None = None
     """Fine-tuning trials at a time; as many as resources allow when absent."""
-    gpus_per_trial: Annotated[float, Field(ge=0.0)] | None = None
+    gpus_per_trial: Annotated[float, Field(strict=True, ge=0.0)] | None = None
     """GPUs each process of a trial holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent. More
     than 1 needs `device_map: auto`, which spreads the model over them."""
     processes_per_trial: PositiveInt = 1

@@ -30,7 +30,7 @@ class ProbeConfig(Section):
     """Divide each feature by its deviation over training images (the mean is always taken off)."""
     n_folds: Annotated[int, Field(strict=True, ge=2, le=20)] = 5
     """Inner folds for the choice of the penalty (`ridge` uses exact leave-one-out, which is free)."""
-    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    test_fraction: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.3
     """Share of images held out for the score."""
     n_bootstrap: Count = 200
     """Bootstrap resamples of held-out images for the interval."""

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 Int = Annotated[int, Field(strict=True)]
 PositiveInt = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
+Float = Annotated[float, Field(strict=True)]
+Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0.0)]
 
 StageName = Literal["capture", "correlate", "probe", "finetune", "ablate"]
 STAGES: tuple[StageName, ...] = ("capture", "correlate", "probe", "finetune", "ablate")

@@ -12,7 +12,7 @@ from orchestrator.config.data import DataConfig, ScenesConfig
 from orchestrator.config.finetune import FinetuneConfig
 from orchestrator.config.how import HowConfig, TrackConfig
 from orchestrator.config.probe import ProbeConfig
-from orchestrator.config.section import Section, StageName
+from orchestrator.config.section import Float, Section, StageName
 
 
 class RunConfig(Section):
@@ -32,8 +32,8 @@ class SearchAxis(Section):
     """One searched hyperparameter, sampled by Ray Tune."""
 
     kind: Literal["uniform", "loguniform", "randint", "choice"]
-    low: float | None = None
-    high: float | None = None
+    low: Float | None = None
+    high: Float | None = None
     values: tuple[Any, ...] | None = None
 
     @model_validator(mode="after")
@@ -45,6 +45,8 @@ class SearchAxis(Section):
             raise ValueError(f"{self.kind} needs `low` < `high`")
         elif self.kind == "loguniform" and self.low <= 0:
             raise ValueError("loguniform needs `low` > 0")
+        elif self.kind == "randint" and (self.low % 1 or self.high % 1):
+            raise ValueError("randint needs whole numbers")
         return self
 
 
@@ -55,9 +57,9 @@ class StudyConfig(Section):
     """Name of the study; names its folder and its MLflow experiment."""
     description: str = ""
     """One sentence on what the study asks."""
-    storage: str = "results"
+    storage: Annotated[str, Field(min_length=1)] = "results"
     """Folder or URI where everything goes."""
-    stages: tuple[StageName, ...] = ("capture", "correlate")
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("capture", "correlate")
     """Stages, in order; a report and MLflow runs follow."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Settings shared by all points."""

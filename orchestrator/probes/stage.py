@@ -17,7 +17,7 @@ from orchestrator.data.source import make_source
 from orchestrator.layout import STAGE_FILE, Stage, Storage
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
-from orchestrator.probes.split import Split, check_leak, content_keys, make_split
+from orchestrator.probes.split import Split, check_leak, make_split
 from orchestrator.probes.targets import Target, make_targets
 from orchestrator.progress import Progress
 
@@ -83,14 +83,12 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
     if stage.store.exists(STAGE_FILE):
         plan = stage.open()
         return Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets)
+    indices = features.images["index"].to_list()
+    with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
+        pixels, keys = load_pixels(source, indices, progress.advance)
     if "pixels" in config.controls:
-        indices = features.images["index"].to_list()
-        with Progress("probe: pixels", len(indices), "images", quiet=quiet) as progress:
-            pixels, keys = load_pixels(source, indices, progress.advance)
         stage.store.write_array(PIXEL_FILE, pixels)
         blocks.append((PIXELS, 0, [PIXELS]))
-    else:
-        keys = content_keys(features.slice(*blocks[0][:2]))
     first: dict[str, int] = {}
     work = Work(stage, capture, config, blocks, [first.setdefault(key, i) for i, key in enumerate(keys)], targets)
     assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written

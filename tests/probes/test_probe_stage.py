@@ -32,10 +32,10 @@ def make_run(**probe: Any) -> RunConfig:
 def make_capture(storage: Storage, *, copy: bool = False) -> Stage:
     """Two shards of noise. Number of objects: in every vision token at layer 2 and 4, in text from layer 4 on."""
     source = make_source(SCENES)
-    samples = [source.load(3 if copy and i == 50 else i) for i in range(len(source))]
+    places = [3 if copy and i == 50 else i for i in range(len(source))]
     rows = [
-        {"image_id": source.ids[i], "source": "scenes", "index": i, "width": 32, "height": 32, **sample.attributes}
-        for i, sample in enumerate(samples)
+        {"image_id": name, "source": "scenes", "index": i, "width": 32, "height": 32, **source.load(i).attributes}
+        for name, i in zip(source.ids, places, strict=True)
     ]
     images = pl.DataFrame(rows)
     random = np.random.default_rng(0)
@@ -44,7 +44,8 @@ def make_capture(storage: Storage, *, copy: bool = False) -> Stage:
     features[:, 1:, :3, 2] += 2 * count[:, None, None]
     features[:, 2, 3:5, 2] += 2 * count[:, None]
     if copy:
-        features[50] = features[3]
+        features[50] = features[3] + 1e-3  # as another batch may round it
+    features[:, 0, 3:] = 1.0  # the prompt alone, before any layer has read the image
     capture = Stage(storage, "capture", {"n": len(rows), "copy": copy})
     capture.open({})
     kept = {"features": {"decoder": {"layers": LAYERS, "positions": POSITIONS}}}
@@ -113,12 +114,21 @@ def test_an_object_store_gives_the_same_table_as_a_disk(probes: pl.DataFrame) ->
     assert table.equals(probes)
 
 
-def test_a_copied_image_is_left_out_and_counted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("controls", [("shuffled",), ("shuffled", "pixels")])
+def test_a_copied_image_is_left_out_and_counted(tmp_path: Path, controls: tuple[str, ...]) -> None:
     capture = make_capture(Storage(str(tmp_path)), copy=True)
-    run = make_run(attributes=("n_objects",), controls=("shuffled",), layers=(2,))
+    run = make_run(attributes=("n_objects",), controls=controls, layers=(2,))
     stage = run_probes(run, Storage(str(tmp_path)), capture, quiet=True)
     assert stage.summary()["copies_left_out"] == 1
     assert set(stage.scan("probes").select(pl.col("n_train") + pl.col("n_test")).collect()["n_train"]) == {59}
+
+
+def test_states_that_are_the_same_for_every_image_make_no_copies_of_them(storage: Storage, capture: Stage) -> None:
+    run = make_run(attributes=("n_objects",), controls=("shuffled",), layers=(0,), positions=("text_mean", "last"))
+    stage = run_probes(run, storage, capture, quiet=True)
+    assert stage.summary()["copies_left_out"] == 0
+    table = stage.scan("probes").collect()
+    assert table["score"].to_list() == pytest.approx(table["baseline"].to_list(), abs=1e-5)
 
 
 def test_names_that_were_not_captured_are_refused_before_any_work(storage: Storage, capture: Stage) -> None:

@@ -60,13 +60,12 @@ class CocoSource:
         table = _objects(document, file, numbers)
         records = _records(document, "images", file, ("id", "file_name", "width", "height"))
         images = {_whole(record["id"], f"{file}: image id"): record for record in records}
+        if len(images) < len(records):
+            raise DataError(f"{file}: an image id stands twice")
         chosen = self._choose(np.array(sorted(images), dtype=np.int64), table)
         self.ids: Sequence[str] = [f"{config.split}-{image:012d}" for image in chosen.tolist()]
         self.names = [safe_name(str(images[i]["file_name"]), f"{file}, image {i}") for i in chosen.tolist()]
-        self.sizes = np.array([(images[i]["width"], images[i]["height"]) for i in chosen.tolist()], dtype=np.int32)
-        if (self.sizes < 1).any():
-            bad = chosen[(self.sizes < 1).any(1)][0]
-            raise DataError(f"{file}, image {bad}: expected a width and height of 1 px or more")
+        self.sizes = np.array([_size(images[i], f"{file}, image {i}") for i in chosen.tolist()], dtype=np.int32)
         order = np.argsort(table.image, kind="stable")
         first = np.searchsorted(table.image[order], chosen, side="left")
         last = np.searchsorted(table.image[order], chosen, side="right")
@@ -74,10 +73,6 @@ class CocoSource:
         self.starts = np.concatenate([[0], np.cumsum(last - first)])
         self.category, self.crowd = table.category[rows], table.crowd[rows]
         self.box, self.area = table.box[rows], table.area[rows]
-        if (self.box[:, 2:] < 0).any():
-            raise DataError(
-                f"{file}: a box has a negative width or height: {self.box[(self.box[:, 2:] < 0).any(1)][0]}"
-            )
 
     def _choose(self, images: np.ndarray, table: _Table) -> np.ndarray:
         """Return the ids of the chosen images, sorted. A smaller `n_images` chooses a subset of a larger one."""
@@ -160,6 +155,13 @@ def _whole(value: Any, place: str) -> int:
     return value
 
 
+def _size(record: Mapping[str, Any], place: str) -> tuple[int, int]:
+    size = record["width"], record["height"]
+    if not all(isinstance(side, int | float) and side >= 1 and side == int(side) for side in size):
+        raise DataError(f"{place}: expected a width and height of 1 px or more, found {size[0]!r} x {size[1]!r}")
+    return int(size[0]), int(size[1])
+
+
 class _Table(NamedTuple):
     """All annotations of a file as columns."""
 
@@ -223,23 +225,31 @@ def _records(document: dict[str, Any], key: str, file: str, fields: tuple[str, .
 def _categories(document: dict[str, Any], file: str) -> tuple[list[str], list[str], dict[int, int]]:
     records = _records(document, "categories", file, ("id", "name"))
     names = [str(r["name"]) for r in records]
-    return names, [str(r.get("supercategory", r["name"])) for r in records], {r["id"]: i for i, r in enumerate(records)}
+    numbers = {_whole(r["id"], f"{file}: category id"): i for i, r in enumerate(records)}
+    return names, [str(r.get("supercategory", r["name"])) for r in records], numbers
 
 
 def _objects(document: dict[str, Any], file: str, numbers: dict[int, int]) -> _Table:
     records = _records(document, "annotations", file, ("image_id", "category_id", "bbox"))
     try:
         category = np.array([numbers[r["category_id"]] for r in records], dtype=np.int16)
-    except KeyError as error:
-        raise DataError(f"{file}: an annotation names category {error}, which `categories` lacks") from None
-    try:
         box = np.array([r["bbox"] for r in records], dtype=np.float64).reshape(len(records), 4)
         area = np.array([r.get("area", r["bbox"][2] * r["bbox"][3]) for r in records], dtype=np.float64)
         image = np.array([r["image_id"] for r in records], dtype=np.int64)
         crowd = np.array([r.get("iscrowd", 0) for r in records], dtype=bool)
+    except KeyError as error:
+        raise DataError(f"{file}: an annotation names category {error}, which `categories` lacks") from None
     except (TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"{file}: an annotation is malformed; expected bbox [x, y, width, height] in px, area and image_id as "
             f"numbers: {error}"
         ) from None
+    # NumPy makes NaN of a null.
+    odd = ~np.isfinite(box).all(1) | (box[:, 2:] < 0).any(1) | ~(area >= 0)
+    if odd.any():
+        record = records[int(odd.argmax())]
+        raise DataError(
+            f"{file}: a box or area is not a number or is negative: bbox {record['bbox']}, area {record.get('area')}, "
+            f"image {record['image_id']}"
+        )
     return _Table(image, category, crowd, box, area)

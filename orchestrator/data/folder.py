@@ -16,6 +16,10 @@ from orchestrator.data.attributes import Kind
 from orchestrator.data.images import read_image, safe_name
 from orchestrator.data.source import Sample
 from orchestrator.errors import DataError, did_you_mean
+from orchestrator.schema import TABLES
+
+FOLDER_VERSION = 2
+"""Raised whenever the same folder and table give other images or attributes; part of the fingerprint."""
 
 
 class FolderSource:
@@ -23,7 +27,7 @@ class FolderSource:
 
     The column `file` holds each image's path below the folder; a column `id`, where there is one, its id (else the
     path is the id). Every other column is an attribute, typed by its content: whole numbers are counts, other numbers
-    continuous, anything else (truth values too) categorical. An empty cell is a missing value.
+    continuous, anything else (truth values too) categorical. An empty cell, NA or NaN is a missing value.
 
     Raises DataError where the folder or table is missing, empty or malformed, or a path leaves the folder.
     """
@@ -63,7 +67,7 @@ class FolderSource:
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
-        return {**settings, "table": self.digest}
+        return {**settings, "version": FOLDER_VERSION, "table": self.digest}
 
 
 def _kind(dtype: pl.DataType) -> Kind:
@@ -75,7 +79,10 @@ def _kind(dtype: pl.DataType) -> Kind:
 def _read(data: bytes, file: str) -> pl.DataFrame:
     try:
         table = pl.read_csv(
-            io.BytesIO(data), infer_schema_length=None, schema_overrides={"file": pl.String, "id": pl.String}
+            io.BytesIO(data),
+            infer_schema_length=None,
+            schema_overrides={"file": pl.String, "id": pl.String},
+            null_values=["NA", "NaN", "nan"],
         )
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a CSV table: {error}") from None
@@ -83,6 +90,11 @@ def _read(data: bytes, file: str) -> pl.DataFrame:
         raise DataError(
             f"{file}: expected a column `file`, found {table.columns}.{did_you_mean('file', table.columns)}"
         )
+    for name in table.columns:
+        if not name or name != name.strip():
+            raise DataError(f"{file}: expected a name without spaces around it for every column, found {table.columns}")
+        if name in TABLES["images"].columns:
+            raise DataError(f"{file}: column {name!r} is one that the table of images has itself; give it another name")
     if table.is_empty():
         raise DataError(f"{file}: the table lists no images")
     if table.width - (2 if "id" in table.columns else 1) < 1:
@@ -95,5 +107,10 @@ def _read(data: bytes, file: str) -> pl.DataFrame:
             if table[key].n_unique() < len(table):
                 twice = table[key].filter(table[key].is_duplicated())[0]
                 raise DataError(f"{file}: {key} {twice!r} occurs more than once")
+    for name, dtype in table.schema.items():
+        if dtype.is_integer() and dtype != pl.Int64:
+            raise DataError(f"{file}: column {name!r} holds whole numbers of more than 64 bits")
+        if dtype.is_float() and table[name].is_infinite().any():
+            raise DataError(f"{file}: column {name!r} holds an infinite value; expected a number or an empty cell")
     truths = [name for name, dtype in table.schema.items() if dtype == pl.Boolean]
     return table.with_columns(pl.col(truths).cast(pl.String))

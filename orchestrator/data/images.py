@@ -25,7 +25,8 @@ def decode(data: bytes, name: str, *, turn: bool = False) -> np.ndarray:
     """Decode an image as RGB uint8 of shape (height, width, 3).
 
     Grey-scale (8 and 16 bit), palette and CMYK images are converted; transparency is laid over white. With `turn` the
-    EXIF orientation is applied. Raises DataError for a file that is no image, is cut off, or is absurdly large.
+    EXIF orientation is applied. Raises DataError for a file that is no image, is cut off, is absurdly large, or holds
+    floating-point pixels, whose range nobody knows.
     """
     try:
         with warnings.catch_warnings():
@@ -44,6 +45,8 @@ def decode(data: bytes, name: str, *, turn: bool = False) -> np.ndarray:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits a channel")
     if image.mode.startswith("I;16") or image.mode == "I":
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:

@@ -48,7 +48,10 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Identify the content, free of absolute paths: equal fingerprints mean equal images and attributes."""
+        """Identify the content, free of absolute paths: settings and a digest of the annotations or the table.
+
+        Image files are not read: one that is replaced under its old name is not noticed.
+        """
         ...
 
 

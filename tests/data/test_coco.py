@@ -118,6 +118,13 @@ def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
         assert np.abs(image.astype(int) - 204).max() <= 6
 
 
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    source = open_coco(write(tmp_path))
+    Image.fromarray(np.full((40, 60), 0.8, np.float32)).save(tmp_path / "val2017" / "1.jpg", format="tiff")
+    with pytest.raises(DataError, match="floating-point pixels"):
+        source.load(0)
+
+
 def truncate(path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path, format="jpeg")
@@ -153,6 +160,12 @@ def test_a_file_name_that_leaves_the_root_is_refused(tmp_path: Path, name: str) 
     assert safe_name("a/b.jpg", "here") == "a/b.jpg"
 
 
+def with_annotation(**fields: Any) -> dict[str, Any]:
+    """A document whose one annotation has these fields."""
+    plain = {"image_id": 1, "category_id": 18, "bbox": [1, 2, 3, 4], "area": 12}
+    return {**document(), "annotations": [{**plain, **fields}]}
+
+
 def without(key: str) -> dict[str, Any]:
     content = document()
     del content[key]
@@ -174,6 +187,11 @@ def without(key: str) -> dict[str, Any]:
         ({**document(), "annotations": [{"image_id": 1, "category_id": 18, "bbox": [1, 2, 3]}]}, "malformed"),
         ({**document(), "annotations": [{"image_id": 1, "category_id": 18, "bbox": [1, 2, -3, 4]}]}, "negative"),
         ({**document(), "images": [{"id": 1, "file_name": "1.jpg", "width": 0, "height": 9}]}, "1 px or more"),
+        (with_annotation(bbox=[None, 2, 3, 4]), r"not a number.*bbox \[None"),
+        (with_annotation(area=None), "not a number.*area None"),
+        (with_annotation(category_id=[18]), "malformed"),
+        ({**document(), "images": [{"id": 1, "file_name": "1.jpg", "width": None, "height": 9}]}, "found None x 9"),
+        ({**document(), "images": document()["images"] * 2}, "stands twice"),
         ({**document(), "images": [{"id": "one", "file_name": "1.jpg", "width": 9, "height": 9}]}, "whole number"),
     ],
 )

@@ -44,6 +44,13 @@ def test_columns_are_attributes_typed_by_their_content(tmp_path: Path) -> None:
     assert (first.image == 255).all()  # transparent red lies over white
 
 
+@pytest.mark.parametrize("missing", ["", "NA", "NaN", "nan"])
+def test_a_missing_number_is_null_and_its_column_stays_a_column_of_numbers(tmp_path: Path, missing: str) -> None:
+    source = open_folder(write(tmp_path, f"file,x,n\na.png,1.5,3\nb/c.png,{missing},{missing}\n"))
+    assert source.attribute_kinds == {"x": "continuous", "n": "count"}
+    assert source.load(1).attributes == {"x": None, "n": None}
+
+
 def test_without_ids_the_path_is_the_id(tmp_path: Path) -> None:
     source = open_folder(write(tmp_path, "file,n\nb/c.png,1\na.png,2\n"))
     assert source.ids == ["b/c.png", "a.png"]
@@ -70,6 +77,12 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path) -> None:
         ("file,n\n../a.png,1\n", "row 2.*leaves the root"),
         ("file,n\n,1\n", "row 2.*empty"),
         ("", "not a CSV"),
+        ("index,file,n\n7,a.png,1\n", "'index'.*another name"),
+        ("file,width\na.png,1\n", "'width'.*another name"),
+        (",file,n\n0,a.png,1\n", "a name without spaces"),
+        ("file, n\na.png, 1\n", "a name without spaces"),
+        ("file,n\na.png,99999999999999999999\n", "64 bits"),
+        ("file,n\na.png,1.5\nb/c.png,inf\n", "infinite"),
     ],
 )
 def test_malformed_tables_are_named(tmp_path: Path, table: str, words: str) -> None:

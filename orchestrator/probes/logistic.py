@@ -67,7 +67,7 @@ def make_problems(
 
 def solve(
     problems: Problems,
-    alpha: Float[Tensor, " P"],
+    alpha: Float[Tensor, "B P"],
     W: Float[Tensor, "B C P k1"],
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
@@ -98,10 +98,9 @@ class _Descent:
     def __init__(self, problems: Problems, alpha: Tensor, W: Tensor) -> None:
         self.p, self.W = problems, W
         n_classes = W.shape[1]
-        lam = alpha / problems.n_rows * (2 if n_classes == 2 else 1)
-        free = torch.zeros_like(lam)[:, None]
-        self.penalty = torch.cat([lam[:, None].expand(-1, W.shape[3] - 1), free], 1)  # P k1
-        self.metric = 1.0 / (problems.s[:, None, None] / n_classes + self.penalty)  # B 1 P k1
+        lam = (alpha / problems.n_rows * (2 if n_classes == 2 else 1))[:, None, :, None]
+        self.penalty = torch.cat([lam.expand(-1, -1, -1, W.shape[3] - 1), torch.zeros_like(lam)], 3)  # B 1 P k1
+        self.metric = 1.0 / (problems.s[:, None, None] / n_classes + self.penalty)
         self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
         self.before: tuple[Tensor, Tensor] | None = None
         self.logits = self._product(W)
@@ -118,7 +117,7 @@ class _Descent:
         self.p = self.p.take_matrices(keep_b).take(keep_p)
         self.W, self.logits, self.e = cut(self.W), cut(self.logits), cut(self.e)
         self.total, self.partition = self.total[keep_b][:, keep_p], self.partition[keep_b][:, keep_p]
-        self.penalty, self.metric = self.penalty[keep_p], cut(self.metric)
+        self.penalty, self.metric = cut(self.penalty), cut(self.metric)
         self.pairs = [(cut(a), cut(b), r[keep_b][:, keep_p]) for a, b, r in self.pairs]
         if self.before:
             self.before = (cut(self.before[0]), cut(self.before[1]))
@@ -219,12 +218,14 @@ def fit_logistic(
     """Fit T targets on each matrix, each with its own best penalty by K-fold cross-entropy, from the largest downwards.
 
     Each fold's fit starts from the same fold's fit at the penalty before, never from one that saw the held-out rows.
+    The fit on all rows is made once, at the chosen penalty, from the mean of the folds' fits there.
     Every penalty is tried. The held-out loss often rises at several strong penalties, which use the directions of most
     variance alone, before it falls far below where it began: where the classes stand in directions of little variance.
     Penalties are relative to the number of valid images. A single penalty is taken without folds.
     """
     K = int(fold.max()) + 1 if len(penalties) > 1 else 0
-    size = max(1, BATCH_BYTES[Q.device.type] // (Q.element_size() * Q.shape[1] * n_classes * len(codes) * (K + 1)))
+    a_matrix = Q.element_size() * Q.shape[1] * n_classes * len(codes) * max(K, 1)
+    size = max(1, BATCH_BYTES[Q.device.type] // a_matrix)
     parts = [
         _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes)
         for b in range(0, len(Q), size)
@@ -247,23 +248,24 @@ def _fit_paths(
     n_classes: int,
 ) -> LogisticFit:
     B, T = len(Q), len(codes)
-    inside = (fold == torch.arange(K, device=fold.device)[:, None]).to(Q.dtype)  # K n
-    used = torch.cat([valid[:, None] * (1 - inside), valid[:, None]], 1)  # T K+1 n, the whole set last
-    held_out = valid[:, None] * inside
-    problems = make_problems(Q, s, codes.repeat_interleave(K + 1, 0), used.flatten(0, 1), n_classes)
     n_valid = valid.sum(1)
-    W = Q.new_zeros(B, n_classes, T * (K + 1), Q.shape[2] + 1)
-    best_W = W.unflatten(2, (T, K + 1))[:, :, :, K].clone()
     best = torch.zeros(B, T, dtype=torch.int64, device=Q.device)
-    inner = Q.new_full((B, len(penalties), T), torch.inf)
-    for a in sorted(range(len(penalties)), key=lambda a: -penalties[a]):
-        W = solve(problems, (penalties[a] * n_valid).repeat_interleave(K + 1), W)
-        fitted = W.unflatten(2, (T, K + 1))
-        logits = (fitted[:, :, :, :K].flatten(1, 3) @ problems.Q.mT).view(B, n_classes, T, K, -1)
+    start = Q.new_zeros(B, n_classes, T, Q.shape[2] + 1)
+    inner = Q.new_full((B, len(penalties), T), torch.inf if K else 0.0)
+    if K:
+        inside = (fold == torch.arange(K, device=fold.device)[:, None]).to(Q.dtype)  # K n
+        used, held_out = valid[:, None] * (1 - inside), valid[:, None] * inside  # T K n
+        problems = make_problems(Q, s, codes.repeat_interleave(K, 0), used.flatten(0, 1), n_classes)
+        W = start.repeat_interleave(K, 2)
+    for a in sorted(range(len(penalties)), key=lambda a: -penalties[a]) if K else ():
+        W = solve(problems, (penalties[a] * n_valid).repeat_interleave(K).expand(B, -1), W)
+        logits = (W.flatten(1, 2) @ problems.Q.mT).view(B, n_classes, T, K, -1)
         chosen = logits.gather(1, codes[None, None, :, None].expand(B, 1, -1, K, -1))[:, 0]
         loss = ((torch.logsumexp(logits, 1) - chosen) * held_out).sum((2, 3)) / n_valid
         better = loss < inner.amin(1)
         best = torch.where(better, a, best)
-        best_W = torch.where(better[:, None, :, None], fitted[:, :, :, K], best_W)
+        start = torch.where(better[:, None, :, None], W.unflatten(2, (T, K)).mean(3), start)
         inner[:, a] = loss
-    return LogisticFit(best, best_W, inner)
+    alpha = Q.new_tensor(penalties)[best] * n_valid
+    whole = solve(make_problems(Q, s, codes, valid, n_classes), alpha, start)
+    return LogisticFit(best, whole, inner)

@@ -78,7 +78,7 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
     used[:, : n // 5] = 0
     problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[None], used, n_classes)
     start = torch.zeros(1, n_classes, 1, problems.Q.shape[2], dtype=torch.float64)
-    W = solve(problems, torch.tensor([0.7], dtype=torch.float64), start, tolerance=1e-8)
+    W = solve(problems, torch.tensor([[0.7]], dtype=torch.float64), start, tolerance=1e-8)
     logits = (problems.Q[0] @ W[0, :, 0].T).softmax(1).numpy()
     model = LogisticRegression(C=1 / 0.7, tol=1e-8, max_iter=10_000).fit(Z[n // 5 :], codes[n // 5 :])
     np.testing.assert_allclose(logits, model.predict_proba(Z), atol=2e-5)

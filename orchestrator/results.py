@@ -21,8 +21,9 @@ from orchestrator.finetune.sweep_summary import summarise_sweep
 from orchestrator.layout import canonical_json
 from orchestrator.record import TABLE_STAGE, Study, View, describe_run
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
+from orchestrator.schema import TABLES
 
-_FURTHER = ("policy", "link")
+_FURTHER = ("probe_search", "policy", "link")
 _N_TOKEN_MAPS = 6
 
 
@@ -98,7 +99,9 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     rejected = tables.pop("rejected")
     for unused in ("answers", "training"):
         tables.pop(unused, None)
-    further = {name: frame for name in _FURTHER if (frame := _read(views.get("ablate", []), name)) is not None}
+    if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
+        tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)
+    further = {name: frame for name in _FURTHER if (frame := _read(views.get(TABLE_STAGE[name], []), name)) is not None}
     drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
     return PointResults(
         label=label,

@@ -149,8 +149,15 @@ def _probe(view: View) -> Summary:
     ):
         name = f"probe/{attribute}/{position}/{solver}" + ("" if tap == "decoder" else f"/{tap}")
         curves[name] = list(zip(rows["layer"].to_list(), rows["score"].to_list(), strict=True))
-    best = frame.group_by("attribute").agg(pl.col("score").max())
-    return Summary({}, {f"probe_best/{a}": s for a, s in best.iter_rows()}, curves)
+    best = summary_positions.filter(pl.col("tap") != "encoder").group_by("attribute").agg(pl.col("score").max())
+    pixels = frame.filter(pl.col("tap") == "pixels").group_by("attribute").agg(pl.col("score").max())
+    metrics = {f"probe_best/{a}": s for a, s in best.iter_rows()} | {
+        f"probe_pixels/{a}": s for a, s in pixels.iter_rows()
+    }
+    found = view.stage.summary().get("search", {})
+    metrics |= {f"probe_search/{name}": found[name] for name in ("skill", "held_out") if name in found}
+    settings = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
+    return Summary({f"probe_search_{k}": found[k] for k in settings if k in found}, metrics, curves)
 
 
 def _finetune(view: View) -> Summary:

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from orchestrator.probes.summary import redundancy
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
@@ -109,18 +110,27 @@ def _probes(point: PointResults) -> Iterator[Statement]:
     )
     single, mean = (count.filter(pl.col("position_kind") == k) for k in ("vision_single", "vision_mean"))
     if single.height and mean.height:
-        best = mean.sort("score", descending=True).row(0, named=True)
-        layer = best["layer"]
-        there = single.filter((pl.col("layer") == layer) & (pl.col("tap") == best["tap"])).sort("score")
-        if there.height:
-            low, high = there["score"][0], there["score"][-1]
+        layer = single.group_by("layer").agg(pl.col("score").mean()).sort("score")["layer"][-1]
+        there, first = (single.filter(pl.col("layer") == at) for at in (layer, single["layer"].min()))
+        whole = mean.filter(pl.col("layer") == layer)
+        if whole.height:
+            row = whole.row(0, named=True)
+            near = redundancy(pl.concat([there, whole]), shares=(0.9,))["reached"]
+            reached = f", {percent(near[0])} of which reach 90 % of that" if len(near) else ""
+            before = (
+                f"; single tokens at layer {first['layer'][0]}: {_range(first)}" if layer > first["layer"][0] else ""
+            )
             yield Statement(
-                f"Single vision tokens at layer {layer} predict the number of objects with R² from {number(low)} to "
-                f"{number(high)}, their mean with {number(best['score'])}.",
-                f"{there.height} places; mean token {interval(best['ci_low'], best['ci_high'])}, "
-                f"{best['n_test']} held-out images",
+                f"Single vision tokens at layer {layer} predict the number of objects with R² from "
+                f"{_range(there)}, their mean with {number(row['score'])}.",
+                f"{there.height} places{reached}; mean token {interval(row['ci_low'], row['ci_high'])}, "
+                f"{row['n_test']} held-out images{before}",
                 topic="probes",
             )
+
+
+def _range(probes: pl.DataFrame) -> str:
+    return f"{number(probes['score'].min())} to {number(probes['score'].max())}"  # type: ignore[arg-type]
 
 
 def _deletion(point: PointResults) -> Iterator[Statement]:

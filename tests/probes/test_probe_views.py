@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import polars as pl
 import pytest
 
+from orchestrator.config import RunConfig, ScenesConfig
+from orchestrator.layout import Stage, Storage
+from orchestrator.record import View
 from orchestrator.report.build import point_figures
-from orchestrator.report.model import PointResults
+from orchestrator.report.model import PointResults, StudyResults
 from orchestrator.report.probe_views import encoder_baseline, first_layers, vision_tap
+from orchestrator.report.words import summary
+from orchestrator.results import _point
+from orchestrator.summaries import summarise
 
 KINDS = {"n_objects": "count", "dominant_colour": "categorical"}
 
@@ -72,3 +81,54 @@ def test_text_first_knows_where_the_interval_clears_baseline_and_control(cross: 
     unsure = cross.probes.with_columns(ci_low=pl.lit(0.15))
     found = first_layers(unsure).filter(position_kind="text_mean")
     assert dict(found.select("attribute", "first_layer").iter_rows()) == {"n_objects": 0, "dominant_colour": None}
+
+
+def test_redundancy_is_told_where_single_tokens_know_most(cross: PointResults) -> None:
+    count = (pl.col("tap") == "cross_v") & (pl.col("layer") == 3) & (pl.col("attribute") == "n_objects")
+    single = pl.col("position").str.contains(r"vision_\d")
+    table = cross.probes.with_columns(
+        score=pl.when(count & (pl.col("position") == "vision_01"))
+        .then(0.8)
+        .when(count & ~single)
+        .then(0.85)
+        .otherwise("score")
+    )
+    study = StudyResults("s", "", "", "", {}, {}, (replace(cross, probes=table),), "")
+    (told,) = [s for _, statements in summary(study) for s in statements if s.text.startswith("Single vision")]
+    assert told.text.startswith(
+        "Single vision tokens at layer 3 predict the number of objects with R² from 0.50 to 0.80, "
+    )
+    assert told.text.endswith("their mean with 0.85.")
+    assert "2 places, 50 % of which reach 90 % of that" in told.evidence
+    assert told.evidence.endswith("single tokens at layer 1: 0.50 to 0.50")
+
+
+@pytest.fixture
+def views(cross: PointResults, tmp_path: Path) -> list[View]:
+    """Two stages of probes on one capture, the second with more rows, of which some are the first's, and a search."""
+    run, made = RunConfig(data=ScenesConfig()), []
+    for number, table in enumerate((cross.probes.filter(pl.col("tap") == "decoder"), cross.probes)):
+        stage = Stage(Storage(str(tmp_path)), "probe", {"number": number})
+        stage.open({})
+        stage.write_shard(0, {"probes": table})
+        stage.mark_done({"search": {"solver": "mlp", "width": 8, "skill": 0.4, "held_out": 0.3, "trial": 2}})
+        made.append(View("cross", run, stage, {}))
+    return made
+
+
+def test_probes_that_two_points_share_count_once(cross: PointResults, views: list[View]) -> None:
+    point = _point(views[0].run, {"capture": [], "probe": views}, "cross")
+    assert point.probes is not None
+    assert point.probes.height == cross.probes.height
+
+
+def test_tracked_numbers_are_those_of_the_model_and_the_searchs_own(views: list[View]) -> None:
+    table = views[1].stage.scan("probes").collect()
+    views[1].stage.write_shard(
+        0, {"probes": table.with_columns(score=pl.when(tap="pixels").then(1.2).otherwise("score"))}
+    )
+    logged = summarise("probe", views[1])
+    assert logged.metrics["probe_best/n_objects"] == pytest.approx(1.0)  # text_mean of the last layer
+    assert logged.metrics["probe_pixels/n_objects"] == 1.2
+    assert logged.metrics["probe_search/held_out"] == 0.3
+    assert logged.params["probe_search_width"] == 8

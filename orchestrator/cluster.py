@@ -229,7 +229,7 @@ def check_shared(storage: Storage, nodes: Sequence[Node]) -> None:
         }
         blind = [address for address, found in seen.items() if not ray.get(found)]
     finally:
-        storage.fs.rm_file(storage.path(name))
+        storage.remove(name)
     if blind:
         raise StorageError(
             f"storage {storage.uri!r} is not shared: {len(blind)} of {len(seen)} nodes do not see it "

@@ -28,7 +28,7 @@ import numpy as np
 import polars as pl
 
 from orchestrator.errors import StorageError
-from orchestrator.storage import Storage
+from orchestrator.storage import Storage, encode_json
 
 __all__ = ["STAGE_FILE", "SUCCESS", "Stage", "Storage", "canonical_json", "digest", "load_stage"]
 
@@ -77,17 +77,20 @@ class Stage:
     # -- plan and completion
 
     def open(self, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Create `stage.json` on first use and return its plan; on resume the first run's plan is returned."""
-        if self.store.exists(STAGE_FILE):
+        """Create `stage.json` on first use and return its plan; the first run's plan where there was one.
+
+        Of two runs that begin a stage at the same moment one's plan holds for both.
+
+        Raises:
+            StorageError: `stage.json` is there and damaged; what its shards hold is not known.
+        """
+        if not self.store.exists(STAGE_FILE):
+            record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
+            self.store.create(STAGE_FILE, encode_json(record))
+        try:
             return dict(self.store.read_json(STAGE_FILE)["plan"])
-        record: dict[str, Any] = {
-            "stage": self.name,
-            "what": self.what,
-            "inputs": self.inputs,
-            "plan": dict(plan or {}),
-        }
-        self.store.write_json(STAGE_FILE, record)
-        return dict(record["plan"])
+        except (StorageError, KeyError, TypeError) as error:
+            raise StorageError(f"{error}; remove the folder {self.store.uri} to begin the stage again") from error
 
     def is_done(self) -> bool:
         """Whether `_SUCCESS` is there (written only after every shard was checked)."""
@@ -135,8 +138,8 @@ class Stage:
 
     def written_shards(self) -> list[int]:
         """Indices of the shards that have a record, ascending; one listing, nothing is read."""
-        names = [n for n in self.store.files("shards") if n.endswith(".json") and not n.startswith(".")]
-        return sorted(int(PurePosixPath(n).stem) for n in names)
+        stems = [PurePosixPath(n).stem for n in self.store.files("shards") if n.endswith(".json")]
+        return sorted(int(stem) for stem in stems if stem.isdigit())
 
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Index -> record of every whole shard, ascending. Read side by side: an object store answers in its own time.
@@ -173,9 +176,13 @@ class Stage:
         return [self.store.read_array(n) for n in names]
 
     def _shard_files(self, folder: str, suffix: str) -> list[str]:
-        """Files of `folder` in the order of their shards; past 99,999 their names' own order would be another."""
-        names = [n for n in self.store.files(folder) if n.endswith(suffix) and not n.startswith(".")]
-        return [f"{folder}/{n}" for n in sorted(names, key=lambda n: (len(n), n))]
+        """Files of `folder` that belong to a recorded shard, in the order of the shards.
+
+        A shard cut short has some files and no record; a copy made by hand has another name. Neither counts.
+        """
+        there = set(self.store.files(folder))
+        names = [f"{index:05d}{suffix}" for index in self.written_shards()]
+        return [f"{folder}/{name}" for name in names if name in there]
 
 
 def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
@@ -188,7 +195,10 @@ def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
         record = storage.read_json(f"{name}/{stage_digest}/{STAGE_FILE}")
     except FileNotFoundError as error:
         raise StorageError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
-    stage = Stage(storage, name, record["what"], record["inputs"])
+    try:
+        stage = Stage(storage, name, record["what"], record["inputs"])
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: no {error}") from error
     if stage.digest != stage_digest:
         raise StorageError(f"{name}/{stage_digest}: stage.json belongs to {stage.digest}; the folder was altered")
     return stage

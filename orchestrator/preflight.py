@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,6 @@ from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you
 from orchestrator.layout import Storage, canonical_json
 from orchestrator.search_space import check_search
 from orchestrator.sweep import Sweep
-
-_PROBE_FILE = ".vtsweep-write-test"
 
 
 def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
@@ -117,8 +116,9 @@ def check_storage(storage: Storage, needed: int = 0) -> None:
     Raises:
         StorageError: saying which, and what would help.
     """
-    storage.write(_PROBE_FILE, b"")
-    storage.fs.rm_file(storage.path(_PROBE_FILE))
+    name = f".vtsweep-write-test-{uuid.uuid4().hex[:8]}"
+    storage.write(name, b"")
+    storage.remove(name)
     if storage.is_local:
         free = shutil.disk_usage(Path(storage.path(""))).free
         if free < needed:

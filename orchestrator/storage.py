@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -62,37 +64,74 @@ class Storage:
         Raises:
             StorageError: no space, no permission, or the store cannot be reached; nothing is left at `name`.
         """
-        target = self.path(name)
-        try:
+        with self._named_errors(f"cannot write {name}", ". What was finished is kept."):
             if self.is_local:
-                _write_local(Path(target), data)
+                _write_local(Path(self.path(name)), data)
             else:
-                self.fs.pipe_file(target, data)
-        except OSError as error:
-            reason = "no space left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-            raise StorageError(f"cannot write {name} in {self.uri}: {reason}. What was finished is kept.") from error
+                self.fs.pipe_file(self.path(name), data)
+
+    def create(self, name: str, data: bytes) -> None:
+        """Publish `data` at `name` unless a file is there. Of several writers one wins: read back what is there.
+
+        A store without conditional writes lets the last of two simultaneous writers win.
+        """
+        if self.is_local:
+            with self._named_errors(f"cannot write {name}"):
+                _write_local(Path(self.path(name)), data, replace=False)
+            return
+        try:
+            self.fs.pipe_file(self.path(name), data, mode="create")
+        except Exception:  # another writer was first, or the store knows no such mode
+            if not self.exists(name):
+                self.write(name, data)
+
+    def remove(self, name: str) -> None:
+        """Delete the file `name`; nothing where there is none (another process may have been first)."""
+        with self._named_errors(f"cannot delete {name}"), contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(self.path(name))
 
     def read(self, name: str) -> bytes:
-        """Bytes of `name`; `FileNotFoundError` when absent."""
-        return self.fs.cat_file(self.path(name))
+        """Bytes of `name`; `FileNotFoundError` when absent, `StorageError` when it cannot be read."""
+        with self._named_errors(f"cannot read {name}", missing=(FileNotFoundError,)):
+            return self.fs.cat_file(self.path(name))
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        with self._named_errors(f"cannot look for {name}"):
+            return bool(self.fs.exists(self.path(name)))
+
+    @contextlib.contextmanager
+    def _named_errors(self, what: str, end: str = "", missing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Turn whatever a file system raises into a `StorageError`, but for `missing`."""
+        try:
+            yield
+        except missing:
+            raise
+        except StorageError:
+            raise
+        except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space left" if full else str(error)
+            raise StorageError(f"{what} in {self.uri}: {reason}{end}") from error
 
     def files(self, folder: str) -> list[str]:
         """Sorted names of the files directly below `folder`; empty when there is none."""
         self.fs.invalidate_cache()
-        try:
-            found = self.fs.ls(self.path(folder), detail=False)
-        except FileNotFoundError:
-            return []
+        with self._named_errors(f"cannot list {folder}", missing=(FileNotFoundError,)):
+            try:
+                found = self.fs.ls(self.path(folder), detail=False)
+            except FileNotFoundError:
+                return []
         return sorted(PurePosixPath(p).name for p in found)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode())
+        self.write(name, encode_json(value))
 
     def read_json(self, name: str) -> Any:
-        return json.loads(self.read(name))
+        """The value in `name`; `FileNotFoundError` when absent, `StorageError` when it is no JSON."""
+        try:
+            return json.loads(self.read(name))
+        except ValueError as error:
+            raise StorageError(f"{name} in {self.uri} is damaged: {error}") from error
 
     def write_table(self, name: str, table: pl.DataFrame) -> None:
         """Publish `table` as zstd Parquet."""
@@ -140,7 +179,13 @@ class Storage:
         return shape
 
 
-def _write_local(target: Path, data: bytes) -> None:
+def encode_json(value: Any) -> bytes:
+    """JSON as it is stored: for people to read, keys sorted."""
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _write_local(target: Path, data: bytes, *, replace: bool = True) -> None:
+    """Write `target` in one step; without `replace`, leave a file that is there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -148,6 +193,14 @@ def _write_local(target: Path, data: bytes) -> None:
             handle.write(data)
             handle.flush()
             os.fsync(handle.fileno())
-        temporary.replace(target)
+        if not replace:
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return
+            except OSError:  # a file system without hard links
+                replace = not target.exists()
+        if replace:
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
 from orchestrator.layout import Stage, Storage, canonical_json, digest, load_stage
+from orchestrator.preflight import check_storage
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -147,6 +149,46 @@ def test_tables_are_read_through_any_fsspec_filesystem() -> None:
     assert stage.scan("images").collect().height == 5
     assert stage.arrays("f")[0].shape == (2, 2)
     assert list(stage.finished_shards()) == [0, 1]
+
+
+def test_two_runs_that_begin_a_stage_at_once_follow_one_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Storage, "exists", lambda *_: False)  # each looks before the other has written
+    assert make_stage(tmp_path).open({"shard_size": 8}) == {"shard_size": 8}
+    assert make_stage(tmp_path).open({"shard_size": 64}) == {"shard_size": 8}
+
+
+@pytest.mark.parametrize("text", ['{"stage": "cap', "{}", "[]", ""])
+def test_a_damaged_stage_record_is_named_with_what_to_do(tmp_path: Path, text: str) -> None:
+    stage = make_stage(tmp_path)
+    stage.open({"shard_size": 8})
+    Path(stage.store.path("stage.json")).write_text(text)
+    with pytest.raises(StorageError, match="remove the folder"):
+        stage.open({"shard_size": 8})
+    with pytest.raises(StorageError, match="damaged"):
+        load_stage(stage.storage, "capture", stage.digest)
+
+
+def test_files_without_a_record_and_copies_made_by_hand_are_not_read(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    for shard in range(3):
+        stage.write_shard(shard, shard_table(), {"f": np.full((3, 2), shard)})
+    Path(stage.store.path("shards/00001.json")).unlink()  # as if killed before the record was written
+    shutil.copy(stage.store.path("images/00000.parquet"), stage.store.path("images/00000 (copy).parquet"))
+    stage.store.write("shards/notes.json", b"{}")
+    assert stage.written_shards() == [0, 2]
+    assert stage.scan("images").collect().height == 6
+    assert [int(array[0, 0]) for array in stage.arrays("f")] == [0, 2]
+
+
+def test_a_file_that_another_process_deleted_first_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Storage.write
+
+    def write_and_lose(self: Storage, name: str, data: bytes) -> None:
+        write(self, name, data)
+        Path(self.path(name)).unlink()
+
+    monkeypatch.setattr(Storage, "write", write_and_lose)
+    check_storage(Storage(str(tmp_path)))
 
 
 def test_shards_past_five_digits_keep_their_order(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from orchestrator.config import CocoConfig, FolderConfig, ScenesConfig
 from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
 from orchestrator.data.render import render
 from orchestrator.data.scenes import Scene, check_scenes, make_scene
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError, VtsweepError
 
 SCENES_VERSION = 1
 """Raised whenever the same configuration gives other scenes or pixels; part of the fingerprint."""
@@ -102,12 +102,17 @@ def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
     """Open a source and check it: ConfigError or DataError before any work for what is missing or malformed."""
     if isinstance(config, ScenesConfig):
         return ScenesSource(config)
-    if isinstance(config, CocoConfig):
-        from orchestrator.data.coco import open_coco
+    try:
+        if isinstance(config, CocoConfig):
+            from orchestrator.data.coco import open_coco
 
-        return open_coco(config)
-    if isinstance(config, FolderConfig):
-        from orchestrator.data.folder import FolderSource
+            return open_coco(config)
+        if isinstance(config, FolderConfig):
+            from orchestrator.data.folder import FolderSource
 
-        return FolderSource(config)
+            return FolderSource(config)
+    except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
+        if isinstance(error, VtsweepError) or "://" not in config.root:
+            raise
+        raise DataError(f"data.root {config.root!r} cannot be read: {error}") from error
     raise ConfigError(f"data: expected scenes, coco or folder settings, found {type(config).__name__}")

@@ -10,7 +10,9 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from orchestrator.errors import StorageError
+from orchestrator.config import FolderConfig
+from orchestrator.data.source import make_source
+from orchestrator.errors import DataError, StorageError
 from orchestrator.layout import Stage, Storage, load_stage
 
 pytest.importorskip("s3fs")
@@ -131,3 +133,31 @@ def test_storage_pickles_without_its_connection(storage):
     again = pickle.loads(pickle.dumps(storage))
     assert again.read("file") == b"content"
     assert b"testing" not in pickle.dumps(storage), "credentials stay in the environment"
+
+
+def test_the_first_of_two_plans_holds_on_s3(storage):
+    stage = Stage(storage, "capture", {"seed": 3})
+    assert stage.open({"shard_size": 8}) == {"shard_size": 8}
+    stage.store.create("stage.json", b"{}")  # as a run that looked before the first had written
+    assert stage.open({"shard_size": 64}) == {"shard_size": 8}
+
+
+def test_a_store_that_does_not_answer_is_named(monkeypatch):
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    s3fs.S3FileSystem.clear_instance_cache()
+    away = Storage("s3://bucket/results")
+    for use in (
+        lambda: away.write("a", b""),
+        lambda: away.read("a"),
+        lambda: away.exists("a"),
+        lambda: away.files("a"),
+    ):
+        with pytest.raises(StorageError, match="Could not connect"):
+            use()
+    with pytest.raises(DataError, match="Could not connect"):
+        make_source(FolderConfig(root="s3://bucket/images"))
+    s3fs.S3FileSystem.clear_instance_cache()

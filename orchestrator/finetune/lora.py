@@ -14,6 +14,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.utils import ModulesToSaveWrapper as TrainedWhole
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
@@ -113,7 +114,10 @@ def _lora(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupCon
     try:
         yield _tuned(adapter, settings, wrapped)
     finally:
+        whole = {name: m.original_module for name, m in adapter.model.named_modules() if isinstance(m, TrainedWhole)}
         wrapped.unload()
+        for name, module in whole.items():  # `unload` leaves the trained copy in place
+            adapter.model.set_submodule(name, module)
         adapter.model.eval().requires_grad_(False)
     if checksum(adapter.model) != before:
         raise StageError("the base model's weights changed while LoRA was trained; this worker must not be reused")

@@ -13,6 +13,7 @@ from orchestrator.errors import ConfigError
 from orchestrator.finetune.lora import checksum, tunable
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.random_models import random_adapter, random_example
 
 MakeRun = Callable[..., RunConfig]
 PARTS = {
@@ -63,6 +64,20 @@ def test_the_base_model_comes_back_unchanged(adapter: Adapter, make_run: MakeRun
     assert checksum(adapter.model) == before
     assert [name for name, _ in adapter.model.named_modules()] == names
     assert not any(p.requires_grad for p in adapter.model.parameters())
+
+
+def test_a_part_that_is_trained_whole_comes_back_unchanged(make_run: MakeRun) -> None:
+    """Gemma 3's projector has no linear layer that LoRA could be put on."""
+    adapter = random_adapter("gemma3")
+    example = random_example(adapter)
+    with torch.no_grad():
+        before = adapter.run(example).logits
+        with tunable(adapter, make_run().finetune) as tuned:
+            assert set(tuned.parts.values()) == {"language", "projector"}
+            for parameter in tuned.parameters.values():
+                parameter.add_(1.0)
+            assert not torch.allclose(adapter.run(example).logits, before)
+        assert torch.equal(adapter.run(example).logits, before)
 
 
 def test_the_checksum_sees_a_single_changed_weight(adapter: Adapter) -> None:

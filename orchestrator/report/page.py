@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 import jinja2
 import polars as pl
@@ -149,17 +150,27 @@ def _first_tables(points: list[PointResults]) -> Iterator[ShownTable]:
         if point.probes is None or point.probes.is_empty():
             continue
         table = first_layers(point.probes).filter(pl.col("position_kind") == "text_mean")
-        head = ["attribute", "first layer", "best score", "at layer"]
+        head = ["attribute", "first layer", "best score", "at layer", "baseline", "classes"]
         rows = [
             [
                 style.name_of(r["attribute"]),
                 "nowhere" if r["first_layer"] is None else str(r["first_layer"]),
                 f"{'accuracy' if r['kind'] == 'classification' else 'R²'} {number(r['best_score'])}",
                 str(r["best_layer"]),
+                number(r["baseline"]),
+                _classes(r),
             ]
             for r in table.iter_rows(named=True)
         ]
         yield ShownTable(f"First layer at which text tokens know an attribute: {point.label}", head, rows)
+
+
+def _classes(row: Mapping[str, Any]) -> str:
+    """How many classes a probe tells apart, how evenly it does so, and what was left out as too rare."""
+    if row["n_classes"] is None:
+        return ""
+    rare = f"; {row['n_left_out']} images of rarer classes left out" if row["n_left_out"] else ""
+    return f"{row['n_classes']}, mean recall {number(row['balanced_score'])}{rare}"
 
 
 def _shown(table: pl.DataFrame, caption: str) -> ShownTable:

@@ -81,7 +81,8 @@ def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
             pl.col("skill").min().alias("skill_worst"),
             pl.col("skill").max().alias("skill_best"),
             pl.len().alias("n_places"),
-            pl.col("n_test").max(),
+            pl.col("n_test", "n_classes", "n_left_out").max(),
+            pl.col("balanced_score").mean(),
         )
         .sort("tap", "position_kind", "layer", maintain_order=True)
     )
@@ -94,7 +95,8 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
     input of the first layer counts as layer 0.
 
     Returns:
-        attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer, best_score.
+        attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer, best_score, and
+        there balanced_score and baseline; n_classes, n_left_out.
     """
     rows = by_kind(probes).filter((pl.col("tap") == tap) & pl.col("position_kind").is_in(["text_mean", "vision_mean"]))
     readable = (pl.col("skill_low") > 0) & (pl.col("skill_low") > pl.col("skill_control").fill_null(0))
@@ -103,8 +105,9 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
         .agg(
             pl.col("layer").filter(readable).min().alias("first_layer"),
             pl.col("layer").sort_by("skill", descending=True).first().alias("best_layer"),
-            pl.col("score").max().alias("best_score"),
-            pl.col("kind").first(),
+            pl.col("score").sort_by("skill", descending=True).first().alias("best_score"),
+            pl.col("balanced_score", "baseline").sort_by("skill", descending=True).first(),
+            pl.col("kind", "n_classes", "n_left_out").first(),
         )
         .sort("position_kind", maintain_order=True)
     )

@@ -54,6 +54,7 @@ NAMES = {
     "n_objects": "number of objects",
     "n_shapes": "distinct shapes",
     "n_colours": "distinct colours",
+    "n_crowds": "crowd regions",
     "n_categories": "distinct categories",
     "n_supercategories": "distinct supercategories",
     "dominant_colour": "dominant colour",

@@ -84,10 +84,15 @@ def _order(by: str) -> pl.Expr:
 
 
 def main_tap(layer_metrics: pl.DataFrame, group: str = "vision") -> str | None:
-    """The tap that stands for a group over depth: `decoder` where it holds the group, else the most layers."""
+    """The tap that stands for a group over depth: `decoder` where it holds the group, else (cross_kv) `cross_v`.
+
+    Never `cross_k` beside it: a norm per head has made its tokens' norms equal, so that they tell of no energy. Without
+    either, the tap of the most layers.
+    """
     taps = layer_metrics.filter(pl.col("group") == group).group_by("tap").agg(pl.col("layer").n_unique())
-    if "decoder" in taps["tap"]:
-        return "decoder"
+    for tap in ("decoder", "cross_v"):
+        if tap in taps["tap"]:
+            return tap
     return taps.sort("layer", "tap", descending=[True, False])["tap"][0] if taps.height else None
 
 

@@ -71,7 +71,8 @@ def _findings(point: PointResults) -> Iterator[Statement]:
         yield Statement(
             f"Of {len(attributes)} further relations with image attributes {len(found)} are supported, {unsure} are "
             f"undecided at this number of images and {absent} are too weak to matter.",
-            f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings",
+            (f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings")
+            + "; each interval holds by itself, not for all of them together",
             topic="compression",
         )
 

@@ -4,7 +4,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.compression.consensus import compression_scores, correlation_consensus
+from orchestrator.compression import ranks
+from orchestrator.compression.consensus import compression_scores, correlation_consensus, main_tap
 from orchestrator.compression.correlation import correlate
 from orchestrator.compression.findings import Finding, find, verdict
 from orchestrator.config import CorrelateConfig
@@ -97,6 +98,82 @@ def test_coco_drivers_can_be_yes_no_and_undecided(weights: dict[str, float], n: 
     found = findings(*planted(n, weights))
     assert claim(found, "coco_drivers").holds == expected
     assert not [f for f in findings(*planted(n, weights), source="scenes") if f.claim == "coco_drivers"]
+
+
+def test_a_true_claim_about_the_weakest_of_many_effects_is_not_contradicted() -> None:
+    """The smallest of twelve noisy effects lies below their true value, which resamples repeat."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        seen = 0.1 + 0.1 * rng.normal(size=12)
+        low, high = ranks.weakest_interval(seen + 0.1 * rng.normal(size=(1000, 12)), 0.95)
+        assert low <= seen.min() <= high
+        held += low <= 0.1 <= high
+    assert held >= 190
+
+
+def test_drivers_that_lead_by_little_are_not_contradicted_by_the_number_of_rivals() -> None:
+    rivals = [f"rival_{k}" for k in range(6)]
+    verdicts = []
+    for seed in range(20):
+        images, metrics = planted(100, {"n_categories": -0.15, "area_spread": -0.15}, seed=seed)
+        shared = compression_scores(metrics, images["image_id"], "decoder", "vision")["all"]
+        noise = np.random.default_rng([seed, 1]).normal(size=(len(rivals), 100))
+        more = {name: -1.6 * shared + noise[k] for k, name in enumerate(rivals)}
+        images = images.with_columns(**{name: pl.Series(v) for name, v in more.items()}).drop("n_objects", "coverage")
+        kinds = dict.fromkeys((*rivals, "n_categories", "area_spread"), "continuous")
+        table = correlate(images, metrics, kinds, CorrelateConfig(n_bootstrap=0))
+        verdicts.append(claim(find(images, metrics, table, source="coco"), "coco_drivers").holds)
+    assert verdicts.count("contradicted") <= 1  # rho is -0.46 for drivers and -0.42 for rivals
+
+
+def test_category_diversity_by_another_count_is_no_rival() -> None:
+    images, metrics = planted(120, {"n_categories": -1.0, "area_spread": -1.0})
+    images = images.with_columns(n_supercategories=pl.col("n_categories"))
+    kinds = {**KINDS, "n_supercategories": "count"}
+    table = correlate(images, metrics, kinds, CorrelateConfig(n_bootstrap=0))
+    assert claim(find(images, metrics, table, source="coco"), "coco_drivers").holds == "supported"
+
+
+@pytest.mark.parametrize(
+    ("effect", "n", "expected"), [(1.0, 80, "supported"), (0.0, 30, "undecided"), (0.0, 1500, "contradicted")]
+)
+def test_categories_are_judged_by_the_same_rule(effect: float, n: int, expected: str) -> None:
+    colours = np.random.default_rng(9).choice(["red", "green", "blue"], n)
+    images, metrics = planted(n, {})
+    images = images.with_columns(colour=pl.Series(colours))
+    shift = pl.DataFrame({"image_id": images["image_id"], "shift": effect * 2 * (colours == "red")})
+    metrics = metrics.join(shift, on="image_id", maintain_order="left")
+    metrics = metrics.with_columns(pl.col(m) + sign * pl.col("shift") for m, sign in METRICS.items()).drop("shift")
+    table = correlate(images, metrics, {**KINDS, "colour": "categorical"}, CorrelateConfig(n_bootstrap=0))
+    finding = next(f for f in find(images, metrics, table, source="scenes") if f.attribute == "colour")
+    assert finding.holds == expected
+    assert finding.effect is not None
+    assert finding.ci_low is not None
+    assert finding.ci_high is not None
+    assert finding.ci_low <= finding.effect <= finding.ci_high
+
+
+def test_the_third_that_is_picked_has_an_interval_that_allows_for_the_pick() -> None:
+    supported = 0
+    for seed in range(30):
+        found = findings(*planted(60, {}, noise=1.0, seed=seed), source="scenes")
+        picked = [f for f in found if f.claim == "attribute" and f.group == "vision"]
+        assert {f.where for f in picked} <= {"early", "middle", "late"}
+        supported += sum(f.ci_low > 0 or f.ci_high < 0 for f in picked)
+    assert supported <= 0.08 * 30 * len(KINDS)  # 12 % where each interval stands for itself
+
+
+def test_cross_attention_models_are_judged_by_their_values() -> None:
+    """Keys have gone through a norm, so that their own norms are equal; the encoder is not the decoder."""
+    taps = {"cross_k": (3, 8), "cross_v": (3, 8), "encoder": range(9), "projector": (0,)}
+    rows = pl.DataFrame([{"tap": tap, "layer": at, "group": "vision"} for tap, layers in taps.items() for at in layers])
+    assert main_tap(rows) == "cross_v"
+    assert (
+        main_tap(rows.filter(pl.col("tap") != "cross_v").vstack(rows.head(1).with_columns(tap=pl.lit("decoder"))))
+        == "decoder"
+    )
+    assert main_tap(rows, "text") is None
 
 
 def test_drivers_are_compared_on_images_that_have_every_attribute() -> None:

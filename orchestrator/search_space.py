@@ -51,19 +51,21 @@ def check_search(sweep: Sweep) -> None:
     for key, axis in sweep.study.search.items():
         section, _, name = key.partition(".")
         if section == "probe":
-            from orchestrator.probes.search import SETTINGS
+            from orchestrator.probes.search import SETTINGS, configured
 
             if name not in SETTINGS:
                 raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
+            for value in extremes(axis):
+                configured(sweep.points[0].run.probe, {name: value})
         elif section == "finetune":
             for point in sweep.points:
-                for value in _extremes(axis):
+                for value in extremes(axis):
                     sampled(point.run, {key: value})
         else:
             raise ConfigError(f"search.{key}: only keys of finetune and probe can be searched")
 
 
-def _extremes(axis: SearchAxis) -> list[Any]:
+def extremes(axis: SearchAxis) -> list[Any]:
     """Every choice, or both ends of a range."""
     if axis.kind == "choice":
         return list(axis.values or ())

@@ -17,7 +17,16 @@ import polars as pl
 from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.errors import StageError
 from orchestrator.layout import Stage, Storage
-from orchestrator.probes.search import LEVELS, SearchData, configured, groups, judge, load_search_data, rungs
+from orchestrator.probes.search import (
+    LEVELS,
+    SearchData,
+    check_space,
+    configured,
+    groups,
+    judge,
+    load_search_data,
+    rungs,
+)
 from orchestrator.probes.stage import (
     Work,
     block_progress,
@@ -63,6 +72,7 @@ def run_probe_stage(
         search: `probe.` + setting (`probes.search.SETTINGS`) -> space; the default space when absent.
 
     Raises:
+        ConfigError: the space reaches settings no trial could use.
         StageError: blocks failed; the others are kept, and the same call resumes.
     """
     stage = probe_stage(run, storage, capture)
@@ -70,13 +80,15 @@ def run_probe_stage(
         return stage
     stage, capture = _absolute(stage), _absolute(capture)
     work = open_probes(run, stage, capture, quiet=quiet)
+    given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
+    if run.probe.search_trials:
+        check_space(work, given)
     local = run.how.backend == "local"
     if work.missing():
         fit_missing(work, run, quiet=quiet) if local else _fit_on_ray(work, run, quiet)
     if not run.probe.search_trials:
         return finish(work)
     data = load_search_data(work)
-    given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
     space = given or default_space(data)
     trials = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
     table = search_table(data, trials)

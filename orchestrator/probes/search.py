@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from orchestrator.config import ProbeConfig
+from orchestrator.config import ProbeConfig, SearchAxis
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.probes.features import Features
 from orchestrator.probes.grid import fit_grid
 from orchestrator.probes.split import Split
 from orchestrator.probes.stage import Work
 from orchestrator.probes.targets import Target
+from orchestrator.search_space import extremes
 
 LEVELS = (0.25, 0.5, 1.0)
 """Shares of an MLP's steps after which a trial reports: each a whole training run with its own learning-rate decay."""
 N_LAYERS = 3
 SINGLE_TOKENS = 4
 MIN_SKILL = -1.0
+SOLVERS = {"linear": ("ridge", "logistic"), "mlp": ("mlp",)}
 SETTINGS = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
 
 
@@ -43,17 +45,37 @@ class SearchData:
 
 
 def load_search_data(work: Work) -> SearchData:
-    """A few layers spread over the first tap's depth (the decoder's, where it was captured), means and some tokens."""
-    taps = dict.fromkeys(tap for tap, _, _ in work.blocks if tap != "pixels")
-    tap = "decoder" if "decoder" in taps else next(iter(taps))
+    """A few layers spread over the searched tap's depth, means and some tokens."""
+    tap, kept = searched(work)
     layers = [layer for t, layer, _ in work.blocks if t == tap]
-    positions = next(list(names) for t, _, names in work.blocks if t == tap)
-    kept = [p for group in groups(positions).values() for p in group]
     spread = np.unique(np.linspace(0, len(layers) - 1, min(N_LAYERS, len(layers)) + 1).round().astype(int))[1:]
     chosen = [layers[i] for i in spread] or layers
     features = Features(work.capture)
     arrays = {layer: features.slice(tap, layer, kept) for layer in chosen}
     return SearchData(work.config, work.targets, work.split, tap, kept, arrays)
+
+
+def searched(work: Work) -> tuple[str, list[str]]:
+    """The tap a search works on, the decoder where it was captured, and its positions."""
+    taps = dict.fromkeys(tap for tap, _, _ in work.blocks if tap != "pixels")
+    tap = "decoder" if "decoder" in taps else next(iter(taps))
+    positions = next(list(names) for t, _, names in work.blocks if t == tap)
+    return tap, [p for group in groups(positions).values() for p in group]
+
+
+def check_space(work: Work, space: Mapping[str, SearchAxis]) -> None:
+    """Refuse a space that reaches settings no trial could use, before anything is fitted.
+
+    Raises:
+        ConfigError: naming the setting and the value.
+    """
+    for name, axis in space.items():
+        for value in extremes(axis):
+            configured(work.config, {name: value})
+            if name == "positions" and value not in (there := groups(searched(work)[1])):
+                raise ConfigError(
+                    f"search: probe.positions: nothing was captured at {value!r}.{did_you_mean(str(value), there)}"
+                )
 
 
 def groups(positions: list[str]) -> dict[str, list[str]]:
@@ -85,8 +107,10 @@ def configured(config: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
         if name not in SETTINGS:
             raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
     change: dict[str, Any] = {"engine": "batched", "controls": (), "n_bootstrap": 0}
-    if "solver" in settings:
-        change["solvers"] = {"linear": ("ridge", "logistic"), "mlp": ("mlp",)}[settings["solver"]]
+    if (solver := settings.get("solver")) is not None:
+        if solver not in SOLVERS:
+            raise ConfigError(f"search: probe.solver: found {solver!r}, expected {' or '.join(SOLVERS)}")
+        change["solvers"] = SOLVERS[solver]
     if "penalty" in settings:
         change |= {"penalties": (settings["penalty"],), "mlp_penalties": (settings["penalty"],)}
     if "standardise" in settings:

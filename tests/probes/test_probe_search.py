@@ -139,6 +139,28 @@ def test_an_unknown_setting_names_the_nearest() -> None:
         configured(ProbeConfig(), {"penalty": -1.0})
 
 
+@pytest.mark.parametrize(
+    ("setting", "values", "message"),
+    [
+        (
+            "positions",
+            ("vision_mean", "vision_mea"),
+            "nothing was captured at 'vision_mea'. Did you mean 'vision_mean'",
+        ),
+        ("solver", ("ridge",), "probe.solver: found 'ridge', expected linear or mlp"),
+        ("width", (0,), "mlp_width"),
+    ],
+)
+def test_a_space_no_trial_could_use_is_refused_before_anything_is_fitted(
+    setting: str, values: tuple, message: str, storage: Storage, capture: Stage
+) -> None:
+    run = make_run(search_trials=2, seed=7)
+    space = {f"probe.{setting}": SearchAxis(kind="choice", values=values)}
+    with pytest.raises(ConfigError, match=message):
+        run_probe_stage(run, storage, capture, search=space, quiet=True)
+    assert not probe_stage(run, storage, capture).finished_shards()
+
+
 def test_a_validation_split_keeps_as_many_folds() -> None:
     split = make_split(range(40), 0.3, 2, 0)
     assert set(validation_split(split).fold) == {0, 1}

@@ -8,11 +8,9 @@ from orchestrator.columns import BOOL, FLOAT, GROUP, HIGH, IMAGE, INT, LAYER, LO
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.schema_causal import CAUSAL_TABLES
 
-__all__ = ["ATTRIBUTE_KINDS", "GROUPS", "TABLES", "TAPS", "Column", "Table", "check_table", "to_markdown"]
+__all__ = ["GROUPS", "TABLES", "Column", "Table", "check_table", "to_markdown"]
 
 GROUPS = ("vision", "text")
-TAPS = ("decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out")
-ATTRIBUTE_KINDS = ("count", "continuous", "categorical")
 
 TABLES: dict[str, Table] = {
     "images": Table(

@@ -28,9 +28,7 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.groups import TEXT, VISION
 from orchestrator.models.sequence import SequenceAdapter
-
-RESIDUAL_TAPS = ("decoder", "projector", "encoder")
-CROSS_TAPS = (*RESIDUAL_TAPS, "cross_k", "cross_v", "cross_out")
+from orchestrator.models.tap_names import chosen_taps, taps_of
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,12 @@ class State:
 
 def available_taps(adapter: Adapter) -> tuple[str, ...]:
     """Return the taps that an adapter's model has."""
-    return CROSS_TAPS if adapter.vision_kind == "cross_kv" else RESIDUAL_TAPS
+    return taps_of(adapter.vision_kind)
 
 
 def default_taps(adapter: Adapter) -> tuple[str, ...]:
     """Return what is captured unless a config says otherwise: all but the vision encoder's own layers."""
-    return tuple(tap for tap in available_taps(adapter) if tap != "encoder")
+    return chosen_taps(adapter.vision_kind)
 
 
 def tap_layers(adapter: Adapter, tap: str) -> list[int]:

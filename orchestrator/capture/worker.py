@@ -21,12 +21,13 @@ from orchestrator.capture.loading import Loaded, describe
 from orchestrator.capture.preparing import Preparer
 from orchestrator.capture.recorder import PassRecord, Recorder
 from orchestrator.capture.tables import images_table, metrics_table, rejected_table
-from orchestrator.capture.taps import Taps, default_taps
+from orchestrator.capture.taps import Taps
 from orchestrator.compression.registry import check_names
 from orchestrator.config import RunConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.tap_names import chosen_taps
 
 
 @dataclass
@@ -178,8 +179,7 @@ class CaptureWorker:
 
 def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:
     """Taps and layers as `Taps` takes them; `capture.layers` speaks of the decoder alone."""
-    named = [default_taps(adapter) if name == "default" else (name,) for name in run.capture.taps or ("default",)]
-    taps = dict.fromkeys(tap for group in named for tap in group)
+    taps = chosen_taps(adapter.vision_kind, run.capture.taps)
     return {tap: run.capture.layers if tap == "decoder" else None for tap in taps}
 
 

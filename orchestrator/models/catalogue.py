@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -198,11 +198,23 @@ def check_lora(name: str) -> Path:
 
 
 def digest_folder(folder: Path) -> str:
-    """Return the SHA-256 (16 hex digits) of a checkpoint's files: names and contents, weights included."""
+    """Return the SHA-256 (16 hex digits) of a checkpoint's files: names and contents, weights included.
+
+    Files are read again only when they have changed: a study asks many times, and a 7B model takes seconds to read.
+    """
     files = sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}, key=lambda file: file.name)
+    states = [file.stat() for file in files]
+    # The change time moves with every write, even where size and modification time are put back.
+    return _digest_files(
+        tuple((f, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in zip(files, states, strict=True))
+    )
+
+
+@lru_cache(maxsize=64)
+def _digest_files(files: tuple[tuple[Path, int, int, int], ...]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+    for file, size, *_ in files:
+        digest.update(f"{file.name}\0{size}\0".encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

@@ -17,12 +17,13 @@ from typing import Any
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
+from orchestrator.models.tap_names import chosen_taps
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
 TEXT_TOKENS = 64
 """Tokens of template and question that a plan assumes."""
-METRIC_COLUMNS = 32
-"""Columns of one row of layer metrics, from above."""
+METRIC_COLUMNS = 40
+"""Columns of one row of layer metrics."""
 MOLMO_VISION = {"layers": 23, "width": 1024, "mlp": 4096}
 """CLIP ViT-L/14 at 336 px without its last block; Molmo's config file does not hold its vision encoder."""
 COCO_SIZE = (480, 640)
@@ -101,7 +102,7 @@ def footprint_at(
         vision_tokens=load.tokens,
         memory_gb=memory / 1e9,
         tflop_per_image=flops / 1e12,
-        bytes_per_image=kept_bytes(config, decoder, capture or CaptureConfig()),
+        bytes_per_image=kept_bytes(config, decoder, load, capture or CaptureConfig()),
         raw_bytes_per_image=raw_bytes(config, decoder, load),
         height=height,
         width_px=width,
@@ -110,8 +111,7 @@ def footprint_at(
 
 def capture_bytes_per_image(run: RunConfig) -> int:
     """Return the bytes that capture keeps of one image, from above."""
-    config = read_config(resolve(run.model))
-    return kept_bytes(config, decoder_stack(config), run.capture)
+    return footprint(run).bytes_per_image
 
 
 def read_config(entry: Entry) -> Any:
@@ -228,15 +228,12 @@ def raw_bytes(config: Any, decoder: Stack, load: VisionLoad) -> int:
     return 2 * (states + TEXT_TOKENS * (decoder.layers + 1) * decoder.width)
 
 
-def kept_bytes(config: Any, decoder: Stack, capture: CaptureConfig) -> int:
-    """Return the bytes that capture keeps of one image: float32 metrics and float16 features, from above."""
+def kept_bytes(config: Any, decoder: Stack, load: VisionLoad, capture: CaptureConfig) -> int:
+    """Return the bytes that capture keeps of one image: float32 metrics, float16 features and maps of token norms."""
     n = len(cross_layers(config))
     points = len(capture.layers) if capture.layers is not None else decoder.layers + 1
     vision, text = 1 + capture.n_vision_positions, 2 + capture.n_text_positions
-    default = ("decoder", "projector", *(("cross_k", "cross_v", "cross_out") if n else ()))
-    taps = dict.fromkeys(
-        t for name in capture.taps or ("default",) for t in (default if name == "default" else (name,))
-    )
+    taps = chosen_taps("cross_kv" if n else "residual", capture.taps)
     encoder = vision_stack(config)
     positions = {
         "decoder": points * ((0 if n else vision) + text) * decoder.width,
@@ -246,7 +243,10 @@ def kept_bytes(config: Any, decoder: Stack, capture: CaptureConfig) -> int:
         "cross_v": n * vision * decoder.key,
         "cross_out": n * text * decoder.width,
     }
-    rows = {"decoder": 2 * points, "projector": 1, "encoder": encoder.layers + 1}
+    rows = {"decoder": points if n else 2 * points, "projector": 1, "encoder": encoder.layers + 1}
     n_rows = sum(rows.get(tap, n) for tap in taps)
     features = sum(positions[tap] for tap in taps) if capture.keep_features else 0
-    return 4 * METRIC_COLUMNS * n_rows + 2 * features
+    # Norms of all vision tokens where they pass through the decoder, and each one's row, column and tile.
+    mapped = {"cross_v": n} if n else {"decoder": points}
+    maps = sum(load.tokens * (4 * layers + 6) for tap, layers in mapped.items() if tap in taps)
+    return 4 * METRIC_COLUMNS * n_rows + 2 * features + maps

@@ -15,6 +15,7 @@ from benchmarks.simulated import Simulation
 from orchestrator.capture.pipeline import capture_stage, run_capture
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.layout import Stage, Storage
+from orchestrator.models.planning import METRIC_COLUMNS, footprint
 from tests.capture.conftest import make_run
 
 TABLES = ("images", "layer_metrics", "rejected")
@@ -41,6 +42,20 @@ def test_a_finished_stage_is_not_touched(tmp_path):
     before = modified(stage)
     assert run_simulated(make_run(), tmp_path).digest == stage.digest
     assert modified(stage) == before
+
+
+@pytest.mark.parametrize("model", ["reference-joint", "reference-cross"])
+def test_a_plan_s_bytes_are_those_that_are_written(tmp_path, model):
+    """Features and maps to the byte (the prompt fills all kept text positions), all files within a fifth."""
+    run = make_run(model, capture__prompt="how many red circles are there in the image ?", data__n_images=48)
+    run = run.model_copy(update={"how": run.how.model_copy(update={"shard_size": 48})})
+    stage = run_capture(run, Storage(str(tmp_path)), quiet=True)
+    arrays = sum(shard.nbytes for name in stage.finished_shards()[0]["arrays"] for shard in stage.arrays(name))
+    rows = stage.scan("layer_metrics").collect().height
+    planned = 48 * footprint(run).bytes_per_image
+    assert planned == arrays + 4 * METRIC_COLUMNS * rows
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    assert planned == pytest.approx(written, rel=0.2)
 
 
 def test_every_image_is_there_once_and_in_order(tmp_path):

@@ -1,6 +1,7 @@
 """What a name stands for, what is refused, and what a plan says without weights."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -73,6 +74,23 @@ def test_a_folder_must_be_a_checkpoint_with_safetensors(tmp_path):
         resolve(ModelConfig(name=str(tmp_path)))
     (tmp_path / "model.safetensors").write_bytes(b"x")
     assert resolve(ModelConfig(name=str(tmp_path))).family == "llava"
+
+
+def test_weights_are_digested_once_until_a_file_changes(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"weights")
+    config = ModelConfig(name=str(tmp_path))
+    first = fingerprint(config)
+    read = []
+    with monkeypatch.context() as patch:
+        patch.setattr("hashlib.file_digest", lambda *args: read.append(args))
+        assert fingerprint(config) == first
+    assert not read
+    before = weights.stat()
+    weights.write_bytes(b"changed")
+    os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert fingerprint(config) != first
 
 
 def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):

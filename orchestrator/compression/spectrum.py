@@ -24,6 +24,10 @@ NOISE = 0.25 * 2.0**-23
 """Error of a squared singular value, as a share of the largest; measured from 0.02 to 0.15 of 2^-23 on average."""
 LIMIT = 0.015
 """Bound of the effective rank's relative error above which a row is done again in float64."""
+ABSENT = 1e-12
+"""Share of the largest squared singular value below which a direction is rounding noise."""
+FAINT = 1e-4
+"""Share of it below which float32 does not tell a direction from its neighbours (GPU; the CPU sets the mean apart)."""
 
 
 class Spectrum:
@@ -61,7 +65,7 @@ class Spectrum:
             vectors = vectors * present[..., None]
             vectors = self.centred.mT @ vectors + self.mean[:, :, None] * vectors.sum(1, keepdim=True)
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        vectors = vectors * (raw[:, :kept] > 1e-12 * raw[:, :1])[:, None, :]
+        vectors = vectors * (raw[:, :kept] > ABSENT * raw[:, :1])[:, None, :]
         return torch.nn.functional.pad(vectors, (0, k - kept))
 
     @cached_property
@@ -97,7 +101,7 @@ class Spectrum:
     def _top_vectors(self, k: int) -> Float32[Tensor, "R n k"]:
         """Eigenvectors of the raw Gram matrices for the `k` largest eigenvalues, the largest first."""
         if self.centred.is_cuda:
-            return torch.linalg.eigh(_matrices(self.centred, self.mean, self.counts)[0])[1][..., -k:].flip(2)
+            return _leading(self.centred, self.mean, self.counts, self._solved[0], k)
         values = self._solved[0][:, :k]
         found = torch.empty(len(values), min(self.centred.shape[1:]), k, dtype=torch.float64)
         for rows, reduced in self._reductions:
@@ -117,6 +121,18 @@ def _rank_error(eigs: Float64[Tensor, "R K"], noise: Float64[Tensor, "R 1"]) -> 
     entropy = torch.special.entr(p).sum(1, keepdim=True)
     moved = torch.minimum(noise / (2 * sigma), noise.sqrt()) / total
     return (moved * (p.clamp(min=1e-12).log() + entropy).abs()).sum(1).nan_to_num()
+
+
+def _leading(x: Tensor, mean: Tensor, counts: Tensor, raw: Float64[Tensor, "R K"], k: int) -> Float32[Tensor, "R n k"]:
+    """Eigenvectors of raw Gram matrices for the `k` largest eigenvalues of `raw`, in float64 where some are faint."""
+    found = torch.linalg.eigh(_matrices(x, mean, counts)[0])[1][..., -k:].flip(2)
+    top, values = raw[:, :1], raw[:, :k]
+    weakest = values.where(values > ABSENT * top, top).amin(1)
+    again = (weakest < FAINT * top[:, 0]).nonzero()[:, 0]
+    if len(again):
+        exact = _matrices(x[again].double(), mean[again].double(), counts[again])[0]
+        found[again] = torch.linalg.eigh(exact)[1][..., -k:].flip(2).float()
+    return found
 
 
 def _matrices(x: Tensor, mean: Tensor, counts: Tensor) -> Tensor:

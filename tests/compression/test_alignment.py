@@ -13,7 +13,8 @@ from orchestrator.compression.alignment import (
     subspace_overlap,
     top5_alignment,
 )
-from orchestrator.compression.metrics import measure_layers
+from orchestrator.compression.metrics import gather_tokens, measure_layers
+from orchestrator.compression.spectrum import _leading
 from orchestrator.config import CaptureConfig
 from orchestrator.errors import DataError
 
@@ -33,6 +34,19 @@ def test_top5_alignment_equals_svd(n: int, m: int, d: int) -> None:
     for i in range(2):
         v, w = (np.linalg.svd(x[i].double().numpy(), full_matrices=False)[2][:5] for x in (a, b))
         assert float(got[i]) == pytest.approx(np.sum((v @ w.T) ** 2) / 5, abs=2e-4)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 200), (200, 60)])
+def test_faint_directions_beside_a_large_mean_are_told_apart_on_a_gpu_too(n: int, d: int) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(n, d)) / np.arange(1, d + 1)
+    tokens[:, 7] += 1000
+    shared = gather_tokens(torch.from_numpy(tokens[None]).float(), torch.ones(1, n, dtype=torch.bool))
+    raw = shared.spectrum()
+    found = _leading(shared.centred, shared.mean, shared.counts, raw, 5)[0].double().numpy()
+    left, _, right = np.linalg.svd(tokens.astype(np.float32).astype(np.float64), full_matrices=False)
+    exact = left[:, :5] if n <= d else right[:5].T
+    assert np.sum((found.T @ exact) ** 2) / 5 == pytest.approx(1, abs=1e-5)
 
 
 def test_a_state_aligns_fully_with_itself_scaled_and_with_few_tokens() -> None:

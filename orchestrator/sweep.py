@@ -85,11 +85,15 @@ def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: s
         # A section before its own keys: `data` would otherwise wipe out `data.seed`.
         for key, value in [*sorted(axes.items(), key=lambda axis: axis[0].count(".")), *run_keys.items()]:
             tree = set_key(tree, key, value, where=file)
+        if "search" in tree:
+            raise ConfigError(f"{file}: base.search: `search` is a section of the study, beside `base`")
         try:
             run = validate(RunConfig, tree, file, prefix="base")
         except ConfigError as error:
             place = f"\n{file}: at the point {Point(RunConfig(), axes).label}" if axes else ""
             raise ConfigError(f"{error}{place}") from None
+        searched = {key: axis for key, axis in study.search.items() if key.startswith("probe.")}
+        run = run.model_copy(update={"search": searched})
         kept = {key: value for key, value in axes.items() if not _overridden(key, run_keys)}
         point = Point(run, kept)
         first = points.setdefault(canonical_json(run.model_dump(mode="json", exclude={"how"})), point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,37 @@ def test_folder_metric_and_adapter_work_as_documented(site: Path, images: Path, 
     assert all(1 / 63 <= share <= 1 for share in shares)
     assert set(n_tokens) == {63}, "the adapter leaves out the first of 64 visual tokens"
     assert scenes == ["street", "forest"]
+
+
+def test_results_of_another_version_of_a_package_are_another_stage(site: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(site, newer)
+    (newer / "mine-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.1\n")
+    model = tmp_path / "model"
+    model.mkdir()
+    family = re.search(r'vtsweep\.adapters"\]\n(\w+)', TEXT)[1]
+    (model / "config.json").write_text(json.dumps({"model_type": family}))
+    (model / "model.safetensors").write_bytes(b"weights")
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from orchestrator.layout import Storage\n"
+        "from orchestrator.stages import STAGE_KINDS\n"
+        "from orchestrator.sweep import make_sweep\n"
+        "for stage, *overrides in (\n"
+        "    ('capture', 'capture.metrics=[gini]'), ('capture', 'capture.metrics=[gini,top_token_share]'),\n"
+        "    ('probe', 'capture.metrics=[gini]', 'probe.solvers=[nearest]'),\n"
+        "    ('capture', 'capture.metrics=[gini]', 'model.name=' + sys.argv[2]),\n"
+        "):\n"
+        "    run = make_sweep({'name': 't', 'base': {'model': {'name': 'reference-cross'}}}, overrides).points[0].run\n"
+        "    print(STAGE_KINDS[stage].make(run, Storage('nowhere')).digest)\n"
+    )
+    one, two = (
+        subprocess.run(
+            [sys.executable, "-c", code, str(folder), str(model)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for folder in (site, newer)
+    )
+    assert [a == b for a, b in zip(one, two, strict=True)] == [True, False, False, False]
 
 
 def test_a_registered_probe_is_judged_like_the_built_in_ones(site: Path, tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ import pytest
 
 from orchestrator.config import CocoConfig, ScenesConfig
 from orchestrator.errors import ConfigError
+from orchestrator.layout import Storage
 from orchestrator.search_space import check_search
+from orchestrator.stages import STAGE_KINDS
 from orchestrator.sweep import load_sweep, make_sweep
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
@@ -100,6 +102,18 @@ def test_a_search_that_could_not_run_is_refused_before_anything_starts(search: d
     with pytest.raises(ConfigError, match="search") as caught:
         check_search(make_sweep({**BASE, "search": search}))
     assert piece in str(caught.value)
+
+
+def test_another_space_of_the_probes_is_another_stage() -> None:
+    def digest(high: float, trials: int = 3) -> str:
+        search = {"probe.penalty": {"kind": "loguniform", "low": 1e-3, "high": high}}
+        run = make_sweep({**BASE, "search": search}, [f"probe.search_trials={trials}"]).points[0].run
+        return STAGE_KINDS["probe"].make(run, Storage("nowhere")).digest
+
+    assert digest(1.0) != digest(2.0)
+    assert digest(1.0, trials=0) == digest(2.0, trials=0)
+    with pytest.raises(ConfigError, match="beside `base`"):
+        make_sweep({"name": "t", "base": {"search": {}}})
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 from orchestrator.capture.job import Job, MakeWorker, ShardStats, Tally, make_model_worker
 from orchestrator.capture.loading import load_shard
-from orchestrator.compression.registry import check_names
+from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
 from orchestrator.config import RunConfig
 from orchestrator.data.source import Source, make_source
 from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
 
 VERSION = 2
@@ -39,6 +40,8 @@ def _stage(run: RunConfig, storage: Storage, source: Source) -> Stage:
         "data": source.fingerprint(),
         "capture": capture,
     }
+    if packages := registered_by(ENTRY_POINT_GROUP, capture["metrics"]):
+        what["metrics_of"] = packages
     return Stage(storage, "capture", what)
 
 

@@ -15,19 +15,6 @@ from orchestrator.config.probe import ProbeConfig
 from orchestrator.config.section import Float, Section, StageName
 
 
-class RunConfig(Section):
-    """One point of a study."""
-
-    model: ModelConfig = ModelConfig()
-    data: DataConfig = ScenesConfig()
-    capture: CaptureConfig = CaptureConfig()
-    correlate: CorrelateConfig = CorrelateConfig()
-    probe: ProbeConfig = ProbeConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    ablate: AblateConfig = AblateConfig()
-    how: HowConfig = HowConfig()
-
-
 class SearchAxis(Section):
     """One searched hyperparameter, sampled by Ray Tune."""
 
@@ -48,6 +35,21 @@ class SearchAxis(Section):
         elif self.kind == "randint" and (self.low % 1 or self.high % 1):
             raise ValueError("randint needs whole numbers")
         return self
+
+
+class RunConfig(Section):
+    """One point of a study."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = ScenesConfig()
+    capture: CaptureConfig = CaptureConfig()
+    correlate: CorrelateConfig = CorrelateConfig()
+    probe: ProbeConfig = ProbeConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    ablate: AblateConfig = AblateConfig()
+    how: HowConfig = HowConfig()
+    search: dict[str, SearchAxis] = Field(default_factory=dict)
+    """What the study's `search` section says of the probes; put here when the study is expanded."""
 
 
 class StudyConfig(Section):

@@ -21,17 +21,14 @@ from torch import Tensor, nn
 from orchestrator.errors import ModelError
 from orchestrator.models import anatomy
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
+from orchestrator.models.catalogue import ADAPTER_GROUP
 from orchestrator.models.decoding import greedy
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 
-__all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
-
-
-ADAPTER_GROUP = "vtsweep.adapters"
-"""A package adds a model class by an entry point in this group: `model_type = package.module:AdapterClass`."""
+__all__ = ["ADAPTER_GROUP", "OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
 
 
 class Adapter(Parts, ABC):

@@ -15,6 +15,7 @@ import yaml
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
+from orchestrator.plugins import registered_by
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "llava": ("LlavaForConditionalGeneration", "residual"),
@@ -32,6 +33,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "molmo": ("MolmoForCausalLM (remote code)", "residual"),
 }
 """The supported `model_type`s: class and vision kind."""
+
+ADAPTER_GROUP = "vtsweep.adapters"
+"""A package adds a model class by an entry point in this group: `model_type = package.module:AdapterClass`."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -172,7 +176,8 @@ def _local(name: str, path: Path) -> Entry:
 def fingerprint(config: ModelConfig) -> dict[str, str]:
     """Return what identifies the weights: a content digest of a folder, or repository and revision of a hub model.
 
-    It goes into stage digests and never holds a path. An unpinned hub model has revision "unpinned".
+    It goes into stage digests and never holds a path. An unpinned hub model has revision "unpinned". An adapter of
+    another package is named with its version.
     """
     entry = resolve(config)
     if entry.folder is not None:
@@ -181,6 +186,10 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
         found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
     if config.adapter is not None:
         found["adapter"] = digest_folder(check_lora(config.adapter))
+    # A repository whose family is not known yet may turn out to be any of them.
+    families = registered_by(ADAPTER_GROUP, [entry.family]) if entry.family else registered_by(ADAPTER_GROUP)
+    if families:
+        found["read_by"] = ", ".join(f"{family}: {package}" for family, package in sorted(families.items()))
     return found
 
 

@@ -15,10 +15,12 @@ import numpy as np
 from orchestrator.config import ProbeConfig, RunConfig
 from orchestrator.data.source import make_source
 from orchestrator.layout import STAGE_FILE, Stage, Storage
+from orchestrator.plugins import registered_by
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
 from orchestrator.probes.split import Split, check_leak, make_split
 from orchestrator.probes.targets import Target, make_targets
+from orchestrator.probes.user import ENTRY_POINT_GROUP
 from orchestrator.progress import Progress
 
 VERSION = 3
@@ -30,7 +32,12 @@ def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
     """The directory of these probes, without work."""
     unused = set() if run.probe.search_trials else {"search_trials"}
     settings = run.probe.model_dump(mode="json", exclude=unused)
-    return Stage(storage, "probe", {"version": VERSION, "probe": settings}, {"capture": capture.digest})
+    what: dict[str, Any] = {"version": VERSION, "probe": settings}
+    if packages := registered_by(ENTRY_POINT_GROUP, run.probe.solvers):
+        what["solvers_of"] = packages
+    if run.probe.search_trials and run.search:
+        what["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
+    return Stage(storage, "probe", what, {"capture": capture.digest})
 
 
 @dataclass(frozen=True)

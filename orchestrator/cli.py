@@ -48,20 +48,21 @@ def _emit(value: Any, as_json: bool, text: Any) -> None:
 
 
 def _run(
-    file: str, overrides: Sequence[str] | None, stages: Sequence[StageName] | None, as_json: bool, quiet: bool
+    name: str, file: str, overrides: list[str] | None, stages: list[StageName] | None, as_json: bool, quiet: bool
 ) -> None:
     from orchestrator.console import outcome, print_outcome
     from orchestrator.study import run_study
     from orchestrator.sweep import load_sweep
 
-    study, report = run_study(load_sweep(file, overrides or ()), stages=stages, quiet=quiet or as_json)
+    command = shlex.join(["vtsweep", name, file, *(overrides or ())])
+    study, report = run_study(load_sweep(file, overrides or ()), stages=stages, quiet=quiet or as_json, command=command)
     _emit(outcome(study, report) if as_json else None, as_json, lambda: print_outcome(study, report))
 
 
 @app.command(epilog="Example:  vtsweep run sweeps/coco.yaml data.root=/data/coco storage=/data/results")
 def run(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Run every stage of a study, then write its report and MLflow runs. Resumes what is unfinished."""
-    _run(file, overrides, None, as_json, quiet)
+    _run("run", file, overrides, None, as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep plan sweeps/paper_molmo.yaml")
@@ -77,31 +78,31 @@ def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None
 @app.command(epilog="Example:  vtsweep capture sweeps/quickstart.yaml data.n_images=50")
 def capture(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Capture activations and measure compression (the first stage of a study)."""
-    _run(file, overrides, ["capture"], as_json, quiet)
+    _run("capture", file, overrides, ["capture"], as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep correlate sweeps/quickstart.yaml correlate.n_bootstrap=2000")
 def correlate(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Correlate compression with what is in the image."""
-    _run(file, overrides, ["capture", "correlate"], as_json, quiet)
+    _run("correlate", file, overrides, ["capture", "correlate"], as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep probe sweeps/probes.yaml probe.attributes=[n_objects]")
 def probe(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Fit probes on the kept token features."""
-    _run(file, overrides, ["capture", "probe"], as_json, quiet)
+    _run("probe", file, overrides, ["capture", "probe"], as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep finetune sweeps/complexity_ratio.yaml finetune.seed=3")
 def finetune(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Fine-tune one LoRA trial for each point, evaluate it and measure compression again."""
-    _run(file, overrides, ["finetune"], as_json, quiet)
+    _run("finetune", file, overrides, ["finetune"], as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep ablate sweeps/ablation.yaml ablate.n_per_family=200")
 def ablate(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Delete, knock out and patch visual tokens to see what the decoder uses."""
-    _run(file, overrides, ["ablate"], as_json, quiet)
+    _run("ablate", file, overrides, ["ablate"], as_json, quiet)
 
 
 @app.command(epilog="Example:  vtsweep evaluate --policy results/ablate/DIGEST/policy.yaml sweeps/ablation.yaml")
@@ -155,7 +156,7 @@ def compare(
     """Put models or studies side by side in one report."""
     from orchestrator.console import compare_studies
 
-    written = compare_studies(studies, out)
+    written = compare_studies(studies, out, quiet=as_json)
     _emit({"report": written}, as_json, lambda: typer.echo(f"comparison: {written}"))
 
 
@@ -165,12 +166,9 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port on this machine; a free one when absent")] = None,
 ) -> None:
     """Open the MLflow comparison UI, on this machine only."""
-    from orchestrator.layout import Storage
-    from orchestrator.tracking import default_uri
     from orchestrator.tracking_ui import serve_ui
 
-    uri = storage if storage.startswith(("sqlite:", "http:", "https:")) else default_uri(Storage(storage))
-    serve_ui(uri or storage, port)
+    serve_ui(storage, port)
 
 
 @app.command(epilog="Example:  vtsweep track results")
@@ -201,8 +199,7 @@ def init(
     from orchestrator.starter import write_starter
 
     write_starter(file, model, data, root)
-    shell = shlex.quote(file)
-    typer.echo(f"wrote {file}\nnext:  vtsweep plan {shell}    vtsweep run {shell}")
+    typer.echo(f"wrote {file}\nnext:  vtsweep plan {shlex.quote(file)}    vtsweep run {shlex.quote(file)}")
 
 
 @app.command(epilog="Example:  vtsweep models --json")
@@ -212,8 +209,8 @@ def models(as_json: Json = False) -> None:
     from orchestrator.tables import print_rows
 
     rows = catalogue_rows()
-    # What a terminal of 80 columns holds; --json has licence, repository and memory too.
-    shown = [{key: row[key] for key in ("name", "family", "kind", "parameters_b", "needs")} for row in rows]
+    # What a terminal of 80 columns holds; --json has kind, licence, repository and memory too.
+    shown = [{key: row[key] for key in ("name", "family", "parameters_b", "needs")} for row in rows]
     _emit(rows, as_json, lambda: print_rows("Models (parameters in billions; more with --json)", shown))
 
 

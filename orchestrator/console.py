@@ -10,8 +10,10 @@ from rich.console import Console
 
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
+from orchestrator.config import RunConfig
 from orchestrator.errors import StorageError
-from orchestrator.record import Study, View
+from orchestrator.progress import Progress
+from orchestrator.record import Study, View, describe_run
 from orchestrator.results import next_steps
 from orchestrator.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
 from orchestrator.tables import print_rows
@@ -94,7 +96,9 @@ def print_outcome(study: Study, report: str | None = None) -> None:
     for view in finished(study, "correlate"):
         rows = strongest_correlations(view).to_dicts()
         if rows:
-            shown = ("attribute", "metric", "tap", "layer", "rho", "ci_low", "ci_high", "n")
+            # The tap fits an 80-column terminal only where it says something.
+            taps = {row["tap"] for row in rows} - {"decoder"}
+            shown = ("attribute", "metric", *(["tap"] if taps else []), "layer", "rho", "ci_low", "ci_high", "n")
             title = f"Strongest correlations with what is in the image ({view.label})"
             print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
         else:
@@ -127,7 +131,10 @@ def study_status(study: Study) -> dict[str, Any]:
         planned: dict[str, str] = {}
         for point in study.record["points"]:
             if name in point["stages"]:
-                planned.setdefault(point["stages"][name], point["label"])
+                label = point["label"]
+                if name != "finetune":  # one such stage serves every trial of its model and data
+                    label = describe_run(RunConfig.model_validate(point["config"]))
+                planned.setdefault(point["stages"][name], label)
         for stage_digest, label in planned.items():
             view = views.get(stage_digest)
             rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
@@ -151,7 +158,7 @@ def print_status(status: dict[str, Any]) -> None:
         console.print(f"resume:  [cyan]{status['command']}[/]")
 
 
-def compare_studies(folders: Sequence[str], out: str) -> str:
+def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> str:
     """Write one report over several studies; returns the path of its page.
 
     Raises:
@@ -164,5 +171,7 @@ def compare_studies(folders: Sequence[str], out: str) -> str:
     if len(folders) < 2:
         raise StorageError(f"compare needs two or more studies, found {len(folders)}")
     storage = Storage(out)
-    written = make_comparison([gather_results(Study.load(folder)) for folder in folders], storage)
+    studies = [gather_results(Study.load(folder)) for folder in folders]
+    with Progress("comparison", None, "files", quiet=quiet) as progress:
+        written = make_comparison(studies, storage, lambda name: progress.advance(1, name))
     return storage.path(written[0])

@@ -159,7 +159,20 @@ def print_plan(plan: Plan) -> None:
     console.print(f"[bold]{plan.name}[/]  storage: {plan.storage}")
     print_rows("Stages", [asdict(stage) for stage in plan.stages], console)
     if plan.models:
-        print_rows("Models and data", [asdict(model) for model in plan.models], console)
+        # What a terminal of 80 columns holds; --json has the arithmetic and bytes an image too.
+        rows = [
+            {
+                "model": model.model,
+                "source": model.source,
+                "images": model.images,
+                "layers": model.layers,
+                "tokens": model.vision_tokens,
+                "actor GB": model.actor_memory_gb,
+                "total GB": model.total_gb,
+            }
+            for model in plan.models
+        ]
+        print_rows("Models and data (tokens of vision; more with --json)", rows, console)
     console.print(f"actors: {plan.pools}")
     for problem in plan.problems:
         console.print(f"[yellow]not known here:[/] {problem}", highlight=False)

@@ -79,7 +79,8 @@ class Study:
             return cls(storage, storage.read_json(f"studies/{name}/{STUDY_FILE}"))
         except FileNotFoundError as error:
             known = storage.files("studies")
-            raise StorageError(f"no study in {folder!r}.{did_you_mean(name, known)}") from error
+            expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
+            raise StorageError(expected + did_you_mean(name, known)) from error
 
     @property
     def name(self) -> str:
@@ -170,14 +171,19 @@ def _distinct_labels(views: list[View]) -> list[View]:
     ]
 
 
-def make_record(sweep: Sweep, stages: Sequence[StageName], points: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `study.json` holds: the study as asked, what it was run on, and its points with their stages' digests."""
+def make_record(
+    sweep: Sweep, stages: Sequence[StageName], points: list[dict[str, Any]], command: str | None = None
+) -> dict[str, Any]:
+    """What `study.json` holds: the study as asked, what it was run on, and its points with their stages' digests.
+
+    `command` runs the study again; without one (a notebook) it is the call that did.
+    """
     return {
         "name": sweep.study.name,
         "description": sweep.study.description,
         "file": sweep.file,
         "text": sweep.text,
-        "command": " ".join(["vtsweep", *sys.argv[1:]]),
+        "command": command or f"orchestrator.run_study(sweep)  # {sweep.study.name}",
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "stages": list(stages),
         "points": points,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -48,8 +49,8 @@ def gather_results(study: Study) -> StudyResults:
 def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
     """Commands worth running after this study."""
     steps = [
-        (f"vtsweep ui {study.storage.uri}", "compare runs in the MLflow UI"),
-        (f"vtsweep report {study.folder.uri}", "write the report again"),
+        (f"vtsweep ui {shlex.quote(study.storage.uri)}", "compare runs in the MLflow UI"),
+        (f"vtsweep report {shlex.quote(study.folder.uri)}", "write the report again"),
     ]
     done = set(study.stages)
     if "finetune" not in done:

@@ -17,13 +17,16 @@ from orchestrator.tracked import log_report, log_stage
 from orchestrator.tracking import Tracker
 
 
-def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False) -> tuple[Study, str]:
+def run_study(
+    sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False, command: str | None = None
+) -> tuple[Study, str]:
     """Run a study's stages in order; whatever an earlier run finished is not done again.
 
     Args:
         sweep: the validated study.
         stages: run only these and what they read; all of the study's when absent.
         quiet: show no progress.
+        command: what to type to run this again, for the record.
 
     Returns:
         The study, and the path of its report.
@@ -34,7 +37,7 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
     wanted = with_inputs(stages or sweep.study.stages)
     storage = Storage(sweep.study.storage)
     preflight(sweep, wanted)
-    study = open_study(sweep, storage, wanted)
+    study = open_study(sweep, storage, wanted, command)
     session = study.record["created"]
     tracker = Tracker(sweep.study.track, study.name, storage, sweep.study.description, session)
     with _ray(sweep, study, wanted):
@@ -52,7 +55,7 @@ def run_study(sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet:
     return study, written[0]
 
 
-def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName]) -> Study:
+def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName], command: str | None = None) -> Study:
     """Write `study.json`, which names every point and the directory of each of its stages, before any work."""
     listed = [stage for stage in STAGE_KINDS if stage in {*sweep.study.stages, *wanted}]
     points = []
@@ -60,7 +63,7 @@ def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName]) -> S
         stages = {stage: STAGE_KINDS[stage].make(point.run, storage).digest for stage in listed}
         config = point.run.model_dump(mode="json")
         points.append({"label": point.label, "axes": dict(point.axes), "config": config, "stages": stages})
-    record = make_record(sweep, listed, points)
+    record = make_record(sweep, listed, points, command)
     study = Study(storage, {**record, "seconds": {}})
     study.folder.write_json(STUDY_FILE, study.record)
     return study

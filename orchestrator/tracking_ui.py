@@ -13,35 +13,43 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from types import FrameType
 
-from orchestrator.errors import ResourceError
+from orchestrator.errors import ResourceError, StorageError
+from orchestrator.layout import Storage
 from orchestrator.scrub import scrub
+from orchestrator.tracking import default_uri
 
 FIRST_PORT = 5000
 _START_SECONDS = 120.0
+_NOISE = (b"Registry store URI not provided", b"[MLflow] Security middleware enabled with default settings")
+"""What the server says at every start; a reader can do nothing with it."""
 _SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
+    "PYTHONWARNINGS": "ignore",
 }
 """Job execution starts a runner and several consumers of about 250 MB each, for features a study does not use."""
 
 
-def serve_ui(uri: str, port: int | None = None) -> None:
-    """Serve the runs in `uri` until interrupted; prints the address once it answers.
+def serve_ui(place: str, port: int | None = None) -> None:
+    """Serve the runs in `place` until interrupted; prints the address once it answers.
 
     Args:
-        uri: a database URI; for a tracking server only its address is printed, as it serves its own pages.
+        place: storage of studies, or a database URI; for a tracking server only its address is printed, as it serves
+            its own pages.
         port: loopback port; the first free one from 5000 when absent.
 
     Raises:
+        StorageError: the storage holds no runs.
         ResourceError: the port is taken, or the server did not start.
     """
-    if uri.startswith(("http://", "https://")):
-        print(f"MLflow runs at {scrub(uri)}")
+    if place.startswith(("http://", "https://")):
+        print(f"MLflow runs at {scrub(place)}")
         return
-    with ui_server(uri, port) as (address, process):
+    with ui_server(place if place.startswith("sqlite:") else _database(place), port) as (address, process):
         for name, page in experiment_pages(address):
             print(f"{name}: {page}")
         print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
@@ -52,6 +60,14 @@ def serve_ui(uri: str, port: int | None = None) -> None:
             process.wait()
         except KeyboardInterrupt:
             print("stopped")
+
+
+def _database(storage: str) -> str:
+    """URI of the database in a storage; MLflow would make an empty one where there is none."""
+    uri = default_uri(Storage(storage))
+    if uri is None or not Storage(storage).exists("mlflow.db"):
+        raise StorageError(f"no runs in {scrub(storage)!r}: it holds no mlflow.db. Name the storage folder of a study")
+    return uri
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -71,7 +87,10 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
         ],
         env={**os.environ, **_SETTINGS},
         start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
+    Thread(target=_relay, args=(process,), daemon=True).start()
     address = f"http://127.0.0.1:{chosen}"
     try:
         _wait(address, process)
@@ -82,6 +101,15 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
             process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             process.kill()
+
+
+def _relay(process: subprocess.Popen[bytes]) -> None:
+    """Pass on to standard error what the server says, but for the usual remarks."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not line.startswith(_NOISE):
+            sys.stderr.buffer.write(line)
+            sys.stderr.flush()
 
 
 def experiment_pages(address: str, most: int = 10) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import app, main
+from orchestrator.errors import StorageError
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
 
@@ -97,3 +99,47 @@ def test_a_terminated_background_job_ends_cleanly_and_says_how_to_resume(tmp_pat
         said = job.stderr.read()
     assert job.returncode == 130
     assert "Run the same command again to resume" in said
+
+
+@pytest.mark.parametrize("command", ["run", "correlate"])
+def test_the_record_holds_a_command_that_can_be_pasted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    def told(*_: object, command: str, **__: object) -> None:
+        raise StorageError(command)
+
+    monkeypatch.setattr("orchestrator.study.run_study", told)
+    file = tmp_path / "my study.yaml"
+    file.write_text("name: mine")
+    code, _, err = run(capsys, command, str(file), "capture.layers=[0, 2]")
+    assert code == 5
+    assert shlex.split(err.removeprefix("error: ")) == ["vtsweep", command, str(file), "capture.layers=[0, 2]"]
+
+
+def test_tables_of_plan_and_models_keep_names_whole_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = run(capsys, "plan", "sweeps/quickstart.yaml", f"storage={tmp_path}")
+    assert out.count("│ reference-joint │") == 1
+    _, out, _ = run(capsys, "models")
+    assert "│ llama-3.2-11b-vision │" in out
+
+
+def test_a_damaged_study_file_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    folder = tmp_path / "studies" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text('{"name": "mi')
+    code, _, err = run(capsys, "status", str(folder))
+    assert code == 5
+    assert "study.json" in err
+    assert "is damaged" in err
+
+
+def test_the_ui_of_a_folder_without_runs_is_refused_and_makes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, _, err = run(capsys, "ui", str(tmp_path / "reslts"))
+    assert code == 5
+    assert "mlflow.db" in err
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
-from orchestrator.config import RunConfig
 from orchestrator.errors import StorageError
 from orchestrator.progress import Progress
 from orchestrator.record import Study, View, describe_run
@@ -133,7 +132,7 @@ def study_status(study: Study) -> dict[str, Any]:
             if name in point["stages"]:
                 label = point["label"]
                 if name != "finetune":  # one such stage serves every trial of its model and data
-                    label = describe_run(RunConfig.model_validate(point["config"]))
+                    label = describe_run(study.run_of(point))
                 planned.setdefault(point["stages"][name], label)
         for stage_digest, label in planned.items():
             view = views.get(stage_digest)

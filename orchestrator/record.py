@@ -8,12 +8,13 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import ValidationError
 
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import StorageError, did_you_mean
@@ -95,6 +96,22 @@ class Study:
     def stages(self) -> list[StageName]:
         return list(self.record["stages"])
 
+    def run_of(self, point: Mapping[str, Any]) -> RunConfig:
+        """The configuration of one of the record's points.
+
+        Raises:
+            StorageError: another version of vtsweep wrote it, with settings this one does not know.
+        """
+        try:
+            return RunConfig.model_validate(point["config"])
+        except ValidationError as error:
+            version = self.record["versions"].get("vtsweep", "?")
+            key = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise StorageError(
+                f"{self.folder.path(STUDY_FILE)} was written by vtsweep {version}, and this version reads its settings "
+                f"otherwise ({key}); run the study again"
+            ) from error
+
     def views(self, stage: StageName) -> list[View]:
         """The study's distinct stages of one kind, in the order of its points."""
         found: dict[str, View] = {}
@@ -102,7 +119,7 @@ class Study:
             stage_digest = point["stages"].get(stage)
             if stage_digest is None or stage_digest in found:
                 continue
-            run = RunConfig.model_validate(point["config"])
+            run = self.run_of(point)
             label = point["label"] if stage == "finetune" else describe_run(run)
             try:
                 loaded = load_stage(self.storage, stage, stage_digest)

@@ -136,6 +136,20 @@ def test_a_damaged_study_file_is_named(capsys: pytest.CaptureFixture[str], tmp_p
     assert "is damaged" in err
 
 
+def test_a_study_of_another_version_is_named_not_a_traceback(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "studies" / "mine"
+    folder.mkdir(parents=True)
+    point = {"label": "base", "axes": {}, "config": {"capture": {"gone": 1}}, "stages": {"capture": "0"}}
+    record = {"name": "mine", "versions": {"vtsweep": "0.0.1"}, "stages": ["capture"], "points": [point]}
+    (folder / "study.json").write_text(json.dumps(record))
+    code, _, err = run(capsys, "status", str(folder))
+    assert code == 5
+    assert "0.0.1" in err
+    assert "capture.gone" in err
+
+
 def test_the_ui_of_a_folder_without_runs_is_refused_and_makes_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -16,7 +16,7 @@ from orchestrator.sweep import Sweep
 
 
 def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
-    """Check storage, data, models and names of every point; imports neither torch nor ray.
+    """Check storage, data, models and names of every point; starts nothing and loads no weights.
 
     Raises:
         VtsweepError: of the first kind of problem found; every problem of a kind is in the message.

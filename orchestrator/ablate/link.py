@@ -82,10 +82,13 @@ def adaptive_policy(
 
     On the choosing half alone, the metric most correlated with the share needed is found, and each family's images
     are split into thirds by it; each third's share is the largest deletion within `max_loss` there. Only metrics of
-    the projected tokens compete: they are known before the decoder runs, so that using them costs no pass.
+    the projected tokens compete: they are known before the decoder runs, so that using them costs no pass. One that is
+    undefined for any image of the tier does not.
     """
     answers = answers.filter(pl.col("tier") == tier)
-    metrics = metrics.filter(pl.col("depth") == BEFORE)
+    metrics = metrics.filter(pl.col("depth") == BEFORE).join(answers, on="question_id", how="semi")
+    defined = metrics.select(pl.selectors.float().fill_nan(None).null_count()).row(0, named=True)
+    metrics = metrics.drop(name for name, missing in defined.items() if missing)
     choosing = needed_shares(answers.filter(pl.col("half") == "choose"), method)
     link = link_table(choosing, metrics, method, seed)
     if not link.height:

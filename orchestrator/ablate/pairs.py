@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from orchestrator.config import ScenesConfig
-from orchestrator.data.examples import make_example
-from orchestrator.data.mixture import Example
+from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.data.questions import Question
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, SceneObject
 from orchestrator.errors import ConfigError, did_you_mean
@@ -75,8 +73,11 @@ CHANGES: dict[str, tuple[str, str, Callable[[Scene, Question, Draw], tuple[Scene
 """Attribute -> (family and tier of its question, how the donor scene differs)."""
 
 
-def make_pairs(attribute: str, n: int, seed: int, scenes: ScenesConfig) -> tuple[list[Example], list[Example]]:
+def make_pairs(attribute: str, n: int, seed: int, maker: ExampleMaker) -> tuple[list[Example], list[Example]]:
     """`n` questions, each once about a scene and once about its donor, which differs in `attribute` alone.
+
+    Args:
+        maker: of questions about scenes; every tier keeps its numbers of objects.
 
     Returns:
         Two lists of equal length: the questions with their own scenes and answers, and with the donors'.
@@ -91,12 +92,14 @@ def make_pairs(attribute: str, n: int, seed: int, scenes: ScenesConfig) -> tuple
     donors: list[Example] = []
     index = 0
     while len(own) < n:
-        scene, question = make_example(scenes, family, tier, seed, index)
+        example = maker.make(family, tier, seed, index)
+        scene, question = example.scene, example.question
+        assert scene is not None, "pairs are made of scenes"
         changed = change(scene, question, np.random.default_rng([seed, index, 7]))
         index += 1
         if changed is None:
             continue
         donor, answer = changed
-        own.append(Example(question, scene=scene))
+        own.append(example)
         donors.append(Example(replace(question, answer=answer), scene=donor))
     return own, donors

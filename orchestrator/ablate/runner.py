@@ -19,7 +19,7 @@ from orchestrator.ablate.pairs import make_pairs
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
-from orchestrator.config import ModelConfig, RunConfig, ScenesConfig, TaskConfig
+from orchestrator.config import ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.data.source import make_source
 from orchestrator.finetune.evaluate import judge, wilson
@@ -55,12 +55,7 @@ def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
         ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
     """
     config = run.ablate
-    task = TaskConfig(
-        source=config.source,
-        low_families=config.low_families,
-        high_families=config.high_families,
-        n_objects_high=config.n_objects_high,
-    )
+    task = TaskConfig(source=config.source, n_objects_high=config.n_objects_high)
     source = make_source(run.data) if config.source == "coco" else None
     among = (lambda image_id: half_of(image_id) == "judge") if fresh else None
     maker = ExampleMaker(task, source, among)  # type: ignore[arg-type]
@@ -157,8 +152,8 @@ class Ablation:
     def _pair(self, attribute: str) -> tuple[Bench, Bench]:
         if attribute not in self._pairs:
             config = self.run.ablate
-            scenes = ScenesConfig(n_objects=(1, config.n_objects_high[1]), n_objects_spacing="uniform")
-            own, donors = make_pairs(attribute, config.n_per_family, config.seed, scenes)
+            maker = ExampleMaker(TaskConfig(n_objects_high=config.n_objects_high))
+            own, donors = make_pairs(attribute, config.n_per_family, config.seed, maker)
             self._pairs[attribute] = self._bench(own), self._bench(donors)
         return self._pairs[attribute]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from math import isnan
 from typing import Literal
 
 from pydantic import model_validator
@@ -103,7 +104,9 @@ class AdaptiveRule(Section):
         return self
 
     def share_at(self, value: float) -> float:
-        """Share deleted where the metric is `value`."""
+        """Share deleted where the metric is `value`; 0 where it is undefined (NaN)."""
+        if isnan(value):
+            return 0.0
         return self.deleted_shares[bisect_right(self.edges, value)]
 
 

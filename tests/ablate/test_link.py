@@ -98,6 +98,18 @@ def test_the_adaptive_rule_sees_neither_the_judging_half_nor_later_layers() -> N
     assert adaptive_policy(spoilt, other, "low", "norm", 0.01)[0] == rules
 
 
+@pytest.mark.parametrize("hole", [None, float("nan")])
+@pytest.mark.parametrize("half", [0, 1])
+def test_a_metric_that_an_image_leaves_undefined_makes_no_rule(hole: float | None, half: int) -> None:
+    answers, odd = planted(by_complexity, n=120), pl.col("question_id") == f"q{half:04d}"
+    answers = answers.with_columns(correct=pl.col("correct") & ~odd)  # so that it has no share needed either
+    table = metrics().with_columns(telling=pl.when(odd).then(hole).otherwise("telling"))
+    rules, row = adaptive_policy(answers, table, "low", "norm", 0.05)
+    assert {rule.metric for rule in rules} <= {f"noise{k}" for k in range(5)}
+    assert row["n"].to_list() == [60, 60]
+    assert rules[0].share_at(float("nan")) == 0.0
+
+
 def test_the_most_accurate_method_is_found_on_the_choosing_half() -> None:
     answers = planted(lambda m, share, _i: 0.9 if m == "norm" else 0.9 - share, n=80)
     assert most_accurate_method(answers) == "norm"

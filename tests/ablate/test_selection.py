@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from orchestrator.ablate.cells import list_cells
 from orchestrator.ablate.pairs import CHANGES, make_pairs
 from orchestrator.ablate.selection import LEVERAGE_RANK, _by_states, keep_mask, n_kept, random_scores, seen_size, shrink
-from orchestrator.config import AblateConfig, ScenesConfig
+from orchestrator.config import AblateConfig, TaskConfig
+from orchestrator.data.mixture import ExampleMaker
 from orchestrator.errors import ConfigError
 
 
@@ -64,7 +65,7 @@ def test_an_image_is_shrunk_to_the_share_of_what_the_model_sees() -> None:
 
 @pytest.mark.parametrize("attribute", CHANGES)
 def test_a_pair_differs_in_its_attribute_alone_and_in_its_answer(attribute: str) -> None:
-    own, donors = make_pairs(attribute, 12, 5, ScenesConfig(n_objects=(1, 8), n_objects_spacing="uniform"))
+    own, donors = make_pairs(attribute, 12, 5, ExampleMaker(TaskConfig(n_objects_high=(2, 8))))
     for a, b in zip(own, donors, strict=True):
         assert a.question.text == b.question.text
         assert a.question.answer != b.question.answer
@@ -83,9 +84,18 @@ def test_a_pair_differs_in_its_attribute_alone_and_in_its_answer(attribute: str)
                 assert x._replace(**{attribute: getattr(y, attribute)}) == y
 
 
+def test_the_numbers_of_objects_of_one_tier_leave_the_pairs_of_the_other_alone() -> None:
+    """Scenes of one object, of which none can be taken away, are searched for another for ever."""
+    few, many = (ExampleMaker(TaskConfig(n_objects_high=(n, n))) for n in (1, 8))
+    assert make_pairs("count", 3, 0, few) == make_pairs("count", 3, 0, many)
+    assert {len(pair.scene.objects) for pair in make_pairs("relation", 3, 0, many)[0]} == {8}
+    with pytest.raises(ConfigError, match="at least 2 objects"):
+        make_pairs("relation", 3, 0, few)
+
+
 def test_an_unknown_attribute_is_named() -> None:
     with pytest.raises(ConfigError, match="'colour'"):
-        make_pairs("color", 1, 0, ScenesConfig())
+        make_pairs("color", 1, 0, ExampleMaker(TaskConfig()))
 
 
 CHECKS = ("deletion", "inside", "knockout", "patching", "policy", "link")

@@ -21,7 +21,7 @@ from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same configuration gives other tables; part of the digest."""
 
 

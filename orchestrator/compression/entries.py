@@ -237,8 +237,8 @@ _ALIGNMENT = Metric(
     0,
     "mean squared cosine of principal angles: Bjoerck and Golub 1973; Krzanowski 1979, JASA 74(367)",
     "tridiagonal inverse iteration on the reduction that the spectrum uses",
-    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone. A side"
-    " of fewer than five tokens has fewer directions, and their number takes the place of 5.",
+    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone. A"
+    " side of fewer than five tokens has fewer directions, and their number takes the place of 5.",
     "both lie in the same few directions",
     "they share no direction",
     frozenset(("scale", "permutation", "duplication")),
@@ -253,7 +253,7 @@ ALIGNMENTS: dict[str, Metric] = {
         title="Top-5 subspace alignment with the next layer",
         formula="|V_l^T V_(l+1)|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
         misleads=_ALIGNMENT.misleads
-        + " l + 1 is the tap's next layer that is captured: where layers are skipped, it is the change over all between.",
+        + " l + 1 is the tap's next layer captured: where layers are skipped, it is the change over all between.",
         high="the layer keeps the leading directions",
         low="the layer turns to new directions",
     ),

@@ -57,10 +57,17 @@ def capture_pool(how: HowConfig, nodes: Sequence[Node], limits: dict[str, float]
     if how.n_actors is not None:
         n = how.n_actors
     elif gpus > 0:
-        n = max(1, math.floor(sum(node.gpus for node in nodes) / gpus + 1e-9))
+        n = max(1, n_places(nodes, gpus))
     else:
         n = len(nodes)
     return Pool("capture actors", n, how.cpus_per_actor, gpus)
+
+
+def n_places(nodes: Sequence[Node], gpus: float) -> int:
+    """Workers of `gpus` > 0 GPUs each that the nodes' GPUs hold at a time; a part of a GPU never spans two of them."""
+    if gpus > 1:
+        return sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
+    return sum(int(node.gpus) for node in nodes) * math.floor(1 / gpus + 1e-9)
 
 
 def reader_pool(cpus: float = 1.0) -> Pool:
@@ -90,10 +97,13 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
                 f"{_describe(pools)} can never fit this autoscaling cluster: {'; '.join(short)}. {_FIX}"
             )
         return
-    free = [[node.cpus, node.gpus] for node in nodes]
+    for pool in pools:
+        if pool.gpus > 1 and pool.gpus % 1:
+            raise ResourceError(f"{_describe(pools)}: a worker holds a part of one GPU, or whole ones. {_FIX}")
+    free = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
     workers = [pool for pool in pools for _ in range(pool.n)]
     for worker in sorted(workers, key=lambda w: (-w.gpus, -w.cpus)):
-        fitting = [room for room in free if room[0] >= worker.cpus - 1e-9 and room[1] >= worker.gpus - 1e-9]
+        fitting = [room for room in free if room.holds(worker)]
         if not fitting:
             have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
             more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
@@ -101,9 +111,29 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
                 f"{_describe(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
                 f"on {worker.name}. {_FIX}"
             )
-        room = max(fitting, key=lambda r: (r[1], r[0]) if worker.gpus else (-r[1], r[0]))
-        room[0] -= worker.cpus
-        room[1] -= worker.gpus
+        best = max(fitting, key=lambda r: (sum(r.gpus), r.cpus) if worker.gpus else (-sum(r.gpus), r.cpus))
+        best.take(worker)
+
+
+@dataclass
+class _Room:
+    """What is left on a node: CPUs, and a share of each GPU."""
+
+    cpus: float
+    gpus: list[float]
+
+    def holds(self, worker: Pool) -> bool:
+        return self.cpus >= worker.cpus - 1e-9 and len(self._fitting(worker)) >= math.ceil(worker.gpus)
+
+    def take(self, worker: Pool) -> None:
+        self.cpus -= worker.cpus
+        for i in self._fitting(worker)[: math.ceil(worker.gpus)]:
+            self.gpus[i] -= min(worker.gpus, 1.0)
+
+    def _fitting(self, worker: Pool) -> list[int]:
+        """GPUs with room for the worker's share, the fullest first."""
+        share = min(worker.gpus, 1.0)
+        return sorted((i for i, left in enumerate(self.gpus) if left >= share - 1e-9), key=lambda i: self.gpus[i])
 
 
 _FIX = "Lower how.n_actors, how.cpus_per_actor or how.gpus_per_actor, or use a larger cluster."

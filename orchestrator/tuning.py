@@ -15,6 +15,7 @@ from orchestrator.errors import ConfigError, StageError, VtsweepError
 from orchestrator.experiment import Experiment, Room, describe
 from orchestrator.finetune.trial import run_trial, trial_stage
 from orchestrator.layout import Storage, digest
+from orchestrator.pools import Node, n_places
 from orchestrator.progress import Progress
 from orchestrator.search_space import draw, sampled
 
@@ -76,7 +77,7 @@ def plan_room(how: HowConfig, n_cores: int, n_gpus: float) -> Room:
     """
     gpus = how.gpus_per_trial if how.gpus_per_trial is not None else float(n_gpus > 0)
     n = how.processes_per_trial
-    fitting = n_gpus // (gpus * n) if gpus else n_cores // ((how.torch_threads or 1) * n)
+    fitting = n_places([Node(0.0, n_gpus)], gpus) // n if gpus else n_cores // ((how.torch_threads or 1) * n)
     at_once = how.concurrent_trials or max(1, int(fitting))
     threads = how.torch_threads or max(1, n_cores // (at_once * n))
     return Room(at_once, how.cpus_per_actor, gpus, threads)

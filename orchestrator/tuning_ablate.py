@@ -17,6 +17,7 @@ from orchestrator.cluster import Cluster, Pool, n_cores, session
 from orchestrator.config import RunConfig
 from orchestrator.errors import StageError, VtsweepError
 from orchestrator.layout import Stage, Storage
+from orchestrator.pools import n_places
 from orchestrator.progress import Progress
 
 
@@ -69,7 +70,7 @@ def ablate_pool(run: RunConfig, cluster: Cluster, n_cells: int) -> tuple[Pool, i
     how = run.how
     gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(cluster.gpus > 0)
     cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
-    at_once = int(cluster.gpus // gpus) if gpus else int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
+    at_once = n_places(cluster.nodes, gpus) if gpus else int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
     n = min(how.n_actors or max(1, at_once), n_cells)
     return Pool("ablation actors", n, how.cpus_per_actor, gpus), how.torch_threads or max(1, cores // n)
 

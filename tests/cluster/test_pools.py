@@ -39,6 +39,23 @@ def test_fractional_gpus_give_several_actors_a_gpu():
     check_pools([GPU_NODE], [pool, reader_pool()])
 
 
+def test_a_part_of_a_gpu_never_spans_two_of_them():
+    """Ray places four actors of 0.4 on two GPUs; a fifth would wait for ever, although 2.0 GPUs hold 5 x 0.4."""
+    assert capture_pool(HowConfig(gpus_per_actor=0.4), [GPU_NODE]).n == 4
+    check_pools([GPU_NODE], [Pool("actors", 4, 1, 0.4)])
+    with pytest.raises(ResourceError, match="wait for ever"):
+        check_pools([GPU_NODE], [Pool("actors", 5, 1, 0.4)])
+    with pytest.raises(ResourceError, match="whole ones"):
+        check_pools([GPU_NODE], [Pool("actors", 1, 1, 1.5)])
+
+
+def test_large_actors_are_counted_node_by_node():
+    nodes = [Node(8, 3), Node(8, 3)]
+    pool = capture_pool(HowConfig(gpus_per_actor=2), nodes)
+    assert pool.n == 2
+    check_pools(nodes, [pool])
+
+
 def test_a_cpu_cluster_gets_one_actor_a_node():
     assert capture_pool(HowConfig(), [Node(8), Node(8)]) == Pool("capture actors", 2, 1.0, 0.0)
 

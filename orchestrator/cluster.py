@@ -21,6 +21,7 @@ from orchestrator.pools import (
     Pool,
     capture_pool,
     check_pools,
+    cluster_address,
     local_node,
     n_cores,
     reader_pool,
@@ -90,8 +91,8 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
 
     owned = not ray.is_initialized()
     if owned:
-        address = how.address or os.environ.get("RAY_ADDRESS")
-        _join(ray, address) if address and address != "local" else _start_local(ray, how)
+        address = cluster_address(how)
+        _join(ray, address) if address else _start_local(ray, how)
     try:
         cluster = resources()
         if storage is not None:

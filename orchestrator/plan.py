@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.cluster import capture_pool, check_pools, local_node, reader_pool
 from orchestrator.config import RunConfig, StageName
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.layout import Stage, Storage, canonical_json
 from orchestrator.models.planning import Footprint, footprint
+from orchestrator.pools import capture_pool, check_pools, cluster_address, local_node, reader_pool
 from orchestrator.preflight import check_names
 from orchestrator.search_space import check_search
 from orchestrator.stages import STAGE_KINDS, with_inputs
@@ -142,8 +142,8 @@ def _pools(runs: Sequence[RunConfig]) -> str:
         if how.backend == "local":
             said.append("runs in this process")
             continue
-        if how.address:
-            said.append(f"checked when it joins the cluster at {how.address}")
+        if address := cluster_address(how):
+            said.append(f"checked when it joins the cluster at {address}")
             continue
         nodes = [local_node()]
         pool = capture_pool(how, nodes)

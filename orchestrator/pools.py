@@ -40,6 +40,12 @@ def n_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def cluster_address(how: HowConfig) -> str | None:
+    """Address of the cluster a run joins, from `how.address` or `RAY_ADDRESS`; None where it starts a Ray here."""
+    address = how.address or os.environ.get("RAY_ADDRESS")
+    return None if address == "local" else address or None
+
+
 def local_node() -> Node:
     """The node a local session would have, without starting Ray."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

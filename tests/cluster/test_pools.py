@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from orchestrator.cluster import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError
+from orchestrator.pools import cluster_address
 
 LAPTOP = (Node(4),)
 GPU_NODE = Node(8, 2)
@@ -54,6 +55,17 @@ def test_large_actors_are_counted_node_by_node():
     pool = capture_pool(HowConfig(gpus_per_actor=2), nodes)
     assert pool.n == 2
     check_pools(nodes, [pool])
+
+
+@pytest.mark.parametrize(
+    ("address", "environment", "joins"),
+    [(None, None, None), (None, "h:1", "h:1"), ("a:2", "h:1", "a:2"), ("local", "h:1", None), (None, "local", None)],
+)
+def test_a_run_joins_the_cluster_it_is_told_of(monkeypatch, address, environment, joins):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if environment:
+        monkeypatch.setenv("RAY_ADDRESS", environment)
+    assert cluster_address(HowConfig(address=address)) == joins
 
 
 def test_a_cpu_cluster_gets_one_actor_a_node():

@@ -103,10 +103,12 @@ def compression_scores(
 
     Within each layer each metric is ranked over images, scaled to mean 0 and variance 1, and turned so that + is more
     compressed; then averaged within families, over families, and over the layers of a third. NaN for an image without
-    values.
+    values; empty where no metric of the consensus was captured.
     """
     rows = layer_metrics.filter((pl.col("tap") == tap) & (pl.col("group") == group))
     metrics = [m for m in MEMBERS if m in rows.columns]
+    if not metrics:
+        return {}
     by_third: dict[str, list[np.ndarray]] = {}
     for (third, _), frame in with_thirds(rows).group_by(["third", "layer"], maintain_order=True):
         joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")

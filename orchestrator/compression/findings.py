@@ -156,8 +156,8 @@ def _norm_scores(layer_metrics: pl.DataFrame, image_ids: pl.Series, tap: str) ->
     aligned = []
     for metric in metrics:
         wide = means.pivot("third", index="image_id", values=metric).sort("image_id").select(THIRDS).to_numpy()
-        spread = np.nanstd(wide)
-        if np.isfinite(spread) and spread > 1e-9:
+        spread = np.nanstd(wide) if np.isfinite(wide).any() else 0.0
+        if spread > 1e-9:
             aligned.append(MEMBERS[metric].direction * (wide - np.nanmean(wide)) / spread)
     if not aligned:
         return np.empty((0, 3))

@@ -52,7 +52,9 @@ def relations(
 ) -> list[Relation]:
     """Relations with count and continuous attributes, in each third of the depth and over `all` of it."""
     scores = compression_scores(layer_metrics, images["image_id"], tap, group)
-    found = []
+    found: list[Relation] = []
+    if not scores:
+        return found
     rows = with_thirds(_rows(correlations, "spearman", tap, group))
     scored: dict[bytes, np.ndarray] = {}
     for attribute in numeric_attributes(images):
@@ -84,7 +86,9 @@ def category_relations(
     images: pl.DataFrame, layer_metrics: pl.DataFrame, correlations: pl.DataFrame, tap: str, group: str, seed: int
 ) -> Iterator[Relation]:
     """Relations with categorical attributes over the whole depth."""
-    score = compression_scores(layer_metrics, images["image_id"], tap, group)["all"]
+    score = compression_scores(layer_metrics, images["image_id"], tap, group).get("all")
+    if score is None:
+        return
     rows = _rows(correlations, "epsilon_squared", tap, group)
     for attribute in (name for name in _attributes(images) if images[name].dtype == pl.String):
         known = images[attribute].is_not_null().to_numpy() & np.isfinite(score)

@@ -176,6 +176,15 @@ def test_cross_attention_models_are_judged_by_their_values() -> None:
     assert main_tap(rows, "text") is None
 
 
+@pytest.mark.parametrize("metric", ["participation_ratio", "gini_trimmed", "top5_alignment_next", "another_package_s"])
+def test_without_a_metric_of_the_consensus_nothing_is_found(metric: str) -> None:
+    images, metrics = planted(30)
+    images = images.with_columns(colour=pl.Series(["red", "blue"] * 15))
+    metrics = metrics.rename({"gini": metric}).drop(set(METRICS) - {"gini"})
+    table = correlate(images, metrics, {**KINDS, "colour": "categorical"}, CorrelateConfig(n_bootstrap=0))
+    assert {f.holds for f in find(images, metrics, table, source="coco")} == {"undecided"}
+
+
 def test_drivers_are_compared_on_images_that_have_every_attribute() -> None:
     images, metrics = planted(120, {"n_categories": -1.0, "area_spread": -1.0})
     holes = images.with_columns(

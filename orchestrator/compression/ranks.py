@@ -105,7 +105,7 @@ def share_between(
 def epsilon_squared(share: Float[np.ndarray, "*A"], n: int, n_categories: int) -> Float[np.ndarray, "*A"]:
     """Epsilon squared (Kelley 1935, PNAS 21(9)) of ranks: `share_between` less what is between k categories by chance.
 
-    (H - k + 1) / (n - k) of Kruskal and Wallis' H: eta squared of H in Tomczak and Tomczak (2014), who call H / (n - 1),
+    (H - k + 1) / (n - k) of Kruskal and Wallis' H: eta squared of H in Tomczak and Tomczak (2014), who call H/(n - 1),
     which grows with the number of categories, epsilon squared. By chance the share is (k - 1) / (n - 1). A resample has
     this twice, from its images and from the draw: resampled shares go through here twice, and so spread around the
     population's value, not above it. Not below 0.

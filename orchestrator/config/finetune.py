@@ -46,7 +46,9 @@ class FinetuneConfig(Section):
     """One trial: LoRA fine-tuning on a mixture with a given ratio of high-complexity questions."""
 
     complexity_ratio: Share = 0.5
-    """Share r of high-tier examples in the mixture; everything else is unchanged by it."""
+    """Share r of high-tier examples in the mixture. Number, order, steps and the other examples are unchanged by it.
+    The loss is a mean over answer tokens, so high-tier examples weigh more than r where their answers are longer: a
+    word has 2 tokens, its end included, a point of the reference models 5 and a box 9."""
     seed: Count = 0
     """Seed of the mixture, its order and LoRA's initial weights."""
     n_examples: PositiveInt = 2048
@@ -88,7 +90,8 @@ class FinetuneConfig(Section):
     n_drift_tokens: PositiveInt = 64
     """Most tokens an image and group whose states are compared with the base model's."""
     search_trials: Count = 0
-    """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none."""
+    """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none. They are judged by the
+    held-out questions, so the best one's accuracy flatters it: confirm it with another `eval_seed`."""
     search_algorithm: Literal["random", "optuna"] = "random"
     """How samples are drawn; `optuna` (an extra) learns from the mean accuracy of earlier samples of the point."""
     prune: bool = False

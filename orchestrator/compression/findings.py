@@ -185,10 +185,10 @@ def _objects(r: Relation) -> Finding:
 def _attribute(r: Relation) -> Finding:
     sign = 1.0 if r.rho > 0 else -1.0
     low, high = sorted((sign * r.low, sign * r.high))
-    where = f"{r.group} tokens in {r.where} layers"
     holds = verdict(low, high, SMALLEST_RHO)
-    word = "more" if sign > 0 else "less"
-    return _finding("attribute", f"Higher {r.attribute} goes with {word} compressed {where}", holds, r, sign)
+    moves = "rises" if sign > 0 else "falls"
+    statement = f"Compression of {r.group} tokens in {r.where} layers {moves} with {r.attribute}"
+    return _finding("attribute", statement, holds, r, sign)
 
 
 def _coco_drivers(overall: list[Relation], n: int) -> Finding:

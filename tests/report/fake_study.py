@@ -249,7 +249,7 @@ def fake_findings(kinds: dict[str, str]) -> pl.DataFrame:
         ("objects", objects, "undecided", "all", "n_objects", rho, 0.15, -0.1, 0.3),
     ]
     for k, name in enumerate(kinds):
-        statement = f"Higher {name} goes with less compressed vision tokens in middle layers"
+        statement = f"Compression of vision tokens in middle layers falls with {name}"
         effect = 0.3 - 0.08 * k
         holds = "contradicted" if k > 3 else "supported"
         rows.append(("attribute", statement, holds, "middle", name, rho, effect, effect - 0.1, effect + 0.1))

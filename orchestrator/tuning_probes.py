@@ -7,7 +7,7 @@ fits many probes in one call, on features that all trials share through the obje
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ from orchestrator.schema import check_table
 
 PREFIX = "probe."
 NET_SETTINGS = ("width", "depth", "learning_rate")
+Asked = tuple[dict[str, Any], bool]
 QUARTERS = "quarters"
 """Reported by a trial beside its steps: how far it is through a whole training run, for the scheduler."""
 
@@ -79,19 +80,17 @@ def run_probe_stage(
     if stage.is_done():
         return stage
     stage, capture = _absolute(stage), _absolute(capture)
-    work = open_probes(run, stage, capture, quiet=quiet)
+    work, local = open_probes(run, stage, capture, quiet=quiet), run.how.backend == "local"
     given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
     if run.probe.search_trials:
         check_space(work, given)
-    local = run.how.backend == "local"
     if work.missing():
         fit_missing(work, run, quiet=quiet) if local else _fit_on_ray(work, run, quiet)
     if not run.probe.search_trials:
         return finish(work)
     data = load_search_data(work)
     space = given or default_space(data)
-    trials = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
-    table = search_table(data, trials)
+    table = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
     stage.write_shard(len(work.blocks), {"probe_search": table})
     best = table.filter("best").row(0, named=True)
     return finish(work, {"search": {key: value for key, value in best.items() if value is not None}})
@@ -162,7 +161,7 @@ class Trial:
     skill: float
 
 
-def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> list[Trial]:
+def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> pl.DataFrame:
     from orchestrator.tuning import draw
 
     random = np.random.default_rng(run.probe.seed)
@@ -173,14 +172,15 @@ def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig,
             *_, (steps, skill) = rungs(data, settings)
             trials.append(Trial(settings, steps, skill))
             progress.advance()
-    return trials
+    return search_table(data, trials, lambda asked: [judge(data, settings, held_out=h) for settings, h in asked])
 
 
 def _search_on_ray(
     data: SearchData, space: dict[str, SearchAxis], run: RunConfig, store: Storage, quiet: bool
-) -> list[Trial]:
+) -> pl.DataFrame:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    import ray
     from ray import tune
 
     from orchestrator.cluster import n_cores, session
@@ -196,10 +196,7 @@ def _search_on_ray(
                 tune.with_resources(tune.with_parameters(_search_trial, data=data), {"cpu": cpus}),
                 param_space={"sample": tune.grid_search(list(enumerate(samples)))},
                 tune_config=tune.TuneConfig(
-                    metric="skill",
-                    mode="max",
-                    reuse_actors=True,
-                    scheduler=search_scheduler(),
+                    metric="skill", mode="max", reuse_actors=True, scheduler=search_scheduler()
                 ),
                 run_config=tune.RunConfig(
                     name="probe_search",
@@ -210,15 +207,27 @@ def _search_on_ray(
                 ),
             )
             results = tuner.fit()
-    trials: dict[int, Trial] = {}
-    for i in range(len(results)):
-        metrics = results[i].metrics or {}
-        if "skill" not in metrics:
-            raise StageError(f"probe search: a trial failed: {str(results[i].error).strip().splitlines()[-1]}")
-        number, settings = (results[i].config or {})["sample"]
-        trials[number] = Trial(settings, metrics["steps"], metrics["skill"])
+        trials: dict[int, Trial] = {}
+        for i in range(len(results)):
+            metrics = results[i].metrics or {}
+            if "skill" not in metrics:
+                raise StageError(f"probe search: a trial failed: {str(results[i].error).strip().splitlines()[-1]}")
+            number, settings = (results[i].config or {})["sample"]
+            trials[number] = Trial(settings, metrics["steps"], metrics["skill"])
+        task = ray.remote(num_cpus=cpus, max_retries=run.how.max_retries)(_judge_task)
+        shared = ray.put(data)
+
+        sampled = [trials[number] for number in sorted(trials)]
+        table = search_table(data, sampled, lambda asked: ray.get([task.remote(shared, one) for one in asked]))
     store.fs.rm(store.path("tune"), recursive=True)
-    return [trials[number] for number in sorted(trials)]
+    return table
+
+
+def _judge_task(data: SearchData, asked: Asked) -> float:
+    import torch
+
+    torch.set_num_threads(1)
+    return judge(data, asked[0], held_out=asked[1])
 
 
 def search_scheduler() -> Any:
@@ -257,13 +266,17 @@ def _search_trial(config: dict[str, Any], data: SearchData) -> None:
         tune.report({"steps": steps, QUARTERS: round(4 * steps / data.config.mlp_steps), "skill": skill})
 
 
-def search_table(data: SearchData, sampled: Sequence[Trial]) -> pl.DataFrame:
+def search_table(
+    data: SearchData, sampled: Sequence[Trial], judge_all: Callable[[list[Asked]], list[float]]
+) -> pl.DataFrame:
     """Table `probe_search`: the study's own settings as trial 0, then the samples.
 
-    Trial 0 and the best are fitted anew on all training images and judged on the held-out ones.
+    Trial 0 and the best are fitted anew on all training images and judged on the held-out ones, by `judge_all`.
     """
-    trials = [Trial({}, data.config.mlp_steps, judge(data, {}, held_out=False)), *sampled]
+    trials = [Trial({}, data.config.mlp_steps, judge_all([({}, False)])[0]), *sampled]
     best = max(range(len(trials)), key=lambda i: np.nan_to_num(trials[i].skill, nan=-np.inf))
+    shown = sorted({0, best})
+    held_out = dict(zip(shown, judge_all([(trials[i].settings, True) for i in shown]), strict=True))
     config = data.config
     own = {"solver": "study", "positions": "all", "standardise": config.standardise}
     own |= {name: getattr(config, f"mlp_{name}") for name in NET_SETTINGS}
@@ -279,7 +292,7 @@ def search_table(data: SearchData, sampled: Sequence[Trial]) -> pl.DataFrame:
                 "steps": trial.steps,
                 "stopped": trial.steps < config.mlp_steps,
                 "skill": trial.skill,
-                "held_out": judge(data, trial.settings, held_out=True) if i in (0, best) else None,
+                "held_out": held_out.get(i),
                 "best": i == best,
             }
         )

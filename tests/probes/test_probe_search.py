@@ -117,7 +117,9 @@ def test_settings_of_the_studys_own_net_are_in_the_table(storage: Storage, captu
     run = make_run(mlp_steps=5)
     run = run.model_copy(update={"probe": run.probe.model_copy(update={"solvers": ("mlp",)})})
     data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
-    table = search_table(data, [Tried({"width": 4}, 5, 0.1), Tried({"solver": "linear", "width": 8}, 5, 0.2)])
+    table = search_table(
+        data, [Tried({"width": 4}, 5, 0.1), Tried({"solver": "linear", "width": 8}, 5, 0.2)], lambda a: [0.0] * len(a)
+    )
     assert table["width"].to_list() == [64, 4, None]
     assert table["depth"].to_list() == [2, 2, None]
 

@@ -135,14 +135,3 @@ def _unbiased_hsic(k: Tensor, m: Tensor, n: Tensor) -> Tensor:
     sums = rows_k.sum(1) * rows_m.sum(1) / ((n - 1) * (n - 2))
     mixed = 2 * (rows_k * rows_m).sum(1) / (n - 2)
     return (cross + sums - mixed) / (n * (n - 3))
-
-
-def compare_models(
-    base: Float[Tensor, "B N D"], other: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
-) -> dict[str, Tensor]:
-    """How far one layer's tokens moved between two models on the same images: top5_alignment, cka, drift, each (B,)."""
-    return {
-        "top5_alignment": top5_alignment(base, mask, other, mask),
-        "cka": linear_cka(base, other, mask).float(),
-        "drift": relative_drift(base, other, mask),
-    }

@@ -1,4 +1,4 @@
-"""What metrics say together: one sign-aligned number (+ = more compressed), by layer and by third of depth.
+"""What metrics say together: one sign-aligned number (+ = more compressed), by third of depth.
 
 Every metric counts by its registered direction, and families (norm, spectrum, similarity) count equally, so that five
 ways to measure concentration of norms do not outvote the rank. Trimmed variants and metrics without a direction are
@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from orchestrator.compression.depth import THIRDS, third_expression
+from orchestrator.compression.depth import third_expression
 from orchestrator.compression.registry import METRICS, Metric
 
 MEMBERS: dict[str, Metric] = {
@@ -28,46 +28,6 @@ SIGNIFICANT = 0.05
 """q below which a single correlation counts as found."""
 
 
-def correlation_consensus(correlations: pl.DataFrame, by: str = "layer") -> pl.DataFrame:
-    """Metrics' correlations with each attribute put together.
-
-    Args:
-        correlations: table `correlations`; its rank correlations are used (effect sizes have no sign).
-        by: `layer`, or `third` (early, middle, late of each tap's layers).
-
-    Returns:
-        A row for each tap, `by`, group, attribute and statistic: `compression_rho`, the mean of sign-aligned rho (+ =
-        more of the attribute goes with more compression); `ci_low`, `ci_high`, the mean of the intervals' ends as if
-        all were fully correlated, so on the wide side; `more` and `less`, the shares of correlations that are
-        significant (q < 0.05) towards more and towards less compression; `n_values`, how many there are.
-    """
-    rows = correlations.filter(
-        pl.col("metric").is_in(list(MEMBERS)) & pl.col("rho").is_not_null() & (pl.col("statistic") != "epsilon_squared")
-    )
-    direction = pl.col("metric").replace_strict({n: m.direction for n, m in MEMBERS.items()}, return_dtype=pl.Int8)
-    family = pl.col("metric").replace_strict({n: m.family for n, m in MEMBERS.items()}, return_dtype=pl.String)
-    ends = pl.min_horizontal, pl.max_horizontal
-    low, high = (end(direction * pl.col("ci_low"), direction * pl.col("ci_high")) for end in ends)
-    rows = rows.with_columns(rho=direction * pl.col("rho"), family=family, ci_low=low, ci_high=high)
-    if by == "third":
-        rows = with_thirds(rows)
-    keys = ["tap", by, "group", "attribute", "statistic"]
-    numbers = ["rho", "ci_low", "ci_high", "more", "less"]
-    found = pl.col("q") < SIGNIFICANT
-    families = rows.group_by([*keys, "family"]).agg(
-        pl.col("rho", "ci_low", "ci_high").mean(),
-        more=(found & (pl.col("rho") > 0)).mean(),
-        less=(found & (pl.col("rho") < 0)).mean(),
-        n_values=pl.len(),
-    )
-    return (
-        families.group_by(keys)
-        .agg(pl.col(numbers).mean(), pl.col("n_values").sum())
-        .rename({"rho": "compression_rho"})
-        .sort("tap", "group", "statistic", "attribute", _order(by))
-    )
-
-
 def with_thirds(rows: pl.DataFrame) -> pl.DataFrame:
     """`rows` with a column `third` of the depth of their tap, which reaches from layer 0 to its last one in `rows`."""
     parts = [
@@ -75,12 +35,6 @@ def with_thirds(rows: pl.DataFrame) -> pl.DataFrame:
         for part in rows.partition_by("tap")
     ]
     return pl.concat(parts) if parts else rows.with_columns(third=pl.lit(None, pl.String))
-
-
-def _order(by: str) -> pl.Expr:
-    if by == "layer":
-        return pl.col("layer")
-    return pl.col("third").replace_strict({t: i for i, t in enumerate(THIRDS)}, return_dtype=pl.Int8)
 
 
 def main_tap(layer_metrics: pl.DataFrame, group: str = "vision") -> str | None:

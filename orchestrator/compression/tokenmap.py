@@ -38,11 +38,3 @@ def lay_on_grid(
         laid[:, rows, columns] = norms[:, here]
         found[int(tile)] = laid
     return found
-
-
-def energy_share(norms: Float[np.ndarray, "L ..."]) -> Float[np.ndarray, "L ..."]:
-    """Share of each layer's energy (squared norm) at each place; sums to 1 over places, NaN where there is no token."""
-    energy = np.square(norms, dtype=np.float64)
-    total = np.nansum(energy.reshape(len(norms), -1), axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (energy / total.reshape(-1, *[1] * (norms.ndim - 1))).astype(np.float32)

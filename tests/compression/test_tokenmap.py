@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from orchestrator.compression.tokenmap import energy_share, lay_on_grid
+from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.errors import DataError
 
 
@@ -20,15 +20,6 @@ def test_each_tile_has_its_own_grid_and_padding_none() -> None:
     assert laid[0].shape == (1, 1, 1)
     assert laid[2][0, 0, [0, 2]].tolist() == [2, 3]
     assert np.isnan(laid[2][0, 0, 1])
-
-
-def test_energy_shares_sum_to_one_over_tokens() -> None:
-    norms = np.array([[[3.0, 4.0], [np.nan, 0.0]], [[1.0, 1.0], [1.0, 1.0]]])
-    share = energy_share(norms)
-    assert share[0, 0].tolist() == pytest.approx([9 / 25, 16 / 25])
-    assert np.isnan(share[0, 1, 0])
-    assert np.nansum(share, axis=(1, 2)).tolist() == pytest.approx([1, 1])
-    assert np.isnan(energy_share(np.zeros((1, 2, 2)))).all()
 
 
 def test_a_grid_that_does_not_fit_is_refused() -> None:

@@ -6,7 +6,6 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import StorageError, did_you_mean
 from orchestrator.layout import Stage, Storage, load_stage
+from orchestrator.outbox import source_commit
 from orchestrator.sweep import Sweep
 
 STUDY_FILE = "study.json"
@@ -206,7 +206,7 @@ def make_record(
         "points": points,
         "versions": {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
         "hardware": hardware(),
-        "commit": code_commit(),
+        "commit": source_commit(),
     }
 
 
@@ -235,15 +235,3 @@ def hardware() -> dict[str, Any]:
     if torch is not None and torch.cuda.is_available():
         found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return found
-
-
-def code_commit() -> str | None:
-    """Commit of this code where it runs from a git checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -89,7 +90,8 @@ class Tally:
     @property
     def limit(self) -> int:
         """Most images that may be rejected."""
-        return int(self.job.run.data.max_rejected_fraction * self.job.n_images)
+        # 0.29 of 100 is a hair less than 29 in floating point.
+        return math.floor(self.job.run.data.max_rejected_fraction * self.job.n_images + 1e-9)
 
     def resume(self) -> list[int]:
         """Count the whole shards of earlier runs and return the numbers of those still to do, ascending.

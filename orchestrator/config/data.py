@@ -52,7 +52,18 @@ class ScenesConfig(Section):
         return self
 
 
-class CocoConfig(Section):
+class FilesConfig(Section):
+    """What sources of image files share."""
+
+    n_images: PositiveInt | None = None
+    """Number of images, drawn by `seed`; all when absent."""
+    seed: Count = 0
+    """Seed of the draw."""
+    max_rejected_fraction: Share = 0.05
+    """A stage fails when more than this share of images is rejected."""
+
+
+class CocoConfig(FilesConfig):
     """A subset of COCO in its official layout (`annotations/instances_SPLIT.json`, `SPLIT/`)."""
 
     source: Literal["coco"] = "coco"
@@ -60,19 +71,13 @@ class CocoConfig(Section):
     """Folder (or fsspec URI) that holds `annotations/` and the image folders."""
     split: str = "val2017"
     """Split name, as in `instances_SPLIT.json`."""
-    n_images: PositiveInt | None = None
-    """Number of images, drawn by `seed`; all when absent."""
-    seed: Count = 0
-    """Seed of the draw."""
     categories: tuple[str, ...] | None = None
     """Keep images with at least one object of these categories; all when absent."""
     min_objects: Count = 1
     """Keep images with at least this many annotated, non-crowd objects."""
-    max_rejected_fraction: Share = 0.05
-    """A stage fails when more than this share of images is rejected."""
 
 
-class FolderConfig(Section):
+class FolderConfig(FilesConfig):
     """A folder of images with a CSV of attributes: your own data."""
 
     source: Literal["folder"] = "folder"
@@ -80,12 +85,6 @@ class FolderConfig(Section):
     """Folder (or fsspec URI) of images."""
     attributes: str = "attributes.csv"
     """CSV file below `root`: a column `file` and one column an attribute."""
-    n_images: PositiveInt | None = None
-    """Number of images, drawn by `seed`; all when absent."""
-    seed: Count = 0
-    """Seed of the draw."""
-    max_rejected_fraction: Share = 0.05
-    """A stage fails when more than this share of images is rejected."""
 
 
 DataConfig = Annotated[ScenesConfig | CocoConfig | FolderConfig, Field(discriminator="source")]

@@ -12,6 +12,7 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.simulated import Simulation
+from orchestrator.capture.job import Job, Tally
 from orchestrator.capture.pipeline import capture_stage, run_capture
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.layout import Stage, Storage
@@ -35,6 +36,12 @@ def assert_equal(one: Stage, two: Stage, **tolerance: float) -> None:
 def modified(stage: Stage) -> dict[str, int]:
     root = Path(stage.store.path(""))
     return {str(file.relative_to(root)): file.stat().st_mtime_ns for file in root.rglob("*") if file.is_file()}
+
+
+def test_the_rejected_share_is_counted_exactly(tmp_path):
+    run = make_run(data__max_rejected_fraction=0.29)
+    job = Job(run, capture_stage(run, Storage(str(tmp_path))), 100, 10, {}, Simulation())
+    assert Tally(job).limit == 29
 
 
 def test_a_finished_stage_is_not_touched(tmp_path):

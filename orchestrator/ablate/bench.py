@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
 from orchestrator.data.mixture import Example
 from orchestrator.finetune.evaluate import MAX_NEW_TOKENS, judge
+from orchestrator.finetune.prepared import in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states
@@ -77,23 +77,18 @@ class Bench:
         predicted: dict[int, str] = {}
         kept: dict[int, int] = {}
         seconds = 0.0
-        todo = self.batches(numbers, inputs)
-        while todo:
-            chunk = todo.pop(0)
+
+        def ask_some(chunk: Sequence[int]) -> None:
+            nonlocal seconds
             batch = self.adapter.collate([inputs[i] for i in chunk])
             started = time.perf_counter()
-            try:
-                answered, texts = answer(batch, chunk)
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
-                    raise
-                torch.cuda.empty_cache()
-                todo[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
-                continue
+            answered, texts = answer(batch, list(chunk))
             seconds += time.perf_counter() - started
             counts = answered["keep"].sum(dim=1) if "keep" in answered else self.adapter.n_vision(answered)
-            predicted |= dict(zip(chunk, texts, strict=True))
-            kept |= dict(zip(chunk, counts.tolist(), strict=True))
+            predicted.update(zip(chunk, texts, strict=True))
+            kept.update(zip(chunk, counts.tolist(), strict=True))
+
+        in_halves(self.batches(numbers, inputs), ask_some)
         correct = [judge(self.asked[i].question, predicted[i])[0] for i in numbers]
         return Answered(
             [predicted[i] for i in numbers], np.array(correct), np.array([kept[i] for i in numbers]), seconds

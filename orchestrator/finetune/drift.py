@@ -22,6 +22,7 @@ from orchestrator.capture.taps import State, Taps
 from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
 from orchestrator.compression.depth import THIRDS, third_of
 from orchestrator.compression.metrics import compute
+from orchestrator.finetune.prepared import in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.schema import check_table
@@ -74,18 +75,22 @@ def take_snapshot(
     kept: dict[str, dict[int, dict[int, np.ndarray]]] = {}
     wanted = group_taps(adapter)
 
-    for indices in batches:
+    def measure(indices: Sequence[int]) -> None:
         states: list[State] = []
+        found: list[pl.DataFrame] = []
         with Taps(adapter, sorted(set(wanted.values())), on_state=states.append), torch.no_grad():
             adapter.run(adapter.collate([examples[i] for i in indices]), logits_to_keep=1)
         for state in states:
             for group, mask in (("vision", state.vision), ("text", state.text)):
                 if wanted[group] != state.tap or mask is None:
                     continue
-                rows.append(_metric_rows(state, group, mask, [image_ids[i] for i in indices], metrics))
+                found.append(_metric_rows(state, group, mask, [image_ids[i] for i in indices], metrics))
                 by_layer = kept.setdefault(f"{state.tap}-{group}", {}).setdefault(state.layer, {})
                 for row, i in enumerate(indices):
                     by_layer[i] = keep_tokens(state.hidden[row][mask[row]], n_tokens, seed=i)
+        rows.extend(found)
+
+    in_halves(batches, measure)
     order = pl.DataFrame({"image_id": list(image_ids), "place": range(len(image_ids))})
     table = pl.concat(rows).join(order, on="image_id", maintain_order="left").sort("place", "tap", "layer", "group")
     stacked = {name: _stack(by_layer, len(examples)) for name, by_layer in kept.items()}

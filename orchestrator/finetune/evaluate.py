@@ -17,7 +17,7 @@ import torch
 from scipy.stats import binomtest
 
 from orchestrator.data.questions import Question
-from orchestrator.finetune.prepared import Asked, Prepared
+from orchestrator.finetune.prepared import Asked, Prepared, in_halves
 from orchestrator.finetune.train import answer_logits
 from orchestrator.models.adapter import Adapter
 from orchestrator.schema import check_table
@@ -104,9 +104,12 @@ def predict(
         answers[i] = most_probable_choice(adapter, prepared, asked[i], batch_size)
     decoded = [i for i in range(len(asked)) if i not in answers]
     examples = {i: prepared.prompt(asked[i]) for i in decoded}
-    for chunk in prepared.batches(examples, batch_size):
+
+    def answer(chunk: Sequence[int]) -> None:
         batch = adapter.collate([examples[i] for i in chunk])
-        answers |= dict(zip(chunk, adapter.generate(batch, max_new_tokens=MAX_NEW_TOKENS), strict=True))
+        answers.update(zip(chunk, adapter.generate(batch, max_new_tokens=MAX_NEW_TOKENS), strict=True))
+
+    in_halves(prepared.batches(examples, batch_size), answer)
     return [answers[i] for i in range(len(asked))]
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
+from orchestrator.capture.taps import State
 from orchestrator.config import FinetuneConfig, RunConfig
 from orchestrator.data.mixture import make_evaluation
 from orchestrator.data.questions import Question
+from orchestrator.finetune import drift
+from orchestrator.finetune.drift import Snapshot, take_snapshot
 from orchestrator.finetune.evaluate import (
     accuracy_columns,
     answer_table,
@@ -130,6 +135,39 @@ def test_batches_and_their_order_do_not_change_answers(adapter: Adapter, make_ru
     one = predict(adapter, prepared, asked, 1)
     assert predict(adapter, prepared, asked, 5) == one
     assert predict(adapter, prepared, asked[::-1], 4) == one[::-1]
+
+
+def test_batches_that_do_not_fit_are_halved_and_nothing_is_counted_twice(
+    adapter: Adapter, make_run: MakeRun, monkeypatch
+) -> None:
+    run = make_run(n_eval_per_family=2)
+    asked, prepared = make_evaluation(run.finetune), Prepared(adapter)
+    examples = [prepared.prompt(item) for item in asked[:7]]
+    ids = [item.question.question_id for item in asked[:7]]
+
+    def snapshot() -> Snapshot:
+        return take_snapshot(adapter, examples, ids, [range(4), range(4, 7)], ["gini"], 8)
+
+    answers, states = predict(adapter, prepared, asked, 5), snapshot()
+    generate, measure = adapter.generate, drift._metric_rows
+
+    def crowded(batch: dict, **settings: int) -> list[str]:
+        if len(batch["input_ids"]) > 2:
+            raise torch.OutOfMemoryError
+        return generate(batch, **settings)
+
+    def later(state: State, *rest: Any) -> pl.DataFrame:
+        if state.layer == 2 and len(state.hidden) > 2:
+            raise torch.OutOfMemoryError
+        return measure(state, *rest)
+
+    monkeypatch.setattr(adapter, "generate", crowded)
+    monkeypatch.setattr(drift, "_metric_rows", later)
+    assert predict(adapter, prepared, asked, 5) == answers
+    halved = snapshot()
+    assert_frame_equal(halved.metrics, states.metrics, rel_tol=1e-4)
+    for name, values in states.states.items():
+        np.testing.assert_allclose(halved.states[name], values, rtol=1e-3, atol=1e-4)
 
 
 def test_scoring_takes_the_most_probable_choice(adapter: Adapter, make_run: MakeRun) -> None:

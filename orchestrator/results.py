@@ -128,6 +128,11 @@ def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
             frames.append(view.stage.scan(table).collect())
         except StorageError:
             continue
+        except pl.exceptions.PolarsError as error:
+            raise StorageError(
+                f"table {table!r} in {view.stage.store.uri} cannot be read ({error}); delete that folder and run the "
+                "study again"
+            ) from error
     return pl.concat(frames, how="diagonal_relaxed") if frames else None
 
 

@@ -46,7 +46,8 @@ def log_stage(tracker: Tracker, study: Study, name: StageName) -> None:
     # A trial that an earlier call finished may have taken longer than all that was left to this one.
     total = max([float(study.record["seconds"].get(name, 0.0)), *(content.seconds for _, content in made)])
     for view, content in made:
-        tracker.log_stage(view.stage, view.run, content, title=view.label, parent=name, parent_seconds=total)
+        title = view.label.replace("ratio=", "r=")  # MLflow's list of runs shows 13 characters of a child's name
+        tracker.log_stage(view.stage, view.run, content, title=title, parent=name, parent_seconds=total)
     if name == "finetune":
         _log_sweep(tracker, study)
 

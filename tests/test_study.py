@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -108,3 +110,22 @@ def test_real_photographs_run_through_the_same_flow(tmp_path: Path, coco_root: P
     images = study.images.collect()
     assert images.height == 10
     assert images["n_categories"].min() >= 1  # type: ignore[operator]
+
+
+def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, str], tmp_path: Path) -> None:
+    from orchestrator.results import gather_results
+
+    shutil.copytree(finished[0], tmp_path / "copy")
+    (table,) = (tmp_path / "copy" / "correlate").rglob("*.parquet")
+    table.write_bytes(table.read_bytes()[:100])
+    with pytest.raises(StorageError, match=r"correlations.*correlate.*cannot be read"):
+        gather_results(Study.load(str(tmp_path / "copy" / "studies" / "tiny")))
+
+
+def test_next_commands_of_a_storage_with_spaces_can_be_pasted(tmp_path: Path) -> None:
+    from orchestrator.layout import Storage
+    from orchestrator.results import next_steps
+
+    storage = str(tmp_path / "my results")
+    study = Study(Storage(storage), {"name": "mine", "stages": ["capture"]})
+    assert shlex.split(next_steps(study)[0][0]) == ["vtsweep", "ui", storage]

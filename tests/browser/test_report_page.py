@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from orchestrator.report.page import render_page
@@ -219,3 +220,31 @@ def test_trials_of_unknown_loss_come_last_whichever_way_is_sorted(watched, url):
     order = "(sign) => [NaN, 2, 1, NaN, 3].sort((a, b) => inOrderOf(a, b, sign)).map(String)"
     assert page.evaluate(order, 1) == ["1", "2", "3", "NaN", "NaN"]
     assert page.evaluate(order, -1) == ["3", "2", "1", "NaN", "NaN"]
+
+
+def test_no_slider_for_places_that_no_probe_read(watched, tmp_path: Path):
+    point = fake_point()
+    assert point.probes is not None
+    means = point.probes.filter(~pl.col("position").is_in(list(point.places)))
+    path = tmp_path / "report.html"
+    path.write_text(render_page(replace(fake_study(1), points=(replace(point, probes=means),))))
+    page = watched(path.as_uri()).page
+    assert page.locator("#probes svg.chart").count() >= 1
+    assert page.locator("#probes-layer").count() == 0
+
+
+def test_no_two_charts_share_a_name(watched, url):
+    page = watched(url).page
+    for section in SECTIONS:
+        names = page.eval_on_selector_all(
+            f"#{section} svg.chart", "all => all.map((e) => e.getAttribute('aria-label'))"
+        )
+        assert len(names) == len(set(names)), section
+
+
+def test_a_heading_that_is_jumped_to_is_not_covered_by_the_links(watched, url):
+    page = watched(url, reduced_motion="reduce").page
+    page.click("nav a[href='#probes']")
+    top = page.evaluate("document.querySelector('#probes h2').getBoundingClientRect().top")
+    bar = page.evaluate("document.querySelector('nav').getBoundingClientRect().bottom")
+    assert top >= bar

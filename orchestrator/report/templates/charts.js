@@ -63,11 +63,14 @@ function extent(values, padding = 0.06, least = 0) {
   return [low - pad, high + pad];
 }
 
-// spec: {title, hint, x: {label, domain, whole, format}, y: {label, domain, format}, size,
+// A chart's spoken name: two charts of a page never share one. `of` is what is not written on the chart itself.
+const spokenTitle = (spec) => [spec.title, spec.hint, spec.of].filter(Boolean).join(", ");
+
+// spec: {title, hint, of, x: {label, domain, whole, format}, y: {label, domain, format}, size,
 //        series: [{name, colour, dash, hollow, points: [{x, y, low, high}]}], rules: [{name, y, colour, dash}]}
 function lineChart(spec) {
   const width = spec.size?.width || 440, height = spec.size?.height || 290;
-  const root = chartRoot(width, height, `${spec.title || spec.y.label}: ${spec.y.label} by ${spec.x.label}`);
+  const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} by ${spec.x.label}`);
   const all = spec.series.flatMap((s) => s.points);
   const [x0, x1] = spec.x.domain || extent(all.map((p) => p.x), 0.02);
   const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...(spec.rules || []).map((r) => r.y)], 0.06, spec.y.format === formatPercent ? 0.1 : 0);
@@ -152,7 +155,7 @@ function heatMap(spec) {
   const left = Math.max(46, slanted ? longest * 0.79 + 8 : 0), top = 38;
   const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 4.6 : 24;
   const width = left + step * spec.columns.length + 62, height = top + tall * spec.rows.length + foot;
-  const root = chartRoot(width, height, `${spec.title}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
+  const root = chartRoot(width, height, `${spokenTitle(spec)}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
   root.classList.add("heat");
   root.style.maxWidth = Math.max(340, width * 1.25) + "px";
   const cells = spec.rows.map((r) => spec.columns.map((c) => spec.cell(r, c)));
@@ -231,7 +234,7 @@ function ramp(label, low, high) {
 // spec: {title, x: {label, format}, y: {label, format}, points: [{x, y, colour, lines}], front: [indices], size}
 function scatterChart(spec) {
   const width = spec.size?.width || 520, height = spec.size?.height || 340;
-  const root = chartRoot(width, height, `${spec.title || ""} ${spec.y.label} against ${spec.x.label}`);
+  const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} against ${spec.x.label}`);
   const points = spec.points.filter((p) => known(p.x) && known(p.y));
   const [x0, x1] = extent(points.map((p) => p.x)), [y0, y1] = extent(points.map((p) => p.y), 0.06, spec.y.format === formatPercent ? 0.1 : 0);
   const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);

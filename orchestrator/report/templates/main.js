@@ -36,6 +36,13 @@ addEventListener("beforeprint", () => paper(true));
 addEventListener("afterprint", () => paper(false));
 matchMedia("print").addEventListener("change", (event) => paper(event.matches));
 
+// A heading that is jumped to must not end below the bar of links, whose height depends on its contents.
+const bar = document.querySelector("nav");
+new ResizeObserver(() => {
+  const sticky = getComputedStyle(bar).position === "sticky";
+  document.documentElement.style.scrollPaddingTop = sticky ? `${bar.offsetHeight + 10}px` : "";
+}).observe(bar);
+
 for (const copy of document.querySelectorAll("button.copy")) {
   copy.addEventListener("click", async () => {
     const text = copy.parentElement.querySelector("code").textContent;

@@ -141,7 +141,7 @@ function compressionSection() {
       const found = s.points().map((p) => [p, groupCurves(p, m, tap, share)]).filter(([, series]) => series.length);
       const domain = extent(found.flatMap(([, series]) => series.flatMap((x) => x.points.flatMap((q) => [q.low, q.high, q.y]))));
       const { short, unit } = STYLE.metrics[m];
-      return found.map(([p, series]) => lineChart({ title: overview ? short : p.label, hint: `${arrowOf(m)}${overview && s.points().length > 1 ? `   ${p.label}` : ""}`, series,
+      return found.map(([p, series]) => lineChart({ title: overview ? short : p.label, hint: overview && s.points().length > 1 ? `${arrowOf(m).slice(0, 1)} ${p.label}` : arrowOf(m), series,
         x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth" } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
         y: { label: overview ? unit : `${short}${unit ? `, ${unit}` : ""}`, domain }, size: overview ? { width: 330, height: 240 } : undefined }));
     };
@@ -188,7 +188,7 @@ function correlationSection() {
           return r && { value: r.rho, marked: !(r.q < 0.05), lines: [`${rhoScale(statistic).label} = ${formatNumber(r.rho)}${formatInterval(r.ci_low, r.ci_high)}`, `q = ${formatQ(r.q)}, n = ${r.n}`] };
         } }));
       const curve = rows.filter((r) => r.attribute === chosen);
-      lines.push(lineChart({ title: nameOf(chosen), x: { label: layerName(at), name: "layer", whole: true },
+      lines.push(lineChart({ title: nameOf(chosen), of: p.label, x: { label: layerName(at), name: "layer", whole: true },
         y: { label: rhoScale(statistic).label, domain: statistic === "epsilon_squared" ? [0, 1] : [-1, 1] }, hint: statistic === "epsilon_squared" ? "" : arrowOf(metric),
         rules: [{ name: "none", y: 0, colour: "var(--control)" }],
         series: [{ name: `${group} tokens`, colour: colourOf(group), points: curve.map((r) => ({ x: r.layer, y: r.rho, low: r.ci_low, high: r.ci_high })) }] }));
@@ -231,7 +231,8 @@ function probeSection() {
   const attributes = namesIn("probes", "attribute");
   s.select("attribute", "Attribute of the curves", [...attributes], firstOf(attributes, "n_objects"));
   const deepest = Math.max(...DATA.points.map((p) => p.nLayers));
-  if (DATA.points.some((p) => p.grid && Object.keys(p.places).length)) s.range("layer", "Layer of the place map", deepest, deepest);
+  const placed = (p) => p.grid && p.probes && p.probes.columns.position.words.some((w) => p.places[w]);
+  if (DATA.points.some(placed)) s.range("layer", "Layer of the place map", deepest, deepest);
   s.render = () => {
     const { kind, solver, attribute, layer } = s.values;
     const all = [], used = new Set();

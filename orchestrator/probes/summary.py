@@ -1,4 +1,4 @@
-"""What a table `probes` says: redundancy over tokens, where text first knows, and the map over vision tokens."""
+"""Redundancy over vision tokens: how many single ones know what their mean knows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import polars as pl
 
 KEYS = ["tap", "layer", "attribute", "solver"]
 SINGLE_VISION = r"^vision_\d+$"
-TEXT_POSITIONS = r"^(text_mean|text_\d+|last)$"
 
 
 def _known(probes: pl.DataFrame) -> pl.DataFrame:
@@ -42,62 +41,3 @@ def redundancy(probes: pl.DataFrame, shares: tuple[float, ...] = (0.8, 0.9, 0.95
         for x in shares
     ]
     return pl.concat(tables).sort([*KEYS, "share"])
-
-
-def first_known(probes: pl.DataFrame) -> pl.DataFrame:
-    """The first layer at which a text position knows each attribute, and where it knows it best.
-
-    A position knows an attribute where its score's interval lies above both the baseline and the shuffled-label
-    control. The pixel baseline's score stands beside it: "text knows it" means more than "the image shows it" only
-    where the text's score is the higher.
-
-    Returns:
-        tap, attribute, solver, position, `first_layer` (null: never), `best_layer`, `best_score`, `pixels` (score).
-    """
-    known = _known(probes)
-    pixels = known.filter(pl.col("tap") == "pixels").select("attribute", "solver", pixels="score")
-    text = known.filter(pl.col("position").str.contains(TEXT_POSITIONS)).with_columns(
-        knows=pl.col("ci_low") > pl.max_horizontal("baseline", "control")
-    )
-    keys = ["tap", "attribute", "solver", "position"]
-    return (
-        text.group_by(keys)
-        .agg(
-            pl.col("layer").filter(pl.col("knows")).min().alias("first_layer"),
-            pl.col("layer").sort_by("score").last().alias("best_layer"),
-            pl.col("score").max().alias("best_score"),
-        )
-        .join(pixels, on=["attribute", "solver"], how="left")
-        .sort(keys)
-    )
-
-
-def token_map(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
-    """Score of each kept single vision token, by layer: a map over places.
-
-    Returns:
-        layer, attribute, solver, position, score, control.
-    """
-    return (
-        _known(probes)
-        .filter((pl.col("tap") == tap) & pl.col("position").str.contains(SINGLE_VISION))
-        .select("layer", "attribute", "solver", "position", "score", "control")
-        .sort("attribute", "solver", "layer", "position")
-    )
-
-
-def heat_map(probes: pl.DataFrame, position: str, tap: str = "decoder") -> pl.DataFrame:
-    """Layer x attribute scores of one position (figs. 4 and 5); `text` and `vision_single` are means over tokens.
-
-    Returns:
-        layer, attribute, kind, solver, score, ci_low, ci_high, control, baseline (means where several tokens stand).
-    """
-    pattern = {"text": r"^text_\d+$", "vision_single": SINGLE_VISION}.get(position, f"^{position}$")
-    columns = ["score", "ci_low", "ci_high", "control", "baseline"]
-    return (
-        _known(probes)
-        .filter((pl.col("tap") == tap) & pl.col("position").str.contains(pattern))
-        .group_by("layer", "attribute", "kind", "solver")
-        .agg(*(pl.col(c).mean() for c in columns))
-        .sort("attribute", "solver", "layer")
-    )

@@ -17,7 +17,8 @@ from orchestrator.layout import Stage, Storage
 from orchestrator.probes import stage as probes_stage
 from orchestrator.probes.features import Features
 from orchestrator.probes.stage import probe_stage, run_probes
-from orchestrator.probes.summary import first_known, heat_map, redundancy, token_map
+from orchestrator.probes.summary import redundancy
+from orchestrator.report.probe_views import by_kind, first_layers
 
 POSITIONS = ["vision_mean", "vision_00", "vision_01", "text_mean", "text_00", "last"]
 LAYERS = [0, 2, 4]
@@ -159,11 +160,9 @@ def test_the_summaries_find_where_the_number_of_objects_was_planted(probes: pl.D
     count = probes.filter(pl.col("attribute") == "n_objects")
     shares = redundancy(count).filter(share=0.8)
     assert shares.select("layer", "reached", "n_tokens").rows() == [(2, 1.0, 2), (4, 1.0, 2)]
-    first = {row["position"]: row for row in first_known(count).iter_rows(named=True)}
-    assert {name: row["first_layer"] for name, row in first.items()} == {"last": None, "text_00": 4, "text_mean": 4}
-    assert first["text_mean"]["pixels"] is not None
-    assert token_map(count).height == len(LAYERS) * 2
-    single = heat_map(count, "vision_single")
+    first = first_layers(count).select("position_kind", "first_layer").rows()
+    assert sorted(first) == [("text_mean", 4), ("vision_mean", 2)]
+    single = by_kind(count).filter(tap="decoder", position_kind="vision_single")
     assert single["layer"].to_list() == LAYERS
     assert (single["score"] > 0.8).to_list() == [False, True, True]
 

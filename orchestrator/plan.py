@@ -11,14 +11,23 @@ from rich.console import Console
 from orchestrator.config import RunConfig, StageName
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError, VtsweepError
-from orchestrator.layout import Stage, Storage, canonical_json
+from orchestrator.layout import Stage, Storage, canonical_json, digest
 from orchestrator.models.planning import Footprint, footprint
-from orchestrator.pools import capture_pool, check_pools, cluster_address, local_node, reader_pool
+from orchestrator.pools import (
+    capture_pool,
+    check_pools,
+    cluster_address,
+    describe_pools,
+    local_node,
+    n_cores,
+    reader_pool,
+)
 from orchestrator.preflight import check_names
 from orchestrator.search_space import check_search
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
 from orchestrator.tables import format_cell, print_rows
+from orchestrator.tuning import trial_pool
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,7 @@ def make_plan(sweep: Sweep) -> Plan:
             points = seen.points + 1 if seen else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
-    pools = _pools([point.run for point in sweep.points])
+    pools = _pools(sweep, wanted)
     return Plan(sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)))
 
 
@@ -135,10 +144,14 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
     return rows
 
 
-def _pools(runs: Sequence[RunConfig]) -> str:
-    """Whether the actors of every distinct `how` fit, in words."""
+def _pools(sweep: Sweep, wanted: Sequence[StageName]) -> str:
+    """Whether the workers of every distinct `how` fit, in words; stages follow one another, so each has all the room.
+
+    The trials of a study run on the first point's `how`, as does the Ray that the study starts.
+    """
+    runs = [point.run for point in sweep.points]
     said = []
-    for how in {run.how for run in runs}:
+    for how in dict.fromkeys(run.how for run in runs):
         if how.backend == "local":
             said.append("runs in this process")
             continue
@@ -146,10 +159,21 @@ def _pools(runs: Sequence[RunConfig]) -> str:
             said.append(f"checked when it joins the cluster at {address}")
             continue
         nodes = [local_node()]
-        pool = capture_pool(how, nodes)
-        check_pools(nodes, [pool, reader_pool()])
-        gpus = f" and {pool.gpus:g} GPU" if pool.gpus else ""
-        said.append(f"{pool.n} actor(s) of {pool.cpus:g} CPU{gpus} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
+        pools = []
+        if "capture" in wanted:
+            pools.append([capture_pool(how, nodes), reader_pool()])
+        if "finetune" in wanted and how == runs[0].how:
+            search = {key: axis for key, axis in sweep.study.search.items() if key.startswith("finetune.")}
+            trials = list(
+                {
+                    digest(run.model_dump(mode="json", include={"model", "data", "finetune"})): run for run in runs
+                }.values()
+            )
+            pools.append([trial_pool(trials, n_cores(), nodes[0].gpus, search)[1]])
+        for together in pools:
+            check_pools(nodes, together)
+        held = ", ".join(describe_pools(together[:1]) for together in pools) or "one worker"
+        said.append(f"{held} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
     return "; ".join(said)
 
 
@@ -173,7 +197,7 @@ def print_plan(plan: Plan) -> None:
             for model in plan.models
         ]
         print_rows("Models and data (tokens of vision; more with --json)", rows, console)
-    console.print(f"actors: {plan.pools}")
+    console.print(f"workers: {plan.pools}")
     for problem in plan.problems:
         console.print(f"[yellow]not known here:[/] {problem}", highlight=False)
     left = sum(stage.done != "done" for stage in plan.stages)

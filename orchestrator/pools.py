@@ -100,12 +100,12 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
         ]
         if short:
             raise ResourceError(
-                f"{_describe(pools)} can never fit this autoscaling cluster: {'; '.join(short)}. {_FIX}"
+                f"{describe_pools(pools)} can never fit this autoscaling cluster: {'; '.join(short)}. {_FIX}"
             )
         return
     for pool in pools:
         if pool.gpus > 1 and pool.gpus % 1:
-            raise ResourceError(f"{_describe(pools)}: a worker holds a part of one GPU, or whole ones. {_FIX}")
+            raise ResourceError(f"{describe_pools(pools)}: a worker holds a part of one GPU, or whole ones. {_FIX}")
     free = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
     workers = [pool for pool in pools for _ in range(pool.n)]
     for worker in sorted(workers, key=lambda w: (-w.gpus, -w.cpus)):
@@ -114,7 +114,7 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
             have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
             more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
             raise ResourceError(
-                f"{_describe(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
+                f"{describe_pools(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
                 f"on {worker.name}. {_FIX}"
             )
         best = max(fitting, key=lambda r: (sum(r.gpus), r.cpus) if worker.gpus else (-sum(r.gpus), r.cpus))
@@ -142,10 +142,15 @@ class _Room:
         return sorted((i for i, left in enumerate(self.gpus) if left >= share - 1e-9), key=lambda i: self.gpus[i])
 
 
-_FIX = "Lower how.n_actors, how.cpus_per_actor or how.gpus_per_actor, or use a larger cluster."
+_FIX = (
+    "Lower how.n_actors, how.cpus_per_actor or how.gpus_per_actor (of trials: how.concurrent_trials, "
+    "how.processes_per_trial or how.gpus_per_trial), or use a larger cluster."
+)
 
 
-def _describe(pools: Sequence[Pool]) -> str:
+def describe_pools(pools: Sequence[Pool]) -> str:
+    """`2 x capture actors (1 CPU + 1 GPU), ...`."""
+
     def one(pool: Pool) -> str:
         gpus = f" + {pool.gpus:g} GPU" if pool.gpus else ""
         return f"{pool.n} x {pool.name} ({pool.cpus:g} CPU{gpus})"

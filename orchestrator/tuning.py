@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, StageError, VtsweepError
 from orchestrator.experiment import Experiment, Room, describe
 from orchestrator.finetune.trial import run_trial, trial_stage
 from orchestrator.layout import Storage, digest
-from orchestrator.pools import Node, n_places
+from orchestrator.pools import Node, Pool, n_places
 from orchestrator.progress import Progress
 from orchestrator.search_space import draw, sampled
 
@@ -83,19 +84,28 @@ def plan_room(how: HowConfig, n_cores: int, n_gpus: float) -> Room:
     return Room(at_once, how.cpus_per_actor, gpus, threads)
 
 
+def trial_pool(
+    runs: Sequence[RunConfig], n_cores: int, n_gpus: float, search: Mapping[str, SearchAxis]
+) -> tuple[Room, Pool]:
+    """The room of a study's trials, never more at a time than there are, and the processes that all hold it at once."""
+    how = runs[0].how
+    n_samples = max(run.finetune.search_trials for run in runs) if search else 1
+    room = plan_room(how, n_cores, n_gpus)
+    room = replace(room, n_trials=min(room.n_trials, len(runs) * n_samples))
+    return room, Pool("fine-tuning trials", room.n_trials * how.processes_per_trial, room.cpus, room.gpus)
+
+
 def _run_ray(
     runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
 ) -> list[RunConfig]:
-    from orchestrator.cluster import Pool, n_cores, session
+    from orchestrator.cluster import n_cores, session
 
     how = runs[0].how
     with session(how, storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
-        room = plan_room(how, cores, cluster.gpus)
+        room, pool = trial_pool(runs, cores, cluster.gpus, search)
+        cluster.check([pool])
         n_samples = max(run.finetune.search_trials for run in runs) if search else 1
-        room = Room(min(room.n_trials, len(runs) * n_samples), room.cpus, room.gpus, room.threads)
-        n_processes = room.n_trials * how.processes_per_trial
-        cluster.check([Pool("fine-tuning trials", n_processes, room.cpus, room.gpus)])
         experiment = Experiment(storage, how, room, dict(search), n_samples, quiet)
         if search and how_searched(runs) == "optuna":
             parts = [experiment.run([run], experiment_name([run], experiment)) for run in runs]

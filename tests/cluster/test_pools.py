@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from orchestrator.cluster import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError
+from orchestrator.plan import make_plan
 from orchestrator.pools import cluster_address
+from orchestrator.sweep import make_sweep
 
 LAPTOP = (Node(4),)
 GPU_NODE = Node(8, 2)
@@ -55,6 +57,16 @@ def test_large_actors_are_counted_node_by_node():
     pool = capture_pool(HowConfig(gpus_per_actor=2), nodes)
     assert pool.n == 2
     check_pools(nodes, [pool])
+
+
+def test_a_plan_refuses_trials_that_would_wait_for_ever_and_asks_nothing_of_stages_that_do_not_run(monkeypatch):
+    monkeypatch.setattr("orchestrator.plan.local_node", lambda: Node(4))
+    study = {"name": "t", "stages": ["finetune"], "axes": {"finetune.seed": [0, 1]}}
+    assert "2 x fine-tuning trials" in make_plan(make_sweep(study, ["how.n_actors=500", "how.concurrent_trials=2"])).pools
+    with pytest.raises(ResourceError, match=r"fine-tuning trials.*gpus_per_trial"):
+        make_plan(make_sweep(study, ["how.gpus_per_trial=1"]))
+    with pytest.raises(ResourceError, match="capture actors"):
+        make_plan(make_sweep({**study, "stages": ["capture"]}, ["how.n_actors=500"]))
 
 
 @pytest.mark.parametrize(

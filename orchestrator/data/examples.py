@@ -3,6 +3,10 @@
 Answers therefore balance by construction: within a family, a tier and a wording, the text says nothing about the
 answer, and a model that cannot see scores at chance. Colours and shapes of objects that a question does not concern
 are uniform; places are drawn as in `make_scene`.
+
+The image may still say what the question asks: the group of a count by attribute is mostly the scene's largest. Who
+sees all groups' sizes but reads no question is right in 75, 70, 62 and 22 % of scenes of up to 9, 12, 20 and 200
+objects. Existence, relation and comparison have no such short cut.
 """
 
 from __future__ import annotations

@@ -62,7 +62,8 @@ def test_large_actors_are_counted_node_by_node():
 def test_a_plan_refuses_trials_that_would_wait_for_ever_and_asks_nothing_of_stages_that_do_not_run(monkeypatch):
     monkeypatch.setattr("orchestrator.plan.local_node", lambda: Node(4))
     study = {"name": "t", "stages": ["finetune"], "axes": {"finetune.seed": [0, 1]}}
-    assert "2 x fine-tuning trials" in make_plan(make_sweep(study, ["how.n_actors=500", "how.concurrent_trials=2"])).pools
+    two = make_sweep(study, ["how.n_actors=500", "how.concurrent_trials=2"])
+    assert "2 x fine-tuning trials" in make_plan(two).pools
     with pytest.raises(ResourceError, match=r"fine-tuning trials.*gpus_per_trial"):
         make_plan(make_sweep(study, ["how.gpus_per_trial=1"]))
     with pytest.raises(ResourceError, match="capture actors"):

@@ -34,6 +34,8 @@ MIN_IMAGES = 5
 """Fewer images with both values give a null: an interval would be noise."""
 _CHUNK = 2**22
 """Resampled ranks held at once (32-bit): bounds memory at some tens of MB."""
+_COLUMNS = 64
+"""Columns of metrics whose resampled ranks are held at once."""
 
 
 @dataclass(frozen=True)
@@ -178,25 +180,28 @@ def _related(x: _Columns, y: _Columns, fixed: _Columns | None, config: Correlate
 
 def _statistics(x: _Columns, y: _Columns, z: int | None, config: CorrelateConfig) -> tuple[list, list]:
     """Point values (C, A) and intervals ((C, A), (C, A)) or None: of rho, and of partial rho where z is given."""
-    n = len(x.values)
+    n, n_columns, n_resamples = len(x.values), len(x.names), config.n_bootstrap
     left, right = ranks.Ordered.of(x.values), ranks.Ordered.of(y.values)
     ones = np.ones((1, n), np.int64)
-    weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
-    points: list[list] = [[], []]
-    spreads: list[list] = [[], []]
     y_point = ranks.rank_scores(right, ones)
-    y_resampled = ranks.rank_scores(right, weights, np.float32)
-    step = max(1, _CHUNK // (n * max(1, config.n_bootstrap)))
-    for start in range(0, len(x.names), step):
-        part = left.part(slice(start, start + step))
-        for k, value in enumerate(_pair(ranks.rank_scores(part, ones), y_point, z)):
-            points[k].append(value[0])
-        if config.n_bootstrap:
-            for k, value in enumerate(_pair(ranks.rank_scores(part, weights, np.float32), y_resampled, z)):
-                spreads[k].append(ranks.interval(value, config.confidence))
-    found = [np.concatenate(p) for p in points if p]
-    intervals = [tuple(np.concatenate(side) for side in zip(*s, strict=True)) if s else None for s in spreads]
-    return found, intervals
+    parts = [left.part(slice(start, start + _COLUMNS)) for start in range(0, n_columns, _COLUMNS)]
+    points = [_pair(ranks.rank_scores(part, ones), y_point, z) for part in parts]
+    found = [np.concatenate([value[0] for value in values]) for values in zip(*points, strict=True)]
+    if not n_resamples:
+        return found, [None] * len(found)
+    weights = ranks.resample_weights(n, n_resamples, config.seed)
+    # few resamples of many columns at a time: those of y are ranked once and stay in the cache
+    step = max(1, _CHUNK // (n * min(n_columns, _COLUMNS)))
+    resampled = [np.empty((n_resamples, n_columns, len(y.names)), np.float32) for _ in found]
+    for first in range(0, n_resamples, step):
+        some = weights[first : first + step]
+        y_scores = ranks.rank_scores(right, some, np.float32)
+        for k, part in enumerate(parts):
+            for into, value in zip(
+                resampled, _pair(ranks.rank_scores(part, some, np.float32), y_scores, z), strict=True
+            ):
+                into[first : first + step, k * _COLUMNS : (k + 1) * _COLUMNS] = value
+    return found, [ranks.interval(values, config.confidence) for values in resampled]
 
 
 def _pair(x: NDArray, y: NDArray, z: int | None) -> list[NDArray]:

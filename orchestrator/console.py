@@ -13,6 +13,7 @@ from orchestrator.compression.registry import METRICS
 from orchestrator.errors import StorageError
 from orchestrator.progress import Progress
 from orchestrator.record import Study, View, describe_run
+from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
 from orchestrator.results import next_steps
 from orchestrator.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
 from orchestrator.tables import print_rows
@@ -37,6 +38,7 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         ],
         "compression": {v.label: depth_rows(v) for v in finished(study, "capture")},
         "strongest_correlations": {v.label: strongest_correlations(v).to_dicts() for v in finished(study, "correlate")},
+        "probes": {v.label: probe_rows(v) for v in finished(study, "probe")},
         "trials": trial_rows(study),
         "policies": {v.label: policy_rows(v) for v in finished(study, "ablate")},
     }
@@ -53,6 +55,26 @@ def depth_rows(view: View) -> list[dict[str, Any]]:
             row = {"metric": metric, **{t: values[t][metric] for t in THIRDS if t in values}}
             rows.append({**row, "larger means": f"{meaning} compressed"})
     return rows
+
+
+def probe_rows(view: View) -> list[dict[str, Any]]:
+    """One row an attribute: the best held-out score of mean vision and text tokens, and where text first knows it."""
+    probes = view.stage.scan("probes").collect()
+    tap = vision_tap(probes)
+    vision = by_kind(probes).filter((pl.col("tap") == tap) & (pl.col("position_kind") == "vision_mean"))
+    best = dict(vision.group_by("attribute").agg(pl.col("score").max()).iter_rows())
+    pixels = dict(probes.filter(pl.col("tap") == "pixels").group_by("attribute").agg(pl.col("score").max()).iter_rows())
+    return [
+        {
+            "attribute": row["attribute"],
+            "vision": best.get(row["attribute"]),
+            "text": row["best_score"],
+            "text from layer": "nowhere" if row["first_layer"] is None else row["first_layer"],
+            "pixels": pixels.get(row["attribute"]),
+            "baseline": row["baseline"],
+        }
+        for row in first_layers(probes).filter(pl.col("position_kind") == "text_mean").iter_rows(named=True)
+    ]
 
 
 def trial_rows(study: Study) -> list[dict[str, Any]]:
@@ -87,7 +109,7 @@ def policy_rows(view: View) -> list[dict[str, Any]]:
 
 
 def print_outcome(study: Study, report: str | None = None) -> None:
-    """The closing summary: compression by depth, the three strongest correlations, trials, and what to do next."""
+    """The closing summary: compression by depth, strongest correlations, probes, trials, and what to do next."""
     console = Console()
     for view in finished(study, "capture"):
         title = f"Compression of visual tokens by depth ({view.label}, {main_tap(view)})"
@@ -102,6 +124,12 @@ def print_outcome(study: Study, report: str | None = None) -> None:
             print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
         else:
             console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
+    for view in finished(study, "probe"):
+        if rows := probe_rows(view):
+            title = f"Best held-out score of a probe, R² or accuracy of classes ({view.label})"
+            print_rows(title, rows, console)
+        for reason, n in view.stage.summary().get("skipped", {}).items():
+            console.print(f"{n} probes not fitted ({view.label}): {reason}")
     if rows := trial_rows(study):
         print_rows("Accuracy by tier, before and after fine-tuning", rows, console)
     for view in finished(study, "ablate"):

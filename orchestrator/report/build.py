@@ -119,7 +119,7 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
             yield f"fig{number}_probe_curves{suffix}", partial(figures.probe_curves_figure, probes, title, tap=tap)
         tap = vision_tap(probes)
         placed = pl.col("position").is_in(list(point.places or ())) & (pl.col("tap") == tap)
-        if tap and point.grid and probes.filter(placed & pl.col("score").is_not_null()).height:
+        if point.grid and probes.filter(placed & pl.col("score").is_not_null()).height:
             draw = partial(figures.probe_places_figure, probes, title, point.places, point.grid, tap=tap)
             yield f"fig{number}_probe_places", draw
     if (deletion := point.deletion) is not None and deletion.height:

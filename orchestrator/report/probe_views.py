@@ -24,10 +24,9 @@ def decoder_taps(probes: pl.DataFrame) -> list[str]:
     return [tap for tap in DECODER_TAPS if tap in there]
 
 
-def vision_tap(probes: pl.DataFrame) -> str | None:
+def vision_tap(probes: pl.DataFrame) -> str:
     """The tap that stands for vision tokens over the decoder's depth: its own states, else values, else keys."""
-    taps = decoder_taps(probes.filter(pl.col("position").str.starts_with("vision")))
-    return taps[0] if taps else None
+    return next(iter(decoder_taps(probes.filter(pl.col("position").str.starts_with("vision")))), "decoder")
 
 
 def encoder_baseline(probes: pl.DataFrame) -> pl.DataFrame:

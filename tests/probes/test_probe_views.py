@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 
 from orchestrator.config import RunConfig, ScenesConfig
+from orchestrator.console import probe_rows
 from orchestrator.layout import Stage, Storage
 from orchestrator.record import View
 from orchestrator.report.build import point_figures
@@ -132,3 +133,13 @@ def test_tracked_numbers_are_those_of_the_model_and_the_searchs_own(views: list[
     assert logged.metrics["probe_pixels/n_objects"] == 1.2
     assert logged.metrics["probe_search/held_out"] == 0.3
     assert logged.params["probe_search_width"] == 8
+
+
+def test_the_closing_table_tells_the_best_scores_and_where_text_first_knows(views: list[View]) -> None:
+    rows = {row["attribute"]: row for row in probe_rows(views[1])}
+    assert rows["n_objects"]["vision"] == 0.5  # the values', not the encoder's
+    assert rows["n_objects"]["text from layer"] == 1
+    assert rows["n_objects"]["pixels"] == 0.3
+    empty = views[1].stage.scan("probes").collect().with_columns(score=pl.lit(None, pl.Float64))
+    views[1].stage.write_shard(0, {"probes": empty})
+    assert probe_rows(views[1]) == []

@@ -31,7 +31,7 @@ description: {description}
 # What runs, in this order: capture, correlate, probe, finetune, ablate. A report and MLflow runs follow.
 stages: [capture, correlate, probe]
 
-# Settings shared by all points. What is left out has the default of orchestrator/config.py.
+# Settings shared by all points. What is left out has the default of orchestrator/config/.
 base:
   model: {model}
   data: {data}

@@ -79,7 +79,7 @@ class Study:
         try:
             return cls(storage, storage.read_json(f"studies/{name}/{STUDY_FILE}"))
         except FileNotFoundError as error:
-            known = storage.files("studies")
+            known = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
             expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
             raise StorageError(expected + did_you_mean(name, known)) from error
 

@@ -6,7 +6,7 @@ are uniform; places are drawn as in `make_scene`.
 
 The image may still say what the question asks: the group of a count by attribute is mostly the scene's largest. Who
 sees all groups' sizes but reads no question is right in 75, 70, 62 and 22 % of scenes of up to 9, 12, 20 and 200
-objects. Existence, relation and comparison have no such short cut.
+objects. Existence, relation and comparison are at chance for one that knows four coarse statistics of the scene.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
+from scipy import stats
 
 from orchestrator.report.style import main_metrics
 
-N_RESAMPLES = 2000
 _ENDS = ("_low", "_high")
 """Columns that hold the ends of another column's interval."""
 
@@ -42,22 +42,24 @@ def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
     return float(np.nanmean(values)) if values.size else None
 
 
-def effect_of_ratio(trials: pl.DataFrame, column: str, seed: int = 0) -> pl.DataFrame:
-    """Mean of `column` at each ratio with a 95 % percentile bootstrap interval over seeds.
+def effect_of_ratio(trials: pl.DataFrame, column: str) -> pl.DataFrame:
+    """Mean of `column` at each ratio with Student's 95 % interval over seeds, each the mean of its trials.
 
-    A ratio with one seed keeps that trial's own interval (over questions or images); null where it has none.
+    Two seeds have none: it would be nine times as wide as they lie apart. A single trial keeps its own (over questions
+    or images), null where it has none.
 
     Returns:
         complexity_ratio, mean, ci_low, ci_high, n_seeds.
     """
-    rng = np.random.default_rng(seed)
     rows = []
     for (ratio,), part in finished(trials).drop_nulls(column).group_by("complexity_ratio", maintain_order=True):
-        values = part[column].to_numpy().astype(float)
-        low, high = (part[c][0] if (c := column + end) in part.columns else None for end in _ENDS)
-        if len(values) > 1:
-            means = values[rng.integers(0, len(values), (N_RESAMPLES, len(values)))].mean(1)
-            low, high = (float(v) for v in np.quantile(means, [0.025, 0.975]))
+        values = part.group_by("seed").agg(pl.col(column).cast(pl.Float64).mean())[column].to_numpy()
+        low, high = None, None
+        if len(values) > 2:
+            reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+            low, high = float(values.mean() - reach), float(values.mean() + reach)
+        elif part.height == 1:
+            low, high = (part[c][0] if (c := column + end) in part.columns else None for end in _ENDS)
         rows.append((ratio, float(values.mean()), low, high, len(values)))
     names = {"complexity_ratio": pl.Float64, "mean": pl.Float64, "ci_low": pl.Float64, "ci_high": pl.Float64}
     return pl.DataFrame(rows, schema={**names, "n_seeds": pl.Int32}, orient="row").sort("complexity_ratio")
@@ -66,14 +68,15 @@ def effect_of_ratio(trials: pl.DataFrame, column: str, seed: int = 0) -> pl.Data
 def smallest_sufficient_ratio(trials: pl.DataFrame, column: str, share: float = 0.9) -> float | None:
     """Smallest ratio whose mean reaches `share` of the gain from the smallest ratio to the best one.
 
-    None when nothing is gained: the best mean is that of the smallest ratio, or its interval reaches that mean.
+    None when no gain is known: the best mean is that of the smallest ratio, or its interval reaches that mean or is not
+    there.
     """
     effect = effect_of_ratio(trials, column)
     if effect.height < 2:
         return None
     start = effect["mean"][0]
     best = effect.sort("mean", descending=True).row(0, named=True)
-    if best["mean"] <= start or (best["ci_low"] is not None and best["ci_low"] <= start):
+    if best["mean"] <= start or best["ci_low"] is None or best["ci_low"] <= start:
         return None
     enough = effect.filter(pl.col("mean") >= start + share * (best["mean"] - start))
     return float(enough["complexity_ratio"][0])

@@ -220,7 +220,8 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
             f"{number(first['complexity_ratio'])} and {percent(last['mean'])} at {number(last['complexity_ratio'])}."
         )
         if enough is not None:
-            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
+            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain"
+            text += ", as far as one seed can tell." if one_seed else "."
         elif tier == "high":
             text += " No ratio gains beyond chance" + (", as far as one seed can tell." if one_seed else ".")
         if f"blind/{tier}" in done.columns:

@@ -1,5 +1,6 @@
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,21 +45,35 @@ def test_one_seed_keeps_the_interval_of_its_own_trial():
     assert effect["ci_high"].to_list() == [0.6, 0.6]
 
 
-def test_one_seed_gives_no_interval():
-    effect = effect_of_ratio(_trials({0.0: [0.3], 1.0: [0.5, 0.6]}), "accuracy/high")
-    assert effect["ci_low"].to_list()[0] is None
-    assert effect["n_seeds"].to_list() == [1, 2]
-    assert effect["ci_low"][1] <= effect["mean"][1] <= effect["ci_high"][1]
+def test_interval_over_seeds_is_students_and_needs_three():
+    effect = effect_of_ratio(_trials({0.0: [0.3], 0.5: [0.5, 0.6], 1.0: [0.4, 0.5, 0.6]}), "accuracy/high")
+    assert effect["n_seeds"].to_list() == [1, 2, 3]
+    assert effect["ci_low"].to_list()[:2] == [None, None]
+    reach = 4.302653 * 0.1 / 3**0.5  # t of two degrees of freedom
+    assert effect["ci_low"][2] == pytest.approx(0.5 - reach, abs=1e-6)
+    assert effect["ci_high"][2] == pytest.approx(0.5 + reach, abs=1e-6)
+
+
+def test_trials_that_differ_in_other_settings_are_no_further_seeds():
+    once = _trials({0.0: [0.1, 0.2, 0.3], 1.0: [0.4, 0.5, 0.6]})
+    twice = pl.concat([once, once.with_columns(pl.col("accuracy/high") + 0.1)])
+    effect = effect_of_ratio(twice, "accuracy/high")
+    assert effect["n_seeds"].to_list() == [3, 3]
+    assert effect["mean"].to_list() == pytest.approx([0.25, 0.55])
+    widths = [effect_of_ratio(t, "accuracy/high").select(pl.col("ci_high") - pl.col("ci_low")) for t in (once, twice)]
+    np.testing.assert_allclose(widths[0].to_numpy(), widths[1].to_numpy())
 
 
 def test_smallest_sufficient_ratio_reaches_nine_tenths_of_the_gain():
-    trials = _trials({0.0: [0.30, 0.31], 0.25: [0.45, 0.46], 0.5: [0.50, 0.51], 1.0: [0.51, 0.52]})
-    assert smallest_sufficient_ratio(trials, "accuracy/high") == 0.5
+    rows = {0.0: [0.30, 0.31], 0.25: [0.45, 0.46], 0.5: [0.50, 0.51], 1.0: [0.51, 0.52]}
+    assert smallest_sufficient_ratio(_trials(rows), "accuracy/high") is None  # two seeds: no interval
+    three = {ratio: [*values, sum(values) / 2] for ratio, values in rows.items()}
+    assert smallest_sufficient_ratio(_trials(three), "accuracy/high") == 0.5
 
 
 def test_no_gain_means_no_sufficient_ratio():
-    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5], 1.0: [0.4, 0.4]}), "accuracy/high") is None
-    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5], 1.0: [0.45, 0.6]}), "accuracy/high") is None
+    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5, 0.5], 1.0: [0.4, 0.4, 0.4]}), "accuracy/high") is None
+    assert smallest_sufficient_ratio(_trials({0.0: [0.5, 0.5, 0.5], 1.0: [0.45, 0.6, 0.5]}), "accuracy/high") is None
 
 
 def test_failed_trials_do_not_count():

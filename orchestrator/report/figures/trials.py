@@ -149,7 +149,7 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
         axes.set_xlabel("complexity ratio (share of high-tier examples)")
         axes.grid(True)
         axes.set_axisbelow(True)
-    head(figure, f"Effect of the complexity ratio · {title} · bars = 95 % interval (over seeds, else over questions)")
+    head(figure, f"Effect of the complexity ratio · {title} · dots = trials, bars = 95 % interval over 3 or more seeds")
     return figure
 
 
@@ -160,4 +160,4 @@ def _ratio_curve(axes: Axes, done: pl.DataFrame, column: str, colour: str, marke
     high = [(hi if hi is not None else m) - m for m, hi in zip(mean, effect["ci_high"], strict=True)]
     axes.errorbar(x, mean, yerr=[low, high], color=colour, marker=marker, markersize=4, capsize=2.5, label=label)
     points = done.select("complexity_ratio", column).drop_nulls()
-    axes.scatter(points["complexity_ratio"], points[column], s=9, color=colour, alpha=0.4, linewidths=0)
+    axes.scatter(points["complexity_ratio"], points[column], s=14, color=colour, alpha=0.5, linewidths=0)

@@ -158,7 +158,7 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
     }
     stage.write_shard(0, tables)
     stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
-    stage.store.fs.rm_file(stage.store.path(CHECKPOINT))
+    stage.store.remove(CHECKPOINT)
     return stage
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -36,12 +36,15 @@ def payload(results: StudyResults) -> dict[str, Any]:
     """Everything the page draws."""
     points = distinct_points(results.points)
     keep = _kept_metrics(points)
+    sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     n_maps = sum(m.norms.size for p in points for m in p.token_maps)
     most_maps = 99 if n_maps <= MOST_MAP_VALUES else max(1, int(6 * MOST_MAP_VALUES / n_maps))
     return {
         "style": _style(points),
         "points": [_point(p, keep, most_maps) for p in points],
-        "trials": {m: _trials(t) for m, t in merged_trials(results.points).items() if finished(t).height},
+        "trials": {
+            m: _trials(t, sweeps.get(m, {})) for m, t in merged_trials(results.points).items() if finished(t).height
+        },
     }
 
 
@@ -146,14 +149,17 @@ def _picture(pixels: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _trials(trials: pl.DataFrame) -> dict[str, Any]:
+def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> dict[str, Any]:
     done = finished(trials)
     columns = compression_columns(done)
     results = outcomes(done)
     numeric = [c for c in done.columns if done[c].dtype.is_numeric()]
     effects = {}
     for column in [*results, *columns]:
-        effects[column] = effect_of_ratio(done, column).to_dicts()
+        # The summary in words states a tier's accuracy with the sweep's own interval: so does its chart.
+        told = sweep.get("tiers", {}).get(column.removeprefix("accuracy/"))
+        effect = effect_of_ratio(done, column)
+        effects[column] = (pl.DataFrame(told["effect"]).select(effect.columns) if told else effect).to_dicts()
     outcome = "accuracy/high" if "accuracy/high" in results else (results or [""])[0]
     best = best_columns(done, outcome, 1) if outcome else []
     return {

@@ -14,7 +14,7 @@ from orchestrator.report import make_comparison, make_report
 from orchestrator.report import style as report_style
 from orchestrator.report.build import compared
 from orchestrator.report.page import render_page
-from orchestrator.report.payload import encode
+from orchestrator.report.payload import encode, payload
 from orchestrator.report.words import summary
 from tests.report.fake_study import fake_point, fake_study
 
@@ -193,3 +193,17 @@ def test_a_column_of_a_table_is_aligned_as_one():
 def test_the_page_says_when_it_was_made_in_words():
     page = render_page(replace(fake_study(1), created="2026-11-25T21:12:28+00:00"))
     assert '<time datetime="2026-11-25T21:12:28+00:00">25 November 2026, 21:12 UTC</time>' in page
+
+
+def test_the_chart_of_a_tiers_accuracy_has_the_interval_that_the_words_state():
+    effect = [
+        {"complexity_ratio": r, "n_seeds": 2, "mean": m, "ci_low": m - 0.1, "ci_high": m + 0.1, "gain": 0.0}
+        for r, m in ((0.0, 0.3), (1.0, 0.5))
+    ]
+    point = replace(fake_point(), sweep={"tiers": {"high": {"effect": effect, "sufficient_ratio": None}}})
+    study = replace(fake_study(1), points=(point,))
+    (trials,) = payload(study)["trials"].values()
+    drawn = trials["effects"]["accuracy/high"]
+    assert [(r["ci_low"], r["ci_high"]) for r in drawn] == [(r["ci_low"], r["ci_high"]) for r in effect]
+    told = [s.evidence for _, statements in summary(study) for s in statements if "high-tier" in s.text]
+    assert told[0].startswith("[20 %, 40 %] and [40 %, 60 %]")

@@ -223,7 +223,7 @@ function trialSection() {
       tables.push(trialTable(model, rows, x, y));
     }
     s.legend.replaceChildren(ramp("complexity ratio", "0", "1"));
-    s.show(sets, "A point a trial, the ratio as colour; the line is the Pareto front of accuracy and compression. Bars: 95 % bootstrap interval over seeds, or the trial's own where a ratio has one seed; dashed: base model.");
+    s.show(sets, "A point a trial, the ratio as colour; the line is the Pareto front of accuracy and compression. Bars: 95 % interval, of a tier's accuracy over questions and seeds where all trials answer the same questions, else over three or more seeds, or the trial's own; dashed: base model.");
     s.extra.append(...tables);
   };
   return s;

@@ -122,6 +122,8 @@ def print_outcome(study: Study, report: str | None = None) -> None:
             shown = ("attribute", "metric", *(["tap"] if taps else []), "layer", "rho", "ci_low", "ci_high", "n")
             title = f"Strongest correlations with what is in the image ({view.label})"
             print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
+            tried = view.stage.scan("correlations").select(pl.len()).collect().item()
+            console.print(f"The largest of {tried} correlations: each interval holds for its row, not for the choice.")
         else:
             console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
     for view in finished(study, "probe"):

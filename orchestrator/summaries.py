@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from orchestrator.compression import consensus
 from orchestrator.compression.depth import THIRDS, third_expression
 from orchestrator.compression.registry import METRICS
 from orchestrator.config import StageName
@@ -81,16 +82,10 @@ def depth_means(view: View) -> pl.DataFrame:
 
 
 def main_tap(view: View, group: str = "vision") -> str:
-    """The tap that stands for a group over depth: the decoder where it holds it, else (cross_kv models) `cross_v`."""
-    taps = (
-        view.stage.scan("layer_metrics")
-        .filter(pl.col("group") == group)
-        .select("tap")
-        .unique()
-        .collect()["tap"]
-        .to_list()
-    )
-    return "decoder" if "decoder" in taps else "cross_v" if "cross_v" in taps else sorted(taps)[0]
+    """The tap that stands for a group over depth (`consensus.main_tap`) in a finished capture."""
+    tap = consensus.main_tap(view.stage.scan("layer_metrics").select("tap", "layer", "group").unique().collect(), group)
+    assert tap is not None, f"capture {view.stage.digest} holds no {group} tokens"
+    return tap
 
 
 def _capture(view: View) -> Summary:

@@ -88,6 +88,7 @@ def test_points_that_share_a_capture_capture_once(tmp_path: Path) -> None:
         ("model.name=reference-jont", ModelError, "reference-joint"),
         ("capture.metrics=[ginni]", ConfigError, "gini"),
         ("correlate.attributes=[n_object]", ConfigError, "n_objects"),
+        ("correlate.hold_fixed=n_object", ConfigError, "n_objects"),
         ("data={source: coco, root: /no/such/place}", DataError, "/no/such/place"),
         ("data={source: scenes, width: 16, height: 16, n_objects: [900, 1000]}", ConfigError, "canvas"),
         ("storage=/proc/nowhere", StorageError, "/proc/nowhere"),

@@ -84,11 +84,12 @@ def study_figures(results: StudyResults) -> Iterator[Drawing]:
     for point in distinct_points(results.points):
         for name, draw in point_figures(point):
             yield f"{point.slug}/{name}", draw
+    sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
         if finished(trials).height and (columns := outcomes(trials)):
             outcome = "accuracy/high" if "accuracy/high" in columns else columns[0]
             yield f"trials/{model}_compression_accuracy", partial(figures.trials_figure, trials, model, outcome)
-            yield f"trials/{model}_ratio", partial(figures.ratio_figure, trials, model)
+            yield f"trials/{model}_ratio", partial(figures.ratio_figure, trials, model, sweeps.get(model))
 
 
 def point_figures(point: PointResults) -> Iterator[Drawing]:

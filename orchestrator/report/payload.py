@@ -156,10 +156,7 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> dict[str, Any]:
     numeric = [c for c in done.columns if done[c].dtype.is_numeric()]
     effects = {}
     for column in [*results, *columns]:
-        # The summary in words states a tier's accuracy with the sweep's own interval: so does its chart.
-        told = sweep.get("tiers", {}).get(column.removeprefix("accuracy/"))
-        effect = effect_of_ratio(done, column)
-        effects[column] = (pl.DataFrame(told["effect"]).select(effect.columns) if told else effect).to_dicts()
+        effects[column] = effect_of_ratio(done, column, sweep).to_dicts()
     outcome = "accuracy/high" if "accuracy/high" in results else (results or [""])[0]
     best = best_columns(done, outcome, 1) if outcome else []
     return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,15 +43,19 @@ def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
     return float(np.nanmean(values)) if values.size else None
 
 
-def effect_of_ratio(trials: pl.DataFrame, column: str) -> pl.DataFrame:
-    """Mean of `column` at each ratio with Student's 95 % interval over seeds, each the mean of its trials.
+def effect_of_ratio(trials: pl.DataFrame, column: str, sweep: Mapping[str, Any] | None = None) -> pl.DataFrame:
+    """Mean of `column` at each ratio with its 95 % interval.
 
-    Two seeds have none: it would be nine times as wide as they lie apart. A single trial keeps its own (over questions
-    or images), null where it has none.
+    Of a tier's accuracy, where `sweep` (`sweep_summary.summarise_sweep`) has it: over seeds and questions. Otherwise
+    Student's over seeds, each the mean of its trials. Two seeds have none: it would be nine times as wide as they lie
+    apart. A single trial keeps its own (over questions or images), null where it has none.
 
     Returns:
         complexity_ratio, mean, ci_low, ci_high, n_seeds.
     """
+    tiers = sweep.get("tiers", {}) if sweep else {}
+    if (told := tiers.get(column.removeprefix("accuracy/"))) is not None:
+        return pl.DataFrame(told["effect"]).select("complexity_ratio", "mean", "ci_low", "ci_high", "n_seeds")
     rows = []
     for (ratio,), part in finished(trials).drop_nulls(column).group_by("complexity_ratio", maintain_order=True):
         values = part.group_by("seed").agg(pl.col(column).cast(pl.Float64).mean())[column].to_numpy()

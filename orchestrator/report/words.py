@@ -210,7 +210,7 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
         if column not in done.columns or done.is_empty():
             continue
         said = sweep.get("tiers", {}).get(tier)
-        effect = pl.DataFrame(said["effect"]) if said else effect_of_ratio(done, column)
+        effect = effect_of_ratio(done, column, sweep)
         first, last = effect.row(0, named=True), effect.row(-1, named=True)
         enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
         one_seed = max(effect["n_seeds"]) < 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import polars as pl
 from matplotlib.axes import Axes
@@ -110,8 +111,11 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
 
 
 @styled
-def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
-    """Effect of the complexity ratio on accuracy by tier, drift, and the compression columns that follow it most."""
+def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | None = None) -> Figure:
+    """Effect of the complexity ratio on accuracy by tier, drift, and the compression columns that follow it most.
+
+    `sweep` as for `effect_of_ratio`, which tells whose intervals are drawn.
+    """
     done = finished(trials)
     tiers = [c for c in outcomes(done) if c.count("/") == 1]
     high = "accuracy/high" if "accuracy/high" in tiers else tiers[0]
@@ -121,7 +125,8 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
     shown = {"accuracy/low": (SERIES_COLOURS[0], "o"), "accuracy/high": (SERIES_COLOURS[1], "s")}
     for column in tiers:
         colour, marker = shown.get(column, (SERIES_COLOURS[2], "^"))
-        _ratio_curve(panels[0], done, column, colour, marker, column.split("/")[1] + " tier")
+        effect = effect_of_ratio(done, column, sweep)
+        _ratio_curve(panels[0], done, column, effect, colour, marker, column.split("/")[1] + " tier")
         for kind, dash in (("accuracy_base", "--"), ("blind", ":")):
             level = f"{kind}/{column.split('/')[1]}"
             if level in done.columns and done[level].drop_nulls().len():
@@ -133,7 +138,7 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
     panels[0].legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.9))
     for column in drifts:
         group = column.split("/")[1]
-        _ratio_curve(panels[1], done, column, colour_of(group), "o", group)
+        _ratio_curve(panels[1], done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
     if drifts:
         panels[1].set_title("Drift of states in late layers")
         panels[1].set_ylabel("|change| / |base state|")
@@ -141,7 +146,7 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
         panels[1].legend(fontsize=8)
     for axes, column in zip(panels[1 + bool(drifts) :], changes, strict=True):
         group = column.split("/")[1] if column.count("/") == 3 else "vision"
-        _ratio_curve(axes, done, column, colour_of(group), "o", group)
+        _ratio_curve(axes, done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
         axes.set_title(column_words(column).replace(", ", ",\n", 1), fontsize=8)
         axes.set_ylabel(column_arrow(column))
@@ -149,12 +154,13 @@ def ratio_figure(trials: pl.DataFrame, title: str) -> Figure:
         axes.set_xlabel("complexity ratio (share of high-tier examples)")
         axes.grid(True)
         axes.set_axisbelow(True)
-    head(figure, f"Effect of the complexity ratio · {title} · dots = trials, bars = 95 % interval over 3 or more seeds")
+    head(figure, f"Effect of the complexity ratio · {title} · dots = trials, bars = 95 % interval")
     return figure
 
 
-def _ratio_curve(axes: Axes, done: pl.DataFrame, column: str, colour: str, marker: str, label: str) -> None:
-    effect = effect_of_ratio(done, column)
+def _ratio_curve(
+    axes: Axes, done: pl.DataFrame, column: str, effect: pl.DataFrame, colour: str, marker: str, label: str
+) -> None:
     x, mean = effect["complexity_ratio"].to_list(), effect["mean"].to_list()
     low = [m - (lo if lo is not None else m) for m, lo in zip(mean, effect["ci_low"], strict=True)]
     high = [(hi if hi is not None else m) - m for m, hi in zip(mean, effect["ci_high"], strict=True)]

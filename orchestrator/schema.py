@@ -66,7 +66,7 @@ TABLES: dict[str, Table] = {
             "tap": TAP,
             "layer": LAYER,
             "position": Column(
-                STRING, "kept position: vision_mean, vision_00, ..., text_mean, text_00, ..., last; pixels"
+                STRING, "kept position: vision_mean, vision_00, ..., text_mean, text_00, ..., last, before; pixels"
             ),
             "attribute": Column(STRING, "image attribute that is predicted"),
             "kind": Column(STRING, "classification or regression"),
@@ -93,7 +93,7 @@ TABLES: dict[str, Table] = {
             "trial": Column(INT, "number of the sample; 0 is the study's own settings"),
             "solver": Column(STRING, "linear (ridge for numbers, logistic for categories), mlp, or study: its own"),
             "positions": Column(
-                STRING, "positions probed: vision_mean, vision_single, text_mean, text_single, last or all"
+                STRING, "positions probed: vision_mean, vision_single, text_mean, text_single, last, before or all"
             ),
             "standardise": Column(BOOL, "whether features were divided by their deviation"),
             "penalty": Column(FLOAT, "L2 penalty; null where each probe chose its own"),

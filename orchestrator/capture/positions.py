@@ -6,6 +6,7 @@
 | `vision_00`, `vision_01`, ... | seeded places among the image's vision tokens |
 | `text_00`, `text_01`, ... | tokens of the question, evenly spread from its first to its last |
 | `last` | last token of the sequence |
+| `before` | last token before the image, where vision tokens stand in the sequence and do not begin it |
 
 A vision place is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different size thus
 share places, at the same relative position in reading order. Quantile k of P is (k + s + u_k) / P, with one shift s and
@@ -42,13 +43,15 @@ def text_ordinals(n: int, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
     return (steps[None] * (counts[:, None] - 1).double()).round().long()
 
 
-def position_names(n_vision: int | None, n_text: int | None) -> list[str]:
+def position_names(n_vision: int | None, n_text: int | None, before: bool = False) -> list[str]:
     """Names in the order of `gather`; None for a group that a tap does not hold."""
     names: list[str] = []
     if n_vision is not None:
         names += ["vision_mean", *(f"vision_{k:02d}" for k in range(n_vision))]
     if n_text is not None:
         names += ["text_mean", *(f"text_{k:02d}" for k in range(n_text)), "last"]
+    if before:
+        names.append("before")
     return names
 
 

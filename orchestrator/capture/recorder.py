@@ -70,6 +70,8 @@ class _Group:
     """Whether all are: each image has T."""
     ordinals: Int64[Tensor, "B P"]
     """Which of the group's tokens are kept for probes."""
+    before: Int64[Tensor, "B 1"] | None
+    """Place of the last token before the group; None where an image begins with the group."""
 
     def take(self, hidden: Tensor) -> Tensor:
         """The group's tokens, (B, T, D), in the dtype of `hidden` (B, N, D)."""
@@ -131,6 +133,8 @@ class Recorder:
                 parts += [mean[:, None], positions.take(tokens, known.ordinals).float()]
                 if group == "text":
                     parts.append(state.hidden[:, -1:].float())
+        if parts and (before := self._before_image(state)) is not None:
+            parts.append(positions.take(state.hidden, before).float())
         if parts:
             self._features.append((point, torch.cat(parts, dim=1)))
             self._names.setdefault(state.tap, self._position_names(state))
@@ -141,7 +145,12 @@ class Recorder:
         n_text = None
         if state.text is not None:
             n_text = self._group("text", state.text).ordinals.shape[1]
-        return positions.position_names(None if state.vision is None else len(self.quantiles), n_text)
+        n_vision = None if state.vision is None else len(self.quantiles)
+        return positions.position_names(n_vision, n_text, self._before_image(state) is not None)
+
+    def _before_image(self, state: State) -> Tensor | None:
+        """Place of the last token before the image, (B, 1), of states that hold image and text."""
+        return None if state.vision is None or state.text is None else self._group("vision", state.vision).before
 
     def _group(self, group: str, mask: Bool[Tensor, "B N"]) -> _Group:
         # Taps give every layer of a pass the same mask object; keeping it here keeps its identity unique.
@@ -156,7 +165,16 @@ class Recorder:
             else:
                 # The prompt is one and the same for all images of a stage, so all counts are equal.
                 ordinals = positions.text_ordinals(min(self.config.n_text_positions, most), counts)
-            known = self._groups[id(mask)] = _Group(mask, counts, order, present, int(counts.min()) == most, ordinals)
+            before = order[:, :1] - 1
+            known = self._groups[id(mask)] = _Group(
+                mask,
+                counts,
+                order,
+                present,
+                int(counts.min()) == most,
+                ordinals,
+                before if before.numel() and int(before.min()) >= 0 else None,
+            )
         return known
 
     def _measure(self) -> None:

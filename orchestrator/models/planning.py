@@ -236,7 +236,7 @@ def kept_bytes(config: Any, decoder: Stack, load: VisionLoad, capture: CaptureCo
     taps = chosen_taps("cross_kv" if n else "residual", capture.taps)
     encoder = vision_stack(config)
     positions = {
-        "decoder": points * ((0 if n else vision) + text) * decoder.width,
+        "decoder": points * ((0 if n else vision + 1) + text) * decoder.width,
         "projector": vision * decoder.width,
         "encoder": (encoder.layers + 1) * vision * encoder.width,
         "cross_k": n * vision * decoder.key,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import polars as pl
 
-POSITION_KINDS = ("vision_mean", "vision_single", "text_mean", "text_single", "last")
+POSITION_KINDS = ("vision_mean", "vision_single", "text_mean", "text_single", "last", "before")
 POSITION_NAMES = {
     "vision_mean": "mean of vision tokens",
     "vision_single": "one vision token (mean over places)",
     "text_mean": "mean of text tokens",
     "text_single": "one text token (mean over places)",
     "last": "last token",
+    "before": "last token before the image",
     "pixels": "pixels (control)",
 }
 

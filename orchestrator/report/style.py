@@ -68,6 +68,7 @@ NAMES = {
     "vision_mean": "mean of vision tokens",
     "text_mean": "mean of text tokens",
     "last": "last token",
+    "before": "last token before the image",
     "pixels": "pixels (control)",
     "random": "at random",
     "norm": "smallest norm first",

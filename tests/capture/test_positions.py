@@ -38,6 +38,7 @@ def test_text_places_run_from_the_first_to_the_last_token():
 def test_names_follow_the_order_in_which_states_are_gathered():
     assert positions.position_names(2, 1) == ["vision_mean", "vision_00", "vision_01", "text_mean", "text_00", "last"]
     assert positions.position_names(None, 0) == ["text_mean", "last"]
+    assert positions.position_names(0, 0, before=True) == ["vision_mean", "text_mean", "last", "before"]
 
 
 def test_a_mean_ignores_what_is_absent():

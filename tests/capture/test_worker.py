@@ -90,6 +90,8 @@ def _expected(state, name, quantiles):
     hidden = state.hidden[0]
     if name == "last":
         return hidden[-1]
+    if name == "before":
+        return hidden[int(state.vision[0].nonzero()[0]) - 1]
     group, place = name.split("_")
     tokens = hidden[(state.vision if group == "vision" else state.text)[0]]
     if place == "mean":
@@ -98,6 +100,15 @@ def _expected(state, name, quantiles):
         return tokens[int(quantiles[int(place)] * len(tokens))]
     n = min(8, len(tokens))
     return tokens[round(int(place) * (len(tokens) - 1) / max(n - 1, 1))]
+
+
+def test_the_token_before_the_image_is_the_same_for_all_images_of_a_causal_model(make_worker):
+    worker = make_worker(make_run())
+    result = worker.shard(load(worker.run, 3))
+    place = result.extra["features"]["decoder"]["positions"].index("before")
+    kept = result.arrays["features/decoder"][:, :, place].astype(np.float32)
+    np.testing.assert_allclose(kept, kept[:1].repeat(3, axis=0), atol=2e-3)
+    assert np.abs(kept[:, 0]).max() > 0
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -25,6 +25,7 @@ CURVES = {
     "text_mean": (GROUP_COLOURS["text"], "-", "o"),
     "text_single": (GROUP_COLOURS["text"], "--", "s"),
     "last": (GROUP_COLOURS["text"], ":", "^"),
+    "before": (CONTROL_COLOUR, "--", "v"),
 }
 """Colour of the token group; full line for a mean, dashed for single tokens, dotted for the last token."""
 

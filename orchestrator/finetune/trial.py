@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
 from orchestrator.config import CocoConfig, RunConfig
 from orchestrator.data.coco import CocoSource, open_coco
 from orchestrator.data.source import SCENES_VERSION, make_source
@@ -34,6 +35,7 @@ from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.plugins import registered_by
 from orchestrator.schema import check_table
 
 if TYPE_CHECKING:
@@ -75,7 +77,11 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
             "version": VERSION,
             "model": {**fingerprint(run.model), "dtype": run.model.dtype},
             "data": make_source(run.data).fingerprint(),
-            "capture": {"prompt": run.capture.prompt, "metrics": run.capture.metrics},
+            "capture": {
+                "prompt": run.capture.prompt,
+                "metrics": list(metrics := check_names(run.capture.metrics)),
+                "packages": registered_by(ENTRY_POINT_GROUP, metrics),
+            },
             "task": settings["task"],
             "questions": {**question_fingerprint(), "scenes": SCENES_VERSION},
             "held_out": held_out.fingerprint() if held_out else None,

@@ -24,7 +24,7 @@ from orchestrator.cluster import n_cores
 from orchestrator.config import RunConfig
 from orchestrator.finetune.trial import trial_stage
 from orchestrator.layout import Storage
-from orchestrator.tuning import plan_room, run_trials
+from orchestrator.tuning.trials import plan_room, run_trials
 
 
 def make_run(n_steps: int, ratio: float = 0.5, seed: int = 0, reuse: bool = True) -> RunConfig:

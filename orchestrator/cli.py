@@ -166,7 +166,7 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port on this machine; a free one when absent")] = None,
 ) -> None:
     """Open the MLflow comparison UI, on this machine only."""
-    from orchestrator.tracking_ui import serve_ui
+    from orchestrator.tracking.ui import serve_ui
 
     serve_ui(storage, port)
 
@@ -180,7 +180,7 @@ def track(
     """Send results to MLflow that could not be sent when they were made; each is sent once."""
     from orchestrator.config import TrackConfig
     from orchestrator.layout import Storage
-    from orchestrator.tracking import track_pending
+    from orchestrator.tracking.runs import track_pending
 
     sent, waiting = track_pending(Storage(storage), TrackConfig(uri=uri))
     _emit({"sent": sent, "waiting": waiting}, as_json, lambda: typer.echo(f"sent {sent} run(s), {waiting} still wait"))

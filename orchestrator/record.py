@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import StorageError, did_you_mean
 from orchestrator.layout import Stage, Storage, load_stage
-from orchestrator.outbox import source_commit
 from orchestrator.sweep import Sweep
+from orchestrator.tracking.outbox import source_commit
 
 STUDY_FILE = "study.json"
 TABLE_STAGE: dict[str, StageName] = {

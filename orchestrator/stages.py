@@ -67,7 +67,7 @@ def _probe(run: RunConfig, storage: Storage) -> Stage:
 
 
 def _run_probe(runs: Sequence[RunConfig], storage: Storage, search: Search, quiet: bool) -> Sequence[RunConfig]:
-    from orchestrator.tuning_probes import run_probe_stage
+    from orchestrator.tuning.probes import run_probe_stage
 
     for run in runs:
         run_probe_stage(run, storage, _capture(run, storage), search=_of("probe", search) or None, quiet=quiet)
@@ -81,7 +81,7 @@ def _finetune(run: RunConfig, storage: Storage) -> Stage:
 
 
 def _run_finetune(runs: Sequence[RunConfig], storage: Storage, search: Search, quiet: bool) -> Sequence[RunConfig]:
-    from orchestrator.tuning import run_trials
+    from orchestrator.tuning.trials import run_trials
 
     return run_trials(runs, storage, search=_of("finetune", search) or None, quiet=quiet)
 
@@ -93,7 +93,7 @@ def _ablate(run: RunConfig, storage: Storage) -> Stage:
 
 
 def _run_ablate(runs: Sequence[RunConfig], storage: Storage, _: Search, quiet: bool) -> Sequence[RunConfig]:
-    from orchestrator.tuning_ablate import run_ablate_stage
+    from orchestrator.tuning.ablation import run_ablate_stage
 
     for run in runs:
         run_ablate_stage(run, storage, quiet=quiet)

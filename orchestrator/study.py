@@ -13,8 +13,8 @@ from orchestrator.progress import Progress
 from orchestrator.record import STUDY_FILE, Study, make_record
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
-from orchestrator.tracked import log_report, log_stage
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.runs import Tracker
+from orchestrator.tracking.stages import log_report, log_stage
 
 
 def run_study(

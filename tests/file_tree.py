@@ -17,6 +17,8 @@ ROOMS = {
     "orchestrator/probes": "what tokens know",
     "orchestrator/finetune": "one LoRA trial",
     "orchestrator/ablate": "what tokens are used for",
+    "orchestrator/tuning": "Ray around trials, probes and ablation",
+    "orchestrator/tracking": "finished stages as MLflow runs",
     "orchestrator/report": "the page",
     "orchestrator/report/figures": "static figures",
     "jobs": "entry points for `ray job submit`",

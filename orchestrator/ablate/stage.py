@@ -1,7 +1,7 @@
 """The ablation stage: one shard a cell, then policy and link from all of them, and `policy.yaml`.
 
 `work` is the unit of work and of resume. It runs in any process: here one cell after the other, or in Ray actors
-(`orchestrator.tuning_ablate`). Importing this module imports no torch.
+(`orchestrator.tuning.ablation`). Importing this module imports no torch.
 """
 
 from __future__ import annotations

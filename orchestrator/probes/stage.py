@@ -1,7 +1,7 @@
 """The probe stage: a capture's kept features in, the table `probes` out, one shard a (tap, layer).
 
 `fit_block` is the unit of work and of resume. It runs in any process: here one after the other, or as Ray tasks
-(`orchestrator.tuning_probes`).
+(`orchestrator.tuning.probes`).
 """
 
 from __future__ import annotations

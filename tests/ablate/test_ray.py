@@ -18,21 +18,21 @@ SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["no
 def test_actors_give_the_tables_of_one_process_also_when_one_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import tuning_ablate
+    from orchestrator.tuning import ablation
 
     fuse = tmp_path / "lost"
 
-    class Mortal(tuning_ablate.AblateWorker):
+    class Mortal(ablation.AblateWorker):
         def cell(self, stage, index, cell):
             if index == 1 and not fuse.exists():
                 fuse.touch()
                 os._exit(1)
             return super().cell(stage, index, cell)
 
-    monkeypatch.setattr(tuning_ablate, "AblateWorker", Mortal)
+    monkeypatch.setattr(ablation, "AblateWorker", Mortal)
     ray_run = make_run(how={"backend": "ray", "n_actors": 2}, **SETTINGS)
     shared = Storage(str(tmp_path / "ray"))
-    found = tuning_ablate.run_ablate_stage(ray_run, shared, quiet=True)
+    found = ablation.run_ablate_stage(ray_run, shared, quiet=True)
     assert fuse.exists()
     alone = run_ablate(make_run(**SETTINGS), Storage(str(tmp_path / "local")), quiet=True)
     assert found.digest == alone.digest == ablate_stage(ray_run, shared).digest

@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.layout import Stage, Storage
-from orchestrator.outbox import Content
 from orchestrator.report.intervals import layer_curves
-from orchestrator.tracking import Tracker, default_uri
-from orchestrator.tracking_ui import experiment_pages, ui_server
+from orchestrator.tracking.outbox import Content
+from orchestrator.tracking.runs import Tracker, default_uri
+from orchestrator.tracking.ui import experiment_pages, ui_server
 from tests.report.fake_study import fake_point, fake_trials
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]

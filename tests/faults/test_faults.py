@@ -253,7 +253,7 @@ def test_poison_images_are_recorded_and_the_rest_is_there(tmp_path):
 def test_a_tracking_server_that_is_down_loses_no_results_and_gets_its_runs_later_once(tmp_path):
     from orchestrator.config import TrackConfig
     from orchestrator.study import run_study
-    from orchestrator.tracking import track_pending
+    from orchestrator.tracking.runs import track_pending
     from tests.conftest import tiny_study
 
     sweep = tiny_study(tmp_path, "how.backend=ray", "track.uri=http://127.0.0.1:9")

@@ -9,8 +9,8 @@ import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.layout import Stage, Storage
-from orchestrator.outbox import Content, Outbox
-from orchestrator.tracking import Tracker, track_pending
+from orchestrator.tracking.outbox import Content, Outbox
+from orchestrator.tracking.runs import Tracker, track_pending
 
 pytest.importorskip("mlflow")
 NOWHERE = "http://ada:hunter2@127.0.0.1:9/mlflow"
@@ -190,5 +190,5 @@ def test_tracking_that_is_off_writes_nothing(tmp_path):
 
 
 def test_importing_the_tracker_imports_no_mlflow():
-    code = "import sys, orchestrator.tracking; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
+    code = "import sys, orchestrator.tracking.runs; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

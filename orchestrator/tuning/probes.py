@@ -162,7 +162,7 @@ class Trial:
 
 
 def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> pl.DataFrame:
-    from orchestrator.tuning import draw
+    from orchestrator.tuning.trials import draw
 
     random = np.random.default_rng(run.probe.seed)
     trials: list[Trial] = []
@@ -184,7 +184,7 @@ def _search_on_ray(
     from ray import tune
 
     from orchestrator.cluster import n_cores, session
-    from orchestrator.tuning import draw
+    from orchestrator.tuning.trials import draw
 
     # Samples are drawn here, so that the local backend and every cluster try the same settings.
     random = np.random.default_rng(run.probe.seed)

@@ -10,10 +10,10 @@ import polars as pl
 from orchestrator.config import StageName
 from orchestrator.errors import StorageError
 from orchestrator.layout import digest
-from orchestrator.outbox import Content
 from orchestrator.record import TABLE_STAGE, Study, View
 from orchestrator.summaries import summarise
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.outbox import Content
+from orchestrator.tracking.runs import Tracker
 
 _LARGE = {"layer_metrics", "images", "answers", "deletion_answers", "question_metrics", "training"}
 """Tables with a row an image or question: they stay in storage, and the run names the place."""

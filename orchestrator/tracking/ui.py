@@ -19,7 +19,7 @@ from types import FrameType
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.layout import Storage
 from orchestrator.scrub import scrub
-from orchestrator.tracking import default_uri
+from orchestrator.tracking.runs import default_uri
 
 FIRST_PORT = 5000
 _START_SECONDS = 120.0

@@ -42,8 +42,8 @@ def _one_process(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from orchestrator.experiment import enter_folder, read_entry
     from orchestrator.finetune.trial import run_trial
+    from orchestrator.tuning.experiment import enter_folder, read_entry
 
     enter_folder(config)
     if torch.cuda.is_available():

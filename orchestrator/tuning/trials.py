@@ -13,12 +13,12 @@ from dataclasses import replace
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, StageError, VtsweepError
-from orchestrator.experiment import Experiment, Room, describe
 from orchestrator.finetune.trial import run_trial, trial_stage
 from orchestrator.layout import Storage, digest
 from orchestrator.pools import Node, Pool, n_places
 from orchestrator.progress import Progress
-from orchestrator.search_space import draw, sampled
+from orchestrator.tuning.experiment import Experiment, Room, describe
+from orchestrator.tuning.search_space import draw, sampled
 
 
 def run_trials(

@@ -18,8 +18,8 @@ from orchestrator.errors import ResourceError, VtsweepError
 from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial, trial_stage
 from orchestrator.layout import Stage, Storage, canonical_json, digest
 from orchestrator.progress import Progress
-from orchestrator.search_space import sampled, tune_domain
-from orchestrator.trial_processes import train_together
+from orchestrator.tuning.search_space import sampled, tune_domain
+from orchestrator.tuning.trial_processes import train_together
 
 REPORT_SECONDS = 2.0
 """Least time between two of a trial's reports to Tune."""
@@ -151,7 +151,7 @@ class Experiment:
     def _scheduler(self, runs: Sequence[RunConfig]) -> Any:
         if not (self.search and any(run.finetune.prune for run in runs)):
             return None
-        from orchestrator.pruning import PointASHA
+        from orchestrator.tuning.pruning import PointASHA
 
         return PointASHA(max(run.finetune.n_steps for run in runs))
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.errors import StorageError
 from orchestrator.layout import Stage, Storage
-from orchestrator.outbox import Content, Outbox
 from orchestrator.scrub import scrub
+from orchestrator.tracking.outbox import Content, Outbox
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -1,0 +1,1 @@
+"""Finished stages as MLflow runs. `runs.py` alone imports mlflow."""

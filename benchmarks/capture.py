@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -205,7 +206,7 @@ def main() -> None:
         child(way, model, int(n_images), Path(folder))
         return
     quick = arguments.quick
-    counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 96}
+    counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 64}
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:
@@ -214,12 +215,16 @@ def main() -> None:
             rows = found[model] = {}
             ways = ("bare", "local") if quick and model == "llava-256" else WAYS
             rounds = [{way: measure(way, path, n_images) for way in ways}]
-            if not quick:
-                rounds.append({way: measure(way, path, n_images) for way in ("bare", "local")})
+            rounds += [
+                {way: measure(way, path, n_images) for way in ("bare", "local")} for _ in range(0 if quick else 2)
+            ]
             for way in ways:
-                # Of two rounds the faster one: what else the machine does only ever slows a run down.
-                row = rows[way] = min((one[way] for one in rounds if way in one), key=lambda one: one["seconds"])
-                share = row["images_per_second"] / rows["bare"]["images_per_second"]
+                # A machine's speed drifts from minute to minute: the median of rounds, and of ratios within a round.
+                there = [one for one in rounds if way in one]
+                row = rows[way] = {key: statistics.median(one[way][key] for one in there) for key in there[0][way]}
+                row["of_bare"] = share = statistics.median(
+                    one["bare"]["seconds"] / one[way]["seconds"] for one in there
+                )
                 print(
                     f"{model:<16} {way:<11} {row['images_per_second']:>9.2f} {share:>8.2f} {row['peak_mb']:>8.0f} "
                     f"{row['bytes_per_image']:>12.0f}",
@@ -229,13 +234,15 @@ def main() -> None:
     peaks = [measure("local", "reference-joint", n)["peak_mb"] for n in (few, many)]
     print(f"peak of local with {few} and {many} images: {peaks[0]:.0f} and {peaks[1]:.0f} MB")
 
-    def worst(way: str, other: str) -> float:
-        rates = [(rows[way], rows[other]) for rows in found.values() if way in rows and other in rows]
-        return min(one["images_per_second"] / two["images_per_second"] for one, two in rates)
+    def worst(way: str, over: str = "bare") -> float:
+        rates = [
+            rows[way]["of_bare"] / rows[over]["of_bare"] for rows in found.values() if way in rows and over in rows
+        ]
+        return min(rates)
 
     summary = {
-        "local_over_bare": worst("local", "bare"),
-        "ray_over_bare": worst("ray", "bare"),
+        "local_over_bare": worst("local"),
+        "ray_over_bare": worst("ray"),
         "numpy_save_over_local": worst("local", "numpy_save"),
         "memory_5000_over_500": peaks[1] / peaks[0],
         "bytes_per_image": found["reference-joint"]["local"]["bytes_per_image"],

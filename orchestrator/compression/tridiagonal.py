@@ -86,9 +86,9 @@ class Tridiagonal:
     def _reduce_small(self, x: Tensor, mean: Tensor, counts: Tensor) -> None:
         gram = x @ x.mT if self.on_tokens else x.mT @ x
         w, beta = self.axis[..., None], self.beta[:, None, None]
-        product = gram @ w
+        product = (w.mT @ gram).mT  # gram is symmetric, and a row times a matrix is the faster of the two
         half = (0.5 * beta**2 * (w.mT @ product)) * w - beta * product
-        gram = torch.baddbmm(gram, torch.cat([w, half], 2), torch.cat([half, w], 2).mT)
+        gram.baddbmm_(torch.cat([w, half], 2), torch.cat([half, w], 2).mT)
         if self.on_tokens:
             gram[:, :, 0] = self._border(x, mean, counts)
         self.reflections = gram.numpy()

@@ -36,6 +36,8 @@ from orchestrator.layout import Storage
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
 """Side of the image, px -> images a shard: enough shards for a steady part, each worth seconds of work."""
+MORE_ROUNDS = {"reference-joint": 2, "llava-256": 1}
+"""Further rounds of `bare` and `local`, as many as five minutes hold."""
 WAYS = ("bare", "local", "ray", "numpy_save")
 
 
@@ -206,7 +208,7 @@ def main() -> None:
         child(way, model, int(n_images), Path(folder))
         return
     quick = arguments.quick
-    counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 64}
+    counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 96}
     found: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:
@@ -216,7 +218,8 @@ def main() -> None:
             ways = ("bare", "local") if quick and model == "llava-256" else WAYS
             rounds = [{way: measure(way, path, n_images) for way in ways}]
             rounds += [
-                {way: measure(way, path, n_images) for way in ("bare", "local")} for _ in range(0 if quick else 2)
+                {way: measure(way, path, n_images) for way in ("bare", "local")}
+                for _ in range(0 if quick else MORE_ROUNDS[model])
             ]
             for way in ways:
                 # A machine's speed drifts from minute to minute: the median of rounds, and of ratios within a round.

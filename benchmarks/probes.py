@@ -33,6 +33,7 @@ from orchestrator.cluster import n_cores
 from orchestrator.config import ProbeConfig
 from orchestrator.probes.engines import SOLVERS, Block, Fit
 from orchestrator.probes.factor import factorise, gram, standardise
+from orchestrator.probes.grid import positions_at_once
 from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.score import accuracy, r2
@@ -98,12 +99,15 @@ class Timed:
 
 def fit(engine: str, solver: str, grid: Grid, layer: int, positions: slice, config: ProbeConfig, device: str) -> Timed:
     """One task: the features are made outside the timed part, as if a shard had been read."""
-    labels, block = grid.labels(solver), grid.block(layer, positions, config, device)
-    started = clock(device)
-    fits = SOLVERS[engine, solver](block, labels)
-    seconds = clock(device) - started
-    scores = np.stack([score(fits[label.target.name], label) for label in labels], 1)
-    return Timed(seconds, scores, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    labels, size = grid.labels(solver), positions_at_once(grid.n, grid.d, device)
+    seconds, scores = 0.0, []
+    for first in range(positions.start, positions.stop, size):
+        block = grid.block(layer, slice(first, min(first + size, positions.stop)), config, device)
+        started = clock(device)
+        fits = SOLVERS[engine, solver](block, labels)
+        seconds += clock(device) - started
+        scores.append(np.stack([score(fits[label.target.name], label) for label in labels], 1))
+    return Timed(seconds, np.concatenate(scores), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def clock(device: str) -> float:

@@ -18,7 +18,8 @@ from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 from orchestrator.schema import TABLES, check_table
 
-BLOCK_BYTES = {"cpu": 64 * 2**20, "cuda": 2 * 2**30}  # float32 features fitted at a time; the solvers hold a few copies
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}
+"""float32 features fitted at a time. The solvers hold a few copies: on a CPU more of them leaves its caches."""
 
 
 def fit_grid(
@@ -92,7 +93,7 @@ def _blocks(
 ) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
     """Names, training and held-out features (B, n, d) of as many positions at a time as the device's budget holds."""
     n, n_positions, d = features.shape
-    size = max(1, BLOCK_BYTES[torch.device(device).type] // (4 * n * d))
+    size = positions_at_once(n, d, device)
     for start in range(0, n_positions, size):
         part = features[:, start : start + size]
         train, test = (
@@ -100,6 +101,11 @@ def _blocks(
             for rows in (split.train, split.test)
         )
         yield list(positions[start : start + size]), train, test
+
+
+def positions_at_once(n: int, d: int, device: str) -> int:
+    """How many positions of n images and width d are fitted at a time."""
+    return max(1, BLOCK_BYTES[torch.device(device).type] // (4 * n * d))
 
 
 def _bad_positions(train: torch.Tensor, test: torch.Tensor) -> dict[int, str]:

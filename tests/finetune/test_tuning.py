@@ -116,7 +116,7 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
         import signal
         from pathlib import Path
 
-        from orchestrator import experiment
+        from orchestrator.tuning import experiment
 
         original = experiment.run_trial
 

@@ -23,10 +23,10 @@ from orchestrator.pools import (
     reader_pool,
 )
 from orchestrator.preflight import check_names
+from orchestrator.search_space import check_search
 from orchestrator.stages import STAGE_KINDS, with_inputs
 from orchestrator.sweep import Sweep
 from orchestrator.tables import format_cell, print_rows
-from orchestrator.tuning.search_space import check_search
 from orchestrator.tuning.trials import trial_pool
 
 

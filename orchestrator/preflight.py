@@ -11,8 +11,8 @@ from typing import Any
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you_mean
 from orchestrator.layout import Storage, canonical_json
+from orchestrator.search_space import check_search
 from orchestrator.sweep import Sweep
-from orchestrator.tuning.search_space import check_search
 
 
 def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:

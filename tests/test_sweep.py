@@ -11,9 +11,9 @@ import pytest
 from orchestrator.config import CocoConfig, ScenesConfig
 from orchestrator.errors import ConfigError
 from orchestrator.layout import Storage
+from orchestrator.search_space import check_search
 from orchestrator.stages import STAGE_KINDS
 from orchestrator.sweep import load_sweep, make_sweep
-from orchestrator.tuning.search_space import check_search
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
 

@@ -45,12 +45,15 @@ def fit_ridge(factor: Factor, Y: Float[Tensor, "T n"], alphas: Float[Tensor, " A
     best = loo_error.argmin(1)  # B T
     chosen = torch.gather(shrink, 1, best[:, :, None].expand(-1, -1, shrink.shape[2]))  # B T p
     alpha = alphas[best][:, :, None]
-    x = torch.zeros_like(chosen)
+
+    def solve(side: Tensor) -> Tensor:
+        return ((side @ basis) * chosen) @ basis.mT
+
+    x = solve((Yc if factor.is_dual else Yc @ Z).expand(len(Z), -1, -1))
     # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
-    for _ in range(1 + REFINEMENTS):
+    for _ in range(REFINEMENTS):
         residual = Yc - (x @ Z if factor.is_dual else x) @ Z.mT
-        rest = (residual if factor.is_dual else residual @ Z) - alpha * x
-        x = x + ((rest @ basis) * chosen) @ basis.mT
+        x = x + solve((residual if factor.is_dual else residual @ Z) - alpha * x)
     weights = x @ Z if factor.is_dual else x
     return RidgeFit(best, weights @ factor.Z_test.mT + intercept[:, None], weights, intercept, loo_error)
 

@@ -21,7 +21,7 @@ from orchestrator.probes.grid import fit_grid
 from orchestrator.probes.split import Split
 from orchestrator.probes.stage import Work
 from orchestrator.probes.targets import Target
-from orchestrator.tuning.search_space import extremes
+from orchestrator.search_space import extremes
 
 LEVELS = (0.25, 0.5, 1.0)
 """Shares of an MLP's steps after which a trial reports: each a whole training run with its own learning-rate decay."""

@@ -18,7 +18,7 @@ from orchestrator.errors import ResourceError, VtsweepError
 from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial, trial_stage
 from orchestrator.layout import Stage, Storage, canonical_json, digest
 from orchestrator.progress import Progress
-from orchestrator.tuning.search_space import sampled, tune_domain
+from orchestrator.search_space import sampled, tune_domain
 from orchestrator.tuning.trial_processes import train_together
 
 REPORT_SECONDS = 2.0

@@ -17,8 +17,8 @@ from orchestrator.finetune.trial import run_trial, trial_stage
 from orchestrator.layout import Storage, digest
 from orchestrator.pools import Node, Pool, n_places
 from orchestrator.progress import Progress
+from orchestrator.search_space import draw, sampled
 from orchestrator.tuning.experiment import Experiment, Room, describe
-from orchestrator.tuning.search_space import draw, sampled
 
 
 def run_trials(

@@ -21,7 +21,7 @@ from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, ResourceError, StageError
 from orchestrator.finetune.trial import trial_stage
 from orchestrator.layout import Storage
-from orchestrator.tuning.search_space import draw, sampled
+from orchestrator.search_space import draw, sampled
 from orchestrator.tuning.trials import plan_room, run_trials
 
 MakeRun = Callable[..., RunConfig]

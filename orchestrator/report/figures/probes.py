@@ -27,7 +27,8 @@ CURVES = {
     "last": (GROUP_COLOURS["text"], ":", "^"),
     "before": (CONTROL_COLOUR, "--", "v"),
 }
-"""Colour of the token group; full line for a mean, dashed for single tokens, dotted for the last token."""
+"""Colour of the token group; full line for a mean, dashed for single tokens, dotted for the last token; grey for
+the token that cannot know the image."""
 
 
 @styled

@@ -154,7 +154,8 @@ function heatMap(spec) {
   const slanted = names.some((n) => n.length * 6.2 > step);
   const left = Math.max(46, slanted ? longest * 0.79 + 8 : 0), top = 38;
   const foot = slanted ? 22 + Math.max(...names.map((n) => n.length)) * 4.6 : 24;
-  const width = left + step * spec.columns.length + 62, height = top + tall * spec.rows.length + foot;
+  // Of few columns the heading is the widest part.
+  const width = Math.max(340, left + step * spec.columns.length + 62), height = top + tall * spec.rows.length + foot;
   const root = chartRoot(width, height, `${spokenTitle(spec)}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
   root.classList.add("heat");
   root.style.maxWidth = Math.max(340, width * 1.25) + "px";

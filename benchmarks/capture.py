@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from orchestrator.config import HowConfig, ModelConfig, RunConfig, ScenesConfig
-from orchestrator.layout import Storage
+from orchestrator.store.stage_folder import Storage
 
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
@@ -80,9 +80,9 @@ def time_forward(run: RunConfig, folder: Path, *, save: bool) -> float:
 
 def time_local(run: RunConfig, folder: Path) -> float:
     """Seconds of `run_capture`, from the loaded model to `_SUCCESS`."""
-    from orchestrator.capture.job import Job, Worker, make_model_worker
+    from orchestrator.capture.capture_stage import run_capture
     from orchestrator.capture.loading import load_shard
-    from orchestrator.capture.pipeline import run_capture
+    from orchestrator.capture.shard_job import Job, Worker, make_model_worker
     from orchestrator.data.source import make_source
 
     ready = [0.0]
@@ -99,9 +99,9 @@ def time_local(run: RunConfig, folder: Path) -> float:
 
 def time_ray(run: RunConfig, folder: Path) -> float:
     """Seconds all images would take at the rate after the first two shards, which an actor has in hand together."""
-    from orchestrator.capture.actor import stream_ray
-    from orchestrator.capture.pipeline import capture_stage, make_job
-    from orchestrator.cluster import capture_pool, session
+    from orchestrator.capture.capture_stage import capture_stage, make_job
+    from orchestrator.capture.ray import stream_ray
+    from orchestrator.cluster.session import capture_pool, session
     from orchestrator.data.source import make_source
 
     storage = Storage(str(folder))

@@ -26,10 +26,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.pipeline import capture_stage, run_capture
-from orchestrator.cluster import session
+from orchestrator.capture.capture_stage import capture_stage, run_capture
+from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig, RunConfig, ScenesConfig
-from orchestrator.layout import SUCCESS, Storage
+from orchestrator.store.stage_folder import SUCCESS, Storage
 
 SECONDS_PER_IMAGE = 0.04
 """A 7B model on one GPU captures about 25 images a second."""
@@ -82,10 +82,10 @@ class Result:
 
 def measure(n_images: int, n_actors: int, storage: Storage, seconds: float = SECONDS_PER_IMAGE) -> Result:
     """Capture `n_images` with simulated models; Ray is running."""
-    from orchestrator.capture.actor import stream_ray
-    from orchestrator.capture.job import Tally
-    from orchestrator.capture.pipeline import make_job
-    from orchestrator.cluster import capture_pool, resources
+    from orchestrator.capture.capture_stage import make_job
+    from orchestrator.capture.ray import stream_ray
+    from orchestrator.capture.shard_job import Tally
+    from orchestrator.cluster.session import capture_pool, resources
     from orchestrator.data.source import make_source
 
     run = make_run(n_images, n_actors)

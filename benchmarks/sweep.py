@@ -20,11 +20,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers; set before torch is loaded
 
-from orchestrator.cluster import n_cores
+from orchestrator.cluster.session import n_cores
 from orchestrator.config import RunConfig
+from orchestrator.finetune.ray.trials import plan_room, run_trials
 from orchestrator.finetune.trial import trial_stage
-from orchestrator.layout import Storage
-from orchestrator.tuning.trials import plan_room, run_trials
+from orchestrator.store.stage_folder import Storage
 
 
 def make_run(n_steps: int, ratio: float = 0.5, seed: int = 0, reuse: bool = True) -> RunConfig:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import torch
 
-from orchestrator.models.pretrain import Recipe, Trainer
+from orchestrator.reference.pretrain import Recipe, Trainer
 
-SHIPPED = Path(__file__).parents[1] / "orchestrator" / "models" / "reference"
+SHIPPED = Path(__file__).parents[1] / "orchestrator" / "reference" / "checkpoints"
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from orchestrator.cli import main
+from orchestrator.cli.app import main
 
 if __name__ == "__main__":
     main(["report", *sys.argv[1:]])

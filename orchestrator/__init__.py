@@ -14,18 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.notebook import Captured
-    from orchestrator.notebook import capture as capture
-    from orchestrator.record import Study
-    from orchestrator.study import run_study
-    from orchestrator.sweep import load_sweep, make_sweep
+    from orchestrator.capture.images import Captured
+    from orchestrator.capture.images import capture as capture
+    from orchestrator.config.sweep import load_sweep, make_sweep
+    from orchestrator.store.study_record import Study
+    from orchestrator.study.run import run_study
 
 _HOMES = {
-    "Captured": "orchestrator.notebook",
-    "Study": "orchestrator.record",
-    "run_study": "orchestrator.study",
-    "load_sweep": "orchestrator.sweep",
-    "make_sweep": "orchestrator.sweep",
+    "Captured": "orchestrator.capture.images",
+    "Study": "orchestrator.store.study_record",
+    "run_study": "orchestrator.study.run",
+    "load_sweep": "orchestrator.config.sweep",
+    "make_sweep": "orchestrator.config.sweep",
 }
 
 __all__ = ["Captured", "Study", "capture", "load_sweep", "make_sweep", "run_study"]

@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
-from orchestrator.sweep import Sweep, make_sweep
+from orchestrator.config.sweep import Sweep, make_sweep
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 """A real COCO folder beside the checkout, where there is one."""

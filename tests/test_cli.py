@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import app, main
+from orchestrator.cli.app import app, main
 from orchestrator.errors import StorageError
 
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
@@ -34,7 +34,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 def test_help_needs_no_heavy_import() -> None:
     heavy = ("torch", "ray", "mlflow", "transformers", "polars", "pydantic")
     code = (
-        "import sys\nfrom orchestrator.cli import main\n"
+        "import sys\nfrom orchestrator.cli.app import main\n"
         f"try: main(['--help'])\nfinally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -87,7 +87,7 @@ def test_a_terminated_background_job_ends_cleanly_and_says_how_to_resume(tmp_pat
     # As `nohup vtsweep ... &` does, the job is started with SIGINT ignored.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from orchestrator.cli import main\n"
+        "from orchestrator.cli.app import main\n"
         f"main(['capture', 'sweeps/quickstart.yaml', 'storage={tmp_path}', 'how.backend=local', 'how.batch_size=1'])"
     )
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as job:
@@ -108,7 +108,7 @@ def test_the_record_holds_a_command_that_can_be_pasted(
     def told(*_: object, command: str, **__: object) -> None:
         raise StorageError(command)
 
-    monkeypatch.setattr("orchestrator.study.run_study", told)
+    monkeypatch.setattr("orchestrator.study.run.run_study", told)
     file = tmp_path / "my study.yaml"
     file.write_text("name: mine")
     code, _, err = run(capsys, command, str(file), "capture.layers=[0, 2]")

@@ -83,9 +83,9 @@ def test_results_of_another_version_of_a_package_are_another_stage(site: Path, t
     (model / "model.safetensors").write_bytes(b"weights")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from orchestrator.layout import Storage\n"
-        "from orchestrator.stages import STAGE_KINDS\n"
-        "from orchestrator.sweep import make_sweep\n"
+        "from orchestrator.store.stage_folder import Storage\n"
+        "from orchestrator.study.stage_kinds import STAGE_KINDS\n"
+        "from orchestrator.config.sweep import make_sweep\n"
         "for stage, *overrides in (\n"
         "    ('capture', 'capture.metrics=[gini]'), ('capture', 'capture.metrics=[gini,top_token_share]'),\n"
         "    ('probe', 'capture.metrics=[gini]', 'probe.solvers=[nearest]'),\n"

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
-from orchestrator.layout import Stage, Storage, canonical_json, digest, load_stage
-from orchestrator.preflight import check_storage
+from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest, load_stage
+from orchestrator.study.preflight import check_storage
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.schema import TABLES, check_table, to_markdown
+from orchestrator.store.tables.core import TABLES, check_table, to_markdown
 
 DOCS = Path(__file__).parents[1] / "docs" / "tables.md"
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.init import write_starter
+from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ConfigError
-from orchestrator.starter import write_starter
-from orchestrator.sweep import load_sweep
 
 
 @pytest.mark.parametrize(("source", "root"), [("scenes", None), ("coco", "/data/coco: 2017"), ("folder", "my images")])

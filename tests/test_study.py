@@ -10,8 +10,8 @@ import polars as pl
 import pytest
 
 from orchestrator.errors import ConfigError, DataError, ModelError, StorageError
-from orchestrator.record import Study
-from orchestrator.study import run_study
+from orchestrator.store.study_record import Study
+from orchestrator.study.run import run_study
 from tests.conftest import tiny_study
 
 
@@ -57,7 +57,7 @@ def test_a_finished_study_is_not_computed_again(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("a finished capture was computed again")
 
-    monkeypatch.setattr("orchestrator.capture.worker.CaptureWorker.__init__", forbidden)
+    monkeypatch.setattr("orchestrator.capture.shard_worker.CaptureWorker.__init__", forbidden)
     study, _ = run_study(tiny_study(finished[0]), quiet=True)
     assert study.layer_metrics.collect()["image_id"].n_unique() == 12
 
@@ -114,7 +114,7 @@ def test_real_photographs_run_through_the_same_flow(tmp_path: Path, coco_root: P
 
 
 def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, str], tmp_path: Path) -> None:
-    from orchestrator.results import gather_results
+    from orchestrator.report.collect import gather_results
 
     shutil.copytree(finished[0], tmp_path / "copy")
     (table,) = (tmp_path / "copy" / "correlate").rglob("*.parquet")
@@ -124,8 +124,8 @@ def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, s
 
 
 def test_next_commands_of_a_storage_with_spaces_can_be_pasted(tmp_path: Path) -> None:
-    from orchestrator.layout import Storage
-    from orchestrator.results import next_steps
+    from orchestrator.report.collect import next_steps
+    from orchestrator.store.stage_folder import Storage
 
     storage = str(tmp_path / "my results")
     study = Study(Storage(storage), {"name": "mine", "stages": ["capture"]})

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.config import CocoConfig, ScenesConfig
+from orchestrator.config.search_space import check_search
+from orchestrator.config.sweep import load_sweep, make_sweep
 from orchestrator.errors import ConfigError
-from orchestrator.layout import Storage
-from orchestrator.search_space import check_search
-from orchestrator.stages import STAGE_KINDS
-from orchestrator.sweep import load_sweep, make_sweep
+from orchestrator.store.stage_folder import Storage
+from orchestrator.study.stage_kinds import STAGE_KINDS
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
 
@@ -215,6 +215,8 @@ def test_every_shipped_sweep_expands() -> None:
 
 def test_expansion_imports_neither_torch_nor_ray() -> None:
     heavy = ("torch", "ray", "mlflow", "transformers", "matplotlib")
-    code = f"import sys, orchestrator.sweep, orchestrator.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = (
+        f"import sys, orchestrator.config.sweep, orchestrator.cli.app; print([m for m in {heavy} if m in sys.modules])"
+    )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -16,14 +16,14 @@ import numpy as np
 import polars as pl
 import yaml
 
+from orchestrator.ablate.ablate_stage import VERSION, what
 from orchestrator.ablate.policy import bootstrap_mean, with_layer_share
-from orchestrator.ablate.stage import VERSION, what
+from orchestrator.cli.render import print_rows
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
+from orchestrator.config.sweep import Sweep, validate
 from orchestrator.errors import ConfigError
-from orchestrator.layout import Stage, Storage
-from orchestrator.schema import check_table
-from orchestrator.sweep import Sweep, validate
-from orchestrator.tables import print_rows
+from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
     from orchestrator.ablate.bench import Bench

@@ -25,7 +25,7 @@ from orchestrator.data.source import make_source
 from orchestrator.finetune.evaluate import judge, wilson
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.catalogue import fingerprint
-from orchestrator.schema import check_table
+from orchestrator.store.tables.core import check_table
 
 SEED_SHIFT = 1
 """Added to `ablate.seed` for fresh questions."""

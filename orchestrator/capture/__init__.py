@@ -10,7 +10,7 @@ from typing import Any
 
 class _CallablePackage(types.ModuleType):
     def __call__(self, model: Any, images: Any, **settings: Any) -> Any:
-        from orchestrator.notebook import capture
+        from orchestrator.capture.images import capture
 
         return capture(model, images, **settings)
 

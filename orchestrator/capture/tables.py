@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from orchestrator.capture.loading import Loaded
-from orchestrator.schema import check_table
+from orchestrator.store.tables.core import check_table
 
 DTYPES: dict[str, type[pl.DataType]] = {"count": pl.Int64, "continuous": pl.Float64, "categorical": pl.String}
 """Column type of each kind of attribute, the same in every shard even where all values are missing."""

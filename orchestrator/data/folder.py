@@ -16,7 +16,7 @@ from orchestrator.data.attributes import Kind
 from orchestrator.data.images import read_image, safe_name
 from orchestrator.data.source import Sample
 from orchestrator.errors import DataError, did_you_mean
-from orchestrator.schema import TABLES
+from orchestrator.store.tables.core import TABLES
 
 FOLDER_VERSION = 2
 """Raised whenever the same folder and table give other images or attributes; part of the fingerprint."""

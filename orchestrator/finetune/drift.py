@@ -25,7 +25,7 @@ from orchestrator.compression.metrics import compute
 from orchestrator.finetune.prepared import in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
-from orchestrator.schema import check_table
+from orchestrator.store.tables.core import check_table
 
 N_BOOTSTRAP = 500
 N_CKA_TOKENS = 1024

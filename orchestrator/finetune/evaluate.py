@@ -20,7 +20,7 @@ from orchestrator.data.questions import Question
 from orchestrator.finetune.prepared import Asked, Prepared, in_halves
 from orchestrator.finetune.train import answer_logits
 from orchestrator.models.adapter import Adapter
-from orchestrator.schema import check_table
+from orchestrator.store.tables.core import check_table
 
 POINT_TOLERANCE = 0.05
 """Largest distance of a right point from the object's centre, in shares of the image."""

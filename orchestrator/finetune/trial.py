@@ -33,10 +33,10 @@ from orchestrator.data.coco import CocoSource, open_coco
 from orchestrator.data.source import SCENES_VERSION, make_source
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
-from orchestrator.layout import Stage, Storage
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
-from orchestrator.schema import check_table
+from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot

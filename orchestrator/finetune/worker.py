@@ -19,10 +19,10 @@ from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import this_team
 from orchestrator.finetune.train import TrainingLog, train
 from orchestrator.finetune.trial import CHECKPOINT, Report, task_source
-from orchestrator.layout import Storage, digest
 from orchestrator.models.adapter import Adapter, load_adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.store.stage_folder import Storage, digest
 
 _WORKERS: dict[str, Worker] = {}
 

@@ -85,16 +85,16 @@ class Entry:
 @cache
 def entries() -> dict[str, Entry]:
     """Return every named model."""
-    root = resources.files("orchestrator.models")
-    table = yaml.safe_load(root.joinpath("catalogue.yaml").read_text(encoding="utf-8"))
-    return {name: _entry(name, fields, Path(str(root))) for name, fields in table.items()}
+    package = Path(str(resources.files("orchestrator")))
+    table = yaml.safe_load((package / "models" / "catalogue.yaml").read_text(encoding="utf-8"))
+    return {name: _entry(name, fields, package) for name, fields in table.items()}
 
 
-def _entry(name: str, fields: dict[str, Any], root: Path) -> Entry:
+def _entry(name: str, fields: dict[str, Any], package: Path) -> Entry:
     fields = dict(fields)
     folder = fields.pop("folder", None)
     extras = tuple(fields.pop("extras", ()))
-    return Entry(name=name, folder=root / folder if folder else None, extras=extras, **fields)
+    return Entry(name=name, folder=package / folder if folder else None, extras=extras, **fields)
 
 
 def catalogue_rows() -> list[dict[str, Any]]:

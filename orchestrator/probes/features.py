@@ -12,7 +12,7 @@ import polars as pl
 from jaxtyping import Float
 
 from orchestrator.errors import ConfigError, DataError, did_you_mean
-from orchestrator.layout import Stage
+from orchestrator.store.stage_folder import Stage
 
 PIXELS = "pixels"
 """Tap and position name of the pixel baseline."""

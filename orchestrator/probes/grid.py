@@ -16,7 +16,7 @@ from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
 from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
-from orchestrator.schema import TABLES, check_table
+from orchestrator.store.tables.core import TABLES, check_table
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}
 """float32 features fitted at a time. The solvers hold a few copies: on a CPU more of them leaves its caches."""

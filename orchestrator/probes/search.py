@@ -15,13 +15,13 @@ import numpy as np
 import polars as pl
 
 from orchestrator.config import ProbeConfig, SearchAxis
+from orchestrator.config.search_space import extremes
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.probes.features import Features
 from orchestrator.probes.grid import fit_grid
+from orchestrator.probes.probe_stage import Work
 from orchestrator.probes.split import Split
-from orchestrator.probes.stage import Work
 from orchestrator.probes.targets import Target
-from orchestrator.search_space import extremes
 
 LEVELS = (0.25, 0.5, 1.0)
 """Shares of an MLP's steps after which a trial reports: each a whole training run with its own learning-rate decay."""

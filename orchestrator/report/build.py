@@ -9,8 +9,7 @@ from functools import partial
 import polars as pl
 from matplotlib.figure import Figure
 
-from orchestrator.compression.consensus import main_tap
-from orchestrator.layout import Storage
+from orchestrator.correlate.consensus import main_tap
 from orchestrator.report import figures
 from orchestrator.report.figures.base import save
 from orchestrator.report.intervals import curves_of
@@ -18,7 +17,8 @@ from orchestrator.report.model import PointResults, StudyResults, distinct_point
 from orchestrator.report.page import render_page
 from orchestrator.report.probe_views import decoder_taps, vision_tap
 from orchestrator.report.trial_views import finished, outcomes
-from orchestrator.schema import GROUPS
+from orchestrator.store.stage_folder import Storage
+from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"
 Drawing = tuple[str, Callable[[], Figure]]

@@ -9,10 +9,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
-from orchestrator.compression.consensus import main_tap
 from orchestrator.compression.depth import third_expression
+from orchestrator.correlate.consensus import main_tap
 from orchestrator.report.model import PointResults
-from orchestrator.schema import GROUPS
+from orchestrator.store.tables.core import GROUPS
 
 N_RESAMPLES = 1000
 LEVEL = 0.95

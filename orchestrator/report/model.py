@@ -1,6 +1,6 @@
 """What a report is made of: one `StudyResults`, filled from finished stages, rendered by `report.build`.
 
-L: decoder layers; N: visual tokens; tables are polars frames with the columns of `orchestrator.schema`.
+L: decoder layers; N: visual tokens; tables are polars frames with the columns of `orchestrator.store.tables.core`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from orchestrator.schema import TABLES, check_table
+from orchestrator.store.tables.core import TABLES, check_table
 
 POINT_TABLES = (
     "images",

@@ -24,8 +24,8 @@ import polars as pl
 import yaml
 
 from orchestrator.config import RunConfig
-from orchestrator.layout import Storage, digest
 from orchestrator.scrub import scrub, scrub_tree
+from orchestrator.store.stage_folder import Storage, digest
 
 Scalar = str | int | float | bool
 Curve = Sequence[tuple[int, float]]

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.errors import StorageError
-from orchestrator.layout import Stage, Storage
 from orchestrator.scrub import scrub
+from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.tracking.outbox import Content, Outbox
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from threading import Thread
 from types import FrameType
 
 from orchestrator.errors import ResourceError, StorageError
-from orchestrator.layout import Storage
 from orchestrator.scrub import scrub
+from orchestrator.store.stage_folder import Storage
 from orchestrator.tracking.runs import default_uri
 
 FIRST_PORT = 5000

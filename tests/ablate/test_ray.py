@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ablate.stage import ablate_stage, run_ablate
-from orchestrator.layout import Storage
+from orchestrator.ablate.ablate_stage import ablate_stage, run_ablate
+from orchestrator.store.stage_folder import Storage
 from tests.ablate.test_stage import make_run
 
 SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["norm"], "deleted_shares": [0.5]}
@@ -18,7 +18,7 @@ SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["no
 def test_actors_give_the_tables_of_one_process_also_when_one_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator.tuning import ablation
+    from orchestrator.ablate import ray as ablation
 
     fuse = tmp_path / "lost"
 

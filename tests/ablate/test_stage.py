@@ -8,15 +8,15 @@ from typing import Any
 import polars as pl
 import pytest
 
+from orchestrator.ablate.ablate_stage import POLICY_FILE, ablate_stage, run_ablate
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.evaluate import evaluate_sweep, load_policy
 from orchestrator.ablate.runner import Ablation, half_of, load_model, make_questions
-from orchestrator.ablate.stage import POLICY_FILE, ablate_stage, run_ablate
 from orchestrator.config import RunConfig
+from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.finetune.evaluate import judge
-from orchestrator.layout import SUCCESS, Stage, Storage
-from orchestrator.sweep import make_sweep
+from orchestrator.store.stage_folder import SUCCESS, Stage, Storage
 
 ABLATE: dict[str, Any] = {
     "checks": ["deletion", "knockout", "patching", "policy", "link"],

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
-from orchestrator.layout import Stage, Storage
 from orchestrator.report.intervals import layer_curves
+from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.tracking.outbox import Content
 from orchestrator.tracking.runs import Tracker, default_uri
 from orchestrator.tracking.ui import experiment_pages, ui_server

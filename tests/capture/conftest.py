@@ -8,11 +8,11 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.capture.loading import Loaded, load_shard
-from orchestrator.capture.worker import CaptureWorker
+from orchestrator.capture.shard_worker import CaptureWorker
 from orchestrator.config import RunConfig
+from orchestrator.config.sweep import set_key, validate
 from orchestrator.data.source import make_source
 from orchestrator.models.adapter import Adapter, load_adapter
-from orchestrator.sweep import set_key, validate
 
 SCENES = {"source": "scenes", "n_images": 12, "n_objects": [1, 30], "width": 112, "height": 112}
 

@@ -6,9 +6,9 @@ import errno
 import os
 
 from benchmarks.simulated import SimulatedWorker, Simulation
-from orchestrator.capture.job import Job
+from orchestrator.capture.shard_job import Job
 from orchestrator.errors import ModelError, StorageError
-from orchestrator.layout import Stage
+from orchestrator.store.stage_folder import Stage
 
 
 class FullDisk(Simulation):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import SimulatedWorker, Simulation
-from orchestrator.capture.job import Job, ShardResult
-from orchestrator.capture.pipeline import run_capture
+from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.positions import to_float16
-from orchestrator.layout import Storage
+from orchestrator.capture.shard_job import Job, ShardResult
 from orchestrator.probes.features import Features
+from orchestrator.store.stage_folder import Storage
 from tests.capture.conftest import make_run
 from tests.capture.test_pipeline import folder as folder  # a fixture
 from tests.capture.test_pipeline import folder_run, run_simulated

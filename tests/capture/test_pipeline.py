@@ -12,11 +12,11 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.job import Job, Tally
-from orchestrator.capture.pipeline import capture_stage, run_capture
+from orchestrator.capture.capture_stage import capture_stage, run_capture
+from orchestrator.capture.shard_job import Job, Tally
 from orchestrator.errors import ConfigError, StageError
-from orchestrator.layout import Stage, Storage
 from orchestrator.models.planning import METRIC_COLUMNS, footprint
+from orchestrator.store.stage_folder import Stage, Storage
 from tests.capture.conftest import make_run
 
 TABLES = ("images", "layer_metrics", "rejected")

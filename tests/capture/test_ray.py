@@ -2,11 +2,11 @@
 
 import pytest
 
-from orchestrator.capture.pipeline import run_capture
-from orchestrator.cluster import session
+from orchestrator.capture.capture_stage import run_capture
+from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ModelError, ResourceError, StorageError
-from orchestrator.layout import Storage
+from orchestrator.store.stage_folder import Storage
 from tests.capture.conftest import make_run
 from tests.capture.faulty import FullDisk, NoModel
 from tests.capture.test_pipeline import assert_equal, folder_run, run_simulated

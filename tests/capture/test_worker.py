@@ -10,8 +10,8 @@ import torch
 from polars.testing import assert_frame_equal
 
 from orchestrator.capture.loading import Loaded, from_row, load_shard, to_row
+from orchestrator.capture.shard_worker import is_out_of_memory, select_taps
 from orchestrator.capture.taps import Taps
-from orchestrator.capture.worker import is_out_of_memory, select_taps
 from orchestrator.compression.metrics import compute
 from orchestrator.compression.registry import METRICS
 from orchestrator.config import ModelConfig, RunConfig

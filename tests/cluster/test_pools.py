@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
+from orchestrator.cluster.placement import cluster_address
+from orchestrator.cluster.session import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
 from orchestrator.config import HowConfig
+from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ResourceError
-from orchestrator.plan import make_plan
-from orchestrator.pools import cluster_address
-from orchestrator.sweep import make_sweep
+from orchestrator.study.plan import make_plan
 
 LAPTOP = (Node(4),)
 GPU_NODE = Node(8, 2)
@@ -60,7 +60,7 @@ def test_large_actors_are_counted_node_by_node():
 
 
 def test_a_plan_refuses_trials_that_would_wait_for_ever_and_asks_nothing_of_stages_that_do_not_run(monkeypatch):
-    monkeypatch.setattr("orchestrator.plan.local_node", lambda: Node(4))
+    monkeypatch.setattr("orchestrator.study.plan.local_node", lambda: Node(4))
     study = {"name": "t", "stages": ["finetune"], "axes": {"finetune.seed": [0, 1]}}
     two = make_sweep(study, ["how.n_actors=500", "how.concurrent_trials=2"])
     assert "2 x fine-tuning trials" in make_plan(two).pools

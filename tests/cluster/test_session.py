@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster import default_object_store_gb, session
+from orchestrator.cluster.session import default_object_store_gb, session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
-from orchestrator.layout import Storage
+from orchestrator.store.stage_folder import Storage
 
 pytestmark = pytest.mark.ray
 
@@ -96,7 +96,7 @@ def test_object_store_is_bounded():
 
 def test_no_cluster_at_the_address_is_a_resource_error():
     script = (
-        "from orchestrator.cluster import session\nfrom orchestrator.config import HowConfig\n"
+        "from orchestrator.cluster.session import session\nfrom orchestrator.config import HowConfig\n"
         "with session(HowConfig(address='127.0.0.1:9')): pass"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
@@ -106,7 +106,7 @@ def test_no_cluster_at_the_address_is_a_resource_error():
 
 def test_interrupt_stops_ray_and_everything_it_started():
     script = (
-        "import time\nfrom orchestrator.cluster import session\nfrom orchestrator.config import HowConfig\n"
+        "import time\nfrom orchestrator.cluster.session import session\nfrom orchestrator.config import HowConfig\n"
         "with session(HowConfig(object_store_gb=0.2)):\n    print('up', flush=True)\n    time.sleep(60)"
     )
     process = subprocess.Popen(

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 import yaml
 
+from orchestrator.cluster.submit import check_job_storage, exit_code, job_environment, pack, submit
 from orchestrator.errors import ConfigError, ResourceError
-from orchestrator.submit import check_job_storage, exit_code, job_environment, pack, submit
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -40,7 +40,7 @@ def test_the_upload_is_the_package_and_the_sweep_file(tmp_path, sweep_file):
     folder.mkdir()
     pack(folder, sweep_file)
     assert {file.name for file in folder.iterdir()} == {"orchestrator", "sweep.yaml"}
-    assert (folder / "orchestrator" / "models" / "reference" / "reference-joint" / "model.safetensors").is_file()
+    assert (folder / "orchestrator" / "reference" / "checkpoints" / "reference-joint" / "model.safetensors").is_file()
     assert not list(folder.rglob("__pycache__"))
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 40e6
 
@@ -113,7 +113,7 @@ def head(tmp_path_factory):
     ready = [
         sys.executable,
         "-c",
-        "import sys\nfrom orchestrator.submit import _connect\n_connect(sys.argv[1])",
+        "import sys\nfrom orchestrator.cluster.submit import _connect\n_connect(sys.argv[1])",
         address,
     ]
     deadline = time.monotonic() + 200
@@ -131,7 +131,7 @@ def head(tmp_path_factory):
 
 SUBMIT = """
 import sys
-from orchestrator.submit import submit
+from orchestrator.cluster.submit import submit
 sys.exit(submit(sys.argv[1], sys.argv[3:], address=sys.argv[2]).exit_code)
 """
 

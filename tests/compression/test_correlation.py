@@ -7,11 +7,11 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from orchestrator.compression import ranks
-from orchestrator.compression.correlation import correlate
 from orchestrator.config import CorrelateConfig
+from orchestrator.correlate.correlation import correlate
 from orchestrator.errors import DataError
-from orchestrator.schema import check_table
+from orchestrator.stats import ranks
+from orchestrator.store.tables.core import check_table
 
 KINDS = {"n_objects": "count", "coverage": "continuous", "still": "continuous", "colour": "categorical"}
 

@@ -4,11 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.compression import ranks
-from orchestrator.compression.consensus import compression_scores, main_tap
-from orchestrator.compression.correlation import correlate
-from orchestrator.compression.findings import Finding, find, verdict
 from orchestrator.config import CorrelateConfig
+from orchestrator.correlate.consensus import compression_scores, main_tap
+from orchestrator.correlate.correlation import correlate
+from orchestrator.correlate.findings import Finding, find, verdict
+from orchestrator.stats import ranks
 
 KINDS = {"n_objects": "count", "n_categories": "count", "area_spread": "continuous", "coverage": "continuous"}
 METRICS = {"gini": 1, "norm_entropy": -1, "stable_rank": -1, "mean_cosine": 1}

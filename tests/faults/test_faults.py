@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.pipeline import capture_stage, run_capture
+from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.config import RunConfig
 from orchestrator.errors import StorageError
-from orchestrator.layout import Stage, Storage
+from orchestrator.store.stage_folder import Stage, Storage
 from tests.capture.conftest import make_run
 from tests.capture.test_pipeline import assert_equal, run_simulated
 from tests.faults.workers import DiskFills, LittleMemory, SlowNode, Watched
@@ -252,7 +252,7 @@ def test_poison_images_are_recorded_and_the_rest_is_there(tmp_path):
 @pytest.mark.usefixtures("nodes")
 def test_a_tracking_server_that_is_down_loses_no_results_and_gets_its_runs_later_once(tmp_path):
     from orchestrator.config import TrackConfig
-    from orchestrator.study import run_study
+    from orchestrator.study.run import run_study
     from orchestrator.tracking.runs import track_pending
     from tests.conftest import tiny_study
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.simulated import SimulatedWorker, Simulation
-from orchestrator.capture.job import Job, ShardResult, make_model_worker
 from orchestrator.capture.loading import Loaded
-from orchestrator.capture.worker import CaptureWorker
+from orchestrator.capture.shard_job import Job, ShardResult, make_model_worker
+from orchestrator.capture.shard_worker import CaptureWorker
 from orchestrator.errors import StorageError
-from orchestrator.layout import Stage
+from orchestrator.store.stage_folder import Stage
 
 
 @dataclass(frozen=True)

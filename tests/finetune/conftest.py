@@ -13,7 +13,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from orchestrator.config import RunConfig
 from orchestrator.data.templates import vocabulary
 from orchestrator.models.adapter import Adapter, load_adapter
-from orchestrator.models.reference_build import BOS, EOS, IMAGE, IMAGE_SIZE, N_PATCHES, PAD, PATCH_SIZE, make_processor
+from orchestrator.reference.build import BOS, EOS, IMAGE, IMAGE_SIZE, N_PATCHES, PAD, PATCH_SIZE, make_processor
 
 WIDTH = 32
 TRIAL: dict[str, Any] = {

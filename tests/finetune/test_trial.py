@@ -16,7 +16,7 @@ from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.drift import compare
 from orchestrator.finetune.trial import baseline_stage, load_baseline, run_baseline, run_trial, trial_stage
 from orchestrator.finetune.worker import worker_for
-from orchestrator.layout import Stage, Storage
+from orchestrator.store.stage_folder import Stage, Storage
 
 MakeRun = Callable[..., RunConfig]
 

@@ -18,11 +18,11 @@ import pytest
 from safetensors.torch import load_file
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
+from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
+from orchestrator.finetune.ray.trials import plan_room, run_trials
 from orchestrator.finetune.trial import trial_stage
-from orchestrator.layout import Storage
-from orchestrator.search_space import draw, sampled
-from orchestrator.tuning.trials import plan_room, run_trials
+from orchestrator.store.stage_folder import Storage
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -84,7 +84,7 @@ def test_a_search_tries_its_samples_at_every_point(make_run: MakeRun, tmp_path: 
 
 
 def test_pruning_never_stops_the_last_trial_of_a_point() -> None:
-    from orchestrator.tuning.pruning import PointASHA
+    from orchestrator.finetune.ray.pruning import PointASHA
 
     scheduler = PointASHA(max_steps=64)
     scheduler.set_search_properties(None, None)
@@ -116,7 +116,7 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
         import signal
         from pathlib import Path
 
-        from orchestrator.tuning import experiment
+        from orchestrator.finetune.ray import experiment
 
         original = experiment.run_trial
 
@@ -151,7 +151,7 @@ def test_a_killed_trial_goes_on_and_equals_the_plain_loop(make_run: MakeRun, tmp
     marker = tmp_path / "steps"
     with monkeypatch.context() as patch:
         trainable = killed_once(str(marker))
-        patch.setattr("orchestrator.tuning.experiment.TRAINABLE", trainable)
+        patch.setattr("orchestrator.finetune.ray.experiment.TRAINABLE", trainable)
         run_trials(runs, storage, quiet=True)
     assert Path(f"{marker}.killed").exists()
     for ours, theirs in zip(rows(runs, storage), rows(local, plain), strict=True):
@@ -165,8 +165,8 @@ def test_a_killed_trial_goes_on_and_equals_the_plain_loop(make_run: MakeRun, tmp
 DRIVER = """
 import json, sys
 from orchestrator.config import RunConfig
-from orchestrator.layout import Storage
-from orchestrator.tuning.trials import run_trials
+from orchestrator.store.stage_folder import Storage
+from orchestrator.finetune.ray.trials import run_trials
 runs = [RunConfig.model_validate(r) for r in json.load(open(sys.argv[1]))]
 run_trials(runs, Storage(sys.argv[2]), quiet=True)
 """
@@ -211,7 +211,7 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
     from types import SimpleNamespace
 
     from orchestrator.errors import ResourceError
-    from orchestrator.tuning.experiment import _watcher
+    from orchestrator.finetune.ray.experiment import _watcher
 
     watcher = _watcher(None, 0.0)
     watcher.setup()

@@ -10,7 +10,7 @@ from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesCon
 from orchestrator.errors import ModelError
 from orchestrator.models import loading
 from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, fingerprint, resolve
-from orchestrator.models.doctor import examine
+from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
 from orchestrator.models.loading import load, with_hub_errors
 from orchestrator.models.planning import footprint, footprint_at, read_config

@@ -11,13 +11,13 @@ import pytest
 
 from orchestrator.config import HowConfig, ProbeConfig, RunConfig, ScenesConfig, SearchAxis
 from orchestrator.errors import ConfigError, StageError
-from orchestrator.layout import Stage, Storage
-from orchestrator.probes import stage as probes_stage
+from orchestrator.probes import probe_stage as probes_stage
+from orchestrator.probes.probe_stage import open_probes, probe_stage, run_probes
+from orchestrator.probes.ray import QUARTERS, run_probe_stage, search_scheduler, search_table
+from orchestrator.probes.ray import Trial as Tried
 from orchestrator.probes.search import configured, groups, judge, load_search_data, rungs, validation_split
 from orchestrator.probes.split import make_split
-from orchestrator.probes.stage import open_probes, probe_stage, run_probes
-from orchestrator.tuning.probes import QUARTERS, run_probe_stage, search_scheduler, search_table
-from orchestrator.tuning.probes import Trial as Tried
+from orchestrator.store.stage_folder import Stage, Storage
 
 SCENES = ScenesConfig(n_images=80, width=32, height=32, n_objects=(1, 6))
 POSITIONS = ["vision_mean", "vision_00", "text_mean"]

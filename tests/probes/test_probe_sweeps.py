@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.sweep import load_sweep
+from orchestrator.config.sweep import load_sweep
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 

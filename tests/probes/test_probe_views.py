@@ -8,16 +8,16 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from orchestrator.cli.closing import probe_rows
 from orchestrator.config import RunConfig, ScenesConfig
-from orchestrator.console import probe_rows
-from orchestrator.layout import Stage, Storage
-from orchestrator.record import View
 from orchestrator.report.build import point_figures
+from orchestrator.report.collect import _point
 from orchestrator.report.model import PointResults, StudyResults
 from orchestrator.report.probe_views import encoder_baseline, first_layers, vision_tap
+from orchestrator.report.summaries import summarise
 from orchestrator.report.words import summary
-from orchestrator.results import _point
-from orchestrator.summaries import summarise
+from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.study_record import View
 
 KINDS = {"n_objects": "count", "dominant_colour": "categorical"}
 

@@ -9,7 +9,7 @@ import polars as pl
 
 from orchestrator.compression.registry import METRICS
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
-from orchestrator.schema import TABLES
+from orchestrator.store.tables.core import TABLES
 
 SCENE_KINDS = {
     "n_objects": "count",

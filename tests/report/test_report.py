@@ -9,13 +9,13 @@ import pytest
 
 from orchestrator.compression.registry import METRIC_NAMES
 from orchestrator.errors import DataError
-from orchestrator.layout import Storage
 from orchestrator.report import make_comparison, make_report
 from orchestrator.report import style as report_style
 from orchestrator.report.build import compared
 from orchestrator.report.page import render_page
 from orchestrator.report.payload import encode, payload
 from orchestrator.report.words import summary
+from orchestrator.store.stage_folder import Storage
 from tests.report.fake_study import fake_point, fake_study
 
 

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
-from orchestrator.layout import Stage, Storage
+from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.tracking.outbox import Content, Outbox
 from orchestrator.tracking.runs import Tracker, track_pending
 

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.layout import Storage
 from orchestrator.report.style import DIVERGING, SEQUENTIAL
+from orchestrator.store.stage_folder import Storage
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -20,7 +20,7 @@ from orchestrator.report.style import (
     metric_unit,
     name_of,
 )
-from orchestrator.schema import GROUPS
+from orchestrator.store.tables.core import GROUPS
 
 SIGNIFICANT_Q = 0.05
 """Benjamini-Hochberg q below which a correlation counts as found."""

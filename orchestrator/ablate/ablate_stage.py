@@ -1,0 +1,160 @@
+"""The ablation stage: one shard a cell, then policy and link from all of them, and `policy.yaml`.
+
+`work` is the unit of work and of resume. It runs in any process: here one cell after the other, or in Ray actors
+(`orchestrator.ablate.ray`). Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from orchestrator.ablate.cells import Cell, list_cells
+from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
+from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
+from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
+from orchestrator.data.source import SCENES_VERSION, make_source
+from orchestrator.data.templates import question_fingerprint
+from orchestrator.errors import ConfigError
+from orchestrator.models.catalogue import fingerprint, resolve
+from orchestrator.progress import Progress
+from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.tables.core import TABLES, check_table
+
+if TYPE_CHECKING:
+    from orchestrator.ablate.runner import Ablation
+
+VERSION = 2
+"""Raised whenever equal inputs would give other values; part of the digest."""
+POLICY_FILE = "policy.yaml"
+
+
+def ablate_stage(run: RunConfig, storage: Storage) -> Stage:
+    """The directory of an ablation, without work.
+
+    Raises:
+        ConfigError: the questions' images do not come from `data`.
+        ModelError: the model is unknown.
+    """
+    return Stage(storage, "ablate", {"version": VERSION, **what(run), "ablate": run.ablate.model_dump(mode="json")})
+
+
+def what(run: RunConfig) -> dict[str, Any]:
+    """What identifies model, questions and images."""
+    images: dict[str, Any] = {"scenes": SCENES_VERSION}
+    if run.ablate.source == "coco":
+        if run.data.source != "coco":
+            raise ConfigError(f"ablate.source: coco needs data.source: coco, found {run.data.source}")
+        images |= make_source(run.data).fingerprint()
+    model = {**fingerprint(run.model), "dtype": run.model.dtype}
+    return {"model": model, "questions": question_fingerprint(), "images": images}
+
+
+def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:
+    """Write the stage's plan, or find the one that is there; returns its cells."""
+    from orchestrator.models.planning import cross_layers, decoder_stack, read_config
+
+    config = read_config(resolve(run.model))
+    plan = stage.open({"n_layers": decoder_stack(config).layers, "cross_layers": cross_layers(config)})
+    return list_cells(run.ablate, plan["n_layers"], plan["cross_layers"])
+
+
+def unfinished(stage: Stage, cells: list[Cell]) -> list[int]:
+    """The numbers of the cells that are not whole on disk."""
+    whole = stage.finished_shards()
+    return [i for i in range(len(cells)) if i not in whole]
+
+
+def work(ablation: Ablation, stage: Stage, index: int, cell: Cell) -> None:
+    """Ask one cell's questions and write its shard."""
+    stage.write_shard(index, ablation.tables(cell), extra={"cell": cell.as_json()})
+
+
+def run_ablate(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:
+    """Run all cells in this process, skipping finished ones; does nothing when the stage is done.
+
+    Raises:
+        VtsweepError: model, data or settings do not allow it; what was finished is kept.
+    """
+    stage = ablate_stage(run, storage)
+    if stage.is_done():
+        return stage
+    cells = open_ablation(run, stage)
+    left = unfinished(stage, cells)
+    if left:
+        from orchestrator.ablate.runner import Ablation, load_model
+
+        with Progress(
+            f"ablate {run.model.name}", len(cells), "cells", done=len(cells) - len(left), quiet=quiet
+        ) as progress:
+            ablation = Ablation(load_model(run), run)
+            for i in left:
+                work(ablation, stage, i, cells[i])
+                progress.advance(note=cells[i].label)
+    return finish(run, stage, cells)
+
+
+def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
+    """Draw the policy and its link to compression from all cells, and mark the stage done.
+
+    Raises:
+        AssertionError: a cell is missing.
+    """
+    assert set(range(len(cells))) <= set(stage.finished_shards()), "a cell was not written"
+    config, summary = run.ablate, {"cells": len(cells)}
+    if {"policy", "link"} & set(config.checks):
+        plan = stage.open()
+        reading = plan["cross_layers"] or list(range(plan["n_layers"]))
+        answers = with_layer_share(stage.scan("deletion_answers").collect(), reading)
+        tables, policy = draw_policy(run, answers, _metrics(stage, cells))
+        stage.write_shard(len(cells), tables)
+        if policy is not None:
+            stage.store.write(POLICY_FILE, policy_text(policy, tables["policy"]).encode())
+        summary |= {"rules": tables["policy"].height, "links": tables["link"].height}
+    stage.mark_done(summary)
+    return stage
+
+
+def _metrics(stage: Stage, cells: list[Cell]) -> pl.DataFrame | None:
+    return stage.scan("question_metrics").collect() if any(cell.check == "metrics" for cell in cells) else None
+
+
+def draw_policy(
+    run: RunConfig, answers: pl.DataFrame, metrics: pl.DataFrame | None
+) -> tuple[dict[str, pl.DataFrame], PolicyFile | None]:
+    """Tables `policy` and `link`, and what `policy.yaml` says.
+
+    Args:
+        answers: table `deletion_answers` with `layer_share`.
+        metrics: table `question_metrics`; None where `link` is not asked.
+    """
+    config = run.ablate
+    rules = choose_rules(answers, config.max_accuracy_loss)
+    policy, links = [judge_rules(answers, rules, config.seed)], []
+    adaptive: list[AdaptiveRule] = []
+    for (tier,), part in answers.group_by(["tier"], maintain_order=True) if metrics is not None else ():
+        method = most_accurate_method(part)
+        if method is None or metrics is None:
+            continue
+        links.append(link_table(needed_shares(part, method), metrics, method, config.seed))
+        found, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss, config.seed)
+        adaptive += found
+        policy.append(rows)
+    tables = {"policy": _joined(policy, "policy"), "link": _joined(links, "link")}
+    if not rules:
+        return tables, None
+    file = PolicyFile(
+        model=run.model.name,
+        max_accuracy_loss=config.max_accuracy_loss,
+        fixed=tuple(rules),
+        adaptive=tuple(adaptive),
+    )
+    return tables, file
+
+
+def _joined(frames: list[pl.DataFrame], table: str) -> pl.DataFrame:
+    filled = [frame for frame in frames if frame.height]
+    if not filled:
+        return pl.DataFrame(schema={c: spec.dtype for c, spec in TABLES[table].columns.items()})
+    return check_table(pl.concat(filled, how="diagonal_relaxed"), table)

@@ -1,0 +1,127 @@
+"""Ablation cells over Ray actors, each with the model and its questions prepared once. In one process: `ablate`.
+
+A cell's shard is written by the actor that asked it, so a lost actor costs the cells it was at, and nothing that is on
+disk is asked again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.ablate.ablate_stage import ablate_stage, finish, open_ablation, run_ablate, unfinished, work
+from orchestrator.ablate.cells import Cell
+from orchestrator.cluster.placement import n_places
+from orchestrator.cluster.session import Cluster, Pool, n_cores, session
+from orchestrator.config import RunConfig
+from orchestrator.errors import StageError, VtsweepError
+from orchestrator.progress import Progress
+from orchestrator.store.stage_folder import Stage, Storage
+
+
+def run_ablate_stage(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:
+    """Run an ablation where `how.backend` says; does nothing when it is done.
+
+    Raises:
+        ResourceError: the cluster could never hold the actors.
+        StageError: a cell failed again and again, or nothing finished for `how.no_progress_timeout_s`.
+    """
+    stage = ablate_stage(run, storage)
+    if stage.is_done() or run.how.backend == "local":
+        return run_ablate(run, storage, quiet=quiet)
+    cells = open_ablation(run, stage)
+    left = unfinished(stage, cells)
+    done = len(cells) - len(left)
+    with Progress(f"ablate {run.model.name}", len(cells), "cells", done=done, quiet=quiet) as progress:
+        if left:
+            with session(run.how, storage) as cluster:
+                _run_cells(run, stage, cells, left, cluster, progress)
+    return finish(run, stage, cells)
+
+
+class AblateWorker:
+    """One process that asks cells of one model."""
+
+    def __init__(self, run: dict[str, Any], folder: str) -> None:
+        if Path(folder).is_dir():  # relative paths of models and data mean what they meant to the driver
+            os.chdir(folder)
+        self.run = RunConfig.model_validate(run)
+        self.ablation: Any = None
+
+    def cell(self, stage: Stage, index: int, cell: Cell) -> str | None:
+        """Ask a cell and write its shard, unless a lost actor already did; returns what the user should know."""
+        from orchestrator.ablate.runner import Ablation, load_model
+
+        if stage.read_shard(index) is not None:
+            return None
+        try:
+            if self.ablation is None:
+                self.ablation = Ablation(load_model(self.run), self.run)
+            work(self.ablation, stage, index, cell)
+        except VtsweepError as error:
+            return str(error)
+        return None
+
+
+def ablate_pool(run: RunConfig, cluster: Cluster, n_cells: int) -> tuple[Pool, int]:
+    """Actors and the threads of each: one a GPU, else one a core, since small models gain little from threads."""
+    how = run.how
+    gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(cluster.gpus > 0)
+    cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
+    at_once = n_places(cluster.nodes, gpus) if gpus else int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
+    n = min(how.n_actors or max(1, at_once), n_cells)
+    return Pool("ablation actors", n, how.cpus_per_actor, gpus), how.torch_threads or max(1, cores // n)
+
+
+def _run_cells(
+    run: RunConfig, stage: Stage, cells: Sequence[Cell], left: Sequence[int], cluster: Cluster, progress: Progress
+) -> None:
+    import ray
+
+    pool, threads = ablate_pool(run, cluster, len(left))
+    cluster.check([pool])
+    how = run.how.model_copy(update={"torch_threads": threads})
+    settings = run.model_copy(update={"how": how}).model_dump(mode="json")
+    remote = ray.remote(AblateWorker).options(
+        num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=how.max_retries, max_task_retries=how.max_retries
+    )
+    actors = [remote.remote(settings, str(Path.cwd())) for _ in range(pool.n)]
+    queue, running = list(left), {}
+
+    def give(actor: Any) -> None:
+        if queue:
+            index = queue.pop(0)
+            running[actor.cell.remote(stage, index, cells[index])] = (actor, index)
+
+    try:
+        for actor in actors:
+            give(actor)
+        while running:
+            ready, _ = ray.wait(list(running), timeout=how.no_progress_timeout_s)
+            if not ready:
+                waiting = ", ".join(cells[index].label for _, index in running.values())
+                raise StageError(
+                    f"ablate: nothing finished for {how.no_progress_timeout_s:g} s; waiting for {waiting}."
+                )
+            for reference in ready:
+                actor, index = running.pop(reference)
+                give(actor)
+                problem = _result(ray, reference)
+                if problem:
+                    raise StageError(f"ablate: {cells[index].label}: {problem} What was finished is kept.")
+                progress.advance(note=cells[index].label)
+    finally:
+        for actor in actors:
+            ray.kill(actor)  # type: ignore[arg-type]
+
+
+def _result(ray: Any, reference: Any) -> str | None:
+    """What went wrong in a cell, in words; None if nothing did."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayActorError as error:
+        return f"its actor was lost too often ({str(error).splitlines()[0]})."
+    except ray.exceptions.RayTaskError as error:
+        return f"{type(error.cause).__name__}: {error.cause}"

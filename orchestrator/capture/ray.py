@@ -1,0 +1,194 @@
+"""Capture on Ray: tasks that load images feed a pool of model actors, a shard a row.
+
+A shard is written by the actor that computed it, under names that depend on nothing else, so that only a few numbers
+travel back and a shard computed twice is harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from orchestrator import errors
+from orchestrator.capture.loading import from_row, load_shard, to_row
+from orchestrator.capture.shard_job import Job, ShardStats
+from orchestrator.cluster.session import Pool, n_cores
+from orchestrator.config import RunConfig
+from orchestrator.data.source import Source
+from orchestrator.errors import ResourceError, StageError, VtsweepError
+
+MAX_TASKS = 4096
+"""Loading tasks of a run; above it a task loads several shards, so that the driver's bookkeeping stays small."""
+HUB_TIMEOUT_S = 3600.0
+"""No-progress limit when weights may still have to be downloaded."""
+
+
+class CaptureActor:
+    """One model in one process; `__call__` captures the shard of a one-row table.
+
+    An error of ours goes back as a row: Ray would keep its text and lose its type.
+    """
+
+    def __init__(self, job: Job, threads: int) -> None:
+        self.job = job
+        self.error: VtsweepError | None = None
+        try:
+            self.worker = job.make_worker(job, threads)
+        except VtsweepError as error:
+            self.error = error
+
+    def __call__(self, row: pa.Table) -> pa.Table:
+        shard, images = from_row(row)
+        if self.error is None:
+            try:
+                return _report(self.job.finish(shard, self.worker, images))
+            except VtsweepError as error:
+                return _report(ShardStats(shard, 0, 0), error)
+        return _report(ShardStats(shard, 0, 0), self.error)
+
+
+def _report(stats: ShardStats, error: VtsweepError | None = None) -> pa.Table:
+    """What the driver hears of a shard: its counts, or the error's type and message."""
+    columns = {name: pa.array([value], pa.int64()) for name, value in vars(stats).items()}
+    kind, message = (type(error).__name__, str(error)) if error else ("", "")
+    return pa.table({**columns, "error": pa.array([kind]), "message": pa.array([message])})
+
+
+def _stats(row: dict[str, Any]) -> ShardStats:
+    """The inverse of `_report`; raises the error it holds."""
+    if row["error"]:
+        raise getattr(errors, row["error"], StageError)(row["message"])
+    return ShardStats(row["shard"], row["n_images"], row["n_rejected"])
+
+
+_source: tuple[str, Source] | None = None
+_source_lock = threading.Lock()
+
+
+def _load(rows: pa.Table, job: Job, source: Any) -> pa.Table:
+    """Load one shard; the source is fetched once a process."""
+    import ray
+
+    global _source
+    with _source_lock:
+        if _source is None or _source[0] != source.hex():
+            _source = source.hex(), ray.get(source)
+    shard = rows["shard"][0].as_py()
+    return to_row(shard, load_shard(_source[1], job.images_of(shard)))
+
+
+def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_nodes: int) -> Iterator[ShardStats]:
+    """Capture `shards` on a running Ray, in whatever order they finish.
+
+    Args:
+        job: what to do; `job.make_worker` runs once an actor.
+        source: images; sent to every node once.
+        shards: shard numbers still to do.
+        pool: the actors. One with a GPU prepares and writes one shard while its model runs another.
+        n_nodes: nodes the actors are spread over.
+
+    Raises:
+        VtsweepError: as a worker raised it; `StageError` or `ResourceError` for a worker that was lost or hangs.
+    """
+    import ray
+
+    n_actors = min(pool.n, len(shards))
+    n_upper = min(job.run.how.max_actors or n_actors, len(shards))
+    size: dict[str, int] = {"size": n_actors}
+    if n_upper > n_actors:
+        size = {"min_size": n_actors, "max_size": n_upper}
+    overlap = pool.gpus > 0
+    calls = 2 if overlap else 1
+    with _data_context(job.run) as data:
+        images = data.from_items(
+            [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), MAX_TASKS)
+        )
+        captured = images.map_batches(
+            _load,
+            batch_size=1,
+            batch_format="pyarrow",
+            fn_kwargs={"job": job, "source": ray.put(source)},
+            num_cpus=1,
+            # A pool with a size is not fused into the actors: images are loaded while the models run.
+            compute=data.TaskPoolStrategy(size=len(shards)),
+        ).map_batches(
+            CaptureActor,
+            fn_constructor_kwargs={"job": job, "threads": actor_threads(job.run, n_actors, n_nodes)},
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=data.ActorPoolStrategy(
+                **size,
+                max_tasks_in_flight_per_actor=calls + 1,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=overlap,
+            ),
+            num_cpus=pool.cpus,
+            num_gpus=pool.gpus,
+        )
+        with _our_errors(job):
+            for row in captured.iter_rows():
+                yield _stats(row)
+
+
+@contextlib.contextmanager
+def _data_context(run: RunConfig) -> Iterator[Any]:
+    """`ray.data` with this run's settings, put back afterwards."""
+    import ray.data
+
+    from orchestrator.models.catalogue import resolve
+
+    context = ray.data.DataContext.get_current()
+    downloads = resolve(run.model).folder is None
+    settings = {
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        # Every shard becomes a block of its own as soon as it is loaded, whatever its size.
+        "target_max_block_size": 1,
+        "execution_no_progress_timeout_s": max(run.how.no_progress_timeout_s, HUB_TIMEOUT_S if downloads else 0.0),
+    }
+    before = {name: getattr(context, name) for name in settings}
+    logger = logging.getLogger("ray.data")
+    level = logger.level
+    try:
+        logger.setLevel(logging.CRITICAL)  # errors are raised, and reported once
+        for name, value in settings.items():
+            setattr(context, name, value)
+        yield ray.data
+    finally:
+        logger.setLevel(level)
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+@contextlib.contextmanager
+def _our_errors(job: Job) -> Iterator[None]:
+    """Say what Ray's own errors mean for this run."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayError
+
+    try:
+        yield
+    except ExecutionTimeoutError as error:
+        limit = job.run.how.no_progress_timeout_s
+        raise ResourceError(
+            f"capture: no shard moved for {limit:g} s (how.no_progress_timeout_s); a worker hangs, or the cluster has "
+            "no room for one. What was finished is kept."
+        ) from error
+    except RayError as error:
+        text = " ".join(str(error).split())
+        raise StageError(
+            f"capture: a worker failed: {text[-1500:]} What was finished is kept; run it again."
+        ) from error
+
+
+def actor_threads(run: RunConfig, n_actors: int, n_nodes: int) -> int:
+    """Torch threads of one actor: the cores of a node shared by the actors on it."""
+    if run.how.torch_threads is not None:
+        return run.how.torch_threads
+    return max(1, n_cores() // max(1, math.ceil(n_actors / n_nodes)))

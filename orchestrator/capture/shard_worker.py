@@ -1,0 +1,219 @@
+"""Images of a shard in, its tables and arrays out: a plain Python object that knows neither Ray nor storage.
+
+Letters: B images of a forward pass, P positions, D width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.capture import positions
+from orchestrator.capture.loading import Loaded, describe
+from orchestrator.capture.preparing import Preparer
+from orchestrator.capture.recorder import PassRecord, Recorder
+from orchestrator.capture.shard_job import ShardResult
+from orchestrator.capture.tables import images_table, metrics_table, rejected_table
+from orchestrator.capture.taps import Taps
+from orchestrator.compression.registry import check_names
+from orchestrator.config import RunConfig
+from orchestrator.errors import ModelError
+from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.tap_names import chosen_taps
+
+
+@dataclass
+class _Kept:
+    """Everything kept of one image: (tap, layer, group) -> (n_tokens, values); tap -> layer -> float32 (P, D)."""
+
+    metrics: dict[tuple[str, int, str], tuple[int, np.ndarray]] = field(default_factory=dict)
+    features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
+    """tap -> layer -> float32 (V,)."""
+    grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
+    """int16 (V, 3): row, column and tile of each vision token."""
+
+
+class CaptureWorker:
+    """A model with taps. Two threads may share one: passes take turns, all else runs side by side.
+
+    Args:
+        run: the point's configuration; `model.dtype` should be resolved, so that all workers of a stage agree.
+        attribute_kinds: name -> kind of the source's attributes, which types the columns of `images`.
+        device: where the model runs; the GPU if there is one when absent.
+        threads: torch threads; torch's own choice when absent.
+        adapter: an already loaded model, instead of `run.model`.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        attribute_kinds: Mapping[str, str],
+        *,
+        device: str | None = None,
+        threads: int | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.run, self.attribute_kinds = run, attribute_kinds
+        self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
+        self.prepare = Preparer(self.adapter, run.capture.prompt)
+        self.metrics = check_names(run.capture.metrics)
+        self.quantiles = positions.vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
+        self.select = select_taps(self.adapter, run)
+        Taps(self.adapter, self.select)  # names and layers are checked before the first image
+        self.batch_size = run.how.batch_size
+        self._lock = threading.Lock()
+        takes = inspect.signature(self.adapter.model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    # ------------------------------------------------------------ a shard
+
+    def shard(self, images: Sequence[Loaded]) -> ShardResult:
+        """Capture a shard's images, in batches of equal shapes; broken ones are recorded with their reason."""
+        rejected = {one.index: one.reason or "no image" for one in images if one.image is None}
+        examples: dict[int, Batch] = {}
+        for one in images:
+            if one.image is None:
+                continue
+            try:
+                examples[one.index] = self.prepare(one.image)
+            except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+                rejected[one.index] = f"cannot be prepared: {describe(error)}"
+        kept: dict[int, _Kept] = {}
+        names: dict[str, list[str]] = {}
+        for bucket in self._buckets(examples):
+            while bucket:
+                chunk = bucket[: self.batch_size]
+                record = self._pass([examples[index] for index in chunk])
+                if record is None and len(chunk) == 1:
+                    rejected[chunk[0]] = "out of memory with this image alone"
+                elif record is None:
+                    self.batch_size = len(chunk) // 2
+                    continue
+                else:
+                    names = names or record.position_names
+                    self._unpack(record, chunk, kept, rejected)
+                    for index in set(chunk) & kept.keys():
+                        kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
+                bucket = bucket[len(chunk) :]
+        return self._result([one for one in images if one.index in kept], images, kept, names, rejected)
+
+    def _buckets(self, examples: dict[int, Batch]) -> list[list[int]]:
+        """Examples whose tensors agree in shape: no padding, so that a batch gives exactly what singles give."""
+        buckets: dict[Any, list[int]] = defaultdict(list)
+        for index, example in examples.items():
+            shapes = tuple((key, tuple(example[key].shape)) for key in sorted(example))
+            buckets[self.adapter.bucket(example), shapes].append(index)
+        return list(buckets.values())
+
+    def _pass(self, examples: list[Batch]) -> PassRecord | None:
+        """One forward pass with taps, one at a time; None when memory ran out."""
+        batch = self.adapter.collate(examples)
+        recorder = Recorder(self.run.capture, self.metrics, self.quantiles)
+        try:
+            with self._lock, torch.inference_mode(), Taps(self.adapter, self.select, on_state=recorder):
+                self.adapter.run(batch, **self._options)
+                return recorder.finish()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, where the traceback no longer holds the pass's tensors.
+        del recorder
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _unpack(
+        self, record: PassRecord, chunk: Sequence[int], kept: dict[int, _Kept], rejected: dict[int, str]
+    ) -> None:
+        for row, index in enumerate(chunk):
+            if row in record.broken:
+                rejected[index] = record.broken[row]
+                continue
+            one = kept[index] = _Kept()
+            for found in record.rows:
+                key = (found.tap, found.layer, found.group)
+                one.metrics[key] = (int(found.n_tokens[row]), found.values[:, row])
+            for tap, layers in record.features.items():
+                one.features[tap] = {layer: states[row] for layer, states in layers.items()}
+            for tap, norms in record.token_norms.items():
+                one.token_norms[tap] = {layer: values[row] for layer, values in norms.items()}
+
+    # ------------------------------------------------------------ tables and arrays
+
+    def _result(
+        self,
+        good: Sequence[Loaded],
+        images: Sequence[Loaded],
+        kept: dict[int, _Kept],
+        names: dict[str, list[str]],
+        rejected: dict[int, str],
+    ) -> ShardResult:
+        tables = {
+            "images": images_table(good, self.run.data.source, self.attribute_kinds),
+            "layer_metrics": metrics_table([(one.image_id, kept[one.index].metrics) for one in good], self.metrics),
+            "rejected": rejected_table(images, rejected),
+        }
+        arrays: dict[str, np.ndarray] = {}
+        described: dict[str, Any] = {}
+        for tap in names if good else ():
+            layers = sorted(kept[good[0].index].features[tap])
+            stacked = np.stack([np.stack([kept[one.index].features[tap][layer] for layer in layers]) for one in good])
+            arrays[f"features/{tap}"], scales = positions.to_float16(stacked)
+            if scales is not None:
+                arrays[f"feature_scales/{tap}"] = scales
+            described[tap] = {"layers": layers, "positions": names[tap], "scaled": scales is not None}
+        maps, extra = token_maps([kept[one.index] for one in good])
+        return ShardResult(tables, arrays | maps, {"features": described, **extra}, len(good), len(rejected))
+
+
+def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:
+    """Taps and layers as `Taps` takes them; `capture.layers` speaks of the decoder alone."""
+    taps = chosen_taps(adapter.vision_kind, run.capture.taps)
+    return {tap: run.capture.layers if tap == "decoder" else None for tap in taps}
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU, or the CPU's allocator, had no room for a tensor."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+
+
+def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What maps over the image need: arrays, and the names of their axes. Empty where no tap has vision tokens.
+
+    `token_norms` is float32 (images, layers, V), NaN past an image's own tokens; `token_grid` is int16 (images, V, 3):
+    row, column and tile of each token, -1 past them.
+    """
+    taps = list(kept[0].token_norms) if kept else []
+    if not taps:
+        return {}, {}
+    layers = sorted(kept[0].token_norms[taps[0]])
+    most = max(len(one.grid) for one in kept)
+    norms = np.full((len(kept), len(layers), most), np.nan, np.float32)
+    grid = np.full((len(kept), most, 3), -1, np.int16)
+    for i, one in enumerate(kept):
+        n = len(one.grid)
+        found = int(np.isfinite(one.token_norms[taps[0]][layers[0]]).sum())
+        if found != n:
+            raise ModelError(f"the adapter's vision_grid gives {n} places for {found} vision tokens; expected one each")
+        grid[i, :n] = one.grid
+        for k, layer in enumerate(layers):
+            norms[i, k, :n] = one.token_norms[taps[0]][layer][:n]
+    return {"token_norms": norms, "token_grid": grid}, {"token_norms": {"tap": taps[0], "layers": layers}}

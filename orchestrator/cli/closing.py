@@ -1,0 +1,206 @@
+"""What a command says at its end: the closing summary, the state of a study, the next commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+from rich.console import Console
+
+from orchestrator.cli.render import print_rows
+from orchestrator.compression.depth import THIRDS
+from orchestrator.compression.registry import METRICS
+from orchestrator.errors import StorageError
+from orchestrator.progress import Progress
+from orchestrator.report.collect import next_steps
+from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
+from orchestrator.report.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
+from orchestrator.store.study_record import Study, View, describe_run
+
+
+def finished(study: Study, stage: Any) -> list[View]:
+    """The study's finished stages of one kind; none when the kind is not part of it."""
+    return [v for v in study.views(stage) if v.stage.is_done()] if stage in study.stages else []
+
+
+def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
+    """A finished study as plain values, for `--json`."""
+    return {
+        "study": study.name,
+        "storage": study.storage.uri,
+        "report": report,
+        "seconds": study.record["seconds"],
+        "stages": [
+            {"stage": name, "point": view.label, "digest": view.stage.digest, "path": view.stage.store.uri}
+            for name in study.stages
+            for view in finished(study, name)
+        ],
+        "compression": {v.label: depth_rows(v) for v in finished(study, "capture")},
+        "strongest_correlations": {v.label: strongest_correlations(v).to_dicts() for v in finished(study, "correlate")},
+        "probes": {v.label: probe_rows(v) for v in finished(study, "probe")},
+        "trials": trial_rows(study),
+        "policies": {v.label: policy_rows(v) for v in finished(study, "ablate")},
+    }
+
+
+def depth_rows(view: View) -> list[dict[str, Any]]:
+    """One row a headline metric: its mean over vision tokens by depth third, and which way is more compressed."""
+    means = depth_means(view).filter(pl.col("group") == "vision")
+    values = {row["third"]: row for row in means.iter_rows(named=True)}
+    rows = []
+    for metric in HEADLINE:
+        if metric in means.columns:
+            meaning = "more" if METRICS[metric].direction > 0 else "less"
+            row = {"metric": metric, **{t: values[t][metric] for t in THIRDS if t in values}}
+            rows.append({**row, "larger means": f"{meaning} compressed"})
+    return rows
+
+
+def probe_rows(view: View) -> list[dict[str, Any]]:
+    """One row an attribute: the best held-out score of mean vision and text tokens, and where text first knows it."""
+    probes = view.stage.scan("probes").collect()
+    tap = vision_tap(probes)
+    vision = by_kind(probes).filter((pl.col("tap") == tap) & (pl.col("position_kind") == "vision_mean"))
+    best = dict(vision.group_by("attribute").agg(pl.col("score").max()).iter_rows())
+    pixels = dict(probes.filter(pl.col("tap") == "pixels").group_by("attribute").agg(pl.col("score").max()).iter_rows())
+    return [
+        {
+            "attribute": row["attribute"],
+            "vision": best.get(row["attribute"]),
+            "text": row["best_score"],
+            "text from layer": "nowhere" if row["first_layer"] is None else row["first_layer"],
+            "pixels": pixels.get(row["attribute"]),
+            "baseline": row["baseline"],
+        }
+        for row in first_layers(probes).filter(pl.col("position_kind") == "text_mean").iter_rows(named=True)
+    ]
+
+
+def trial_rows(study: Study) -> list[dict[str, Any]]:
+    """One row a finished trial: accuracy of both tiers before and after."""
+    rows = []
+    for view in finished(study, "finetune"):
+        row = view.stage.scan("trials").collect().row(0, named=True)
+        shown = {"ratio": row["complexity_ratio"], "seed": row["seed"]}
+        for tier in ("low", "high"):
+            shown |= {f"{tier} before": row.get(f"accuracy_base/{tier}"), f"{tier} after": row.get(f"accuracy/{tier}")}
+        rows.append(shown)
+    return rows
+
+
+def policy_rows(view: View) -> list[dict[str, Any]]:
+    """One row a kind of policy over all families of a tier, judged on images it was not chosen on; none without one."""
+    if "policy" not in view.run.ablate.checks:
+        return []
+    table = view.stage.scan("policy").filter(pl.col("family") == "all").collect().fill_nan(None)
+    return [
+        {
+            "policy": f"{row['policy']}, {row['tier']} tier",
+            "kept": row["kept_share"],
+            "accuracy": row["accuracy"],
+            "all tokens": row["accuracy_full"],
+            "difference": f"{row['difference']:+.3f} [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]",
+            "random": row["accuracy_random"],
+            "smaller": row["accuracy_downsample"],
+        }
+        for row in table.iter_rows(named=True)
+    ]
+
+
+def print_outcome(study: Study, report: str | None = None) -> None:
+    """The closing summary: compression by depth, strongest correlations, probes, trials, and what to do next."""
+    console = Console()
+    for view in finished(study, "capture"):
+        title = f"Compression of visual tokens by depth ({view.label}, {main_tap(view)})"
+        print_rows(title, depth_rows(view), console)
+    for view in finished(study, "correlate"):
+        rows = strongest_correlations(view).to_dicts()
+        if rows:
+            # The tap fits an 80-column terminal only where it says something.
+            taps = {row["tap"] for row in rows} - {"decoder"}
+            shown = ("attribute", "metric", *(["tap"] if taps else []), "layer", "rho", "ci_low", "ci_high", "n")
+            title = f"Strongest correlations with what is in the image ({view.label})"
+            print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
+            tried = view.stage.scan("correlations").select(pl.len()).collect().item()
+            console.print(f"The largest of {tried} correlations: each interval holds for its row, not for the choice.")
+        else:
+            console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
+    for view in finished(study, "probe"):
+        if rows := probe_rows(view):
+            title = f"Best held-out score of a probe, R² or accuracy of classes ({view.label})"
+            print_rows(title, rows, console)
+        for reason, n in view.stage.summary().get("skipped", {}).items():
+            console.print(f"{n} probes not fitted ({view.label}): {reason}")
+    if rows := trial_rows(study):
+        print_rows("Accuracy by tier, before and after fine-tuning", rows, console)
+    for view in finished(study, "ablate"):
+        if rows := policy_rows(view):
+            print_rows(
+                f"Accuracy with fewer visual tokens, on images no rule was chosen on ({view.label})", rows, console
+            )
+    print_next(study, report)
+
+
+def print_next(study: Study, report: str | None = None) -> None:
+    """Where the report is, and commands worth running next."""
+    console = Console(soft_wrap=True, highlight=False)
+    if report:
+        console.print(f"\nreport: [bold]{report}[/]")
+    console.print("next:")
+    for command, why in next_steps(study):
+        console.print(f"  [cyan]{command}[/]  {why}")
+
+
+def study_status(study: Study) -> dict[str, Any]:
+    """How far a study is, from its files alone."""
+    rows = []
+    for name in study.stages:
+        views = {v.stage.digest: v for v in study.views(name)}
+        planned: dict[str, str] = {}
+        for point in study.record["points"]:
+            if name in point["stages"]:
+                label = point["label"]
+                if name != "finetune":  # one such stage serves every trial of its model and data
+                    label = describe_run(study.run_of(point))
+                planned.setdefault(point["stages"][name], label)
+        for stage_digest, label in planned.items():
+            view = views.get(stage_digest)
+            rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
+    return {"study": study.name, "created": study.record["created"], "command": study.record["command"], "stages": rows}
+
+
+def _state(view: View | None) -> dict[str, Any]:
+    if view is None:
+        return {"state": "not begun", "shards": 0}
+    shards = len(view.stage.finished_shards())
+    if view.stage.is_done():
+        return {"state": "done", "shards": shards}
+    return {"state": "unfinished", "shards": shards}
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """Print `study_status` for people, with the command that goes on."""
+    console = Console(soft_wrap=True, highlight=False)
+    print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
+    if any(row["state"] != "done" for row in status["stages"]):
+        console.print(f"resume:  [cyan]{status['command']}[/]")
+
+
+def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> str:
+    """Write one report over several studies; returns the path of its page.
+
+    Raises:
+        StorageError: a folder holds no study, or fewer than two are named.
+    """
+    from orchestrator.report import make_comparison
+    from orchestrator.report.collect import gather_results
+    from orchestrator.store.stage_folder import Storage
+
+    if len(folders) < 2:
+        raise StorageError(f"compare needs two or more studies, found {len(folders)}")
+    storage = Storage(out)
+    studies = [gather_results(Study.load(folder)) for folder in folders]
+    with Progress("comparison", None, "files", quiet=quiet) as progress:
+        written = make_comparison(studies, storage, lambda name: progress.advance(1, name))
+    return storage.path(written[0])

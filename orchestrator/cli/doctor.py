@@ -1,0 +1,81 @@
+"""`vtsweep doctor`: is this machine, and a model on it, ready? Each check says what was found and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+
+from orchestrator.config import ModelConfig
+from orchestrator.models.examine import Finding, examine
+from orchestrator.models.hub import use_cache_where_unreachable
+from orchestrator.store.study_record import hardware
+
+_EXTRAS = {"s3": "s3fs", "gcs": "gcsfs", "molmo": "einops", "optuna": "optuna"}
+_MIN_FREE_GB = 5.0
+
+
+def diagnose(model: str | None, revision: str | None = None, trust_remote_code: bool = False) -> list[Finding]:
+    """Check the machine where no model is named, else the model."""
+    if model is None:
+        return list(_machine())
+    use_cache_where_unreachable()
+    return examine(ModelConfig(name=model, revision=revision, trust_remote_code=trust_remote_code))
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("python", "ok", platform.python_version())
+    found = hardware()
+    yield Finding("machine", "ok", f"{found['cores']} cores, {found.get('memory_gb', '?')} GB, {found['platform']}")
+    yield _attempt("packages", _packages)
+    yield _attempt("torch", _torch)
+    yield _disk()
+    present = [name for name, module in _EXTRAS.items() if importlib.util.find_spec(module)]
+    absent = [name for name in _EXTRAS if name not in present]
+    hint = f"pip install 'vtsweep[{','.join(absent)}]' if you need them" if absent else ""
+    yield Finding("extras", "ok", f"installed: {', '.join(present) or 'none'}", hint)
+    yield _ray_address()
+    yield _attempt("reference model", _reference)
+
+
+def _attempt(check: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(check, "ok", look())
+    except Exception as error:  # whatever is wrong is what the user wants to know
+        return Finding(check, "fail", f"{type(error).__name__}: {error}", "install again: pip install -e .")
+
+
+def _packages() -> str:
+    names = ("ray", "transformers", "peft", "mlflow", "polars")
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _torch() -> str:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{torch.__version__}, {', '.join(gpus) if gpus else 'no GPU: models run on the CPU in float32'}"
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(".").free / 1e9
+    if free < _MIN_FREE_GB:
+        return Finding("disk", "warn", f"{free:.1f} GB free here", "use storage=DIR on a larger disk")
+    return Finding("disk", "ok", f"{free:.0f} GB free here")
+
+
+def _ray_address() -> Finding:
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return Finding("ray", "ok", f"RAY_ADDRESS={address}: studies join that cluster")
+    return Finding("ray", "ok", "no RAY_ADDRESS: studies start a local Ray")
+
+
+def _reference() -> str:
+    failed = [f for f in examine(ModelConfig()) if f.status == "fail"]
+    if failed:
+        raise RuntimeError(f"{failed[0].check}: {failed[0].found}")
+    return "reference-joint loads and answers"

@@ -1,0 +1,1 @@
+"""Ray sessions, worker placement and job submission."""

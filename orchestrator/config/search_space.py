@@ -1,0 +1,85 @@
+"""Search spaces of a study: drawing from them here, or handing them to Ray Tune."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.config.sweep import Sweep, set_key, validate
+from orchestrator.errors import ConfigError, did_you_mean
+
+
+def draw(axis: SearchAxis, rng: Any) -> Any:
+    """One value of a search space, from a numpy generator."""
+    if axis.kind == "choice":
+        return (axis.values or ())[int(rng.integers(len(axis.values or ())))]
+    low, high = bounds(axis)
+    if axis.kind == "randint":
+        return int(rng.integers(int(low), int(high)))
+    if axis.kind == "loguniform":
+        return math.exp(rng.uniform(math.log(low), math.log(high)))
+    return float(rng.uniform(low, high))
+
+
+def bounds(axis: SearchAxis) -> tuple[float, float]:
+    """Both ends of a numeric space, which its own validation made sure of."""
+    assert axis.low is not None
+    assert axis.high is not None
+    return axis.low, axis.high
+
+
+def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The point with sampled values set.
+
+    Raises:
+        ConfigError: a sampled value is not valid for its key.
+    """
+    tree = run.model_dump(mode="json")
+    for key, value in values.items():
+        tree = set_key(tree, key, value, where="search")
+    return validate(RunConfig, tree, "search")
+
+
+def check_search(sweep: Sweep) -> None:
+    """Refuse, before anything starts, a searched key that does not exist and a space that reaches beyond its limits.
+
+    Raises:
+        ConfigError: naming the key and what its section allows.
+    """
+    for key, axis in sweep.study.search.items():
+        section, _, name = key.partition(".")
+        if section == "probe":
+            from orchestrator.probes.search import SETTINGS, configured
+
+            if name not in SETTINGS:
+                raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
+            for value in extremes(axis):
+                configured(sweep.points[0].run.probe, {name: value})
+        elif section == "finetune":
+            for point in sweep.points:
+                for value in extremes(axis):
+                    sampled(point.run, {key: value})
+        else:
+            raise ConfigError(f"search.{key}: only keys of finetune and probe can be searched")
+
+
+def extremes(axis: SearchAxis) -> list[Any]:
+    """Every choice, or both ends of a range."""
+    if axis.kind == "choice":
+        return list(axis.values or ())
+    low, high = bounds(axis)
+    return [int(low), int(high) - 1] if axis.kind == "randint" else [low, high]
+
+
+def tune_domain(axis: SearchAxis) -> Any:
+    """The space as Ray Tune writes it."""
+    from ray import tune
+
+    if axis.kind == "choice":
+        return tune.choice(list(axis.values or ()))
+    low, high = bounds(axis)
+    if axis.kind == "randint":
+        return tune.randint(int(low), int(high))
+    return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)

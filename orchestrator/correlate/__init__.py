@@ -1,0 +1,1 @@
+"""Compression against image attributes."""

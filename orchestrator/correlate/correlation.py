@@ -1,0 +1,295 @@
+"""Correlation of compression with what is in the image: tables in, the table `correlations` out.
+
+Statistics, each in rows of its own:
+
+* `spearman`: Spearman's rho of a metric with a count or continuous attribute, ties by average ranks.
+* `partial_spearman`: the same with one attribute (number of objects) held fixed, so that "diversity of categories" is
+  not only "more objects"; over the images that have all three.
+* `epsilon_squared`: effect size of Kruskal-Wallis for a categorical attribute, whose codes have no order to rank; 0
+  without an effect, whatever the number of categories.
+
+p values: t with n - 2 (partial: n - 3) degrees of freedom, never below 2 / n!, the least that the exact test of n ranks
+can give; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over all rows of the same statistic: every tap, layer,
+group, metric and attribute of the table is one family. Intervals: percentile bootstrap over images, with ranks made
+anew in each resample; each holds for its own row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import gammaln
+
+from orchestrator.config import CorrelateConfig
+from orchestrator.errors import DataError, did_you_mean
+from orchestrator.stats import ranks
+
+KEYS = ("tap", "layer", "group")
+MIN_IMAGES = 5
+"""Fewer images with both values give a null: an interval would be noise."""
+_CHUNK = 2**22
+"""Resampled ranks held at once (32-bit): bounds memory at some tens of MB."""
+_COLUMNS = 64
+"""Columns of metrics whose resampled ranks are held at once."""
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Values (n, C) with a name each."""
+
+    names: list[tuple[str, ...]]
+    values: NDArray
+
+
+def correlate(
+    images: pl.DataFrame, layer_metrics: pl.DataFrame, kinds: Mapping[str, str], config: CorrelateConfig
+) -> pl.DataFrame:
+    """Relate every metric at every tap, layer and group to every attribute.
+
+    Args:
+        images: table `images`.
+        layer_metrics: table `layer_metrics`; NaN or null where a metric is undefined.
+        kinds: kind of each attribute: count, continuous or categorical.
+        config: attributes, attribute held fixed, resamples, confidence, seed.
+
+    Returns:
+        Table `correlations` without nulls replaced: `rho` is null with a `reason` where there is nothing to relate.
+
+    Raises:
+        DataError: an attribute that the images do not have, or a categorical one to hold fixed.
+    """
+    chosen = tuple(kinds) if config.attributes is None else config.attributes
+    if not chosen:
+        raise DataError("correlate.attributes: no attribute to correlate with; expected at least one")
+    for name in chosen:
+        if name not in kinds or name not in images.columns:
+            raise DataError(f"correlate.attributes: images have no attribute {name!r}.{did_you_mean(name, kinds)}")
+    images = images.sort("image_id")
+    metrics = _wide(layer_metrics, images["image_id"])
+    fixed = _fixed(images, kinds, config.hold_fixed)
+    ordered = [name for name in chosen if kinds[name] != "categorical"]
+    attributes = _Columns([(a,) for a in ordered], _matrix(images, ordered))
+    tables = [
+        frame
+        for rows, columns, kept in _blocks(metrics, attributes)
+        for frame in _ranked(
+            _take(metrics, rows, columns),
+            _take(attributes, rows, kept),
+            fixed and _take(fixed, rows, np.arange(1)),
+            config,
+        )
+    ]
+    for name in chosen:
+        if kinds[name] == "categorical":
+            known = images[name].is_not_null().to_numpy()
+            for rows, columns in _patterns(metrics.values[known]):
+                block = _take(metrics, np.flatnonzero(known)[rows], columns)
+                tables.append(_categorical(block, name, images[name].filter(known).gather(rows), config))
+    return _with_q(pl.concat(tables)).sort(*KEYS, "metric", "attribute", "statistic")
+
+
+def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], name: str | None) -> _Columns | None:
+    """The attribute held fixed; None where the source has no such attribute."""
+    if name is None or name not in kinds or name not in images.columns:
+        return None
+    if kinds[name] == "categorical":
+        raise DataError(f"correlate.hold_fixed: {name!r} is categorical; expected a count or a continuous attribute")
+    return _Columns([(name,)], _matrix(images, [name]))
+
+
+def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
+    """One row an image and one column a (tap, layer, group, metric), NaN where there is no value."""
+    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens")]
+    names: list[tuple[str, ...]] = []
+    parts = []
+    for key, frame in layer_metrics.sort(KEYS).group_by(KEYS, maintain_order=True):
+        joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")
+        parts.append(_matrix(joined, metrics))
+        names += [(*(str(k) for k in key), metric) for metric in metrics]
+    if not parts:
+        raise DataError("table layer_metrics has no rows to correlate")
+    return _Columns(names, np.concatenate(parts, axis=1))
+
+
+def _matrix(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray:
+    values = [frame[c].cast(pl.Float64).fill_null(float("nan")).to_numpy() for c in columns]
+    matrix = np.stack(values, axis=1) if values else np.empty((frame.height, 0))
+    return np.where(np.isfinite(matrix), matrix, np.nan)
+
+
+def _patterns(values: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
+    """(rows, columns) of equal missingness: columns that have values in exactly the same rows."""
+    present = np.isfinite(values)
+    if not values.shape[1]:
+        return
+    patterns, which = np.unique(present, axis=1, return_inverse=True)
+    for k in range(patterns.shape[1]):
+        yield np.flatnonzero(patterns[:, k]), np.flatnonzero(which.ravel() == k)
+
+
+def _blocks(x: _Columns, y: _Columns) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    """Rows that both have values in, columns of x, columns of y."""
+    for rows_y, columns_y in _patterns(y.values):
+        for rows, columns in _patterns(x.values[rows_y]):
+            yield rows_y[rows], columns, columns_y
+
+
+def _take(columns: _Columns, rows: NDArray, which: NDArray) -> _Columns:
+    return _Columns([columns.names[i] for i in which], columns.values[np.ix_(rows, which)])
+
+
+def _ranked(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
+    """Spearman of each column of x with each of y, and partial Spearman over those of the images that have `fixed`."""
+    if fixed is None or np.isfinite(fixed.values).all():
+        return _related(x, y, fixed, config)
+    has = np.flatnonzero(np.isfinite(fixed.values[:, 0]))
+    some_x, some_y, held = (_take(c, has, np.arange(len(c.names))) for c in (x, y, fixed))
+    return [*_related(x, y, None, config), *_related(some_x, some_y, held, config)[1:]]
+
+
+def _related(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
+    """Rows `spearman`, and `partial_spearman` where an attribute is held fixed, over the same images."""
+    n, n_attributes = len(x.values), len(y.names)
+    statistics = ("spearman", "partial_spearman")[: 1 + (fixed is not None)]
+    held = "" if fixed is None else fixed.names[0][0]
+    other = pl.col("attribute") != held
+    if n < MIN_IMAGES:
+        reason = np.full((len(x.names), n_attributes), f"only {n} images have both")
+        return [_frame(x, y, name, n, reason=reason).filter(k == 0 or other) for k, name in enumerate(statistics)]
+    columns = y
+    if fixed is not None:
+        columns = _Columns([*y.names, *fixed.names], np.concatenate([y.values, fixed.values], axis=1))
+    reason = _constant(x, y)
+    points, spreads = _statistics(x, columns, None if fixed is None else n_attributes, config)
+    frames = []
+    for k, name in enumerate(statistics):
+        rho, dof = points[k][:, :n_attributes], n - 2 - k
+        spread = spreads[k] and tuple(side[:, :n_attributes] for side in spreads[k])
+        with np.errstate(invalid="ignore", divide="ignore"):
+            p = 2 * stats.t.sf(np.abs(rho) * np.sqrt(dof / (1 - rho**2)), dof)
+        p = np.maximum(p, 2 * np.exp(-gammaln(n + 1)))
+        why = np.where((reason == "") & np.isnan(rho), f"{held} determines one of them", reason)
+        frames.append(_frame(x, y, name, n, rho, p, spread, why).filter(k == 0 or other))
+    return frames
+
+
+def _statistics(x: _Columns, y: _Columns, z: int | None, config: CorrelateConfig) -> tuple[list, list]:
+    """Point values (C, A) and intervals ((C, A), (C, A)) or None: of rho, and of partial rho where z is given."""
+    n, n_columns, n_resamples = len(x.values), len(x.names), config.n_bootstrap
+    left, right = ranks.Ordered.of(x.values), ranks.Ordered.of(y.values)
+    ones = np.ones((1, n), np.int64)
+    y_point = ranks.rank_scores(right, ones)
+    parts = [left.part(slice(start, start + _COLUMNS)) for start in range(0, n_columns, _COLUMNS)]
+    points = [_pair(ranks.rank_scores(part, ones), y_point, z) for part in parts]
+    found = [np.concatenate([value[0] for value in values]) for values in zip(*points, strict=True)]
+    if not n_resamples:
+        return found, [None] * len(found)
+    weights = ranks.resample_weights(n, n_resamples, config.seed)
+    # few resamples of many columns at a time: those of y are ranked once and stay in the cache
+    step = max(1, _CHUNK // (n * min(n_columns, _COLUMNS)))
+    resampled = [np.empty((n_resamples, n_columns, len(y.names)), np.float32) for _ in found]
+    for first in range(0, n_resamples, step):
+        some = weights[first : first + step]
+        y_scores = ranks.rank_scores(right, some, np.float32)
+        for k, part in enumerate(parts):
+            for into, value in zip(
+                resampled, _pair(ranks.rank_scores(part, some, np.float32), y_scores, z), strict=True
+            ):
+                into[first : first + step, k * _COLUMNS : (k + 1) * _COLUMNS] = value
+    return found, [ranks.interval(values, config.confidence) for values in resampled]
+
+
+def _pair(x: NDArray, y: NDArray, z: int | None) -> list[NDArray]:
+    rho = ranks.spearman(x, y)
+    if z is None:
+        return [rho]
+    return [rho, ranks.partial(rho, rho[..., z], ranks.spearman(y[:, z : z + 1], y)[:, 0])]
+
+
+def _constant(x: _Columns, y: _Columns) -> NDArray:
+    """(C, A) reasons: which side is constant, or empty."""
+    still = [(np.ptp(side.values, axis=0) == 0) for side in (x, y)]
+    reason = np.full((len(x.names), len(y.names)), "", dtype=object)
+    reason[:, still[1]] = "attribute is constant"
+    reason[still[0], :] = "metric is constant"
+    return reason
+
+
+def _categorical(x: _Columns, attribute: str, values: pl.Series, config: CorrelateConfig) -> pl.DataFrame:
+    """Kruskal-Wallis effect size of a categorical attribute on each column of x."""
+    n = len(x.values)
+    y = _Columns([(attribute,)], np.empty((n, 1)))
+    codes = values.cast(pl.String).rank("dense").to_numpy().astype(np.int64) - 1
+    n_categories = int(codes.max(initial=-1)) + 1
+    if n < MIN_IMAGES or n_categories < 2 or n_categories == n:
+        why = f"only {n} images have both" if n < MIN_IMAGES else f"{n_categories} categories among {n} images"
+        return _frame(x, y, "epsilon_squared", n, reason=np.full((len(x.names), 1), why))
+    ordered = ranks.Ordered.of(x.values)
+    ones = np.ones((1, n), np.int64)
+    share = ranks.share_between(ranks.rank_scores(ordered, ones), ones, codes)[0]
+    value = ranks.epsilon_squared(share, n, n_categories)
+    spread = None
+    if config.n_bootstrap:
+        weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
+        step = max(1, _CHUNK // (n * config.n_bootstrap))
+        parts = [ordered.part(slice(i, i + step)) for i in range(0, len(x.names), step)]
+        shares = [ranks.share_between(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
+        resampled = np.concatenate(shares, 1)
+        for _ in range(2):
+            resampled = ranks.epsilon_squared(resampled, n, n_categories)
+        spread = tuple(side[:, None] for side in ranks.interval(resampled, config.confidence))
+    reason = np.where(np.isnan(value), "metric is constant", "")[:, None]
+    p = stats.chi2.sf(share * (n - 1), n_categories - 1)[:, None]
+    return _frame(x, y, "epsilon_squared", n, value[:, None], p, spread, reason)
+
+
+def _frame(
+    x: _Columns,
+    y: _Columns,
+    statistic: str,
+    n: int,
+    rho: NDArray | None = None,
+    p: NDArray | None = None,
+    spread: tuple[NDArray, ...] | None = None,
+    reason: NDArray | None = None,
+) -> pl.DataFrame:
+    """Rows of `correlations` for each pair of columns; NaN becomes null."""
+    blank = np.full((len(x.names), len(y.names)), np.nan)
+    low, high = spread or (None, None)
+    numbers = {"rho": rho, "p": p, "ci_low": low, "ci_high": high}
+    tap, layer, group, metric = (list(part) for part in zip(*x.names, strict=True))
+    repeats = len(y.names)
+    columns: dict[str, object] = {
+        name: np.repeat(np.array(part, dtype=object), repeats)
+        for name, part in (("tap", tap), ("layer", layer), ("group", group), ("metric", metric))
+    }
+    columns["attribute"] = [a for (a,) in y.names] * len(x.names)
+    columns |= {name: (blank if v is None else v).astype(np.float64).ravel() for name, v in numbers.items()}
+    columns["reason"] = (np.full(blank.shape, "") if reason is None else reason).astype(object).ravel()
+    strings = dict.fromkeys(("tap", "layer", "group", "metric", "attribute", "reason"), pl.String)
+    frame = pl.DataFrame(columns, schema_overrides=strings).with_columns(
+        pl.col("rho", "p", "ci_low", "ci_high").fill_nan(None),
+        pl.col("reason").replace("", None),
+        layer=pl.col("layer").cast(pl.Int32),
+        statistic=pl.lit(statistic),
+        n=pl.lit(n, dtype=pl.Int32),
+    )
+    known = pl.col("reason").is_null()
+    return frame.with_columns(pl.when(known).then(c).alias(c) for c in ("rho", "p", "ci_low", "ci_high"))
+
+
+def _with_q(table: pl.DataFrame) -> pl.DataFrame:
+    """Add Benjamini-Hochberg q over all rows of the same statistic that have a p."""
+    parts = []
+    for part in table.partition_by("statistic", maintain_order=True):
+        known = part["p"].is_not_null().to_numpy()
+        q = np.full(part.height, np.nan)
+        if known.any():
+            q[known] = stats.false_discovery_control(part["p"].to_numpy()[known])
+        parts.append(part.with_columns(q=pl.Series(q).fill_nan(None)))
+    return pl.concat(parts)

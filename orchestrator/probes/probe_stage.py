@@ -1,0 +1,163 @@
+"""The probe stage: a capture's kept features in, the table `probes` out, one shard a (tap, layer).
+
+`fit_block` is the unit of work and of resume. It runs in any process: here one after the other, or as Ray tasks
+(`orchestrator.probes.ray`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from orchestrator.config import ProbeConfig, RunConfig
+from orchestrator.data.source import make_source
+from orchestrator.plugins import registered_by
+from orchestrator.probes.features import PIXELS, Features
+from orchestrator.probes.pixels import load_pixels
+from orchestrator.probes.split import Split, check_leak, make_split
+from orchestrator.probes.targets import Target, make_targets
+from orchestrator.probes.user import ENTRY_POINT_GROUP
+from orchestrator.progress import Progress
+from orchestrator.store.stage_folder import STAGE_FILE, Stage, Storage
+
+VERSION = 3
+"""Raised whenever equal inputs would give other values; part of the digest."""
+PIXEL_FILE = "pixels.npy"
+
+
+def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
+    """The directory of these probes, without work."""
+    unused = set() if run.probe.search_trials else {"search_trials"}
+    settings = run.probe.model_dump(mode="json", exclude=unused)
+    what: dict[str, Any] = {"version": VERSION, "probe": settings}
+    if packages := registered_by(ENTRY_POINT_GROUP, run.probe.solvers):
+        what["solvers_of"] = packages
+    if run.probe.search_trials and run.search:
+        what["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
+    return Stage(storage, "probe", what, {"capture": capture.digest})
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the blocks of a stage share; small, and all a worker needs beside the features.
+
+    Args:
+        stage: where the shards go.
+        capture: where the features lie.
+        config: the run's probe settings.
+        blocks: (tap, layer, positions) of each shard.
+        copy_of: for each image, the row of the first image of the same content.
+        targets: labels of all images.
+    """
+
+    stage: Stage
+    capture: Stage
+    config: ProbeConfig
+    blocks: list[tuple[str, int, list[str]]]
+    copy_of: list[int]
+    targets: list[Target]
+
+    @cached_property
+    def split(self) -> Split:
+        """The stage's one split: by image, copies left out."""
+        split = make_split(self.copy_of, self.config.test_fraction, self.config.n_folds, self.config.seed)
+        check_leak(split, self.copy_of)
+        return split
+
+    def missing(self) -> list[int]:
+        """Blocks whose shard is not whole."""
+        return sorted(set(range(len(self.blocks))) - set(self.stage.finished_shards()))
+
+    def name(self, index: int) -> str:
+        """`decoder 12`."""
+        return f"{self.blocks[index][0]} {self.blocks[index][1]}"
+
+
+def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = False) -> Work:
+    """Check what is asked, find copies among the images, and write the stage's plan; on resume, read it.
+
+    Raises:
+        ConfigError: an attribute, tap, layer or position that does not exist.
+        DataError: too few different images, or a capture without features.
+    """
+    config, features = run.probe, Features(capture)
+    source = make_source(run.data)
+    targets = make_targets(features.images, source.attribute_kinds, config.attributes, config.min_class_count)
+    blocks = features.select(config.taps, config.layers, config.positions)
+    if stage.store.exists(STAGE_FILE):
+        plan = stage.open()
+        return Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets)
+    indices = features.images["index"].to_list()
+    with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
+        pixels, keys = load_pixels(source, indices, progress.advance)
+    if "pixels" in config.controls:
+        stage.store.write_array(PIXEL_FILE, pixels)
+        blocks.append((PIXELS, 0, [PIXELS]))
+    first: dict[str, int] = {}
+    work = Work(stage, capture, config, blocks, [first.setdefault(key, i) for i, key in enumerate(keys)], targets)
+    assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
+    stage.open({"blocks": blocks, "copy_of": work.copy_of})
+    return work
+
+
+def fit_block(work: Work, index: int, device: str) -> None:
+    """Fit every probe of block `index` and write its shard."""
+    from orchestrator.probes.grid import fit_grid
+
+    tap, layer, positions = work.blocks[index]
+    if tap == PIXELS:
+        pixels = work.stage.store.read_array(PIXEL_FILE)
+        features = np.asarray(pixels, np.float32).reshape(len(pixels), 1, -1) / 255.0
+    else:
+        features = Features(work.capture).slice(tap, layer, positions)
+    table = fit_grid(
+        features, work.targets, work.config, work.split, tap=tap, layer=layer, positions=positions, device=device
+    )
+    work.stage.write_shard(index, {"probes": table})
+
+
+def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:
+    """Mark the stage done, with the count of probes and of each reason for a missing score; every block is whole."""
+    assert not work.missing(), "a block was not written"
+    table = work.stage.scan("probes").select("score", "reason").collect()
+    reasons = table.drop_nulls("reason")["reason"].value_counts(sort=True).head(20)
+    summary = {
+        "probes": int(table["score"].is_not_null().sum()),
+        "skipped": {row["reason"]: row["count"] for row in reasons.iter_rows(named=True)},
+        "copies_left_out": sum(i != c for i, c in enumerate(work.copy_of)),
+    }
+    work.stage.mark_done({**summary, **(further or {})})
+    return work.stage
+
+
+def fit_missing(work: Work, run: RunConfig, *, quiet: bool = False) -> None:
+    """Fit the blocks that are missing, one after the other in this process."""
+    import torch
+
+    if run.how.torch_threads:
+        torch.set_num_threads(run.how.torch_threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with block_progress(work, run, quiet) as progress:
+        for index in work.missing():
+            fit_block(work, index, device)
+            progress.advance(note=work.name(index))
+
+
+def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
+    """A progress bar over the stage's blocks."""
+    n = len(work.blocks)
+    title = f"probe {run.model.name} on {run.data.source}"
+    return Progress(title, n, "blocks", done=n - len(work.missing()), quiet=quiet)
+
+
+def run_probes(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bool = False) -> Stage:
+    """The whole grid in this process, without a search; does nothing when the stage is done."""
+    stage = probe_stage(run, storage, capture)
+    if stage.is_done():
+        return stage
+    work = open_probes(run, stage, capture, quiet=quiet)
+    fit_missing(work, run, quiet=quiet)
+    return finish(work)

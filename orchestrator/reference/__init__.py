@@ -1,0 +1,1 @@
+"""The shipped reference checkpoints: how they are built and pre-trained."""

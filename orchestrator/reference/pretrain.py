@@ -1,0 +1,278 @@
+"""Pre-train the reference checkpoints on low-complexity questions, on a CPU, in well under an hour.
+
+Two phases: first the vision encoder alone on the dense loss, then everything on packed questions with the dense loss
+beside them. ``reference-cross`` may start from a trained ``reference-joint`` and then skips the first phase.
+
+A run can be stopped at any moment and goes on from its last checkpoint with the same command.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration
+
+from orchestrator.data.scenes import COLOURS, SHAPES
+from orchestrator.data.templates import vocabulary
+from orchestrator.reference.build import (
+    IMAGE,
+    IMAGE_SIZE,
+    PATCH_SIZE,
+    WIDTH,
+    make_cross,
+    make_joint,
+    make_processor,
+    save,
+    transplant,
+)
+from orchestrator.reference.dense_loss import DenseHead
+from orchestrator.reference.pretrain_data import Batches, Pool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a pre-training run depends on."""
+
+    model: str
+    """``reference-joint`` or ``reference-cross``."""
+    encoder_steps: int = 1000
+    """Steps of the first phase."""
+    answer_steps: int = 1800
+    """Steps of the second phase."""
+    encoder_batch: tuple[int, int] = (64, 16)
+    """Low-tier and crowded images a step in the first phase."""
+    answer_batch: tuple[int, int] = (32, 6)
+    """The same in the second."""
+    lr: float = 2e-3
+    """Peak learning rate of matrices (Muon)."""
+    lr_other: float = 2e-3
+    """Peak learning rate of embeddings, norms, biases and gates (AdamW)."""
+    dense_weight: float = 0.1
+    """Weight of the dense loss in the second phase."""
+    pool: int = 40_000
+    """Training images."""
+    seed: int = 1
+    """Seed of scenes, questions and weights. Held-out scenes use other scene seeds."""
+
+
+def encode(model: Any, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B K D"]]:
+    """Run the vision encoder.
+
+    Returns:
+        Patch states for the dense loss, and what the decoder gets: the projected patches (joint), or the projected
+        class token and patches (cross).
+    """
+    if isinstance(model, LlavaForConditionalGeneration):
+        states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+        return states, model.model.multi_modal_projector(states)
+    ones = torch.ones(len(pixels), 1, dtype=torch.long)
+    states = model.model.vision_model(
+        pixels[:, None, None], aspect_ratio_ids=ones, aspect_ratio_mask=ones[:, None]
+    ).last_hidden_state
+    projected = model.model.multi_modal_projector(states).reshape(len(pixels), -1, WIDTH)
+    return states[:, 0, 0, 1:, :WIDTH], projected
+
+
+def packed_logits(model: Any, projected: Float[Tensor, "B K D"], batch: dict[str, Tensor]) -> Float[Tensor, "B S V"]:
+    """Logits of packed sequences, given what the decoder gets of each image."""
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    common: dict[str, Any] = {
+        "attention_mask": batch["attention_mask"],
+        "position_ids": batch["position_ids"],
+        "use_cache": False,
+    }
+    if isinstance(model, LlavaForConditionalGeneration):
+        image = (batch["input_ids"] == IMAGE)[..., None].expand_as(embeds)
+        embeds = embeds.masked_scatter(image, projected.to(embeds.dtype))
+        hidden = model.model.language_model(inputs_embeds=embeds, **common).last_hidden_state
+    else:
+        reads = ((batch["input_ids"] == IMAGE).cumsum(1) > 0).float()  # tokens from the image on look at it
+        look = (1 - reads)[:, None, :, None].expand(-1, -1, -1, projected.shape[1]) * torch.finfo(torch.float32).min
+        row = reads[:, None, :, None]
+        hidden = model.model.language_model(
+            inputs_embeds=embeds,
+            cross_attention_states=projected,
+            cross_attention_mask=look * row,
+            full_text_row_masked_out_mask=row,
+            **common,
+        ).last_hidden_state
+    return model.lm_head(hidden)
+
+
+def answer_loss(logits: Float[Tensor, "B S V"], batch: dict[str, Tensor]) -> tuple[Float[Tensor, ""], float]:
+    """Weighted cross-entropy of answer tokens, and the share of them that is right."""
+    labels, weights = batch["labels"].flatten(), batch["weights"].flatten()
+    asked = labels != -100
+    scores, labels, weights = logits.flatten(0, 1)[asked], labels[asked], weights[asked]
+    loss = functional.cross_entropy(scores.float(), labels, reduction="none")
+    return (loss * weights).sum() / weights.sum(), (scores.argmax(-1) == labels).float().mean().item()
+
+
+def make_optimizers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    seen: set[int] = set()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            inside = parameter.ndim == 2 and any(part in name for part in ("layers.", "multi_modal_projector"))
+            (matrices if inside else others).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.lr_other, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def learning_rate(share: float) -> float:
+    """Fraction of the peak learning rate after this share of a phase: short warm-up, plateau, linear fall."""
+    return min(share / 0.03 + 0.01, 1.0, max(0.02, (1 - share) / 0.6))
+
+
+@dataclass
+class State:
+    """A run in progress: what a checkpoint holds beside the weights."""
+
+    phase: str = "encoder"
+    step: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains one model through its phases, with a checkpoint every ``every`` seconds."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        work: Path,
+        out: Path,
+        *,
+        start: Path | None = None,
+        every: float = 300,
+        compiled: bool = True,
+    ) -> None:
+        """Prepare a run, or resume the one whose checkpoint lies in ``work``.
+
+        Args:
+            recipe: What to do.
+            work: Folder of the pool and of the run's checkpoint.
+            out: Checkpoint folder to write the model to.
+            start: Folder of a trained ``reference-joint`` to start ``reference-cross`` from.
+            every: Seconds between checkpoints.
+            compiled: Compile the blocks (about 1.8 times as fast on a CPU; needs a C++ compiler).
+        """
+        self.recipe, self.work, self.out, self.every = recipe, work, out, every
+        self.compiled = compiled
+        self.cross = recipe.model == "reference-cross"
+        torch.manual_seed(recipe.seed)
+        self.processor = make_processor(vocabulary(), cross=self.cross)
+        build: Any = make_cross if self.cross else make_joint
+        self.model: Any = build(len(self.processor.tokenizer))
+        self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS), IMAGE_SIZE // PATCH_SIZE if self.cross else None)
+        self.state = State()
+        if start is not None:
+            transplant(LlavaForConditionalGeneration.from_pretrained(start), self.model)
+            self.state.phase = "answers"
+        self.pool = Pool(work, recipe.pool, recipe.seed)
+        self.file = work / f"{recipe.model}.pt"
+        self.saved = torch.load(self.file, weights_only=True) if self.file.exists() else None
+        if self.saved is not None:
+            self.model.load_state_dict(self.saved["model"])
+            self.head.load_state_dict(self.saved["head"])
+            self.state = State(**self.saved["state"])
+
+    def run(self) -> None:
+        """Go through the phases that are left and write the checkpoint folder."""
+        if self.state.phase == "encoder":
+            self._phase("encoder", self.recipe.encoder_steps)
+            self.state.phase, self.state.step, self.saved = "answers", 0, None
+        self._phase("answers", self.recipe.answer_steps)
+
+    def _batches(self, phase: str, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
+        answers = phase == "answers"
+        n_low, n_crowded = self.recipe.answer_batch if answers else self.recipe.encoder_batch
+        tokenizer = self.processor.tokenizer if answers else None
+        seed = self.recipe.seed * 1000 + 7 * answers
+        batches = Batches(self.pool, tokenizer, n_low, n_crowded, seed=seed, cross=self.cross)
+        loader = DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=1, prefetch_factor=6)
+        return iter(loader)
+
+    def _phase(self, phase: str, n_steps: int) -> None:
+        answers = phase == "answers"
+        vision = self.model.model.vision_model if self.cross else self.model.model.vision_tower
+        optimizers = make_optimizers([self.model if answers else vision, self.head], self.recipe)
+        if self.saved is not None:
+            for optimizer, saved in zip(optimizers, self.saved["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+        trained = [p for o in optimizers for group in o.param_groups for p in group["params"]]
+        self.model.train()
+        if self.compiled:
+            decoder = self.model.model.language_model.layers if answers else []
+            encoder = vision.transformer.layers if self.cross else vision.encoder.layers
+            for layer in (*encoder, *decoder):
+                layer.compile(dynamic=True)
+        last_save = last_log = time.monotonic()
+        sums: dict[str, float] = {}
+        n_summed = 0
+        n_low = self.recipe.answer_batch[0]
+        for batch in self._batches(phase, self.state.step, n_steps):
+            share = self.state.step / n_steps
+            for optimizer, peak in zip(optimizers, (self.recipe.lr, self.recipe.lr_other), strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * learning_rate(share)
+            states, projected = encode(self.model, batch["pixels"])
+            loss, scores = self.head(states, batch["classes"], batch["numbers"])
+            scores["dense_loss"] = loss.item()
+            if answers:
+                loss = loss * self.recipe.dense_weight
+                words, right = answer_loss(packed_logits(self.model, projected[:n_low], batch), batch)
+                scores |= {"answer_loss": words.item(), "answer_tokens_right": right}
+                loss = loss + words
+            loss.backward()
+            nn.utils.clip_grad_norm_(trained, 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            self.state.step += 1
+            n_summed += 1
+            for name, value in scores.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self.state.step % 20 == 0 or self.state.step == n_steps:
+                self.state.seconds += time.monotonic() - last_log
+                last_log = time.monotonic()
+                point: dict[str, Any] = {name: round(value / n_summed, 4) for name, value in sums.items()}
+                point |= {"phase": phase, "step": self.state.step, "minutes": round(self.state.seconds / 60, 2)}
+                self.state.curve.append(point)
+                print(json.dumps(point), flush=True)
+                sums, n_summed = {}, 0
+            if time.monotonic() - last_save > self.every or self.state.step == n_steps:
+                last_save = time.monotonic()
+                self._save(optimizers)
+
+    def _save(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        """Write the resumable checkpoint, the model's folder and the curve; each by renaming or file by file."""
+        partial = self.file.with_suffix(".partial")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "head": self.head.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "state": vars(self.state),
+            },
+            partial,
+        )
+        partial.rename(self.file)
+        save(self.model, self.processor, self.out)
+        lines = "".join(json.dumps(point) + "\n" for point in self.state.curve)
+        (self.work / f"{self.recipe.model}-curve.jsonl").write_text(lines)

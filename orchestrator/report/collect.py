@@ -1,0 +1,227 @@
+"""A study's finished tables, gathered into what the report draws."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from orchestrator.capture.positions import vision_quantiles
+from orchestrator.compression.tokenmap import lay_on_grid
+from orchestrator.config import RunConfig, StageName
+from orchestrator.correlate.findings import find
+from orchestrator.data.source import make_source
+from orchestrator.errors import DataError, StorageError, VtsweepError
+from orchestrator.finetune.sweep_summary import summarise_sweep
+from orchestrator.report.model import PointResults, StudyResults, TokenMap
+from orchestrator.store.stage_folder import canonical_json
+from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run
+from orchestrator.store.tables.core import TABLES
+
+_FURTHER = ("probe_search", "policy", "link")
+_N_TOKEN_MAPS = 6
+
+
+def gather_results(study: Study) -> StudyResults:
+    """Read whatever tables of a study are finished; what is not there yet is left out."""
+    record = study.record
+    versions = {str(k): str(v) for k, v in record["versions"].items()}
+    return StudyResults(
+        name=study.name,
+        description=record["description"],
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=record["command"],
+        versions=versions,
+        hardware={k: str(v) for k, v in record["hardware"].items()},
+        points=tuple(_points(study)),
+        config=record["text"] or yaml.safe_dump(record["points"][0]["config"]),
+        stages=stage_rows(study),
+        next_steps=next_steps(study),
+    )
+
+
+def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
+    """Commands worth running after this study."""
+    steps = [
+        (f"vtsweep ui {shlex.quote(study.storage.uri)}", "compare runs in the MLflow UI"),
+        (f"vtsweep report {shlex.quote(study.folder.uri)}", "write the report again"),
+    ]
+    done = set(study.stages)
+    if "finetune" not in done:
+        steps.append(("vtsweep run sweeps/complexity_ratio.yaml", "does complex training data change this?"))
+    if "ablate" not in done:
+        steps.append(("vtsweep run sweeps/ablation.yaml", "which tokens does the decoder use?"))
+    return tuple(steps)
+
+
+def stage_rows(study: Study) -> pl.DataFrame:
+    """One row a distinct stage: stage, point, digest, state."""
+    rows = [
+        {"stage": name, "point": view.label, "digest": view.stage.digest, "done": view.stage.is_done()}
+        for name in study.stages
+        for view in study.views(name)
+    ]
+    return pl.DataFrame(rows, schema={"stage": pl.String, "point": pl.String, "digest": pl.String, "done": pl.Boolean})
+
+
+def _points(study: Study) -> Iterable[PointResults]:
+    views = {stage: study.views(stage) for stage in study.stages}
+    subjects: dict[str, RunConfig] = {}
+    for name in views:
+        for view in views[name]:
+            subjects.setdefault(_subject(view.run), view.run)
+    for key, run in subjects.items():
+        mine = {stage: [v for v in found if _subject(v.run) == key] for stage, found in views.items()}
+        yield _point(run, mine, label=_label(run, list(subjects.values())))
+
+
+def _subject(run: RunConfig) -> str:
+    """What a report treats as one point: a model on a data source, whatever the trial."""
+    config = run.model_dump(mode="json")
+    return canonical_json([config["model"], config["data"], config["capture"]])
+
+
+def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
+    label = describe_run(run)
+    twins = [other for other in runs if describe_run(other) == label]
+    return label if len(twins) == 1 else f"{label} {twins.index(run) + 1}"
+
+
+def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> PointResults:
+    tables = {name: _read(views.get(stage, []), name) for name, stage in TABLE_STAGE.items()}
+    kinds = dict(make_source(run.data).attribute_kinds) if tables["images"] is not None else {}
+    capture = next(iter(views.get("capture", [])), None)
+    rejected = tables.pop("rejected")
+    for unused in ("answers", "training"):
+        tables.pop(unused, None)
+    if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
+        tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)
+    further = {name: frame for name in _FURTHER if (frame := _read(views.get(TABLE_STAGE[name], []), name)) is not None}
+    drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
+    return PointResults(
+        label=label,
+        model=run.model.name,
+        source=run.data.source,
+        n_layers=_n_layers(tables["layer_metrics"]),
+        attribute_kinds=kinds,
+        digests={stage: found[0].stage.digest for stage, found in views.items() if found},
+        n_rejected=0 if rejected is None else rejected.height,
+        findings=_findings(run, tables),
+        sweep=_sweep(tables["trials"], views.get("finetune", [])),
+        further=further,
+        **_places(capture, run),
+        token_maps=tuple(_token_maps(capture, run)) if capture else (),
+        **drawn,
+    )
+
+
+def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
+    frames = []
+    for view in views:
+        try:
+            frames.append(view.stage.scan(table).collect())
+        except StorageError:
+            continue
+        except pl.exceptions.PolarsError as error:
+            raise StorageError(
+                f"table {table!r} in {view.stage.store.uri} cannot be read ({error}); delete that folder and run the "
+                "study again"
+            ) from error
+    return pl.concat(frames, how="diagonal_relaxed") if frames else None
+
+
+def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
+    if layer_metrics is None:
+        return 0
+    decoder = layer_metrics.filter(pl.col("tap") == "decoder")
+    return int(decoder["layer"].max() or 0)  # type: ignore[arg-type]
+
+
+def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
+    if tables.get("layer_metrics") is None or tables.get("correlations") is None:
+        return None
+    found = find(tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source)
+    return pl.DataFrame([asdict(f) for f in found]) if found else None
+
+
+def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]:
+    """The sweep's answer with intervals over seeds and questions, where its trials differ by ratio and seed alone."""
+    answers: dict[tuple[float, int], pl.DataFrame] = {}
+    for view in views:
+        table = _read([view], "answers") if view.stage.is_done() else None
+        key = (view.run.finetune.complexity_ratio, view.run.finetune.seed)
+        if table is None or key in answers:
+            continue
+        answers[key] = table
+    if trials is None or len(answers) < 2 or len(answers) < trials.height:
+        return {}
+    try:
+        return summarise_sweep(trials, answers)
+    except DataError:  # trials of different question sets: no paired intervals
+        return {}
+
+
+def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
+    """Where on the grid of visual tokens the kept vision positions lie; nothing where images differ in their grid."""
+    shards = view.stage.finished_shards() if view else {}
+    if not view or not shards or "token_grid" not in next(iter(shards.values()))["arrays"]:
+        return {}
+    grids = view.stage.arrays("token_grid")
+    one = np.asarray(grids[0][0])
+    one = one[one[:, 0] >= 0]
+    if len({shard.shape[1] for shard in grids}) > 1 or any((shard != grids[0][:1]).any() for shard in grids):
+        return {}
+    if len(np.unique(one[:, 2])) > 1 or run.capture.n_vision_positions == 0:
+        return {}
+    quantiles = vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
+    tokens = np.floor(quantiles * len(one)).astype(int)
+    places = {f"vision_{i:02d}": (int(one[t, 0]), int(one[t, 1])) for i, t in enumerate(tokens)}
+    return {"places": places, "grid": (int(one[:, 0].max()) + 1, int(one[:, 1].max()) + 1)}
+
+
+def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:
+    """Norm maps of a few images spread over the range of `n_objects` (or over the source)."""
+    shards = view.stage.finished_shards()
+    if not shards or "token_norms" not in next(iter(shards.values()))["arrays"]:
+        return
+    images = view.stage.scan("images").collect().with_row_index("row")
+    ordered = images.sort("n_objects") if "n_objects" in images.columns else images
+    rows = (
+        ordered["row"]
+        .gather(np.linspace(0, images.height - 1, min(_N_TOKEN_MAPS, images.height)).astype(int))
+        .to_list()
+    )
+    norms = view.stage.arrays("token_norms")
+    grids = view.stage.arrays("token_grid")
+    layers = tuple(next(iter(shards.values()))["extra"]["token_norms"]["layers"])
+    starts = np.cumsum([0, *(len(a) for a in norms)])
+    source = make_source(run.data)
+    for row in rows:
+        shard = int(np.searchsorted(starts, row, side="right")) - 1
+        grid, values = grids[shard][row - starts[shard]], norms[shard][row - starts[shard]]
+        try:
+            image = source.load(int(images["index"][row])).image
+        except VtsweepError:
+            continue
+        yield _token_map(str(images["image_id"][row]), image, layers, np.asarray(grid), np.asarray(values))
+
+
+def _token_map(
+    image_id: str, image: np.ndarray, layers: tuple[int, ...], grid: np.ndarray, norms: np.ndarray
+) -> TokenMap:
+    """The map of the first tile. `grid` is (N, 3) of row, column, tile (-1: no token); `norms` is (layers, N)."""
+    import cv2
+
+    tiles = lay_on_grid(norms, grid)
+    scale = 200 / max(image.shape[:2])
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    thumbnail = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    first = min(tiles)
+    view = "whole image" if len(tiles) == 1 else f"tile {first + 1} of {len(tiles)}"
+    return TokenMap(image_id, thumbnail, layers, tiles[first], view)

@@ -1,0 +1,210 @@
+"""A finished stage in a few numbers: what MLflow charts and the closing table on the terminal show."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from orchestrator.compression.depth import THIRDS, third_expression
+from orchestrator.compression.registry import METRICS
+from orchestrator.config import StageName
+from orchestrator.correlate import consensus
+from orchestrator.store.study_record import View
+
+HEADLINE = ("gini", "participation_ratio_share", "stable_rank_centred", "effective_rank_centred", "mean_cosine")
+"""Metrics the terminal shows: two of norms, two of rank, one of similarity."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Flat parameters, grouped metrics, and curves of (step, value); the step is a layer or a percentage."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+def summarise(name: StageName, view: View) -> Summary:
+    """The summary of one finished stage."""
+    made = {
+        "capture": _capture,
+        "correlate": _correlate,
+        "probe": _probe,
+        "finetune": _finetune,
+        "ablate": _ablate,
+    }[name](view)
+    clean = {k: v for k, v in made.metrics.items() if v is not None and math.isfinite(v)}
+    return Summary({**run_params(view), **made.params}, clean, {k: _finite(v) for k, v in made.curves.items()})
+
+
+def run_params(view: View) -> dict[str, Any]:
+    """Parameters every run carries."""
+    data = view.run.data
+    params: dict[str, Any] = {"model": view.run.model.name, "data": data.source, "data_seed": data.seed}
+    if data.n_images is not None:
+        params["n_images"] = data.n_images
+    return params
+
+
+def _finite(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in points if value is not None and math.isfinite(value)]
+
+
+def metric_columns(frame: pl.LazyFrame | pl.DataFrame) -> list[str]:
+    """The metric columns of a `layer_metrics` table, built-in ones first."""
+    columns = frame.collect_schema().names()
+    fixed = {"point", "model", "source", "image_id", "tap", "layer", "group", "n_tokens"}
+    return [m for m in METRICS if m in columns] + [c for c in columns if c not in METRICS and c not in fixed]
+
+
+def layer_means(view: View) -> pl.DataFrame:
+    """Mean over images of each metric, by tap, layer and group."""
+    frame = view.stage.scan("layer_metrics")
+    means = [pl.col(m).fill_nan(None).mean() for m in metric_columns(frame)]
+    return frame.group_by("tap", "layer", "group").agg(*means).sort("tap", "group", "layer").collect()
+
+
+def depth_means(view: View) -> pl.DataFrame:
+    """Mean over images and layers of each metric by depth third of the decoder, for each group."""
+    means = layer_means(view).filter(pl.col("tap") == main_tap(view))
+    n_points = int(means["layer"].max() or 0) + 1  # type: ignore[arg-type]
+    columns = [pl.col(m).mean() for m in metric_columns(means)]
+    order = pl.col("third").replace_strict({t: i for i, t in enumerate(THIRDS)}, return_dtype=pl.Int8)
+    return (
+        means.with_columns(third=third_expression(n_points))
+        .group_by("group", "third")
+        .agg(*columns)
+        .sort("group", order)
+    )
+
+
+def main_tap(view: View, group: str = "vision") -> str:
+    """The tap that stands for a group over depth (`consensus.main_tap`) in a finished capture."""
+    tap = consensus.main_tap(view.stage.scan("layer_metrics").select("tap", "layer", "group").unique().collect(), group)
+    assert tap is not None, f"capture {view.stage.digest} holds no {group} tokens"
+    return tap
+
+
+def _capture(view: View) -> Summary:
+    means = layer_means(view)
+    metrics: dict[str, float] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for (tap, group), rows in means.group_by(["tap", "group"], maintain_order=True):
+        # `_` sorts behind `/`: MLflow's page begins with the decoder
+        prefix = f"compression/{group}" if tap == "decoder" else f"compression_{tap}/{group}"
+        for metric in metric_columns(rows):
+            curves[f"{prefix}/{metric}"] = list(zip(rows["layer"].to_list(), rows[metric].to_list(), strict=True))
+    for row in depth_means(view).iter_rows(named=True):
+        for metric in HEADLINE:
+            if metric in row:
+                metrics[f"compression/{row['group']}/{metric}/{row['third']}"] = row[metric]
+    images = view.stage.scan("images").select(pl.len()).collect().item()
+    return Summary({"images_captured": images}, metrics, curves)
+
+
+def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
+    """The `n` strongest significant Spearman correlations of vision tokens, at most one an attribute."""
+    return (
+        view.stage.scan("correlations")
+        .filter((pl.col("group") == "vision") & (pl.col("statistic") == "spearman") & (pl.col("q") < 0.05))
+        .sort(pl.col("rho").abs(), descending=True)
+        .unique(["metric", "attribute"], keep="first", maintain_order=True)
+        .unique("attribute", keep="first", maintain_order=True)
+        .head(n)
+        .collect()
+    )
+
+
+def _correlate(view: View) -> Summary:
+    frame = view.stage.scan("correlations").filter(
+        (pl.col("statistic") == "spearman") & (pl.col("group") == "vision") & pl.col("metric").is_in(HEADLINE)
+    )
+    curves = {
+        f"rho/{attribute}/{metric}" + ("" if tap == "decoder" else f"/{tap}"): list(
+            zip(rows["layer"].to_list(), rows["rho"].to_list(), strict=True)
+        )
+        for (tap, attribute, metric), rows in frame.sort("layer")
+        .collect()
+        .group_by(["tap", "attribute", "metric"], maintain_order=True)
+    }
+    best = strongest_correlations(view, 10)
+    metrics = {f"rho_strongest/{row['attribute']}": row["rho"] for row in best.iter_rows(named=True)}
+    return Summary({}, metrics, curves)
+
+
+def _probe(view: View) -> Summary:
+    frame = view.stage.scan("probes").filter(pl.col("score").is_not_null()).sort("layer").collect()
+    curves: dict[str, list[tuple[int, float]]] = {}
+    summary_positions = frame.filter(pl.col("position").is_in(["vision_mean", "text_mean", "last"]))
+    for (tap, attribute, position, solver), rows in summary_positions.group_by(
+        ["tap", "attribute", "position", "solver"], maintain_order=True
+    ):
+        name = f"probe/{attribute}/{position}/{solver}" + ("" if tap == "decoder" else f"/{tap}")
+        curves[name] = list(zip(rows["layer"].to_list(), rows["score"].to_list(), strict=True))
+    best = summary_positions.filter(pl.col("tap") != "encoder").group_by("attribute").agg(pl.col("score").max())
+    pixels = frame.filter(pl.col("tap") == "pixels").group_by("attribute").agg(pl.col("score").max())
+    metrics = {f"probe_best/{a}": s for a, s in best.iter_rows()} | {
+        f"probe_pixels/{a}": s for a, s in pixels.iter_rows()
+    }
+    found = view.stage.summary().get("search", {})
+    metrics |= {f"probe_search/{name}": found[name] for name in ("skill", "held_out") if name in found}
+    settings = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
+    return Summary({f"probe_search_{k}": found[k] for k in settings if k in found}, metrics, curves)
+
+
+def _finetune(view: View) -> Summary:
+    row = view.stage.scan("trials").collect().row(0, named=True)
+    tune = view.run.finetune
+    params = {"complexity_ratio": tune.complexity_ratio, "seed": tune.seed, "method": tune.method}
+    params |= {"lora_rank": tune.language.rank, "learning_rate": tune.language.learning_rate, "n_steps": tune.n_steps}
+    skip = {*params, "lora_rank", "n_steps"}
+    metrics = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k not in skip and _shown(k)}
+    return Summary(params, metrics, {})
+
+
+def _shown(column: str) -> bool:
+    """Whether a column of `trials` becomes a metric: no interval ends, and of compression the headline metrics alone.
+
+    The table itself, logged beside it, has every column; MLflow's charts and lists stay readable.
+    """
+    kind, *rest = column.split("/")
+    if column.endswith(("_low", "_high")):
+        return False
+    return kind not in ("compression", "delta") or (len(rest) == 3 and rest[1] in HEADLINE)
+
+
+def _ablate(view: View) -> Summary:
+    metrics: dict[str, float] = {}
+    curves: dict[str, list[tuple[int, float]]] = {}
+    tables = view.stage.store.files("")
+    if "deletion" in tables:
+        frame = view.stage.scan("deletion").filter(pl.col("layer") == 0).collect()
+        keys = ["method", "family", "tier"]
+        mean = frame.group_by([*keys, "deleted_share"]).agg(pl.col("accuracy").mean()).sort("deleted_share")
+        for (method, family, tier), rows in mean.group_by(keys, maintain_order=True):
+            percent = [round(100 * s) for s in rows["deleted_share"].to_list()]
+            curves[f"deletion/{method}/{tier}/{family}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
+    if "knockout" in tables:
+        width = pl.col("last_layer") - pl.col("first_layer")
+        frame = view.stage.scan("knockout").filter(pl.col("last_layer") >= 0).sort("first_layer").collect()
+        for (family, tier), rows in frame.filter(width == width.max()).group_by(["family", "tier"]):
+            metrics[f"knockout_everywhere/{tier}/{family}"] = rows["accuracy"][0]
+        frame = frame.filter(width == width.min())
+        for (family, tier), rows in frame.group_by(["family", "tier"], maintain_order=True):
+            curves[f"knockout/{tier}/{family}"] = list(
+                zip(rows["first_layer"].to_list(), rows["accuracy"].to_list(), strict=True)
+            )
+    if "patching" in tables:
+        frame = view.stage.scan("patching").sort("layer").collect()
+        for (attribute,), rows in frame.group_by(["attribute"], maintain_order=True):
+            curves[f"patching/{attribute}"] = list(
+                zip(rows["layer"].to_list(), rows["flip_share"].to_list(), strict=True)
+            )
+    if "policy" in tables:
+        for row in view.stage.scan("policy").collect().iter_rows(named=True):
+            name = f"policy/{row['policy']}/{row['tier']}/{row['family']}"
+            metrics |= {f"{name}/{key}": row[key] for key in ("accuracy", "difference", "kept_share", "gflop_share")}
+    return Summary({}, metrics, curves)

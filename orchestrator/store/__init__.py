@@ -1,0 +1,1 @@
+"""File systems, stage folders, tables."""

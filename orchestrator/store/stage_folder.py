@@ -1,0 +1,204 @@
+"""Where results lie: digests, stage directories, shards, `_SUCCESS`, and tables read lazily.
+
+    STORAGE/
+      capture/DIGEST/            one directory a stage and *what*; equal work is never done twice
+        stage.json               the *what*, its inputs' digests and the shard plan; written first
+        shards/00000.json        what shard 0 holds: table -> rows, array -> shape; written after its files
+        layer_metrics/00000.parquet
+        features/decoder/00000.npy
+        _SUCCESS                 written last
+      studies/NAME/              points of a study, its report, figures and tables
+
+A file is written under a temporary name and renamed (on an object store: one atomic put). A shard counts only if
+its record reads and every file it names has the recorded rows or shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from orchestrator.errors import StorageError
+from orchestrator.store.filesystem import Storage, encode_json
+
+__all__ = ["STAGE_FILE", "SUCCESS", "Stage", "Storage", "canonical_json", "digest", "load_stage"]
+
+SUCCESS = "_SUCCESS"
+STAGE_FILE = "stage.json"
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; the only form that is hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage's directory, keyed by the digest of its *what* and its inputs.
+
+    Args:
+        storage: the study's storage.
+        name: stage name (`capture`, `correlate`, ...).
+        what: everything that determines the stage's result, as plain JSON values.
+        inputs: input name -> digest of the stage it comes from.
+    """
+
+    storage: Storage
+    name: str
+    what: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def digest(self) -> str:
+        return digest({"stage": self.name, "what": dict(self.what), "inputs": dict(self.inputs)})
+
+    @property
+    def folder(self) -> str:
+        return f"{self.name}/{self.digest}"
+
+    @cached_property
+    def store(self) -> Storage:
+        return self.storage.sub(self.folder)
+
+    # -- plan and completion
+
+    def open(self, plan: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Create `stage.json` on first use and return its plan; the first run's plan where there was one.
+
+        Of two runs that begin a stage at the same moment one's plan holds for both.
+
+        Raises:
+            StorageError: `stage.json` is there and damaged; what its shards hold is not known.
+        """
+        if not self.store.exists(STAGE_FILE):
+            record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
+            self.store.create(STAGE_FILE, encode_json(record))
+        try:
+            return dict(self.store.read_json(STAGE_FILE)["plan"])
+        except (StorageError, KeyError, TypeError) as error:
+            raise StorageError(f"{error}; remove the folder {self.store.uri} to begin the stage again") from error
+
+    def is_done(self) -> bool:
+        """Whether `_SUCCESS` is there (written only after every shard was checked)."""
+        return self.store.exists(SUCCESS)
+
+    def mark_done(self, summary: Mapping[str, Any] | None = None) -> None:
+        self.store.write_json(SUCCESS, dict(summary or {}))
+
+    def summary(self) -> dict[str, Any]:
+        """What `mark_done` recorded."""
+        return dict(self.store.read_json(SUCCESS))
+
+    # -- shards
+
+    def write_shard(
+        self,
+        index: int,
+        tables: Mapping[str, pl.DataFrame],
+        arrays: Mapping[str, np.ndarray] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write a shard's files under deterministic names, then its record. Writing a shard twice is harmless."""
+        record: dict[str, Any] = {"tables": {}, "arrays": {}, "extra": dict(extra or {})}
+        for name, table in tables.items():
+            self.store.write_table(f"{name}/{index:05d}.parquet", table)
+            record["tables"][name] = table.height
+        for name, array in (arrays or {}).items():
+            self.store.write_array(f"{name}/{index:05d}.npy", array)
+            record["arrays"][name] = list(array.shape)
+        self.store.write_json(f"shards/{index:05d}.json", record)
+
+    def read_shard(self, index: int) -> dict[str, Any] | None:
+        """The record of a shard whose every file is whole, else None (missing, cut short or unreadable)."""
+        try:
+            record = self._shard_record(index)
+            for name, rows in record["tables"].items():
+                if self.store.parquet_rows(f"{name}/{index:05d}.parquet") != rows:
+                    return None
+            for name, shape in record["arrays"].items():
+                if self.store.array_shape(f"{name}/{index:05d}.npy") != tuple(shape):
+                    return None
+        except Exception:  # any unreadable file means the same thing: the shard is not there
+            return None
+        return record
+
+    def written_shards(self) -> list[int]:
+        """Indices of the shards that have a record, ascending; one listing, nothing is read."""
+        stems = [PurePosixPath(n).stem for n in self.store.files("shards") if n.endswith(".json")]
+        return sorted(int(stem) for stem in stems if stem.isdigit())
+
+    def finished_shards(self) -> dict[int, dict[str, Any]]:
+        """Index -> record of every whole shard, ascending. Read side by side: an object store answers in its own time.
+
+        Of a finished stage only the records are read, as every file was checked before `_SUCCESS` was written.
+        """
+        read = self._shard_record if self.is_done() else self.read_shard
+        with ThreadPoolExecutor(4 if self.store.is_local else 32) as readers:
+            indices = self.written_shards()
+            found = dict(zip(indices, readers.map(read, indices), strict=True))
+        return {index: record for index, record in found.items() if record is not None}
+
+    def _shard_record(self, index: int) -> dict[str, Any]:
+        return dict(self.store.read_json(f"shards/{index:05d}.json"))
+
+    # -- reading
+
+    def scan(self, table: str) -> pl.LazyFrame:
+        """Lazy table over the shards of `table`, in shard order.
+
+        Raises:
+            StorageError: the stage has no such table.
+        """
+        names = self._shard_files(table, ".parquet")
+        if not names:
+            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
+        return self.store.scan(names)
+
+    def arrays(self, name: str) -> list[np.ndarray]:
+        """The shards of array `name`, in shard order, memory-mapped where storage is local."""
+        names = self._shard_files(name, ".npy")
+        if not names:
+            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
+        return [self.store.read_array(n) for n in names]
+
+    def _shard_files(self, folder: str, suffix: str) -> list[str]:
+        """Files of `folder` that belong to a recorded shard, in the order of the shards.
+
+        A shard cut short has some files and no record; a copy made by hand has another name. Neither counts.
+        """
+        there = set(self.store.files(folder))
+        names = [f"{index:05d}{suffix}" for index in self.written_shards()]
+        return [f"{folder}/{name}" for name in names if name in there]
+
+
+def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
+    """The stage directory `name/stage_digest` of `storage`, from its files alone.
+
+    Raises:
+        StorageError: there is no such directory, or its `stage.json` does not match its name.
+    """
+    try:
+        record = storage.read_json(f"{name}/{stage_digest}/{STAGE_FILE}")
+    except FileNotFoundError as error:
+        raise StorageError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
+    try:
+        stage = Stage(storage, name, record["what"], record["inputs"])
+    except (KeyError, TypeError) as error:
+        raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: no {error}") from error
+    if stage.digest != stage_digest:
+        raise StorageError(f"{name}/{stage_digest}: stage.json belongs to {stage.digest}; the folder was altered")
+    return stage

@@ -1,0 +1,237 @@
+"""A study as its files tell it: `STORAGE/studies/NAME/study.json` and the stage directories it names."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import ValidationError
+
+from orchestrator.config import RunConfig, StageName
+from orchestrator.config.sweep import Sweep
+from orchestrator.errors import StorageError, did_you_mean
+from orchestrator.store.stage_folder import Stage, Storage, load_stage
+from orchestrator.tracking.outbox import source_commit
+
+STUDY_FILE = "study.json"
+TABLE_STAGE: dict[str, StageName] = {
+    "images": "capture",
+    "rejected": "capture",
+    "layer_metrics": "capture",
+    "correlations": "correlate",
+    "probes": "probe",
+    "probe_search": "probe",
+    "trials": "finetune",
+    "answers": "finetune",
+    "training": "finetune",
+    "deletion": "ablate",
+    "knockout": "ablate",
+    "patching": "ablate",
+    "policy": "ablate",
+    "link": "ablate",
+}
+"""Which stage writes which table."""
+
+_PACKAGES = ("vtsweep", "torch", "transformers", "peft", "ray", "mlflow", "polars", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class View:
+    """One distinct stage of a study and the run it belongs to."""
+
+    label: str
+    run: RunConfig
+    stage: Stage
+    axes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A finished, running or interrupted study, read from its files.
+
+    >>> study = Study.load("results/studies/quickstart")   # doctest: +SKIP
+    >>> study.layer_metrics.filter(pl.col("group") == "vision").collect()   # doctest: +SKIP
+    """
+
+    storage: Storage
+    record: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str) -> Study:
+        """Read `STORAGE/studies/NAME`.
+
+        Raises:
+            StorageError: there is no study; the message names those that are there.
+        """
+        uri = folder.rstrip("/").removesuffix(f"/{STUDY_FILE}")
+        root, _, name = uri.rpartition("/")
+        if not root.endswith("studies"):  # `results/quickstart` for `results/studies/quickstart` is an easy slip
+            root = f"{root}/studies" if root else "studies"
+        storage = Storage(root.removesuffix("/studies") if root != "studies" else ".")
+        try:
+            return cls(storage, storage.read_json(f"studies/{name}/{STUDY_FILE}"))
+        except FileNotFoundError as error:
+            known = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
+            expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
+            raise StorageError(expected + did_you_mean(name, known)) from error
+
+    @property
+    def name(self) -> str:
+        return str(self.record["name"])
+
+    @property
+    def folder(self) -> Storage:
+        """Where the study's report and figures lie."""
+        return self.storage.sub(f"studies/{self.name}")
+
+    @property
+    def stages(self) -> list[StageName]:
+        return list(self.record["stages"])
+
+    def run_of(self, point: Mapping[str, Any]) -> RunConfig:
+        """The configuration of one of the record's points.
+
+        Raises:
+            StorageError: another version of vtsweep wrote it, with settings this one does not know.
+        """
+        try:
+            return RunConfig.model_validate(point["config"])
+        except ValidationError as error:
+            version = self.record["versions"].get("vtsweep", "?")
+            key = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise StorageError(
+                f"{self.folder.path(STUDY_FILE)} was written by vtsweep {version}, and this version reads its settings "
+                f"otherwise ({key}); run the study again"
+            ) from error
+
+    def views(self, stage: StageName) -> list[View]:
+        """The study's distinct stages of one kind, in the order of its points."""
+        found: dict[str, View] = {}
+        for point in self.record["points"]:
+            stage_digest = point["stages"].get(stage)
+            if stage_digest is None or stage_digest in found:
+                continue
+            run = self.run_of(point)
+            label = point["label"] if stage == "finetune" else describe_run(run)
+            try:
+                loaded = load_stage(self.storage, stage, stage_digest)
+            except StorageError:  # not begun yet
+                continue
+            found[stage_digest] = View(label, run, loaded, point["axes"])
+        return _distinct_labels(list(found.values()))
+
+    def table(self, name: str) -> pl.LazyFrame:
+        """All rows of a table over the study, with the columns `point`, `model` and `source` in front.
+
+        Raises:
+            StorageError: no finished stage of this study holds that table.
+        """
+        if name not in TABLE_STAGE:
+            raise StorageError(f"unknown table {name!r}.{did_you_mean(name, TABLE_STAGE)}")
+        frames = []
+        for view in self.views(TABLE_STAGE[name]):
+            try:
+                frame = view.stage.scan(name)
+            except StorageError:
+                continue
+            marks = {"point": view.label, "model": view.run.model.name, "source": view.run.data.source}
+            lead = [pl.lit(value).alias(key) for key, value in marks.items()]
+            present = frame.collect_schema().names()
+            frames.append(frame.select(*lead, *[pl.col(c) for c in present if c not in marks]))
+        if not frames:
+            raise StorageError(f"study {self.name!r} holds no table {name!r}; run `vtsweep status {self.folder.uri}`")
+        return pl.concat(frames, how="diagonal_relaxed")
+
+    @property
+    def images(self) -> pl.LazyFrame:
+        return self.table("images")
+
+    @property
+    def layer_metrics(self) -> pl.LazyFrame:
+        return self.table("layer_metrics")
+
+    @property
+    def correlations(self) -> pl.LazyFrame:
+        return self.table("correlations")
+
+    @property
+    def probes(self) -> pl.LazyFrame:
+        return self.table("probes")
+
+    @property
+    def trials(self) -> pl.LazyFrame:
+        return self.table("trials")
+
+    @property
+    def deletion(self) -> pl.LazyFrame:
+        return self.table("deletion")
+
+
+def describe_run(run: RunConfig) -> str:
+    """`reference-joint on scenes`."""
+    return f"{run.model.name.rstrip('/').rsplit('/', 1)[-1]} on {run.data.source}"
+
+
+def _distinct_labels(views: list[View]) -> list[View]:
+    labels = [v.label for v in views]
+    return [
+        v if labels.count(v.label) == 1 else View(f"{v.label} ({v.stage.digest[:6]})", v.run, v.stage, v.axes)
+        for v in views
+    ]
+
+
+def make_record(
+    sweep: Sweep, stages: Sequence[StageName], points: list[dict[str, Any]], command: str | None = None
+) -> dict[str, Any]:
+    """What `study.json` holds: the study as asked, what it was run on, and its points with their stages' digests.
+
+    `command` runs the study again; without one (a notebook) it is the call that did.
+    """
+    return {
+        "name": sweep.study.name,
+        "description": sweep.study.description,
+        "file": sweep.file,
+        "text": sweep.text,
+        "command": command or f"orchestrator.run_study(sweep)  # {sweep.study.name}",
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "stages": list(stages),
+        "points": points,
+        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
+        "hardware": hardware(),
+        "commit": source_commit(),
+    }
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores and memory of the driver's machine; GPUs where torch is already loaded."""
+    found: dict[str, Any] = {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        found["processor"] = names[0] if names else platform.processor()
+    if hasattr(os, "sysconf"):
+        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return found

@@ -1,0 +1,130 @@
+"""Everything that can be refused before work starts, named with place, finding, expectation and nearest right name."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import RunConfig, StageName
+from orchestrator.config.search_space import check_search
+from orchestrator.config.sweep import Sweep
+from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you_mean
+from orchestrator.store.stage_folder import Storage, canonical_json
+
+
+def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
+    """Check storage, data, models and names of every point; starts nothing and loads no weights.
+
+    Raises:
+        VtsweepError: of the first kind of problem found; every problem of a kind is in the message.
+    """
+    runs = [point.run for point in sweep.points]
+    check_search(sweep)
+    _each(_distinct(runs, lambda run: run.model), _check_model)
+    for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
+        for other in runs:
+            if other.data == run.data:
+                check_names(other, stages, attributes)
+    check_storage(Storage(sweep.study.storage), estimate_bytes(runs, stages))
+
+
+def _distinct(runs: Sequence[RunConfig], key: Callable[[RunConfig], Any]) -> list[RunConfig]:
+    return list({canonical_json(key(run).model_dump(mode="json")): run for run in reversed(runs)}.values())[::-1]
+
+
+def _each(runs: Iterable[RunConfig], check: Callable[[RunConfig], Any]) -> list[tuple[RunConfig, Any]]:
+    """Apply `check` to all runs before raising, so that one attempt shows every mistake of its kind."""
+    done, errors = [], []
+    for run in runs:
+        try:
+            done.append((run, check(run)))
+        except VtsweepError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise type(errors[0])("\n".join(str(error) for error in errors))
+    return done
+
+
+def _check_model(run: RunConfig) -> None:
+    from orchestrator.models.catalogue import fingerprint, resolve
+    from orchestrator.models.hub import use_cache_where_unreachable
+
+    if resolve(run.model).folder is None:
+        use_cache_where_unreachable()
+    fingerprint(run.model)
+
+
+def _source_attributes(run: RunConfig) -> list[str]:
+    from orchestrator.data.source import make_source
+
+    return list(make_source(run.data).attribute_kinds)
+
+
+def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str] | None) -> None:
+    """Refuse unknown metrics, probes and question families, and attributes that the source lacks (None: not known)."""
+    from orchestrator.compression.registry import metric_names
+    from orchestrator.probes.user import probe_names
+
+    asked: list[tuple[str, tuple[str, ...] | None, Sequence[str] | None]] = [
+        ("capture.metrics", run.capture.metrics, metric_names())
+    ]
+    if "correlate" in stages:
+        asked.append(("correlate.attributes", run.correlate.attributes, attributes))
+        if "hold_fixed" in run.correlate.model_fields_set and run.correlate.hold_fixed:
+            asked.append(("correlate.hold_fixed", (run.correlate.hold_fixed,), attributes))
+    if "probe" in stages:
+        asked.append(("probe.attributes", run.probe.attributes, attributes))
+        asked.append(("probe.solvers", run.probe.solvers, probe_names()))
+    for key, names, known in asked:
+        for name in names or ():
+            if known is not None and name not in known:
+                raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
+    if "finetune" in stages:
+        _check_families("finetune.task", run.finetune.task.low_families + run.finetune.task.high_families)
+    if "ablate" in stages:
+        _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
+
+
+def _check_families(key: str, names: Sequence[str]) -> None:
+    from orchestrator.data.templates import templates
+
+    known = [name for name in templates() if name not in ("plurals", "caption")]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, known)}")
+
+
+def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:
+    """Bytes of results to expect, from above; features of captured tokens dominate."""
+    from orchestrator.data.source import make_source
+    from orchestrator.models.planning import capture_bytes_per_image
+
+    if "capture" not in stages:
+        return 0
+    distinct = {
+        canonical_json([run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): run for run in runs
+    }
+    return sum(len(make_source(run.data)) * capture_bytes_per_image(run) for run in distinct.values())
+
+
+def check_storage(storage: Storage, needed: int = 0) -> None:
+    """Refuse a storage that cannot be written, or a local disk with less than `needed` bytes free.
+
+    Raises:
+        StorageError: saying which, and what would help.
+    """
+    name = f".vtsweep-write-test-{uuid.uuid4().hex[:8]}"
+    storage.write(name, b"")
+    storage.remove(name)
+    if storage.is_local:
+        free = shutil.disk_usage(Path(storage.path(""))).free
+        if free < needed:
+            raise StorageError(
+                f"storage {storage.uri!r}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free; "
+                "use storage=DIR on a larger disk, fewer images, or capture.keep_features=false"
+            )

@@ -57,7 +57,7 @@ def time_forward(run: RunConfig, folder: Path, *, save: bool) -> float:
     import torch
 
     from orchestrator.data.source import make_source
-    from orchestrator.models.adapter import load_adapter
+    from orchestrator.models.loading import load_adapter
 
     adapter = load_adapter(run.model, "cpu")
     source = make_source(run.data)
@@ -80,9 +80,9 @@ def time_forward(run: RunConfig, folder: Path, *, save: bool) -> float:
 
 def time_local(run: RunConfig, folder: Path) -> float:
     """Seconds of `run_capture`, from the loaded model to `_SUCCESS`."""
-    from orchestrator.capture.capture_stage import run_capture
+    from orchestrator.capture.capture_stage import make_model_worker, run_capture
     from orchestrator.capture.loading import load_shard
-    from orchestrator.capture.shard_job import Job, Worker, make_model_worker
+    from orchestrator.capture.shard_job import Job, Worker
     from orchestrator.data.source import make_source
 
     ready = [0.0]

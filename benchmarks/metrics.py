@@ -26,7 +26,7 @@ from orchestrator.capture.taps import Taps
 from orchestrator.compression.metrics import compute_layers
 from orchestrator.config import ModelConfig, ScenesConfig
 from orchestrator.data.source import make_source
-from orchestrator.models.adapter import load_adapter
+from orchestrator.models.loading import load_adapter
 
 SIZES = {(144, 128): 32, (576, 1024): 4, (704, 3584): 2, (1152, 4096): 1}
 """(N, d) -> layers measured together on a CPU; on a GPU it is `GPU_LAYERS` for all."""

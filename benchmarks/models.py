@@ -27,6 +27,7 @@ from orchestrator.compression.registry import METRICS
 from orchestrator.config import CaptureConfig
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.families import make_adapter
 from orchestrator.models.random_models import FAMILIES, Size, random_adapter, random_example
 
 WIDTH, LAYERS, TOKENS, IMAGES = 256, 8, 576, 2
@@ -100,7 +101,7 @@ def seven_billion(repeats: int) -> dict[str, Any]:
     with torch.device("cuda"):
         model = hf.LlavaForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)
-    adapter = Adapter.from_model(model)
+    adapter = make_adapter(model)
     n = 8
     batch = adapter.collate([random_example(adapter, n_text=24, seed=i) for i in range(n)])
     torch.cuda.reset_peak_memory_stats()

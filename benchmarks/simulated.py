@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.capture.loading import Loaded
-from orchestrator.capture.shard_job import Job, ShardResult
+from orchestrator.capture.shard_job import Job
+from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.tables import images_table, metrics_table, rejected_table
 
 METRICS = ("gini", "stable_rank")

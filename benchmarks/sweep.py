@@ -22,8 +22,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers; set b
 
 from orchestrator.cluster.session import n_cores
 from orchestrator.config import RunConfig
+from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.trials import plan_room, run_trials
-from orchestrator.finetune.trial import trial_stage
 from orchestrator.store.stage_folder import Storage
 
 
@@ -69,7 +69,7 @@ def step_times(n_steps: int, repeats: int) -> dict[str, float]:
     from orchestrator.finetune.lora import lora_config, part_settings, tunable
     from orchestrator.finetune.prepared import Prepared
     from orchestrator.finetune.train import train
-    from orchestrator.models.adapter import load_adapter
+    from orchestrator.models.loading import load_adapter
 
     torch.set_num_threads(1)
     run = make_run(n_steps)

@@ -23,8 +23,9 @@ from orchestrator.config import ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.data.source import make_source
 from orchestrator.finetune.evaluate import judge, wilson
-from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.models.loading import load_adapter
 from orchestrator.store.tables.core import check_table
 
 SEED_SHIFT = 1

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from orchestrator.capture.loading import load_shard
-from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, make_model_worker
+from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, Worker
 from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
 from orchestrator.config import RunConfig
-from orchestrator.data.source import Source, make_source
+from orchestrator.data.sample import Source
+from orchestrator.data.source import make_source
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
@@ -43,6 +44,13 @@ def _stage(run: RunConfig, storage: Storage, source: Source) -> Stage:
     if packages := registered_by(ENTRY_POINT_GROUP, capture["metrics"]):
         what["metrics_of"] = packages
     return Stage(storage, "capture", what)
+
+
+def make_model_worker(job: Job, threads: int | None) -> Worker:
+    """The worker of a real run."""
+    from orchestrator.capture.shard_worker import CaptureWorker
+
+    return CaptureWorker(job.run, job.attribute_kinds, threads=threads)
 
 
 def run_capture(

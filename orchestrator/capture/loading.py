@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from orchestrator.data.source import Source
+from orchestrator.data.sample import Source
 
 
 @dataclass(frozen=True, eq=False)

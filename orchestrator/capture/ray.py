@@ -20,7 +20,7 @@ from orchestrator.capture.loading import from_row, load_shard, to_row
 from orchestrator.capture.shard_job import Job, ShardStats
 from orchestrator.cluster.session import Pool, n_cores
 from orchestrator.config import RunConfig
-from orchestrator.data.source import Source
+from orchestrator.data.sample import Source
 from orchestrator.errors import ResourceError, StageError, VtsweepError
 
 MAX_TASKS = 4096

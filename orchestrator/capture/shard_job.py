@@ -5,26 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import polars as pl
 
 from orchestrator.capture.loading import Loaded, shard_range
+from orchestrator.capture.shard_result import ShardResult
 from orchestrator.config import RunConfig
 from orchestrator.errors import StageError
 from orchestrator.store.stage_folder import Stage
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What `Stage.write_shard` takes, and how many images were captured and rejected."""
-
-    tables: Mapping[str, pl.DataFrame]
-    arrays: Mapping[str, np.ndarray]
-    extra: Mapping[str, Any]
-    n_images: int
-    n_rejected: int
 
 
 @dataclass(frozen=True)
@@ -69,13 +58,6 @@ class Job:
 
 
 MakeWorker = Callable[[Job, int | None], Worker]
-
-
-def make_model_worker(job: Job, threads: int | None) -> Worker:
-    """The worker of a real run."""
-    from orchestrator.capture.shard_worker import CaptureWorker
-
-    return CaptureWorker(job.run, job.attribute_kinds, threads=threads)
 
 
 @dataclass

@@ -19,14 +19,15 @@ from orchestrator.capture import positions
 from orchestrator.capture.loading import Loaded, describe
 from orchestrator.capture.preparing import Preparer
 from orchestrator.capture.recorder import PassRecord, Recorder
-from orchestrator.capture.shard_job import ShardResult
+from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.tables import images_table, metrics_table, rejected_table
 from orchestrator.capture.taps import Taps
 from orchestrator.compression.registry import check_names
 from orchestrator.config import RunConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.loading import load_adapter
 from orchestrator.models.tap_names import chosen_taps
 
 

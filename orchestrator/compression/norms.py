@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from orchestrator.compression.registry import MASSIVE_RATIO
+from orchestrator.compression.entries import MASSIVE_RATIO
 
 _TIE = 1e-6
 """Slack of the 90 % rules: ten equal tokens need nine, though 9 x 0.1 may round to less than 0.9."""

@@ -18,7 +18,7 @@ from orchestrator.errors import ConfigError, did_you_mean
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from orchestrator.compression.metrics import Shared
+    from orchestrator.compression.shared import Shared
 
 __all__ = [
     "ALIGNMENTS",

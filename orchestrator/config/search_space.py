@@ -1,4 +1,4 @@
-"""Search spaces of a study: drawing from them here, or handing them to Ray Tune."""
+"""Search spaces of a study: their limits, and values drawn from them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.config.probe_search import SETTINGS, configured
 from orchestrator.config.sweep import Sweep, set_key, validate
 from orchestrator.errors import ConfigError, did_you_mean
 
@@ -51,8 +52,6 @@ def check_search(sweep: Sweep) -> None:
     for key, axis in sweep.study.search.items():
         section, _, name = key.partition(".")
         if section == "probe":
-            from orchestrator.probes.search import SETTINGS, configured
-
             if name not in SETTINGS:
                 raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
             for value in extremes(axis):
@@ -71,15 +70,3 @@ def extremes(axis: SearchAxis) -> list[Any]:
         return list(axis.values or ())
     low, high = bounds(axis)
     return [int(low), int(high) - 1] if axis.kind == "randint" else [low, high]
-
-
-def tune_domain(axis: SearchAxis) -> Any:
-    """The space as Ray Tune writes it."""
-    from ray import tune
-
-    if axis.kind == "choice":
-        return tune.choice(list(axis.values or ()))
-    low, high = bounds(axis)
-    if axis.kind == "randint":
-        return tune.randint(int(low), int(high))
-    return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)

@@ -19,7 +19,7 @@ import orjson
 from orchestrator.config import CocoConfig
 from orchestrator.data.attributes import COCO_ATTRIBUTES, Kind, coco_attributes
 from orchestrator.data.images import read_image, safe_name
-from orchestrator.data.source import Sample
+from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
 
 

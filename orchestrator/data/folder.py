@@ -14,7 +14,7 @@ import polars as pl
 from orchestrator.config import FolderConfig
 from orchestrator.data.attributes import Kind
 from orchestrator.data.images import read_image, safe_name
-from orchestrator.data.source import Sample
+from orchestrator.data.sample import Sample
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.store.tables.core import TABLES
 

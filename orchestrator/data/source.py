@@ -4,55 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, overload
-
-import numpy as np
+from typing import Any, overload
 
 from orchestrator.config import CocoConfig, FolderConfig, ScenesConfig
 from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
+from orchestrator.data.coco import open_coco
+from orchestrator.data.folder import FolderSource
 from orchestrator.data.render import render
-from orchestrator.data.scenes import Scene, check_scenes, make_scene
+from orchestrator.data.sample import Sample, Source
+from orchestrator.data.scenes import check_scenes, make_scene
 from orchestrator.errors import ConfigError, DataError, VtsweepError
 
 SCENES_VERSION = 1
 """Raised whenever the same configuration gives other scenes or pixels; part of the fingerprint."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image with what is known of it."""
-
-    image_id: str
-    image: np.ndarray
-    """RGB, uint8, (height, width, 3)."""
-    attributes: Mapping[str, Any]
-    scene: Scene | None = None
-    """The ground truth of a synthetic image."""
-    objects: Sequence[Any] | None = None
-    """The objects of a COCO image (`coco.CocoObject`)."""
-
-
-class Source(Protocol):
-    """A numbered set of images. Sources pickle small: they carry names and numbers, never pixels."""
-
-    name: str
-    """`scenes`, `coco` or `folder`."""
-    ids: Sequence[str]
-    """Unique id of each image, in order."""
-    attribute_kinds: Mapping[str, Kind]
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Sample:
-        """Load image `index`; DataError, naming the file and the reason, for a missing or broken one."""
-        ...
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Identify the content, free of absolute paths: settings and a digest of the annotations or the table.
-
-        Image files are not read: one that is replaced under its old name is not noticed.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -104,12 +68,8 @@ def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
         return ScenesSource(config)
     try:
         if isinstance(config, CocoConfig):
-            from orchestrator.data.coco import open_coco
-
             return open_coco(config)
         if isinstance(config, FolderConfig):
-            from orchestrator.data.folder import FolderSource
-
             return FolderSource(config)
     except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
         if isinstance(error, VtsweepError) or "://" not in config.root:

@@ -21,89 +21,19 @@ Columns of table `trials` beyond those of schema.py, all flat names:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
-from orchestrator.config import CocoConfig, RunConfig
-from orchestrator.data.coco import CocoSource, open_coco
-from orchestrator.data.source import SCENES_VERSION, make_source
-from orchestrator.data.templates import question_fingerprint
-from orchestrator.errors import ConfigError
-from orchestrator.models.catalogue import fingerprint
-from orchestrator.plugins import registered_by
+from orchestrator.config import RunConfig
+from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, baseline_stage, trial_stage
 from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
     from orchestrator.finetune.train import TrainingLog
-
-VERSION = 3
-"""Raised whenever equal inputs would give other values or columns; part of the digests."""
-CHECKPOINT = "checkpoint.safetensors"
-Report = Callable[[Mapping[str, Any]], None]
-"""Receives `{"step": ..., "loss": ...}` after every optimiser step."""
-
-_EVALUATION = ("n_eval_per_family", "eval_seed", "answer_by", "instruction", "n_capture_images", "n_drift_tokens")
-_NOT_HASHED = {"search_trials", "search_algorithm", "prune"}
-
-
-def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of the base model's answers and states; shared by all trials that are judged alike.
-
-    Raises:
-        ConfigError: the model already carries a LoRA adapter, the task's images do not come from `data`, or they are
-            those of the held-out questions.
-    """
-    if run.model.adapter is not None:
-        raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
-    if run.finetune.task.source == "coco" and not isinstance(run.data, CocoConfig):
-        raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
-    if isinstance(run.data, CocoConfig) and run.finetune.task.eval_split == run.data.split:
-        raise ConfigError(
-            f"finetune.task.eval_split: {run.data.split} is data.split, so held-out images would be trained on. Name "
-            "another split, or none: a half of the images is then kept from training"
-        )
-    settings = run.finetune.model_dump(mode="json")
-    held_out = task_source(run, held_out=True)
-    return Stage(
-        storage,
-        "baseline",
-        {
-            "version": VERSION,
-            "model": {**fingerprint(run.model), "dtype": run.model.dtype},
-            "data": make_source(run.data).fingerprint(),
-            "capture": {
-                "prompt": run.capture.prompt,
-                "metrics": list(metrics := check_names(run.capture.metrics)),
-                "packages": registered_by(ENTRY_POINT_GROUP, metrics),
-            },
-            "task": settings["task"],
-            "questions": {**question_fingerprint(), "scenes": SCENES_VERSION},
-            "held_out": held_out.fingerprint() if held_out else None,
-            **{key: settings[key] for key in _EVALUATION},
-        },
-    )
-
-
-def trial_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of a trial, without work. Raises `ConfigError` as `baseline_stage`."""
-    settings = run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
-    return Stage(storage, "finetune", {"finetune": settings}, {"baseline": baseline_stage(run, storage).digest})
-
-
-def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | None:
-    """The images that questions are asked about where they are not scenes of their own."""
-    if run.finetune.task.source != "coco":
-        return None
-    assert isinstance(run.data, CocoConfig), "trial_stage refuses other sources"
-    split = run.finetune.task.eval_split
-    data = run.data.model_copy(update={"split": split}) if held_out and split else run.data
-    return open_coco(data)
 
 
 def run_baseline(run: RunConfig, storage: Storage) -> Stage:

@@ -14,14 +14,15 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
 from orchestrator.finetune.drift import Snapshot, take_snapshot
 from orchestrator.finetune.evaluate import answer_table, predict
+from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
 from orchestrator.finetune.lora import Tuned
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import this_team
 from orchestrator.finetune.train import TrainingLog, train
-from orchestrator.finetune.trial import CHECKPOINT, Report, task_source
-from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.models.loading import load_adapter
 from orchestrator.store.stage_folder import Storage, digest
 
 _WORKERS: dict[str, Worker] = {}

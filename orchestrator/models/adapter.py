@@ -10,7 +10,6 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -21,14 +20,13 @@ from torch import Tensor, nn
 from orchestrator.errors import ModelError
 from orchestrator.models import anatomy
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
-from orchestrator.models.catalogue import ADAPTER_GROUP
 from orchestrator.models.decoding import greedy
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 
-__all__ = ["ADAPTER_GROUP", "OTHER", "PADDING", "TEXT", "VISION", "Adapter", "load_adapter"]
+__all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter"]
 
 
 class Adapter(Parts, ABC):
@@ -49,23 +47,6 @@ class Adapter(Parts, ABC):
         self.active_batch: Batch | None = None
         self.decoding = False
         model.eval()
-
-    @staticmethod
-    def from_model(model: nn.Module, processor: Any = None) -> Adapter:
-        """Return the adapter that suits a model object, by its config's `model_type`.
-
-        An installed package registers its own by an entry point of the group `vtsweep.adapters` named like the type.
-        """
-        from orchestrator.models.cross_attention import CrossAttentionAdapter
-        from orchestrator.models.molmo import MolmoAdapter
-        from orchestrator.models.sequence import SequenceAdapter
-
-        config: Any = model.config
-        for point in entry_points(group=ADAPTER_GROUP, name=config.model_type):
-            return point.load()(model, processor)
-        kinds: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
-        kind = kinds.get(config.model_type, SequenceAdapter)
-        return kind(model, processor)
 
     # ------------------------------------------------------------ inputs
 
@@ -279,17 +260,3 @@ def row_sizes(batch: Batch, row: int) -> dict[str, Any]:
 def grid_of_row(config: Any, batch: Batch, row: int, n_placeholders: int) -> Int[Tensor, "P 3"]:
     """Return (row, column, tile) of each placeholder of one row, -1 for separators."""
     return torch.from_numpy(placeholder_grid(config, n_placeholders, row_sizes(batch, row)))
-
-
-def load_adapter(model_config: Any, device: str | torch.device = "cpu", device_map: str | None = None) -> Adapter:
-    """Load the model that a `ModelConfig` names and return its adapter.
-
-    Args:
-        device_map: `auto` spreads the model over this process's GPUs; `device` then only picks the dtype.
-
-    Raises:
-        ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded.
-    """
-    from orchestrator.models.loading import load
-
-    return load(model_config, torch.device(device), device_map)

@@ -7,7 +7,8 @@ and masks it would have had. Without a deletion it returns what `generate(do_sam
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,11 +18,28 @@ from transformers import DynamicCache
 from orchestrator.models.batching import Batch
 from orchestrator.models.shortening import attention_form
 
-if TYPE_CHECKING:
-    from orchestrator.models.adapter import Adapter
+
+class Decoder(Protocol):
+    """What decoding asks of an adapter; see the methods of `Adapter`."""
+
+    model: Any
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def decoder(self) -> nn.Module: ...
+    @property
+    def eos_token_ids(self) -> set[int]: ...
+    @property
+    def pad_token_id(self) -> int: ...
+    def activated(self, batch: Batch, *, decoding: bool = False) -> AbstractContextManager[None]: ...
+    def deleting(self, batch: Batch) -> AbstractContextManager[None]: ...
+    def key_mask(self, batch: Batch) -> Bool[Tensor, "B S"]: ...
+    def forward_inputs(self, batch: Batch) -> dict[str, Any]: ...
+    def step_inputs(self, batch: Batch) -> dict[str, Any]: ...
 
 
-def greedy(adapter: Adapter, batch: Batch, max_new_tokens: int) -> Int[Tensor, "B T"]:
+def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Int[Tensor, "B T"]:
     """Return the most probable continuation of each row, token by token, padded after an end token.
 
     The batch must be padded on the left, as `collate` does. Labels are ignored.
@@ -67,7 +85,7 @@ class _StepMasks:
     Decoders that take a mask for each kind of layer get the sliding window by position, not by place in the cache.
     """
 
-    def __init__(self, adapter: Adapter, key_mask: Bool[Tensor, "B S"]) -> None:
+    def __init__(self, adapter: Decoder, key_mask: Bool[Tensor, "B S"]) -> None:
         self.keys = key_mask
         decoder: Any = adapter.decoder
         self.config: Any = decoder.config

@@ -160,7 +160,7 @@ def weights_here(entry: Entry) -> bool:
 def _one_image(config: ModelConfig) -> Finding:
     import torch
 
-    from orchestrator.models.adapter import load_adapter
+    from orchestrator.models.loading import load_adapter
 
     adapter = load_adapter(config, "cuda" if torch.cuda.is_available() else "cpu")
     image = np.random.default_rng(0).integers(0, 256, (*IMAGE_SIZE, 3), dtype=np.uint8)

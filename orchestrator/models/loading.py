@@ -11,8 +11,10 @@ import torch
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
-from orchestrator.models.adapter import ADAPTER_GROUP, Adapter
-from orchestrator.models.catalogue import FAMILIES, Entry, check_lora, resolve
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.catalogue import ADAPTER_GROUP, FAMILIES, Entry, check_lora, entries, resolve
+from orchestrator.models.families import make_adapter
+from orchestrator.models.molmo import load_molmo
 
 EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
 """Modules that each optional extra of vtsweep must bring."""
@@ -36,15 +38,21 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def load(config: ModelConfig, device: torch.device, device_map: str | None = None) -> Adapter:
-    """Return the adapter of a configured model, in evaluation mode on `device`. See `load_adapter`."""
+def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device_map: str | None = None) -> Adapter:
+    """Load the model that a configuration names and return its adapter, in evaluation mode on `device`.
+
+    Args:
+        device_map: `auto` spreads the model over this process's GPUs; `device` then only picks the dtype.
+
+    Raises:
+        ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded.
+    """
+    device = torch.device(device)
     entry = resolve(config)
     if missing := missing_extras(entry):
         raise ModelError(f"{entry.name} needs optional packages: pip install 'vtsweep[{','.join(missing)}]'.")
     dtype = pick_dtype(config.dtype, device)
     if entry.family == "molmo":
-        from orchestrator.models.molmo import load_molmo
-
         adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, dtype, device_map))
     else:
         adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, device_map))
@@ -72,7 +80,7 @@ def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_m
     model = AutoModelForImageTextToText.from_pretrained(
         entry.source, **where, dtype=dtype, device_map=device_map, use_safetensors=True, attn_implementation="sdpa"
     )
-    return Adapter.from_model(model, processor)
+    return make_adapter(model, processor)
 
 
 def attach_lora(adapter: Adapter, folder: str) -> None:
@@ -118,6 +126,4 @@ def _gated(entry: Entry, page: str) -> str:
 
 
 def _nearest(entry: Entry) -> str:
-    from orchestrator.models.catalogue import entries
-
     return did_you_mean(entry.name, [known.repository for known in entries().values() if known.repository])

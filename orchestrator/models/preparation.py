@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,11 +13,21 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.groups import OTHER, TEXT, VISION
 from orchestrator.models.prompts import question_span, render
 
-if TYPE_CHECKING:
-    from orchestrator.models.adapter import Adapter
+
+class Preparer(Protocol):
+    """What preparation asks of an adapter; see the methods of `Adapter`."""
+
+    processor: Any
+    family: str
+
+    @property
+    def tokenizer(self) -> Any: ...
+    def call_processor(self, image: np.ndarray | None, text: str) -> Batch: ...
+    def infer_groups(self, batch: Batch) -> Tensor: ...
+    def image_ids(self) -> set[int]: ...
 
 
-def prepare_example(adapter: Adapter, image: np.ndarray | None, prompt: str, answer: str | None) -> Batch:
+def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, answer: str | None) -> Batch:
     """Return model inputs, `groups` and, with an answer, `labels`; see `Adapter.prepare`."""
     if adapter.processor is None:
         raise ModelError("prepare: the adapter has no processor; load the model by name, or build batches of tensors.")

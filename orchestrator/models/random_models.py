@@ -15,6 +15,7 @@ from torch import nn
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.families import make_adapter
 from orchestrator.models.preparation import encoder_rows
 from orchestrator.models.random_configs import CONFIGS, IMAGE, Size
 from orchestrator.models.random_images import IMAGES
@@ -39,7 +40,7 @@ def random_adapter(family: str, size: Size | None = None, seed: int = 0, dtype: 
     # Every configured model is a conditional-generation class of the same stem.
     model = getattr(hf, type(config).__name__.removesuffix("Config") + "ForConditionalGeneration")(config)
     reinitialise(model, seed)
-    return Adapter.from_model(model.to(dtype) if dtype else model)
+    return make_adapter(model.to(dtype) if dtype else model)
 
 
 def reinitialise(model: nn.Module, seed: int) -> None:

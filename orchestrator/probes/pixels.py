@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from orchestrator.data.source import Source
+from orchestrator.data.sample import Source
 from orchestrator.probes.split import content_keys
 
 SIDE = 16

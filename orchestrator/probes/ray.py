@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 
 from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.config.probe_search import configured
+from orchestrator.config.search_space import draw
 from orchestrator.errors import StageError
 from orchestrator.probes.probe_stage import (
     Work,
@@ -29,7 +31,6 @@ from orchestrator.probes.search import (
     LEVELS,
     SearchData,
     check_space,
-    configured,
     groups,
     judge,
     load_search_data,
@@ -70,7 +71,7 @@ def run_probe_stage(
     """The probe stage: the grid, then the search where one is asked for. Does nothing when the stage is done.
 
     Args:
-        search: `probe.` + setting (`probes.search.SETTINGS`) -> space; the default space when absent.
+        search: `probe.` + setting (`config.probe_search.SETTINGS`) -> space; the default space when absent.
 
     Raises:
         ConfigError: the space reaches settings no trial could use.
@@ -162,8 +163,6 @@ class Trial:
 
 
 def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> pl.DataFrame:
-    from orchestrator.finetune.ray.trials import draw
-
     random = np.random.default_rng(run.probe.seed)
     trials: list[Trial] = []
     with Progress("probe search", run.probe.search_trials, "trials", quiet=quiet) as progress:
@@ -184,7 +183,6 @@ def _search_on_ray(
     from ray import tune
 
     from orchestrator.cluster.session import n_cores, session
-    from orchestrator.finetune.ray.trials import draw
 
     # Samples are drawn here, so that the local backend and every cluster try the same settings.
     random = np.random.default_rng(run.probe.seed)

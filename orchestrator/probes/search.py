@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 
 from orchestrator.config import ProbeConfig, SearchAxis
+from orchestrator.config.probe_search import configured
 from orchestrator.config.search_space import extremes
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.probes.features import Features
@@ -28,8 +29,6 @@ LEVELS = (0.25, 0.5, 1.0)
 N_LAYERS = 3
 SINGLE_TOKENS = 4
 MIN_SKILL = -1.0
-SOLVERS = {"linear": ("ridge", "logistic"), "mlp": ("mlp",)}
-SETTINGS = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -95,31 +94,6 @@ def validation_split(split: Split) -> Split:
     inside = split.fold == 0
     train = split.train[~inside]
     return Split(train, split.train[inside], np.arange(len(train)) % split.n_folds)
-
-
-def configured(config: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
-    """`config` with a trial's settings; penalties and whatever else is not given stay the study's.
-
-    Raises:
-        ConfigError: a setting that does not exist, or a value a probe config refuses.
-    """
-    for name in settings:
-        if name not in SETTINGS:
-            raise ConfigError(f"search: unknown probe setting {name!r}.{did_you_mean(name, SETTINGS)}")
-    change: dict[str, Any] = {"engine": "batched", "controls": (), "n_bootstrap": 0}
-    if (solver := settings.get("solver")) is not None:
-        if solver not in SOLVERS:
-            raise ConfigError(f"search: probe.solver: found {solver!r}, expected {' or '.join(SOLVERS)}")
-        change["solvers"] = SOLVERS[solver]
-    if "penalty" in settings:
-        change |= {"penalties": (settings["penalty"],), "mlp_penalties": (settings["penalty"],)}
-    if "standardise" in settings:
-        change["standardise"] = settings["standardise"]
-    change |= {f"mlp_{name}": settings[name] for name in ("width", "depth", "learning_rate") if name in settings}
-    try:
-        return ProbeConfig.model_validate({**config.model_dump(), **change})
-    except ValueError as error:
-        raise ConfigError(f"search: probe settings {dict(settings)}: {error}") from error
 
 
 def skill(table: pl.DataFrame) -> float:

@@ -75,7 +75,7 @@ def _run_probe(runs: Sequence[RunConfig], storage: Storage, search: Search, quie
 
 
 def _finetune(run: RunConfig, storage: Storage) -> Stage:
-    from orchestrator.finetune.trial import trial_stage
+    from orchestrator.finetune.finetune_stage import trial_stage
 
     return trial_stage(run, storage)
 

@@ -12,7 +12,8 @@ from orchestrator.capture.shard_worker import CaptureWorker
 from orchestrator.config import RunConfig
 from orchestrator.config.sweep import set_key, validate
 from orchestrator.data.source import make_source
-from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.loading import load_adapter
 
 SCENES = {"source": "scenes", "n_images": 12, "n_objects": [1, 30], "width": 112, "height": 112}
 

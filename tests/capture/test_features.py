@@ -6,7 +6,8 @@ import pytest
 from benchmarks.simulated import SimulatedWorker, Simulation
 from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.positions import to_float16
-from orchestrator.capture.shard_job import Job, ShardResult
+from orchestrator.capture.shard_job import Job
+from orchestrator.capture.shard_result import ShardResult
 from orchestrator.probes.features import Features
 from orchestrator.store.stage_folder import Storage
 from tests.capture.conftest import make_run

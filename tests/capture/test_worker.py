@@ -17,7 +17,7 @@ from orchestrator.compression.registry import METRICS
 from orchestrator.config import ModelConfig, RunConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError
-from orchestrator.models.adapter import load_adapter
+from orchestrator.models.loading import load_adapter
 from tests.capture.conftest import load, make_run
 
 MODELS = ("reference-joint", "reference-cross")

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.simulated import SimulatedWorker, Simulation
+from orchestrator.capture.capture_stage import make_model_worker
 from orchestrator.capture.loading import Loaded
-from orchestrator.capture.shard_job import Job, ShardResult, make_model_worker
+from orchestrator.capture.shard_job import Job
+from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.shard_worker import CaptureWorker
 from orchestrator.errors import StorageError
 from orchestrator.store.stage_folder import Stage

@@ -12,7 +12,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from orchestrator.config import RunConfig
 from orchestrator.data.templates import vocabulary
-from orchestrator.models.adapter import Adapter, load_adapter
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.loading import load_adapter
 from orchestrator.reference.build import BOS, EOS, IMAGE, IMAGE_SIZE, N_PATCHES, PAD, PATCH_SIZE, make_processor
 
 WIDTH = 32

@@ -14,7 +14,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.finetune import trial as trial_module
 from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.drift import compare
-from orchestrator.finetune.trial import baseline_stage, load_baseline, run_baseline, run_trial, trial_stage
+from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
+from orchestrator.finetune.trial import load_baseline, run_baseline, run_trial
 from orchestrator.finetune.worker import worker_for
 from orchestrator.store.stage_folder import Stage, Storage
 
@@ -143,7 +144,7 @@ def test_other_wordings_rules_or_scenes_are_other_trials(make_run: MakeRun, stor
     digests = {trial_stage(make_run(), storage).digest}
     monkeypatch.setattr("orchestrator.data.templates.QUESTIONS_VERSION", -1)
     digests.add(trial_stage(make_run(), storage).digest)
-    monkeypatch.setattr("orchestrator.finetune.trial.SCENES_VERSION", -1)
+    monkeypatch.setattr("orchestrator.finetune.finetune_stage.SCENES_VERSION", -1)
     digests.add(trial_stage(make_run(), storage).digest)
     assert len(digests) == 3
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
+from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.trials import plan_room, run_trials
-from orchestrator.finetune.trial import trial_stage
 from orchestrator.store.stage_folder import Storage
 
 MakeRun = Callable[..., RunConfig]

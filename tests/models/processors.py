@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from orchestrator.models.adapter import Adapter
+from orchestrator.models.families import make_adapter
 from orchestrator.models.random_models import FAMILIES as RANDOM
 from orchestrator.models.random_models import random_adapter
 
@@ -130,4 +131,4 @@ def make_processor(family: str, config: Any) -> Any:
 def processed_adapter(family: str) -> Adapter:
     """A random model of a family with a genuine processor."""
     adapter = random_adapter(family)
-    return Adapter.from_model(adapter.model, make_processor(family, adapter.config))
+    return make_adapter(adapter.model, make_processor(family, adapter.config))

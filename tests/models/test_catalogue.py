@@ -12,7 +12,7 @@ from orchestrator.models import loading
 from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, fingerprint, resolve
 from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
-from orchestrator.models.loading import load, with_hub_errors
+from orchestrator.models.loading import load_adapter, with_hub_errors
 from orchestrator.models.planning import footprint, footprint_at, read_config
 from orchestrator.models.visual_tokens import (
     best_resolution,
@@ -117,7 +117,7 @@ def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):
 def test_missing_extras_are_named(monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match=r"pip install 'vtsweep\[vision\]'"):
-        load(ModelConfig(name="qwen2.5-vl-7b"), "cpu")
+        load_adapter(ModelConfig(name="qwen2.5-vl-7b"), "cpu")
 
 
 def test_a_gated_model_says_how_to_get_access():

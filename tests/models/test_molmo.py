@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.models.adapter import Adapter
+from orchestrator.models.families import make_adapter
 from orchestrator.models.groups import TEXT, VISION
 from orchestrator.models.molmo import MolmoAdapter, apply_shims, grid_of_runs, without_tensorflow_check
 from tests.models.molmo_stand_in import MolmoForCausalLM, molmo_adapter, molmo_example
@@ -36,7 +36,7 @@ class Processor:
 
 
 def test_a_molmo_config_chooses_the_molmo_adapter():
-    assert isinstance(Adapter.from_model(MolmoForCausalLM()), MolmoAdapter)
+    assert isinstance(make_adapter(MolmoForCausalLM()), MolmoAdapter)
 
 
 @torch.no_grad()

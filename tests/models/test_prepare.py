@@ -13,8 +13,8 @@ import torch
 from orchestrator.capture.taps import Taps
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.adapter import load_adapter
 from orchestrator.models.groups import TEXT, VISION
+from orchestrator.models.loading import load_adapter
 from tests.models.processors import FAMILIES, processed_adapter
 
 QUESTION = "how many red circles are there?"

@@ -10,12 +10,13 @@ import polars as pl
 import pytest
 
 from orchestrator.config import HowConfig, ProbeConfig, RunConfig, ScenesConfig, SearchAxis
+from orchestrator.config.probe_search import configured
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.probes import probe_stage as probes_stage
 from orchestrator.probes.probe_stage import open_probes, probe_stage, run_probes
 from orchestrator.probes.ray import QUARTERS, run_probe_stage, search_scheduler, search_table
 from orchestrator.probes.ray import Trial as Tried
-from orchestrator.probes.search import configured, groups, judge, load_search_data, rungs, validation_split
+from orchestrator.probes.search import groups, judge, load_search_data, rungs, validation_split
 from orchestrator.probes.split import make_split
 from orchestrator.store.stage_folder import Stage, Storage
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import os
@@ -14,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
-from orchestrator.config.search_space import sampled, tune_domain
+from orchestrator.config.search_space import bounds
 from orchestrator.errors import ResourceError, VtsweepError
+from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
+from orchestrator.finetune.ray.entry import enter_folder, read_entry
 from orchestrator.finetune.ray.processes import train_together
-from orchestrator.finetune.trial import baseline_stage, run_baseline, run_trial, trial_stage
+from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
 from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest
 
@@ -170,23 +171,21 @@ class Experiment:
         return outcomes
 
 
+def tune_domain(axis: SearchAxis) -> Any:
+    """The space as Ray Tune writes it."""
+    from ray import tune
+
+    if axis.kind == "choice":
+        return tune.choice(list(axis.values or ()))
+    low, high = bounds(axis)
+    if axis.kind == "randint":
+        return tune.randint(int(low), int(high))
+    return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)
+
+
 def _trial_name(trial: Any) -> str:
     """Tune would put the whole configuration into the name."""
     return str(trial.trial_id)
-
-
-def read_entry(config: Mapping[str, Any]) -> tuple[str, RunConfig, Storage]:
-    """Kind, configuration and storage of a Tune trial."""
-    entry = json.loads(config["entry"])
-    values = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
-    return entry["kind"], sampled(RunConfig.model_validate(entry["run"]), values), Storage(entry["storage"])
-
-
-def enter_folder(config: Mapping[str, Any]) -> None:
-    """Make relative paths of models and data mean what they meant to the driver."""
-    folder = json.loads(config["entry"])["folder"]
-    if Path(folder).is_dir():
-        os.chdir(folder)
 
 
 def tune_trial(config: dict[str, Any]) -> None:

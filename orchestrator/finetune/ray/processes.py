@@ -6,10 +6,11 @@ from typing import Any
 
 from orchestrator.config import HowConfig
 from orchestrator.errors import StageError, VtsweepError
+from orchestrator.finetune.ray.entry import enter_folder, read_entry
 
 
 def train_together(config: dict[str, Any], name: str, folder: str, how: HowConfig) -> None:
-    """Run a Tune trial's `config` (`experiment.read_entry`) on `how.processes_per_trial` processes.
+    """Run a Tune trial's `config` (`entry.read_entry`) on `how.processes_per_trial` processes.
 
     Raises:
         StageError: what the processes say the user has to mend; anything else is Ray's error, and may be retried.
@@ -42,7 +43,6 @@ def _one_process(config: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from orchestrator.finetune.ray.experiment import enter_folder, read_entry
     from orchestrator.finetune.trial import run_trial
 
     enter_folder(config)

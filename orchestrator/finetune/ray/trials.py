@@ -15,8 +15,9 @@ from orchestrator.cluster.placement import Node, Pool, n_places
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, StageError, VtsweepError
+from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.experiment import Experiment, Room, describe
-from orchestrator.finetune.trial import run_trial, trial_stage
+from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
 from orchestrator.store.stage_folder import Storage, digest
 

@@ -1,0 +1,49 @@
+"""One image with what is known of it, and the protocol of every source of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from orchestrator.data.attributes import Kind
+from orchestrator.data.scenes import Scene
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known of it."""
+
+    image_id: str
+    image: np.ndarray
+    """RGB, uint8, (height, width, 3)."""
+    attributes: Mapping[str, Any]
+    scene: Scene | None = None
+    """The ground truth of a synthetic image."""
+    objects: Sequence[Any] | None = None
+    """The objects of a COCO image (`coco.CocoObject`)."""
+
+
+class Source(Protocol):
+    """A numbered set of images. Sources pickle small: they carry names and numbers, never pixels."""
+
+    name: str
+    """`scenes`, `coco` or `folder`."""
+    ids: Sequence[str]
+    """Unique id of each image, in order."""
+    attribute_kinds: Mapping[str, Kind]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Sample:
+        """Load image `index`; DataError, naming the file and the reason, for a missing or broken one."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Identify the content, free of absolute paths: settings and a digest of the annotations or the table.
+
+        Image files are not read: one that is replaced under its old name is not noticed.
+        """
+        ...

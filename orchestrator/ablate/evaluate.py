@@ -65,7 +65,16 @@ def evaluate_sweep(sweep: Sweep, file: str) -> list[tuple[RunConfig, Stage]]:
 
 def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stage:
     """The directory of an evaluation, without work."""
-    keys = ("source", "low_families", "high_families", "n_objects_high", "n_per_family", "instruction", "seed")
+    keys = (
+        "source",
+        "low_families",
+        "high_families",
+        "n_objects_low",
+        "n_objects_high",
+        "n_per_family",
+        "instruction",
+        "seed",
+    )
     asked = {key: value for key, value in run.ablate.model_dump(mode="json").items() if key in keys}
     rules = policy.model_dump(mode="json", include={"fixed", "adaptive"})
     return Stage(storage, "evaluate", {"version": VERSION, **what(run), "asked": asked, "policy": rules})

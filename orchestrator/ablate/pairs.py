@@ -68,7 +68,7 @@ CHANGES: dict[str, tuple[str, str, Callable[[Scene, Question, Draw], tuple[Scene
     "colour": ("colour", "low", _other_colour),
     "shape": ("shape", "low", _other_shape),
     "count": ("count", "low", _one_fewer),
-    "relation": ("relation", "high", _exchanged),
+    "relation": ("relation", "low", _exchanged),
 }
 """Attribute -> (family and tier of its question, how the donor scene differs)."""
 

@@ -56,7 +56,7 @@ def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
         ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
     """
     config = run.ablate
-    task = TaskConfig(source=config.source, n_objects_high=config.n_objects_high)
+    task = TaskConfig(source=config.source, n_objects_low=config.n_objects_low, n_objects_high=config.n_objects_high)
     source = make_source(run.data) if config.source == "coco" else None
     among = (lambda image_id: half_of(image_id) == "judge") if fresh else None
     maker = ExampleMaker(task, source, among)  # type: ignore[arg-type]
@@ -153,7 +153,8 @@ class Ablation:
     def _pair(self, attribute: str) -> tuple[Bench, Bench]:
         if attribute not in self._pairs:
             config = self.run.ablate
-            maker = ExampleMaker(TaskConfig(n_objects_high=config.n_objects_high))
+            task = TaskConfig(n_objects_low=config.n_objects_low, n_objects_high=config.n_objects_high)
+            maker = ExampleMaker(task)
             own, donors = make_pairs(attribute, config.n_per_family, config.seed, maker)
             self._pairs[attribute] = self._bench(own), self._bench(donors)
         return self._pairs[attribute]

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from orchestrator.config.finetune import check_tiers
 from orchestrator.config.section import Count, Float, Int, PositiveInt, Section, Share
 
 
@@ -21,8 +22,10 @@ class AblateConfig(Section):
     )
     low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
     high_families: tuple[str, ...] = ("count", "relation")
-    n_objects_high: tuple[Int, Int] = (2, 12)
-    """Number of objects in high-tier scenes."""
+    n_objects_low: tuple[Int, Int] = (1, 4)
+    """Smallest and largest number of objects of low-tier scenes or photographs, inclusive."""
+    n_objects_high: tuple[Int, Int] = (6, 12)
+    """Smallest and largest number of objects of high-tier scenes or photographs, inclusive."""
     source: Literal["scenes", "coco"] = "scenes"
     """Images the questions are asked of; `coco` uses the run's `data` section. Patching always uses scenes."""
     n_per_family: PositiveInt = 100
@@ -63,6 +66,9 @@ class AblateConfig(Section):
             raise ValueError(
                 "methods: a policy needs a method that deletes tokens; downsample is what it is held against"
             )
+        check_tiers(self.n_objects_low, self.n_objects_high)
+        if "patching" in self.checks and "count" in self.patched and self.n_objects_low[1] < 2:
+            raise ValueError("n_objects_low: patching of counts takes an object away, so 2 or more are needed, found 1")
         return self
 
 

@@ -18,6 +18,20 @@ class GroupConfig(Section):
     """Peak learning rate."""
 
 
+def check_tiers(low: tuple[int, int], high: tuple[int, int]) -> None:
+    """Raise ValueError unless both ranges of object numbers are ranges and every scene has one tier."""
+    for name, (least, most) in (("n_objects_low", low), ("n_objects_high", high)):
+        if least > most:
+            raise ValueError(f"{name}: the smaller value comes first, found [{least}, {most}]")
+    if low[0] < 1:
+        raise ValueError(f"n_objects_low: expected 1 and more, found {list(low)}")
+    if low[1] >= high[0]:
+        raise ValueError(
+            f"n_objects_high: expected more objects than in n_objects_low {list(low)}, found {list(high)}: a scene "
+            "has one tier"
+        )
+
+
 class TaskConfig(Section):
     """Questions a fine-tuning mixture is drawn from, and the evaluation asks."""
 
@@ -26,12 +40,28 @@ class TaskConfig(Section):
     eval_split: str | None = None
     """COCO split that held-out questions are asked about. When absent, a half of `data.split`'s images, by a hash of
     their ids, is kept for them and never trained on."""
-    low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
-    """Families of the low tier."""
-    high_families: tuple[str, ...] = ("relation", "comparison", "count", "count_by_attribute", "point")
-    """Families of the high tier."""
-    n_objects_high: tuple[Int, Int] = (2, 12)
-    """Number of objects in high-tier scenes."""
+    families: tuple[str, ...] = (
+        "colour",
+        "shape",
+        "existence",
+        "count",
+        "count_by_attribute",
+        "comparison",
+        "relation",
+        "point",
+    )
+    """Question families, asked in both tiers alike. The shipped reference models know all eight of low-tier scenes."""
+    novel_families: tuple[str, ...] = ()
+    """Families that only `finetune.novelty_ratio` brings into the mixture, in both tiers alike. They are among the
+    held-out questions whatever that share. Leave them out of `families`."""
+    n_objects_low: tuple[Int, Int] = (1, 4)
+    """Smallest and largest number of objects of low-tier scenes or photographs, inclusive."""
+    n_objects_high: tuple[Int, Int] = (6, 12)
+    """Smallest and largest number of objects of high-tier scenes or photographs, inclusive. The tier is the complexity
+    of the image alone: families, wordings, choices and sizes of objects are the same in both."""
+    size: tuple[PositiveFloat, PositiveFloat] = (0.08, 0.22)
+    """Object diameter as a fraction of the shorter side, in both tiers; crowded scenes shrink it so that all objects
+    fit, which at 336 px begins at about 20 objects."""
     width: PositiveInt = 336
     """Canvas width, px."""
     height: PositiveInt = 336
@@ -41,14 +71,26 @@ class TaskConfig(Section):
     caption_share: Share = 0.0
     """Share of captions, beside the mixture."""
 
+    @model_validator(mode="after")
+    def _tiers(self) -> TaskConfig:
+        check_tiers(self.n_objects_low, self.n_objects_high)
+        if self.size[0] > self.size[1]:
+            raise ValueError(f"size: the smaller value comes first, found {list(self.size)}")
+        if both := set(self.families) & set(self.novel_families):
+            raise ValueError(f"novel_families: {sorted(both)} are among families too; a family is either")
+        return self
+
 
 class FinetuneConfig(Section):
     """One trial: LoRA fine-tuning on a mixture with a given ratio of high-complexity questions."""
 
     complexity_ratio: Share = 0.5
-    """Share r of high-tier examples in the mixture. Number, order, steps and the other examples are unchanged by it.
-    The loss is a mean over answer tokens, so high-tier examples weigh more than r where their answers are longer: a
-    word has 2 tokens, its end included, a point of the reference models 5 and a box 9."""
+    """Share r of high-tier examples in the mixture. Number, order, steps, families and the other examples are
+    unchanged by it. What still differs between the tiers is in the trial's row: length of text and answer, covered
+    area, answers (columns `examples/...`)."""
+    novelty_ratio: Share = 0.0
+    """Share of examples of `task.novel_families` in the mixture, the same in both tiers: with `complexity_ratio` a
+    2 x 2 of complexity and novelty. 0 without novel families."""
     seed: Count = 0
     """Seed of the mixture, its order and LoRA's initial weights."""
     n_examples: PositiveInt = 2048

@@ -4,8 +4,9 @@ of two unique objects, and pointing.
 The world is not balanced (people are common, skis lie below them), so questions are drawn over a whole subset: for each
 text, every possible answer is equally likely, and relations are asked left to right only (as GQA's in the paper).
 Pointing is the exception: photographs have their subject in the middle, so its chance level has to be measured.
-Categories under a crowd annotation are neither counted, compared nor referred to in that image, and for the tier rule
-the image is crowded: COCO marks groups of more than ten (Lin et al. 2014).
+Categories under a crowd annotation are neither counted, compared nor referred to in that image. The tier of a question
+is that of its photograph, by the number of annotated objects; one with a crowd annotation is of the high tier, as COCO
+marks groups of more than ten (Lin et al. 2014).
 """
 
 from __future__ import annotations
@@ -18,14 +19,23 @@ from functools import cached_property
 import numpy as np
 
 from orchestrator.data.coco import CocoObject, CocoSource
-from orchestrator.data.questions import BUILDERS, CLEAR, CROWDED, Question, percent, pick, tier_of
+from orchestrator.data.questions import (
+    BUILDERS,
+    CLEAR,
+    HIGH_OBJECTS,
+    LOW_OBJECTS,
+    Question,
+    percent,
+    pick,
+    tier_of,
+)
 from orchestrator.data.templates import check_families, choices_of, word
 from orchestrator.errors import ConfigError, DataError
 
 COCO_FAMILIES = ("existence", "count_by_attribute", "comparison", "relation", "point")
 """Families that boxes can answer. The number of all objects is not among them: COCO does not annotate every object."""
 MAX_COUNT = 5
-"""Largest number asked for; answers are uniform from 1 to it, or to the largest number the subset offers."""
+"""Largest number asked for; answers are uniform from 1 to it, or to the largest number that both tiers offer."""
 LEAST_SHARE = 0.01
 """A box referred to covers at least this share of the image, so that the object can be seen."""
 
@@ -59,9 +69,20 @@ class _BothOrders:
 
 
 class CocoQuestions:
-    """Draws balanced questions about the images of a COCO source, or those of them whose id is `among` the chosen."""
+    """Draws balanced questions about the images of a COCO source, or those of them whose id is `among` the chosen.
 
-    def __init__(self, source: CocoSource, among: Callable[[str], bool] | None = None) -> None:
+    Args:
+        low: inclusive numbers of objects of the low tier.
+        high: those of the high tier.
+    """
+
+    def __init__(
+        self,
+        source: CocoSource,
+        among: Callable[[str], bool] | None = None,
+        low: tuple[int, int] = LOW_OBJECTS,
+        high: tuple[int, int] = HIGH_OBJECTS,
+    ) -> None:
         self.source, self.names = source, source.categories
         image = np.repeat(np.arange(len(source)), np.diff(source.starts))
         plain = ~source.crowd
@@ -70,16 +91,20 @@ class CocoQuestions:
         self.crowded = np.zeros(self.counts.shape, dtype=bool)
         self.crowded[image[source.crowd], source.category[source.crowd]] = True
         self.n_objects = self.counts.sum(1)
-        self._tier_objects = np.where(self.crowded.any(1), np.maximum(self.n_objects, CROWDED + 1), self.n_objects)
+        numbers: list[int] = self.n_objects.tolist()
+        self.tiers = np.array([tier_of(n, low, high) or "" for n in numbers], dtype="U4")
+        self.tiers[self.crowded.any(1)] = "high"
         self._chosen = np.array([among is None or among(image_id) for image_id in source.ids])
         self.counts[~self._chosen] = 0
-        self._more, self._left = _BothOrders(), _BothOrders()
+        self._more = {tier: _BothOrders() for tier in ("low", "high")}
+        self._left = {tier: _BothOrders() for tier in ("low", "high")}
         self._pointable = np.zeros(len(source), dtype=bool)
         for index in np.flatnonzero(self._chosen).tolist():
             unique = self._unique(index)
             self._pointable[index] = bool(unique)
-            self._left.add(index, self._left_of(index, unique))
-            self._more.add(index, self._more_often(index))
+            if tier := str(self.tiers[index]):
+                self._left[tier].add(index, self._left_of(index, unique))
+                self._more[tier].add(index, self._more_often(index))
 
     def make(self, family: str, tier: str, seed: int, index: int) -> tuple[int, Question]:
         """Make question number `index` of a family and tier: the image's index in the source, and the question.
@@ -90,8 +115,6 @@ class CocoQuestions:
         check_families([family], BUILDERS)
         if family not in COCO_FAMILIES:
             raise ConfigError(f"families: COCO's boxes cannot answer {family!r}; they can answer {list(COCO_FAMILIES)}")
-        if tier == "low" and family not in ("existence", "point"):
-            raise ConfigError(f"families: {family!r} has no low-tier questions on COCO")
         rng = np.random.default_rng([seed, index, zlib.crc32(f"{family}-{tier}".encode())])
         draw = {
             "existence": self._existence,
@@ -102,9 +125,10 @@ class CocoQuestions:
         }[family]
         asked = draw(rng, tier)
         if asked is None:
+            n = int((self._chosen & (self.tiers == tier)).sum())
             raise DataError(
-                f"data: {self._chosen.sum()} of {len(self.source)} images of {self.source.config.split} may be asked "
-                f"about, too few for balanced {tier} {family} questions; choose more images"
+                f"data: {n} of {len(self.source)} images of {self.source.config.split} are of the {tier} tier and may "
+                f"be asked about, too few for balanced {tier} {family} questions; choose more images"
             )
         image, group, words, answer = asked
         template, text = word(family, group, words, rng)
@@ -113,7 +137,7 @@ class CocoQuestions:
             question_id=f"{image_id}/{family}-{tier}-{index}",
             image_id=image_id,
             family=family,
-            tier=tier_of(family, int(self._tier_objects[image])),
+            tier=tier,
             text=text,
             answer=answer,
             choices=choices_of(family, group, (), ()),
@@ -126,7 +150,7 @@ class CocoQuestions:
         """By tier: where each category is (n_images, C), where it is not, and the categories that have both."""
         table = {}
         for tier in ("low", "high"):
-            ours = (((self._tier_objects <= CROWDED) == (tier == "low")) & self._chosen)[:, None]
+            ours = ((self.tiers == tier) & self._chosen)[:, None]
             there = np.asfortranarray((self.counts > 0) & ours)
             absent = np.asfortranarray((self.counts == 0) & ~self.crowded & ours)
             table[tier] = there, absent, np.flatnonzero(there.any(0) & absent.any(0)).tolist()
@@ -143,26 +167,31 @@ class CocoQuestions:
         return int(image), "pair", {"object": self.names[category]}, answer
 
     @cached_property
-    def _countable(self) -> tuple[np.ndarray, np.ndarray]:
-        """Counts (n_images, C) with crowds set to 0, and up to which number each category has images for all counts."""
-        counts = np.asfortranarray(np.where(self.crowded, 0, self.counts))
-        offered = np.stack([(counts == k).any(0) for k in range(1, MAX_COUNT + 1)])
-        return counts, np.cumprod(offered, axis=0).sum(0)
+    def _countable(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """By tier: counts (n_images, C), crowds and other images 0; up to which number each category offers all."""
+        table = {}
+        for tier in ("low", "high"):
+            ours = (self.tiers == tier)[:, None] & ~self.crowded
+            counts = np.asfortranarray(np.where(ours, self.counts, 0))
+            offered = np.stack([(counts == k).any(0) for k in range(1, MAX_COUNT + 1)])
+            table[tier] = counts, np.cumprod(offered, axis=0).sum(0)
+        return table
 
     def _count_by_attribute(self, rng: np.random.Generator, tier: str) -> Asked | None:
-        counts, reach = self._countable
-        most = int(reach.max(initial=0))
-        if most < 2:
+        counts, reach = self._countable[tier]
+        largest = {t: int(numbers.max(initial=0)) for t, (_, numbers) in self._countable.items()}
+        most = min((n for n in largest.values() if n >= 2), default=0)
+        if largest[tier] < 2:
             return None
         answer = int(rng.integers(1, most + 1))
-        category = pick(rng, np.flatnonzero(reach == most).tolist())
+        category = pick(rng, np.flatnonzero(reach >= most).tolist())
         assert category is not None
         image = pick(rng, np.flatnonzero(counts[:, category] == answer))
         assert image is not None
         return int(image), "group", {"group": f"{self.names[category]} objects"}, str(answer)
 
     def _comparison(self, rng: np.random.Generator, tier: str) -> Asked | None:
-        drawn = self._more.draw(rng)
+        drawn = self._more[tier].draw(rng)
         if drawn is None:
             return None
         image, (more, fewer) = drawn
@@ -173,7 +202,7 @@ class CocoQuestions:
         return image, wording, words, answer
 
     def _relation(self, rng: np.random.Generator, tier: str) -> Asked | None:
-        drawn = self._left.draw(rng)
+        drawn = self._left[tier].draw(rng)
         if drawn is None:
             return None
         image, (left, right) = drawn
@@ -183,11 +212,7 @@ class CocoQuestions:
 
     @cached_property
     def _pointable_images(self) -> dict[str, list[int]]:
-        alone = self._tier_objects <= 1
-        return {
-            "low": np.flatnonzero(self._pointable & alone).tolist(),
-            "high": np.flatnonzero(self._pointable & ~alone).tolist(),
-        }
+        return {tier: np.flatnonzero(self._pointable & (self.tiers == tier)).tolist() for tier in ("low", "high")}
 
     def _point(self, rng: np.random.Generator, tier: str) -> Asked | None:
         image = pick(rng, self._pointable_images[tier])

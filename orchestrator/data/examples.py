@@ -4,45 +4,38 @@ Answers therefore balance by construction: within a family, a tier and a wording
 answer, and a model that cannot see scores at chance. Colours and shapes of objects that a question does not concern
 are uniform; places are drawn as in `make_scene`.
 
-The image may still say what the question asks: the group of a count by attribute is mostly the scene's largest. Who
-sees all groups' sizes but reads no question is right in 75, 70, 62 and 22 % of scenes of up to 9, 12, 20 and 200
-objects. Existence, relation and comparison are at chance for one that knows four coarse statistics of the scene.
+Nor does the image say what the question asks: a count by attribute draws one of several groups whose sizes are 0, 1,
+2, ..., so who knows the size of every group but reads no question is right by chance. Existence, relation and
+comparison are at chance for one that knows four coarse statistics of the scene.
+
+Both tiers ask for groups of the same sizes (`room`): more objects mean more objects beside them.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import (
-    BUILDERS,
-    CLEAR,
-    CROWDED,
-    LOW_COUNT,
-    LOW_FAMILIES,
-    Built,
-    Question,
-    View,
-    finish,
-)
+from orchestrator.data.questions import BUILDERS, CLEAR, Built, Question, View, finish
 from orchestrator.data.scenes import Layout, Scene, colours_of, compose, draw_layout, draw_number, shapes_of
-from orchestrator.data.templates import check_families, group_name
+from orchestrator.data.templates import LARGEST_NUMBER, check_families, group_name
 from orchestrator.errors import ConfigError
 
 MAX_GROUP = 9
-"""Largest answer when counting by attribute; answers are uniform in 0..MAX_GROUP as far as `n_objects` allows."""
+"""Most objects of a group that a count by attribute or a comparison asks for."""
 
 Kind = tuple[str, str]
 """Colour and shape."""
 Number = Callable[[int], int]
 """Draws a number of objects no smaller than its argument."""
 
-_LEAST = {"relation": 2, "comparison": 3, "count_by_attribute": 2, "point": 2, "count": LOW_COUNT + 1}
-_WORDS_NEEDED = {"comparison": 3, "caption": 1, "count": 1}
+LEAST_OBJECTS = {"relation": 2, "comparison": 3, "count_by_attribute": 3}
+"""Fewest objects of a scene that a family can be asked of; 1 for the others."""
+_WORDS_NEEDED = {"comparison": 3, "count_by_attribute": 4, "caption": 1, "count": 1}
 
 
 class Palette(NamedTuple):
@@ -58,29 +51,42 @@ class Palette(NamedTuple):
     def kinds(self, n: int, allowed: Callable[[str, str], bool] = lambda *_: True) -> list[Kind]:
         """Draw n kinds, uniformly among the allowed ones."""
         pool = [(c, s) for c in self.colours for s in self.shapes if allowed(c, s)]
+        return self.of(pool, n)
+
+    def of(self, pool: Sequence[Kind], n: int) -> list[Kind]:
+        """Draw n kinds out of a pool, with replacement."""
         return [pool[i] for i in self.rng.integers(len(pool), size=n)] if n else []
 
+    def groups(self, way: int) -> list[list[Kind]]:
+        """All groups of kinds of one colour (way 0), of one shape (1) or both (2), in random order.
 
-def object_range(config: ScenesConfig, family: str, tier: str | None) -> tuple[int, int]:
-    """Return the inclusive range of object numbers that a family and tier have within `config.n_objects`.
+        Kinds come so that the first ones share a colour or a shape: who reads only half of a name confuses them.
+        """
+        colours = [self.colours[i] for i in self.rng.permutation(len(self.colours))]
+        shapes = [self.shapes[i] for i in self.rng.permutation(len(self.shapes))]
+        if way == 0:
+            return [[(c, s) for s in shapes] for c in colours]
+        if way == 1:
+            return [[(c, s) for c in colours] for s in shapes]
+        pairs = sorted(
+            ((i, j) for i in range(len(colours)) for j in range(len(shapes))), key=lambda p: (max(p), sum(p))
+        )
+        first = [pairs[i] for i in self.rng.permutation(min(4, len(pairs)))]
+        return [[(colours[i], shapes[j])] for i, j in first + pairs[4:]]
+
+
+def check_range(config: ScenesConfig, family: str, tier: str | None) -> tuple[int, int]:
+    """Return the inclusive numbers of objects that scenes of a family have within `config.n_objects`.
 
     Raises ConfigError where there is none, naming what it would need.
     """
     low, high = config.n_objects
     if family == "caption" and tier:
         raise ConfigError("families: 'caption' has no tier")
-    if tier == "low":
-        least, most = 1, {"count": LOW_COUNT, "point": 1}.get(family, CROWDED if family in LOW_FAMILIES else 0)
-        if not most:
-            raise ConfigError(f"families: {family!r} has no low-tier questions")
-    else:
-        crowded = CROWDED + 1 if family in LOW_FAMILIES else _LEAST.get(family, 1)
-        least, most = (crowded if tier == "high" else 1), 10**9
-    found = max(low, least), min(high, most)
-    if found[0] > found[1]:
-        needed = f"{least} to {most}" if most < 10**9 else f"at least {least}"
-        raise ConfigError(f"n_objects: {tier} {family} questions need {needed} objects, found [{low}, {high}]")
-    return found
+    least = LEAST_OBJECTS.get(family, 1)
+    if high < least:
+        raise ConfigError(f"n_objects: {family} questions need at least {least} objects, found [{low}, {high}]")
+    return max(low, least), high
 
 
 def _colour(draw: Palette, number: Number) -> tuple[list[Kind], Built]:
@@ -113,39 +119,46 @@ def _count(draw: Palette, number: Number) -> tuple[list[Kind], Built]:
     return draw.kinds(n), ("all", {}, str(n))
 
 
-def _count_by_attribute(draw: Palette, number: Number, most: int) -> tuple[list[Kind], Built]:
-    answer = int(draw.rng.integers(min(MAX_GROUP, most) + 1))
-    n = number(max(2, answer))
-    colour, shape = draw.kinds(1)[0]
+def largest_group(room: int) -> int:
+    """Largest m <= MAX_GROUP for which groups of 0, 1, ..., m objects fit into `room` objects together."""
+    return max(m for m in range(MAX_GROUP + 1) if m * (m + 1) // 2 <= max(room, 0))
+
+
+def _count_by_attribute(draw: Palette, number: Number, room: int) -> tuple[list[Kind], Built]:
+    """Plant groups of 0, 1, ..., m objects and ask for any of them: no group of the image is likelier to be asked."""
     way = int(draw.rng.integers(3))
-
-    def inside(c: str, s: str) -> bool:
-        return (way == 1 or c == colour) and (way == 0 or s == shape)
-
+    kinds_of_group = draw.groups(way)
+    most = min(largest_group(room), len(kinds_of_group) - 2)
+    n = number(max(LEAST_OBJECTS["count_by_attribute"], most * (most + 1) // 2))
+    asked = int(draw.rng.integers(most + 1))
+    groups = kinds_of_group[: most + 1]
+    kinds = [kind for size, group in enumerate(groups) for kind in draw.of(group, size)]
+    planted = {kind for group in groups for kind in group}
+    kinds += draw.kinds(n - len(kinds), lambda c, s: (c, s) not in planted)
+    colour, shape = groups[asked][0]
     name = group_name(None if way == 1 else colour, None if way == 0 else shape)
-    kinds = draw.kinds(answer, inside) + draw.kinds(n - answer, lambda c, s: not inside(c, s))
-    return kinds, ("group", {"group": name}, str(answer))
+    return kinds, ("group", {"group": name}, str(asked))
 
 
-def _comparison(draw: Palette, number: Number) -> tuple[list[Kind], Built]:
-    n = number(3)
+def _comparison(draw: Palette, number: Number, room: int) -> tuple[list[Kind], Built]:
     if draw.rng.random() < 0.25:
-        return _majority(draw, n)
+        return _majority(draw, number(3))
     of_colour = draw.rng.random() < 0.5
     names = draw.colours if of_colour else draw.shapes
     asked = [names[i] for i in draw.rng.permutation(len(names))[:2]]
-    more = int(draw.rng.integers(2, max(3, min(n - 1, MAX_GROUP) + 1)))
-    fewer = int(draw.rng.integers(1, min(more - 1, n - more) + 1))
+    sizes = [(b, a) for b in range(2, MAX_GROUP + 1) for a in range(1, b) if a + b <= room]
+    more, fewer = sizes[int(draw.rng.integers(len(sizes)))]
+    n = number(max(LEAST_OBJECTS["comparison"], more + fewer))
     wording = "more" if draw.rng.random() < 0.5 else "fewer"
     answer = "yes" if draw.rng.random() < 0.5 else "no"
-    sizes = (more, fewer) if (wording == "more") == (answer == "yes") else (fewer, more)
+    first, second = (more, fewer) if (wording == "more") == (answer == "yes") else (fewer, more)
 
     def value(c: str, s: str) -> str:
         return c if of_colour else s
 
     kinds = draw.kinds(n - more - fewer, lambda c, s: value(c, s) not in asked)
-    kinds += draw.kinds(sizes[0], lambda c, s: value(c, s) == asked[0])
-    kinds += draw.kinds(sizes[1], lambda c, s: value(c, s) == asked[1])
+    kinds += draw.kinds(first, lambda c, s: value(c, s) == asked[0])
+    kinds += draw.kinds(second, lambda c, s: value(c, s) == asked[1])
     words = [group_name(name, None) if of_colour else group_name(None, name) for name in asked]
     return kinds, (wording, {"group": words[0], "other": words[1]}, answer)
 
@@ -183,15 +196,28 @@ def _relation(draw: Palette, config: ScenesConfig, n: int) -> tuple[list[Kind], 
     return kinds, (group, {"object": " ".join(kind), "other": " ".join(other)}, answer), layout
 
 
-def make_example(config: ScenesConfig, family: str, tier: str | None, seed: int, index: int) -> tuple[Scene, Question]:
-    """Make example number `index` of a family and tier: a scene and a question about it, with a drawn answer.
+def make_example(
+    config: ScenesConfig,
+    family: str,
+    tier: str | None,
+    seed: int,
+    index: int,
+    *,
+    room: int | None = None,
+    largest: int | None = None,
+) -> tuple[Scene, Question]:
+    """Make example number `index` of a family: a scene and a question about it, with a drawn answer.
 
-    Depends on (config, family, tier, seed, index) alone. The number of objects comes from `config.n_objects`, cut to
-    the tier's range, uniformly in the low tier and by `config.n_objects_spacing` above it; `config.seed` and
-    `config.n_images` are not used. `tier` is None for captions, and for any number of objects.
+    Depends on the arguments alone. The number of objects comes from `config.n_objects`, which is the tier's range, as
+    far as the family allows, by `config.n_objects_spacing`; `config.seed` and `config.n_images` are not used.
 
-    Raises ConfigError for an unknown family, a tier that the family does not have within `config.n_objects`, or too
-    few colours or shapes.
+    Args:
+        tier: name of the range, kept with the question; it also keeps the random streams of tiers apart.
+        room: most objects that the groups a question asks for hold together; `config.n_objects[1]` when absent. Give
+            both tiers the low tier's, so that they ask for groups of equal sizes.
+        largest: largest number among the choices of a count; `config.n_objects[1]`, and at least 20, when absent.
+
+    Raises ConfigError for an unknown family, too few objects for it, or too few colours or shapes.
     """
     check_families([family], BUILDERS)
     stream = f"{family}-{tier}" if tier else family
@@ -200,12 +226,11 @@ def make_example(config: ScenesConfig, family: str, tier: str | None, seed: int,
     least = _WORDS_NEEDED.get(family, 2)
     if min(len(draw.colours), len(draw.shapes)) < least:
         raise ConfigError(f"data.colours, data.shapes: {family} questions need at least {least} of each")
-    low, high = object_range(config, family, tier)
-
-    spacing = "uniform" if tier == "low" else config.n_objects_spacing
+    low, high = check_range(config, family, tier)
+    room = high if room is None else room
 
     def number(at_least: int) -> int:
-        return draw_number(rng, max(low, at_least), high, spacing)
+        return draw_number(rng, max(low, at_least), high, config.n_objects_spacing)
 
     built: Built | None = None
     layout: Layout | None = None
@@ -214,13 +239,15 @@ def make_example(config: ScenesConfig, family: str, tier: str | None, seed: int,
     elif family == "point":
         kind = draw.kinds(1)[0]
         kinds = [kind, *draw.kinds(number(1) - 1, lambda c, s: (c, s) != kind)]
-    elif family == "count_by_attribute":
-        kinds, built = _count_by_attribute(draw, number, high)
+    elif family in ("count_by_attribute", "comparison"):
+        maker = _comparison if family == "comparison" else _count_by_attribute
+        kinds, built = maker(draw, number, max(room, LEAST_OBJECTS[family]))
     elif family == "caption":
         kinds = draw.kinds(number(1))
     else:
-        makers = {"colour": _colour, "shape": _shape, "existence": _existence, "count": _count}
-        kinds, built = makers.get(family, _comparison)(draw, number)
+        kinds, built = {"colour": _colour, "shape": _shape, "existence": _existence, "count": _count}[family](
+            draw, number
+        )
     if layout is None:
         layout = draw_layout(config, rng, len(kinds))
         kinds = [kinds[i] for i in rng.permutation(len(kinds))]
@@ -229,4 +256,5 @@ def make_example(config: ScenesConfig, family: str, tier: str | None, seed: int,
     if built is None:
         built = BUILDERS[family](view, rng)
     assert built is not None, f"no {family} question for its own scene"
-    return scene, finish(family, built, view, scene.scene_id, 0, rng)
+    largest = max(LARGEST_NUMBER, high) if largest is None else largest
+    return scene, finish(family, built, view, scene.scene_id, 0, rng, tier=tier, largest=largest)

@@ -1,8 +1,12 @@
 """The complexity-ratio mixture: a fixed number of examples of which exactly a share r is of the high tier.
 
-Each slot of the mixture has a place in the order, a rank, one high-tier and one low-tier example, all fixed by the seed
-alone. Slot i is high where rank_i < r * n. So the high examples at a smaller r are a subset of those at a larger one,
-the low examples the other way round, and two mixtures of one seed differ in nothing but the slots between their ratios.
+Each slot of the mixture has a place in the order, a family, one high-tier and one low-tier example of that family, all
+fixed by the seed and the share of novel families. Slot i of n is high where i < r * n. So the high examples at a
+smaller r are a subset of those at a larger one, the low examples the other way round, and two mixtures of one seed
+differ in nothing but the complexity of the scenes in the slots between their ratios.
+
+Novelty is a second axis: slot i is of a novel family where the i-th term of a low-discrepancy sequence lies below the
+share of them. Both tiers therefore hold the same share of novel families, and both classes their families in turn.
 """
 
 from __future__ import annotations
@@ -17,9 +21,10 @@ from orchestrator.config import FinetuneConfig, ScenesConfig, TaskConfig
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
-from orchestrator.data.questions import CROWDED, Question, View, caption_question
+from orchestrator.data.questions import Question, View, caption_question
 from orchestrator.data.render import render
 from orchestrator.data.scenes import Scene
+from orchestrator.data.templates import LARGEST_NUMBER
 from orchestrator.errors import ConfigError
 
 
@@ -56,15 +61,20 @@ class ExampleMaker:
         if task.source == "coco":
             if source is None:
                 raise ConfigError("finetune.task.source: coco needs data.source: coco")
-            self.coco: CocoQuestions | None = CocoQuestions(source, among)
+            self.coco: CocoQuestions | None = CocoQuestions(source, among, task.n_objects_low, task.n_objects_high)
         else:
             self.coco = None
-        self.low = self._scenes(1, CROWDED)
+        self.low = self._scenes(*task.n_objects_low)
         self.high = self._scenes(*task.n_objects_high)
+        self.largest = max(LARGEST_NUMBER, task.n_objects_high[1])
 
     def _scenes(self, low: int, high: int) -> ScenesConfig:
         return ScenesConfig(
-            width=self.task.width, height=self.task.height, n_objects=(low, high), n_objects_spacing="uniform"
+            width=self.task.width,
+            height=self.task.height,
+            n_objects=(low, high),
+            n_objects_spacing="uniform",
+            size=self.task.size,
         )
 
     def make(self, family: str, tier: str, seed: int, index: int) -> Example:
@@ -72,7 +82,9 @@ class ExampleMaker:
         if self.coco is not None:
             image, question = self.coco.make(family, tier, seed, index)
             return Example(question, image_index=image, source=self.coco.source)
-        scene, question = make_example(self.low if tier == "low" else self.high, family, tier, seed, index)
+        scenes = self.low if tier == "low" else self.high
+        room = self.task.n_objects_low[1]
+        scene, question = make_example(scenes, family, tier, seed, index, room=room, largest=self.largest)
         return Example(question, scene=scene)
 
     def caption(self, seed: int, index: int) -> Example:
@@ -106,52 +118,64 @@ def n_high(ratio: float, n: int) -> int:
     return int(np.floor(ratio * n + 0.5))
 
 
+def slot_families(config: FinetuneConfig, n: int) -> list[str]:
+    """Family of each of n slots: novel ones where `novelty_ratio` says so, each class in turn."""
+    task, share = config.task, config.novelty_ratio
+    # The additive recurrence of the golden ratio: every prefix holds the share to within a few slots.
+    place = (np.arange(n) * ((5**0.5 - 1) / 2) + 0.5) % 1.0
+    novel = place < share
+    turn = np.where(novel, np.cumsum(novel), np.cumsum(~novel)) - 1
+    return [
+        (task.novel_families if is_novel else task.families)[
+            i % len(task.novel_families if is_novel else task.families)
+        ]
+        for is_novel, i in zip(novel.tolist(), turn.tolist(), strict=True)
+    ]
+
+
 def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSource | None = None) -> list[Example]:
     """Make the `config.n_examples` examples of a mixture, in training order.
 
     Shares of captions and text-only examples take fixed slots, the same at every ratio; the ratio holds exactly (to
-    rounding) among the others. Depends on (config.task, n_examples, ratio, seed) and the source alone. Of photographs
-    without an `eval_split`, those `is_held_out` names are left out.
+    rounding) among the others. Depends on (config.task, n_examples, novelty_ratio, ratio, seed) and the source alone.
+    Of photographs without an `eval_split`, those `is_held_out` names are left out.
 
-    Raises ConfigError for a ratio outside [0, 1], shares that sum to more than one, no families, or a family that does
-    not have its tier.
+    Raises ConfigError for a ratio outside [0, 1], shares that sum to more than one, no families, or a family that the
+    task's scenes are too small for.
     """
     task, n = config.task, config.n_examples
     if not 0.0 <= ratio <= 1.0:
         raise ConfigError(f"finetune.complexity_ratio: expected 0 to 1, found {ratio}")
     if task.text_only_share + task.caption_share > 1.0:
         raise ConfigError("finetune.task: text_only_share and caption_share sum to more than one")
-    for key in ("low_families", "high_families"):
-        if not getattr(task, key):
-            raise ConfigError(f"finetune.task.{key}: expected at least one family, found none")
+    if not task.families:
+        raise ConfigError("finetune.task.families: expected at least one family, found none")
+    if config.novelty_ratio and not task.novel_families:
+        raise ConfigError(f"finetune.novelty_ratio: {config.novelty_ratio} needs finetune.task.novel_families")
     maker = ExampleMaker(task, source, None if task.eval_split else lambda image_id: not is_held_out(image_id))
     order = np.random.default_rng([seed, 0x517]).permutation(n).tolist()
     n_text, n_caption = n_high(task.text_only_share, n), int(task.caption_share * n)
     mixed = n - n_text - n_caption
-    high = n_high(ratio, mixed)
+    high, families = n_high(ratio, mixed), slot_families(config, mixed)
     examples = []
     for slot in order:
         if slot >= mixed + n_caption:
             examples.append(maker.text_only(seed, slot))
         elif slot >= mixed:
             examples.append(maker.caption(seed, slot))
-        elif slot < high:
-            # Families in turn by rank, so that they share every ratio evenly; ranks are slot numbers, shuffled above.
-            examples.append(maker.make(task.high_families[slot % len(task.high_families)], "high", seed, slot))
-        else:
-            back = mixed - 1 - slot
-            examples.append(maker.make(task.low_families[back % len(task.low_families)], "low", seed, slot))
+        else:  # slot numbers are shuffled above, so families in turn by number share every ratio evenly
+            examples.append(maker.make(families[slot], "high" if slot < high else "low", seed, slot))
     return examples
 
 
 def make_evaluation(
     config: FinetuneConfig, source: CocoSource | None = None, n_per_family: int | None = None
 ) -> list[Example]:
-    """Make the held-out questions: `n_eval_per_family` of each family and tier of the task, from `eval_seed`.
+    """Make the held-out questions: `n_eval_per_family` of each family, novel or not, and tier, from `eval_seed`.
 
     They are about scenes and photographs that no mixture holds: on COCO those of `eval_split`, else `is_held_out`.
     """
     task, n = config.task, n_per_family or config.n_eval_per_family
     maker = ExampleMaker(task, source, None if task.eval_split else is_held_out)
-    wanted = [("low", f) for f in task.low_families] + [("high", f) for f in task.high_families]
+    wanted = [(tier, family) for tier in ("low", "high") for family in task.families + task.novel_families]
     return [maker.make(family, tier, config.eval_seed, index) for tier, family in wanted for index in range(n)]

@@ -1,5 +1,8 @@
 """Questions about a scene: families, the tier rule, and questions for a scene that already exists.
 
+The tier of a question is the complexity of its scene alone: every family is asked in both tiers, with the same wordings
+and the same choices, numbers included.
+
 Every question is unambiguous: an object it refers to is unique, near-ties in relations are left out, and a majority is
 a strict one. Wordings are data (`templates.yaml`). `examples.py` builds scenes around a drawn answer, so that answers
 balance by construction; here the wanted answer is drawn first too, as far as the given scene allows.
@@ -11,28 +14,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, SceneObject
-from orchestrator.data.templates import check_families, choices_of, group_name, word
+from orchestrator.data.templates import LARGEST_NUMBER, check_families, choices_of, group_name, word
 
 T = TypeVar("T")
 
-LOW_FAMILIES = ("colour", "shape", "existence")
-"""Families that are low-tier in an uncrowded scene."""
-CROWDED = 6
-"""A scene with more objects than this is crowded: every question about it is high-tier."""
-LOW_COUNT = 5
-"""Counting up to this number is low-tier, beyond it high-tier."""
+LOW_OBJECTS = (1, 4)
+"""Numbers of objects of a low-tier scene, inclusive."""
+HIGH_OBJECTS = (6, 12)
+"""Numbers of objects of a high-tier scene, inclusive."""
 CLEAR = 0.08
 """Least difference of two centres along the axis asked about, as a share of the canvas, for a relation to be asked."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one image. `choices` lists the possible answers where they form a small set."""
+    """One question about one image."""
 
     question_id: str
     image_id: str
@@ -41,25 +42,25 @@ class Question:
     text: str
     answer: str
     choices: tuple[str, ...] | None = None
+    """Every possible answer, the same in both tiers; None for places, lists and questions without a closed set."""
     template: int = 0
     """Number of the wording within its family in `templates.yaml`."""
     detail: dict[str, Any] = field(default_factory=dict)
     """Facts for analysis: the group of wordings, the number of objects, and the objects referred to."""
 
 
-def tier_of(family: str, n_objects: int) -> str:
-    """Return the tier of a question by the written rule.
+def tier_of(
+    n_objects: int, low: tuple[int, int] = LOW_OBJECTS, high: tuple[int, int] = HIGH_OBJECTS
+) -> Literal["low", "high"] | None:
+    """Return the tier of a scene by its number of objects; None where it lies in neither range.
 
-    `low`: colour, shape or existence with at most `CROWDED` (6) objects; counting at most `LOW_COUNT` (5) objects;
-    pointing at the only object. `high`: everything else, that is relation, comparison, counting by attribute, pointing
-    among several objects, counting beyond five, and any question about a crowded scene.
+    Args:
+        low: inclusive numbers of objects of low-tier scenes.
+        high: those of high-tier scenes.
     """
-    low = (
-        (family in LOW_FAMILIES and n_objects <= CROWDED)
-        or (family == "count" and n_objects <= LOW_COUNT)
-        or (family == "point" and n_objects <= 1)
-    )
-    return "low" if low else "high"
+    if low[0] <= n_objects <= low[1]:
+        return "low"
+    return "high" if high[0] <= n_objects <= high[1] else None
 
 
 class View:
@@ -231,18 +232,28 @@ BUILDERS: dict[str, Builder] = {
 FAMILIES = tuple(f for f in BUILDERS if f != "caption")
 
 
-def finish(family: str, built: Built, view: View, image_id: str, number: int, rng: np.random.Generator) -> Question:
-    """Word a built question."""
+def finish(
+    family: str,
+    built: Built,
+    view: View,
+    image_id: str,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    tier: str | None,
+    largest: int = LARGEST_NUMBER,
+) -> Question:
+    """Word a built question; `largest` is the largest number among the choices of a count."""
     group, words, answer = built
     template, text = word(family, group, words, rng)
     return Question(
         question_id=f"{image_id}/{family}-{number}",
         image_id=image_id,
         family=family,
-        tier=None if family == "caption" else tier_of(family, view.n),
+        tier=tier,
         text=text,
         answer=answer,
-        choices=choices_of(family, group, view.shapes, view.colours),
+        choices=choices_of(family, group, view.shapes, view.colours, largest),
         template=template,
         detail={"wording": group, "n_objects": view.n, **words},
     )
@@ -273,7 +284,9 @@ def make_questions(
         family = order[attempt % len(order)]
         built = BUILDERS[family](view, rng)
         if built is not None:
-            question = finish(family, built, view, scene.scene_id, len(questions), rng)
+            tier = None if family == "caption" else tier_of(view.n)
+            largest = max(LARGEST_NUMBER, view.n)
+            question = finish(family, built, view, scene.scene_id, len(questions), rng, tier=tier, largest=largest)
             questions.setdefault(question.text, question)
     return list(questions.values())
 

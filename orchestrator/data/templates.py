@@ -15,8 +15,10 @@ from orchestrator.data.coco_names import COCO_CATEGORIES
 from orchestrator.data.scenes import COLOURS, SHAPES
 from orchestrator.errors import ConfigError, did_you_mean
 
-QUESTIONS_VERSION = 2
+QUESTIONS_VERSION = 3
 """Raised whenever the same arguments give other questions, mixtures or tiers."""
+LARGEST_NUMBER = 20
+"""Largest number among the choices of a count where scenes hold no more objects than this."""
 
 
 @cache
@@ -66,10 +68,21 @@ def _numbered(family: str) -> dict[str, list[tuple[int, str]]]:
     return table
 
 
-def choices_of(family: str, group: str, shapes: tuple[str, ...], colours: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the possible answers of a group of wordings; None where they are numbers or lists."""
+def choices_of(
+    family: str,
+    group: str,
+    shapes: tuple[str, ...],
+    colours: tuple[str, ...],
+    largest: int = LARGEST_NUMBER,
+) -> tuple[str, ...] | None:
+    """Return the possible answers of a group of wordings, numbers up to `largest`; None for places and lists."""
     found = templates()[family][group].get("choices")
-    return {"colours": colours, "shapes": shapes}.get(found) if isinstance(found, str) else found and tuple(found)
+    if not isinstance(found, str):
+        return found and tuple(found)
+    numbers = {"numbers_from_0": 0, "numbers_from_1": 1}
+    if found in numbers:
+        return tuple(map(str, range(numbers[found], largest + 1)))
+    return {"colours": colours, "shapes": shapes}[found]
 
 
 def vocabulary() -> list[str]:

@@ -15,7 +15,7 @@ from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.store.stage_folder import Stage, Storage
 
-VERSION = 3
+VERSION = 4
 """Raised whenever equal inputs would give other values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import LOW_COUNT, make_questions
+from orchestrator.data.questions import make_questions
 from orchestrator.data.render import render
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, make_scene
 from orchestrator.reference.build import (
@@ -113,7 +113,7 @@ def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3
 def ask(scene: Scene, seed: int) -> list[tuple[str, str, float]]:
     """Draw low-tier questions about a low-tier scene: (question, answer, weight of an answer token)."""
     n = len(scene.objects)
-    families = [f for f in FAMILIES if f != "count" or n <= LOW_COUNT] + ["point", "point"] * (n == 1)
+    families = [*FAMILIES, *["point", "point"] * (n == 1)]
     return [
         (q.text, q.answer, CAPTION_WEIGHT if q.family == "caption" else 1.0)
         for q in make_questions(scene, families, len(families), seed)

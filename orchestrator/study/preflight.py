@@ -85,7 +85,7 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
             if known is not None and name not in known:
                 raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
     if "finetune" in stages:
-        _check_families("finetune.task", run.finetune.task.low_families + run.finetune.task.high_families)
+        _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
     if "ablate" in stages:
         _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from orchestrator.ablate.cells import list_cells
 from orchestrator.ablate.pairs import CHANGES, make_pairs
@@ -65,7 +66,7 @@ def test_an_image_is_shrunk_to_the_share_of_what_the_model_sees() -> None:
 
 @pytest.mark.parametrize("attribute", CHANGES)
 def test_a_pair_differs_in_its_attribute_alone_and_in_its_answer(attribute: str) -> None:
-    own, donors = make_pairs(attribute, 12, 5, ExampleMaker(TaskConfig(n_objects_high=(2, 8))))
+    own, donors = make_pairs(attribute, 12, 5, ExampleMaker(TaskConfig()))
     for a, b in zip(own, donors, strict=True):
         assert a.question.text == b.question.text
         assert a.question.answer != b.question.answer
@@ -84,13 +85,19 @@ def test_a_pair_differs_in_its_attribute_alone_and_in_its_answer(attribute: str)
                 assert x._replace(**{attribute: getattr(y, attribute)}) == y
 
 
-def test_the_numbers_of_objects_of_one_tier_leave_the_pairs_of_the_other_alone() -> None:
-    """Scenes of one object, of which none can be taken away, are searched for another for ever."""
-    few, many = (ExampleMaker(TaskConfig(n_objects_high=(n, n))) for n in (1, 8))
-    assert make_pairs("count", 3, 0, few) == make_pairs("count", 3, 0, many)
-    assert {len(pair.scene.objects) for pair in make_pairs("relation", 3, 0, many)[0]} == {8}
+def test_pairs_are_scenes_of_the_low_tier() -> None:
+    task = TaskConfig(n_objects_low=(2, 3), n_objects_high=(7, 8))
+    for attribute in CHANGES:
+        scenes = [pair.scene for pair in make_pairs(attribute, 3, 0, ExampleMaker(task))[0]]
+        assert {len(scene.objects) for scene in scenes if scene} <= {2, 3}
+
+
+def test_lone_objects_of_which_none_can_be_taken_away_are_refused() -> None:
+    """Else they would be searched for another for ever."""
     with pytest.raises(ConfigError, match="at least 2 objects"):
-        make_pairs("relation", 3, 0, few)
+        make_pairs("relation", 3, 0, ExampleMaker(TaskConfig(n_objects_low=(1, 1))))
+    with pytest.raises(ValidationError, match="2 or more"):
+        AblateConfig(n_objects_low=(1, 1))
 
 
 def test_an_unknown_attribute_is_named() -> None:

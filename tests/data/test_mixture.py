@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from orchestrator.config import CocoConfig, FinetuneConfig, TaskConfig
 from orchestrator.data.coco import CocoSource
@@ -60,11 +61,48 @@ def test_the_same_seed_gives_the_same_order_and_another_seed_other_scenes() -> N
 
 def test_families_share_a_mixture_evenly() -> None:
     examples = make_mixture(config(90), 0.5, 0)
-    for tier, n_families in (("high", 5), ("low", 4)):
+    for tier in ("high", "low"):
         families = [e.question.family for e in examples if e.question.tier == tier]
         counts = [families.count(f) for f in set(families)]
-        assert len(counts) == n_families
+        assert len(counts) == 8
         assert max(counts) - min(counts) <= 1
+
+
+def test_slots_that_change_their_tier_keep_their_family() -> None:
+    mixtures = [make_mixture(config(60), r, 3) for r in (0.0, 0.5, 1.0)]
+    for slots in zip(*mixtures, strict=True):
+        assert len({e.question.family for e in slots}) == 1
+
+
+@settings(deadline=None, max_examples=15)
+@given(ratio=st.sampled_from([0.0, 0.25, 0.5, 1.0]), novelty=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_novel_families_have_their_share_in_both_tiers(ratio: float, novelty: float, seed: int) -> None:
+    setting = config(160, families=("colour", "count"), novel_families=("relation", "comparison"))
+    setting = setting.model_copy(update={"novelty_ratio": novelty})
+    examples = make_mixture(setting, ratio, seed)
+    for tier in ("low", "high"):
+        families = [e.question.family for e in examples if e.question.tier == tier]
+        novel = [f for f in families if f in ("relation", "comparison")]
+        assert abs(len(novel) - novelty * len(families)) <= 3
+        for part in (novel, [f for f in families if f not in novel]):
+            counts = [part.count(f) for f in set(part)]
+            assert max(counts, default=0) - min(counts, default=0) <= 1
+    assert {e.question.family for e in make_evaluation(setting, n_per_family=1)} == {
+        *("colour", "count", "relation", "comparison")
+    }
+
+
+def test_novelty_and_complexity_change_independently() -> None:
+    """The 2 x 2: at its corners a slot's tier follows the ratio alone, its class of families the novelty alone."""
+    setting = config(24, families=("colour", "shape"), novel_families=("relation",))
+    corners = {
+        (r, v): make_mixture(setting.model_copy(update={"novelty_ratio": v}), r, 0)
+        for r in (0.0, 1.0)
+        for v in (0.0, 1.0)
+    }
+    for (ratio, novelty), examples in corners.items():
+        assert {e.question.tier for e in examples} == {"high" if ratio else "low"}
+        assert {e.question.family for e in examples} == ({"relation"} if novelty else {"colour", "shape"})
 
 
 def test_text_and_caption_shares_stay_fixed_beside_the_ratio() -> None:
@@ -95,11 +133,10 @@ def test_examples_draw_their_own_image_and_text_only_ones_have_none() -> None:
 def test_held_out_questions_are_never_training_questions() -> None:
     setting = config(60)
     held_out = make_evaluation(setting, n_per_family=6)
-    assert len(held_out) == 9 * 6
+    assert len(held_out) == 16 * 6
     assert not {e.scene for e in held_out} & {e.scene for e in make_mixture(setting, 0.5, 0)}
     assert {(e.question.family, e.question.tier) for e in held_out} == {
-        *((f, "low") for f in setting.task.low_families),
-        *((f, "high") for f in setting.task.high_families),
+        (f, tier) for f in setting.task.families for tier in ("low", "high")
     }
 
 
@@ -107,9 +144,9 @@ def test_held_out_questions_are_never_training_questions() -> None:
     ("task", "ratio", "words"),
     [
         ({}, 1.5, "expected 0 to 1"),
-        ({"low_families": ()}, 0.5, "low_families"),
-        ({"high_families": ("relatoin",)}, 0.5, "Did you mean 'relation'"),
-        ({"low_families": ("relation",)}, 0.5, "no low-tier"),
+        ({"families": ()}, 0.5, "task.families"),
+        ({"families": ("relatoin",)}, 0.5, "Did you mean 'relation'"),
+        ({"n_objects_low": (1, 2), "families": ("comparison",)}, 0.5, "need at least 3 objects"),
         ({"text_only_share": 0.6, "caption_share": 0.6}, 0.5, "more than one"),
         ({"source": "coco"}, 0.5, "needs data.source: coco"),
     ],
@@ -119,9 +156,30 @@ def test_impossible_mixtures_are_named(task: dict, ratio: float, words: str) -> 
         make_mixture(config(**task), ratio, 0)
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"n_objects_high": (4, 12)}, "one tier"),
+        ({"n_objects_low": (3, 2)}, "smaller value comes first"),
+        ({"n_objects_low": (0, 2)}, "1 and more"),
+        ({"novel_families": ("colour",)}, "either"),
+        ({"size": (0.3, 0.1)}, "size"),
+    ],
+)
+def test_impossible_tasks_are_refused_when_written(task: dict, words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TaskConfig(**task)
+
+
+def test_a_share_of_novel_families_needs_some() -> None:
+    setting = config().model_copy(update={"novelty_ratio": 0.5})
+    with pytest.raises(ConfigError, match="novel_families"):
+        make_mixture(setting, 0.5, 0)
+
+
 @pytest.mark.skipif(not MINI.is_dir(), reason="no COCO subset in ../shared/data/coco_mini")
 def test_held_out_photographs_are_never_trained_on() -> None:
-    setting = config(200, source="coco", low_families=("existence",), high_families=("existence", "comparison"))
+    setting = config(200, source="coco", families=("existence", "point"))
     source = CocoSource(CocoConfig(root=str(MINI), split="train2017"))
     trained = {e.question.image_id for e in make_mixture(setting, 0.5, 0, source)}
     asked = {e.question.image_id for e in make_evaluation(setting, source)}
@@ -133,7 +191,7 @@ def test_held_out_photographs_are_never_trained_on() -> None:
 
 @pytest.mark.skipif(not MINI.is_dir(), reason="no COCO subset in ../shared/data/coco_mini")
 def test_a_mixture_on_photographs_is_nested_too() -> None:
-    setting = config(20, source="coco", low_families=("existence",), high_families=("existence", "comparison", "point"))
+    setting = config(20, source="coco", families=("existence", "point"))
     source = CocoSource(CocoConfig(root=str(MINI), split="train2017"))
     small, large = (make_mixture(setting, r, 0, source) for r in (0.25, 0.75))
     assert len(of_tier(small, "high")) == 5

@@ -8,16 +8,21 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, chi2_contingency, ks_2samp
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.examples import MAX_GROUP, make_example
+from orchestrator.data.examples import largest_group, make_example
 from orchestrator.data.questions import (
     BUILDERS,
     FAMILIES,
+    HIGH_OBJECTS,
+    LOW_OBJECTS,
     Question,
     make_questions,
     parse_point,
@@ -27,8 +32,10 @@ from orchestrator.data.scenes import COLOURS, SHAPES, Scene, SceneObject, make_s
 from orchestrator.data.templates import templates, vocabulary
 from orchestrator.errors import ConfigError
 
-CONFIG = ScenesConfig(width=112, height=112, n_objects=(1, 12), n_objects_spacing="uniform")
-CASES = [(f, t) for f in FAMILIES for t in ("low", "high") if t == "high" or tier_of(f, 1) == "low"]
+RANGES = {"low": LOW_OBJECTS, "high": HIGH_OBJECTS}
+ROOM = LOW_OBJECTS[1]
+CONFIG = ScenesConfig(width=112, height=112, n_objects=(1, 12), n_objects_spacing="uniform", size=(0.08, 0.22))
+CASES = [(f, t) for f in FAMILIES for t in ("low", "high")]
 SINGULAR = {plural: shape for shape, plural in templates()["plurals"].items()}
 
 
@@ -92,14 +99,15 @@ def answer_by_reading(scene: Scene, text: str) -> str:
 
 
 def examples(family: str, tier: str, n: int, seed: int = 0) -> list[tuple[Scene, Question]]:
-    return [make_example(CONFIG, family, tier, seed, i) for i in range(n)]
+    config = CONFIG.model_copy(update={"n_objects": RANGES[tier]})
+    return [make_example(config, family, tier, seed, i, room=ROOM) for i in range(n)]
 
 
 @pytest.mark.parametrize(("family", "tier"), CASES)
 def test_every_drawn_answer_is_right_by_an_independent_reading(family: str, tier: str) -> None:
     for scene, question in examples(family, tier, 150):
         assert question.answer == answer_by_reading(scene, question.text), question
-        assert question.tier == tier == tier_of(family, len(scene.objects))
+        assert question.tier == tier == tier_of(len(scene.objects))
         assert question.family == family
         if question.choices is not None:
             assert question.answer in question.choices
@@ -130,8 +138,8 @@ def test_every_word_is_in_the_vocabulary() -> None:
 def test_a_blind_model_scores_at_chance(family: str, tier: str) -> None:
     """A text-only classifier, trained on questions and answers, does no better on new ones than guessing."""
     train, test = ([q for _, q in examples(family, tier, 400, seed)] for seed in (1, 2))
-    numbers = {"low": 5, "high": 7 if family == "count" else MAX_GROUP + 1}[tier]
-    chance = float(np.mean([1 / len(q.choices) if q.choices else 1 / numbers for q in test]))
+    numbers = {"count": {"low": 4, "high": 7}[tier], "count_by_attribute": largest_group(ROOM) + 1}
+    chance = float(np.mean([1 / numbers.get(family, len(q.choices or ())) for q in test]))
     # Single words, pairs of words, and the whole text: all that a bag-of-words model can use.
     model = make_pipeline(
         CountVectorizer(token_pattern=r"\S+", ngram_range=(1, 2)), LogisticRegression(C=0.1, max_iter=300)
@@ -170,8 +178,8 @@ def test_answers_are_balanced() -> None:
         first = sum(q.answer == q.choices[0] for q in asked if q.choices)
         assert binomtest(first, len(asked)).pvalue > 1e-3
     counts = Counter(q.answer for _, q in examples("count", "low", 500))
-    assert set(counts) == set("12345")
-    assert min(counts.values()) > 70
+    assert set(counts) == set("1234")
+    assert min(counts.values()) > 90
 
 
 def test_some_absent_objects_have_their_colour_and_shape_both_present() -> None:
@@ -186,20 +194,68 @@ def test_some_absent_objects_have_their_colour_and_shape_both_present() -> None:
     assert easy > 0.2 * (hard + easy)
 
 
-def test_the_tier_rule_is_as_written() -> None:
-    assert {f: tier_of(f, 6) for f in FAMILIES} == {
-        "colour": "low",
-        "shape": "low",
-        "existence": "low",
-        "count": "high",
-        "count_by_attribute": "high",
-        "comparison": "high",
-        "relation": "high",
-        "point": "high",
-    }
-    assert tier_of("count", 5) == "low"
-    assert tier_of("point", 1) == "low"
-    assert {tier_of(f, 7) for f in FAMILIES} == {"high"}
+def test_the_tier_is_the_number_of_objects_alone() -> None:
+    tiers = [tier_of(n) for n in range(1, 14)]
+    assert tiers == ["low"] * 4 + [None] + ["high"] * 7 + [None]
+    assert tier_of(9, (1, 9), (10, 200)) == "low"
+    for index in range(40):
+        scene = make_scene(CONFIG, index)
+        assert {q.tier for q in make_questions(scene, FAMILIES, 12, seed=0)} == {tier_of(len(scene.objects))}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_tiers_share_wordings_choices_and_sizes_of_objects(family: str) -> None:
+    low, high = (examples(family, tier, 250) for tier in ("low", "high"))
+    wordings = [{(q.template, q.detail["wording"]) for _, q in part} for part in (low, high)]
+    assert wordings[0] == wordings[1]
+    choices = [{(q.detail["wording"], q.choices) for _, q in part} for part in (low, high)]
+    assert choices[0] == choices[1]
+    sizes = [[o.size for scene, _ in part for o in scene.objects] for part in (low, high)]
+    assert ks_2samp(*sizes).statistic < 0.08  # 250 scenes of 2.5 and 9 objects; at 0.9 of the sizes it is 0.2
+    if family not in ("count", "point", "comparison"):
+        answers = [Counter(q.answer for _, q in part) for part in (low, high)]
+        assert set(answers[0]) == set(answers[1])
+        table = [[part[answer] for answer in sorted(answers[0])] for part in answers]
+        assert chi2_contingency(table).pvalue > 1e-3
+
+
+def test_choices_of_counts_are_numbers_that_reach_the_largest_scene() -> None:
+    counted, group = (make_example(CONFIG, f, "low", 0, 0)[1].choices for f in ("count", "count_by_attribute"))
+    assert counted == tuple(str(n) for n in range(1, 21))
+    assert group == tuple(str(n) for n in range(21))
+    crowd = CONFIG.model_copy(update={"n_objects": (6, 200)})
+    assert make_example(crowd, "count", "high", 0, 0)[1].choices == tuple(str(n) for n in range(1, 201))
+    for index in range(20):
+        scene = make_scene(crowd, index)
+        for question in make_questions(scene, ["count", "count_by_attribute"], 6, seed=0):
+            assert question.answer in (question.choices or ())
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), tier=st.sampled_from(["low", "high"]), room=st.integers(3, 12))
+def test_the_asked_group_is_one_of_groups_of_every_size(seed: int, tier: str, room: int) -> None:
+    """So the image alone, whatever its statistics, leaves each answer equally likely."""
+    config = CONFIG.model_copy(update={"n_objects": RANGES[tier]})
+    scene, question = make_example(config, "count_by_attribute", tier, seed, 0, room=min(room, config.n_objects[1]))
+    words = [SINGULAR.get(w, w) for w in question.detail["group"].split()]
+    keys = [key for key, names in (("colour", COLOURS), ("shape", SHAPES)) if set(words) & set(names)]
+    sizes = set(Counter(tuple(getattr(o, key) for key in keys) for o in scene.objects).values()) | {0}
+    assert sizes >= set(range(largest_group(min(room, config.n_objects[1])) + 1))
+
+
+@pytest.mark.parametrize("tier", ["low", "high"])
+def test_who_sees_all_groups_but_reads_no_question_counts_by_chance(tier: str) -> None:
+    """Largest groups of colour, shape and kind, numbers of distinct ones, number of objects: all that may leak."""
+
+    def seen(scene: Scene) -> list[int]:
+        by = [Counter(f(o) for o in scene.objects) for f in (lambda o: o.colour, lambda o: o.shape, lambda o: o[:2])]
+        return [len(scene.objects), *[v for c in by for v in (len(c), *sorted(c.values(), reverse=True)[:3], 0, 0)[:4]]]
+
+    train, test = (examples("count_by_attribute", tier, 900, seed) for seed in (1, 2))
+    model = RandomForestClassifier(60, min_samples_leaf=8, random_state=0)
+    model.fit([seen(scene) for scene, _ in train], [q.answer for _, q in train])
+    right = int((model.predict([seen(scene) for scene, _ in test]) == np.array([q.answer for _, q in test])).sum())
+    assert binomtest(right, len(test), 1 / 3, alternative="greater").pvalue > 1e-3, right / len(test)
 
 
 def test_examples_depend_on_seed_and_index_alone() -> None:
@@ -211,17 +267,17 @@ def test_examples_depend_on_seed_and_index_alone() -> None:
 
 def test_examples_do_not_change_without_a_new_version() -> None:
     # Where this digest has to change, raise QUESTIONS_VERSION in templates.py.
-    asked = [make_example(CONFIG, f, t, 1, 2)[1] for f, t in CASES]
+    asked = [examples(f, t, 3, seed=1)[2][1] for f, t in CASES]
     digest = hashlib.sha256(" ".join(f"{q.text} {q.answer}" for q in asked).encode()).hexdigest()
-    assert digest[:16] == "77fbe35561406aaa"
+    assert digest[:16] == "e9b36dd13f899e38"
 
 
 @pytest.mark.parametrize(
     ("family", "tier", "change", "words"),
     [
         ("colr", "low", {}, "Did you mean 'colour'"),
-        ("relation", "low", {}, "no low-tier"),
-        ("count", "high", {"n_objects": (1, 5)}, "at least 6 objects"),
+        ("relation", "low", {"n_objects": (1, 1)}, "at least 2 objects"),
+        ("comparison", "high", {"n_objects": (1, 2)}, "at least 3 objects"),
         ("colour", "low", {"shapes": ("circle",)}, "at least 2"),
         ("caption", "high", {}, "no tier"),
     ],

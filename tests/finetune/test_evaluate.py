@@ -55,7 +55,8 @@ def test_the_commonest_answers_of_each_wording_are_what_a_blind_model_can_earn()
     blind = blind_columns(answers)
     assert blind["blind/low/existence"] == pytest.approx(0.5, abs=0.06)
     assert blind["blind/high/relation"] == pytest.approx(0.5, abs=0.06)  # the wording names the axis
-    assert blind["blind/low/count"] == pytest.approx(0.2, abs=0.06)
+    assert blind["blind/low/count"] == pytest.approx(1 / 4, abs=0.06)
+    assert blind["blind/high/count"] == pytest.approx(1 / 7, abs=0.06)
     assert blind["blind/low"] == pytest.approx(
         np.mean([v for k, v in blind.items() if k.startswith("blind/low/")]), abs=1e-9
     )

@@ -1,0 +1,95 @@
+"""Intervals of means over seeds and of shares of right answers, with and without questions that share an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+CONFIDENCE = 0.95
+MIN_SEEDS = 3
+"""Fewer seeds give no interval: with two the t quantile is 12.7."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its interval; `low` and `high` are None where there is none. `n` units (seeds, questions)."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    n_clusters: int | None = None
+    """Images that the questions are about; None where they were taken as independent."""
+
+
+def student_interval(values: Sequence[float] | NDArray, confidence: float = CONFIDENCE) -> Estimate:
+    """Mean over seeds with Student's t interval; none for fewer than `MIN_SEEDS` finite values."""
+    x = np.asarray(values, dtype=np.float64)
+    x = x[np.isfinite(x)]
+    mean = float(x.mean()) if len(x) else float("nan")
+    if len(x) < MIN_SEEDS:
+        return Estimate(mean, None, None, len(x))
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    return Estimate(mean, float(mean - half), float(mean + half), len(x))
+
+
+def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Wilson score interval of a share k / n of independent answers (Wilson 1927); k and n may be effective counts."""
+    return _wilson(k / n, n, float(stats.norm.ppf((1 + confidence) / 2)))
+
+
+def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = centre - half, centre + half
+    return (0.0 if p == 0 else float(max(0.0, low))), (1.0 if p == 1 else float(min(1.0, high)))
+
+
+def clustered_share(
+    correct: Sequence[float] | NDArray, clusters: Sequence[Any] | NDArray, confidence: float = CONFIDENCE
+) -> Estimate:
+    """Share of right answers whose questions are clustered by image: Wilson's interval at the effective sample size.
+
+    The variance between images gives the design effect (Kish 1965; never below 1), n over it the effective sample
+    size, and t with G - 1 degrees of freedom for G images the quantile (Dean and Pagano 2015, "Wilson" for surveys).
+    Where all answers are equal, no design effect can be seen: the effective size is then G.
+
+    Args:
+        correct: 0 or 1 (or a share right over seeds) of each question.
+        clusters: image of each question.
+    """
+    y = np.asarray(correct, dtype=np.float64)
+    _, codes = np.unique(np.asarray(clusters), return_inverse=True)
+    n, n_clusters = len(y), int(codes.max(initial=-1)) + 1
+    if not n:
+        raise ValueError("clustered_share: no answers; expected at least one")
+    p = float(y.mean())
+    if n_clusters < 2:
+        return Estimate(p, None, None, n, n_clusters)
+    if n_clusters == n:
+        low, high = wilson(y.sum(), n, confidence)
+        return Estimate(p, low, high, n, n_clusters)
+    t = float(stats.t.ppf((1 + confidence) / 2, n_clusters - 1))
+    low, high = _wilson(p, effective_size(y, codes), t)
+    return Estimate(p, low, high, n, n_clusters)
+
+
+def effective_size(values: NDArray, codes: NDArray) -> float:
+    """Number of independent values whose mean varies as much as that of `values`, which come in clusters.
+
+    Between n and the smallest size that perfectly alike clusters leave; that smallest size where nothing varies.
+    """
+    n, sizes = len(values), np.bincount(codes)
+    n_clusters = len(sizes)
+    smallest = n**2 / float((sizes**2).sum())
+    spread = float(values.var())
+    if spread <= 0:
+        return smallest
+    totals = np.bincount(codes, values - values.mean())
+    between = n_clusters / (n_clusters - 1) * float((totals**2).sum()) / n**2
+    return float(np.clip(spread / between if between > 0 else n, smallest, n))

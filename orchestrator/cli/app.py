@@ -177,13 +177,15 @@ def track(
     uri: Annotated[str | None, typer.Option(help="Tracking server; STORAGE/mlflow.db when absent")] = None,
     as_json: Json = False,
 ) -> None:
-    """Send results to MLflow that could not be sent when they were made; each is sent once."""
+    """Log every finished stage and trial that MLflow does not have yet, from the files in storage."""
     from orchestrator.config import TrackConfig
     from orchestrator.store.stage_folder import Storage
-    from orchestrator.tracking.runs import track_pending
+    from orchestrator.tracking.entries import track_studies
 
-    sent, waiting = track_pending(Storage(storage), TrackConfig(uri=uri))
-    _emit({"sent": sent, "waiting": waiting}, as_json, lambda: typer.echo(f"sent {sent} run(s), {waiting} still wait"))
+    sent, waiting = track_studies(Storage(storage), TrackConfig(uri=uri))
+    _emit(
+        {"sent": sent, "waiting": waiting}, as_json, lambda: typer.echo(f"logged {sent} run(s), {waiting} still to log")
+    )
     if waiting:
         raise typer.Exit(1)
 

@@ -99,6 +99,11 @@ class Storage:
         with self._named_errors(f"cannot look for {name}"):
             return bool(self.fs.exists(self.path(name)))
 
+    def modified(self, name: str) -> float:
+        """When `name` was written, seconds since 1970."""
+        with self._named_errors(f"cannot read {name}"):
+            return float(self.fs.modified(self.path(name)).timestamp())
+
     @contextlib.contextmanager
     def _named_errors(self, what: str, end: str = "", missing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
         """Turn whatever a file system raises into a `StorageError`, but for `missing`."""

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError, did_you_mean
+from orchestrator.store.source_commit import source_commit
 from orchestrator.store.stage_folder import Stage, Storage, load_stage
-from orchestrator.tracking.outbox import source_commit
 
 STUDY_FILE = "study.json"
 TABLE_STAGE: dict[str, StageName] = {

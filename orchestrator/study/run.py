@@ -13,8 +13,7 @@ from orchestrator.store.stage_folder import Storage
 from orchestrator.store.study_record import STUDY_FILE, Study, make_record
 from orchestrator.study.preflight import preflight
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
-from orchestrator.tracking.runs import Tracker
-from orchestrator.tracking.stage_runs import log_report, log_stage
+from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
 
 
 def run_study(
@@ -38,8 +37,7 @@ def run_study(
     storage = Storage(sweep.study.storage)
     preflight(sweep, wanted)
     study = open_study(sweep, storage, wanted, command)
-    session = study.record["created"]
-    tracker = Tracker(sweep.study.track, study.name, storage, sweep.study.description, session)
+    tracker = study_tracker(study, sweep.study.track)
     with _ray(sweep, study, wanted):
         for stage in wanted:
             started = time.monotonic()
@@ -47,11 +45,12 @@ def run_study(
             done = STAGE_KINDS[stage].run(runs, storage, sweep.study.search, quiet)
             add_samples(study, stage, [run for run in done if run not in runs])
             study.record["seconds"][stage] = round(time.monotonic() - started, 2)
-            log_stage(tracker, study, stage)
-    study.folder.write_json(STUDY_FILE, study.record)
+            tracker.log(stage_entries(study, stage))
     started = time.monotonic()
     written = write_report(study, quiet=quiet)
-    log_report(tracker, study, written, time.monotonic() - started)
+    study.record["seconds"]["report"] = round(time.monotonic() - started, 2)
+    study.folder.write_json(STUDY_FILE, study.record)
+    tracker.log(report_entry(study))
     return study, written[0]
 
 

@@ -1,7 +1,7 @@
 """MLflow: one experiment a study, a parent run a stage, a child run a trial. The only importer of mlflow.
 
-Runs are known by the digest of their stage, so logging a stage again is a no-op. Every record passes through the
-study's outbox (`outbox.py`): it leaves once the tracking server has all of it. Written from the driver only.
+Idempotent: runs are known by the digest of their stage, a finished one is left alone, an unfinished one is replaced.
+What could not be sent is sent by the next call, made from the same finished stage folders. Written by the driver only.
 """
 
 from __future__ import annotations
@@ -11,19 +11,24 @@ import json
 import logging
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 
-from orchestrator.config import RunConfig, TrackConfig
+from filelock import FileLock
+
+from orchestrator.config import TrackConfig
 from orchestrator.errors import StorageError
 from orchestrator.scrub import scrub
-from orchestrator.store.stage_folder import Stage, Storage
-from orchestrator.tracking.outbox import Content, Outbox
+from orchestrator.store.stage_folder import Storage
+from orchestrator.tracking import views
+from orchestrator.tracking.content import Content, Entry, artifacts, dataset, finite_metrics, text_params
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -37,26 +42,40 @@ _QUIET = {
 _LOUD = ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3")
 _METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
 """MLflow refuses larger `log_batch` calls."""
-_LONGEST_PARAM = 6000
+_OF_MODEL = ("accuracy/", "drift/")
+"""Metrics that describe a trained adapter, and so its logged model."""
+_LOOPBACK = "127.0.0.1,localhost,::1"
+
+
+class Sent(NamedTuple):
+    """Runs logged by a call, and runs that MLflow does not have because it could not be reached."""
+
+    sent: int
+    waiting: int
 
 
 class Tracker:
-    """Logs the stages of one study.
+    """Logs the runs of one study.
 
     Args:
         config: where MLflow keeps runs.
         study: name of the study; names the experiment unless `config.experiment` does.
-        storage: the study's storage: the outbox and, by default, `mlflow.db` and the artifacts.
+        storage: the study's storage, which holds `mlflow.db` and the artifacts where no server is named.
         description: note of the experiment.
-        session: tells one run of the study from another; a parent run lasts as long as all of them together.
+        version: versions and commit recorded with each run.
     """
 
     def __init__(
-        self, config: TrackConfig, study: str, storage: Storage, description: str = "", session: str = ""
+        self,
+        config: TrackConfig,
+        study: str,
+        storage: Storage,
+        description: str = "",
+        version: Mapping[str, str] | None = None,
     ) -> None:
-        self.config, self.storage, self.description, self.session = config, storage, description, session
+        self.config, self.storage, self.description = config, storage, scrub(description)
         self.experiment = config.experiment or study
-        self.outbox = Outbox(storage, study)
+        self.version = dict(version or {})
         self._unreachable: str | None = None
 
     @property
@@ -64,160 +83,131 @@ class Tracker:
         """Tracking URI; None where there is no place for a database (remote storage and no `track.uri`)."""
         return self.config.uri or default_uri(self.storage)
 
-    def log_stage(
-        self,
-        stage: Stage,
-        run: RunConfig,
-        content: Content,
-        *,
-        title: str | None = None,
-        parent: str | None = None,
-        parent_seconds: float = 0.0,
-    ) -> bool:
-        """Log a finished stage as one run, once.
+    def log(self, entries: Iterable[Entry]) -> Sent:
+        """Log every entry that MLflow does not have yet.
 
-        Args:
-            stage: its name and digest become tags and tell runs apart.
-            run: the resolved configuration, logged as `config.yaml` and as the run's data set.
-            content: params, metrics, curves, tables and figures.
-            title: name of the run; the stage's name when absent.
-            parent: title of the parent run, created when absent; makes this a child run (a trial).
-            parent_seconds: how long the parent's work took in this session, all its children together.
-
-        Returns:
-            Whether MLflow has the run now; False when tracking is off or the record waits in the outbox.
+        A server that cannot be reached is a warning, given once: results are in the storage, and `vtsweep track` logs
+        them later.
         """
-        about = {"title": title or stage.name, "parent": parent, "group": False, "group_seconds": parent_seconds}
-        return self._log(stage.name, stage.digest, run, content, about)
+        waiting = [*entries] if self.config.enabled else []
+        sent = 0
+        for number, entry in enumerate(waiting):
+            if not self._attempt(lambda entry=entry: self._sender.log(entry)):  # type: ignore[misc]
+                return Sent(sent, len(waiting) - number)
+            sent += self._sender.created
+        if waiting:
+            self._attempt(lambda: self._sender.write_views())
+        return Sent(sent, 0)
 
-    def log_group(self, title: str, digest: str, run: RunConfig | None, content: Content) -> bool:
-        """Log what belongs to a parent run as a whole (figures of a sweep, the report), again when `digest` changes.
+    def links(self, address: str) -> dict[str, str]:
+        """Title -> address of the study's shared views on the server at `address`."""
+        with quiet_mlflow():
+            return self._sender.links(address)
 
-        Args:
-            title: title of the parent run, created when absent.
-            digest: digest of everything the content rests on; an equal one is logged once.
-            run: configuration shared by its children, or None.
-            content: as for a stage; params keep their first value, as MLflow allows no other.
-        """
-        about = {"title": title, "parent": None, "group": True, "group_seconds": content.seconds}
-        return self._log(title, digest, run, content, about)
-
-    def _log(self, stage: str, digest: str, run: RunConfig | None, content: Content, about: Mapping[str, Any]) -> bool:
-        if not self.config.enabled:
-            return False
-        key = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{stage}-{digest}")
-        identity = {
-            "experiment": self.experiment,
-            "experiment_note": self.description,
-            "stage": stage,
-            "digest": digest,
-            "session": self.session,
-            **about,
-        }
-        self.outbox.put(key, run, content, identity)
-        return self._send(key)
-
-    def send_pending(self) -> tuple[int, int]:
-        """Send what waits in the outbox: (records sent, records that still wait)."""
-        self._unreachable = None
-        waiting = self.outbox.waiting()
-        sent = sum([self._send(key) for key in waiting])
-        return sent, len(waiting) - sent
-
-    def _send(self, key: str) -> bool:
-        if self.uri is None:
-            self._keep("there is no place for a database: storage is remote and track.uri is not set")
+    def _attempt(self, work: Any) -> bool:
         if self._unreachable is not None:
             return False
+        if self.uri is None:
+            self._give_up("there is no place for a database: storage is remote and track.uri is not set")
+            return False
         try:
-            with quiet_mlflow():
-                self._sender.send(*self.outbox.read(key))
+            with quiet_mlflow(), self._lock():
+                work()
         except StorageError:
             raise
         except Exception as error:  # whatever fails there, the results are kept and the study goes on
-            self._keep((str(error) or type(error).__name__).splitlines()[0])
+            self._give_up((str(error) or type(error).__name__).splitlines()[0])
             return False
-        self.outbox.remove(key)
         return True
+
+    def _lock(self) -> Any:
+        """Drivers that share a database on a disk take turns: a fresh one cannot be made by two at once."""
+        path = database_file(self.uri or "")
+        if path is None:
+            return nullcontext()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{path}.lock", timeout=300)
 
     @cached_property
     def _sender(self) -> _Sender:
-        artifacts = None
-        if self.storage.is_local and (self.uri or "").startswith("sqlite"):
-            artifacts = Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()
-        return _Sender(self.uri or "", artifacts)
+        root = None
+        if self.storage.is_local and database_file(self.uri or "") is not None:
+            root = Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()
+        return _Sender(self.uri or "", root, self.experiment, self.description, self.version)
 
-    def _keep(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         """Stop sending and say so once."""
-        if self._unreachable is None:
-            self._unreachable = scrub(reason)
-            warnings.warn(
-                f"MLflow at {scrub(self.uri or 'no address')} does not answer: {self._unreachable}. What was to be "
-                f"logged is kept in {scrub(self.outbox.folder.uri)}; `vtsweep track` sends it later.",
-                stacklevel=5,
-            )
+        self._unreachable = scrub(reason)
+        warnings.warn(
+            f"MLflow at {scrub(self.uri or 'no address')} does not take runs: {self._unreachable}. All results are in "
+            f"{scrub(self.storage.uri)}; `vtsweep track {scrub(self.storage.uri)}` logs them later.",
+            stacklevel=4,
+        )
 
 
 def default_uri(storage: Storage) -> str | None:
-    """`sqlite:///STORAGE/mlflow.db` for a local storage, else None."""
-    return f"sqlite:///{Path(storage.path('mlflow.db')).absolute()}" if storage.is_local else None
+    """`sqlite:///STORAGE/mlflow.db` for a local storage (percent-encoded), else None."""
+    return f"sqlite:///{quote(str(Path(storage.path('mlflow.db')).absolute()))}" if storage.is_local else None
 
 
-def track_pending(storage: Storage, config: TrackConfig, study: str | None = None) -> tuple[int, int]:
-    """Send every waiting record of one study, or of all studies in `storage`: (sent, still waiting)."""
-    studies = [study] if study else storage.files("studies")
-    counts = [Tracker(config, name, storage).send_pending() for name in studies]
-    return sum(sent for sent, _ in counts), sum(left for _, left in counts)
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite URI, else None."""
+    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
 
 
 class _Sender:
-    """One tracking server. Every method may raise whatever MLflow and its transport raise."""
+    """One tracking server and experiment. Every method may raise whatever MLflow and its transport raise."""
 
-    def __init__(self, uri: str, artifact_root: str | None) -> None:
+    def __init__(
+        self, uri: str, artifact_root: str | None, experiment: str, note: str, version: Mapping[str, str]
+    ) -> None:
         from mlflow import MlflowClient
 
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self.client = MlflowClient(tracking_uri=uri)
-        self.artifact_root = artifact_root
+        self.artifact_root, self.experiment, self.note, self.version = artifact_root, experiment, note, version
+        self.uri = uri
+        self.created = 0
 
-    def send(self, record: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> None:
-        """Log one record, unless a finished run with its stage and digest is there."""
-        experiment = self._experiment_id(record["experiment"], record["experiment_note"])
-        if record["group"]:
-            condition = f"tags.group = '{record['title']}' and tags.digest = '{record['digest']}'"
-            if self._search(experiment, condition):
+    def log(self, entry: Entry) -> None:
+        """Log one entry, unless a finished run with its stage and digest is there; `created` counts runs made."""
+        self.created = 0
+        with _no_proxy(self.uri):
+            condition = f"tags.stage = '{entry.stage}' and tags.digest = '{entry.digest}'"
+            found = self._search(condition)
+            if any(run.info.status == "FINISHED" for run in found):
                 return
-            run = self._group(experiment, record)
-        else:
-            found = self._search(experiment, f"tags.stage = '{record['stage']}' and tags.digest = '{record['digest']}'")
-            if any(r.info.status == "FINISHED" for r in found):
-                return
-            for cut_short in found:  # an earlier driver died while sending; params cannot be set twice
-                self.client.delete_run(cut_short.info.run_id)
-            tags = {"stage": record["stage"], "digest": record["digest"]}
-            if record["parent"]:
-                parent = self._group(experiment, {**record, "title": record["parent"], "note": ""})
-                tags["mlflow.parentRunId"] = parent.info.run_id
-            run = self._create(experiment, record, tags)
-        self._fill(run, record, artifacts)
-        self.client.set_tag(run.info.run_id, "digest", record["digest"])
-        if not record["group"]:
-            self.client.set_terminated(run.info.run_id, "FINISHED", end_time=record["time"])
+            if entry.replaces:
+                title = _quoted(entry.title)
+                found += self._search(f"tags.stage = '{entry.stage}' and attributes.run_name = {title}")
+            for stale in found:  # cut short while it was sent, or a summary of fewer stages
+                self.client.delete_run(stale.info.run_id)
+            content = entry.content()
+            tags = {"stage": entry.stage, "digest": entry.digest}
+            start = int(1000 * (entry.ended - content.seconds))
+            if entry.parent:
+                tags["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
+            run = self._create(entry.title, start, tags, content.note)
+            self._fill(run, entry, content)
+            self.client.set_terminated(run.info.run_id, "FINISHED", end_time=int(1000 * entry.ended))
+            self.created = 1
 
-    def _fill(self, run: Run, record: Mapping[str, Any], artifacts: Mapping[str, bytes]) -> None:
+    def _fill(self, run: Run, entry: Entry, content: Content) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
-        run_id, now = run.info.run_id, int(record["time"])
-        known = run.data.params
-        params = [Param(k, v[:_LONGEST_PARAM]) for k, v in record["params"].items() if k not in known]
-        metrics = [Metric(_allowed(k), v, now, 0) for k, v in record["metrics"].items()]
-        metrics += [Metric(_allowed(k), v, now, step) for k, curve in record["curves"].items() for step, v in curve]
+        run_id, now = run.info.run_id, int(1000 * entry.ended)
+        params = [Param(k, v) for k, v in text_params(content).items()]
+        rows = finite_metrics(content)
+        model = self._log_model(run, entry, content) if content.model else None
+        metrics = [
+            Metric(name, value, now, step, model_id=model if name.startswith(_OF_MODEL) else None)
+            for name, step, value in rows
+        ]
         for start in range(0, len(params), _PARAMS_A_CALL):
             self.client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
         for start in range(0, len(metrics), _METRICS_A_CALL):
             self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
-        if data := record["dataset"]:
+        if entry.run is not None:
+            data = dataset(entry.run)
             entity = Dataset(
                 data["name"],
                 data["digest"],
@@ -225,58 +215,128 @@ class _Sender:
                 source=json.dumps(data["settings"]),
                 profile=json.dumps({"n_images": data["settings"].get("n_images")}),
             )
-            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", record["stage"])])])
-        with TemporaryDirectory() as folder:
-            for name, content in artifacts.items():
-                path = Path(folder) / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-            if artifacts:
-                self.client.log_artifacts(run_id, folder)
+            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", entry.stage)])])
+        with _folder_of(dict(artifacts(entry.run, content))) as folder:
+            self.client.log_artifacts(run_id, folder)
 
-    def _experiment_id(self, name: str, note: str) -> str:
-        found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = f"{self.artifact_root}/{_allowed(name)}" if self.artifact_root else None
-        tags = {"mlflow.experimentKind": "custom_model_development"}  # runs and metrics, not traces of a language model
-        if note:
-            tags["mlflow.note.content"] = note
-        return str(self.client.create_experiment(name, artifact_location=location, tags=tags))
+    def _log_model(self, run: Run, entry: Entry, content: Content) -> str:
+        """Keep an adapter as a logged model of its run; returns its id, which metrics of the model carry."""
+        from mlflow.entities import LoggedModelOutput
 
-    def _search(self, experiment: str, condition: str) -> list[Run]:
-        return list(self.client.search_runs([experiment], condition, max_results=100))
+        name = re.sub(r"[^\w-]+", "_", entry.title)
+        model = self.client.create_logged_model(
+            self._experiment_id, name, run.info.run_id, params=text_params(content), model_type="peft adapter"
+        )
+        with _folder_of(content.model) as folder:
+            self.client.log_model_artifacts(model.model_id, folder)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
+        return str(model.model_id)
 
-    def _group(self, experiment: str, record: Mapping[str, Any]) -> Run:
-        """The parent run titled as the record says, created when absent; its duration is that of its work so far."""
-        title, seconds, session = record["title"], record.get("group_seconds", 0.0), record.get("session", "")
-        found = self._search(experiment, f"tags.group = '{title}'")
-        if found and found[0].data.tags.get("session", "") == session:
-            return found[0]
-        tags = {"stage": title, "group": title, "session": session}
-        run = found[0] if found else self._create(experiment, {**record, "seconds": seconds}, tags)
-        end = run.info.end_time + round(1000 * seconds) if found else record["time"]
+    @cached_property
+    def _experiment_id(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self.experiment)
+        if found is None:
+            location = f"{self.artifact_root}/{quote(self.experiment, safe='')}" if self.artifact_root else None
+            # runs and metrics, not traces of a language model
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            tags |= {"mlflow.note.content": self.note} if self.note else {}
+            try:
+                return str(self.client.create_experiment(self.experiment, artifact_location=location, tags=tags))
+            except MlflowException:  # another driver was first
+                found = self.client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise RuntimeError(
+                f"experiment {self.experiment!r} is deleted there; restore it (mlflow experiments restore "
+                f"-x {found.experiment_id}) or name another with track.experiment"
+            )
+        return str(found.experiment_id)
+
+    def _search(self, condition: str) -> list[Run]:
+        return list(self.client.search_runs([self._experiment_id], condition, max_results=1000))
+
+    def _parent(self, title: str, start: int, end: int) -> str:
+        """Id of the parent run of a kind of stage, created when absent; it spans all of its children."""
+        found = self._search(f"tags.group = {_quoted(title)}")
+        if found:
+            run = found[0]
+            start, end = min(start, run.info.start_time), max(end, run.info.end_time or end)
+        else:
+            run = self._create(title, start, {"group": title, "digest": "none"}, "")
         self.client.set_terminated(run.info.run_id, "FINISHED", end_time=end)
-        self.client.set_tag(run.info.run_id, "session", session)
-        return run
+        return str(run.info.run_id)
 
-    def _create(self, experiment: str, record: Mapping[str, Any], tags: Mapping[str, str]) -> Run:
-        start = int(record["time"] - 1000 * record["seconds"])
-        about = {
-            "commit": record["commit"],
-            "version": record["version"],
-            "mlflow.user": getpass.getuser(),
-            "mlflow.source.name": "vtsweep",
-            "mlflow.source.git.commit": record["commit"].rstrip("+"),
-        }
-        if record["note"]:
-            about["mlflow.note.content"] = record["note"]
-        return self.client.create_run(experiment, start_time=start, tags={**about, **tags}, run_name=record["title"])
+    def _create(self, title: str, start: int, tags: Mapping[str, str], note: str) -> Run:
+        about = {"mlflow.user": getpass.getuser(), "mlflow.source.name": "vtsweep", **self.version}
+        if commit := self.version.get("commit", "").rstrip("+"):
+            about["mlflow.source.git.commit"] = commit
+        if note:
+            about["mlflow.note.content"] = scrub(note)
+        return self.client.create_run(self._experiment_id, start_time=start, tags={**about, **tags}, run_name=title)
+
+    # -- shared views
+
+    def write_views(self) -> None:
+        """Write the study's shared views, from the metrics of its newest runs."""
+        with _no_proxy(self.uri):
+            there = self.client.get_experiment(self._experiment_id).tags
+            for view in self._views():
+                value = views.encode(view, int(1000 * time.time()))
+                before = json.loads(there.get(views.TAG + view.key, "{}"))
+                if before.get("state") != json.loads(value)["state"]:
+                    self.client.set_experiment_tag(self._experiment_id, views.TAG + view.key, value)
+
+    def _views(self) -> Sequence[views.SharedView]:
+        metrics: dict[str, dict[str, None]] = {}
+        for run in self._search("attributes.status = 'FINISHED'")[:200]:
+            if run.data.tags.get("mlflow.parentRunId"):
+                metrics.setdefault(run.data.tags.get("stage", ""), {}).update(dict.fromkeys(run.data.metrics))
+        return views.study_views({stage: list(names) for stage, names in metrics.items()})
+
+    def links(self, address: str) -> dict[str, str]:
+        """Title -> address of each shared view that is there."""
+        with _no_proxy(self.uri):
+            tags = self.client.get_experiment(self._experiment_id).tags
+        there = {k.removeprefix(views.TAG): json.loads(v)["name"] for k, v in tags.items() if k.startswith(views.TAG)}
+        return {name: views.page(address, self._experiment_id, key) for key, name in sorted(there.items())}
 
 
-def _allowed(name: str) -> str:
-    """`name` with characters MLflow refuses in metric names and paths replaced by underscores."""
-    return re.sub(r"[^\w/. :-]", "_", name)
+def _quoted(text: str) -> str:
+    """`text` as a string of MLflow's filter language, which knows no escapes."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+@contextmanager
+def _folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
+    """A temporary folder that holds `files` (relative name -> bytes)."""
+    with TemporaryDirectory(prefix="vtsweep-") as folder:
+        for name, data in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        yield folder
+
+
+@contextmanager
+def _no_proxy(uri: str) -> Iterator[None]:
+    """A server on this machine is asked directly, whatever proxy the environment names."""
+    if urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1"):
+        yield
+        return
+    before = {key: os.environ.get(key) for key in ("no_proxy", "NO_PROXY")}
+    os.environ.update({key: ",".join(filter(None, (value, _LOOPBACK))) for key, value in before.items()})
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
 
 
 @contextmanager

@@ -15,16 +15,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
 from types import FrameType
+from typing import Any, NamedTuple
 
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.scrub import scrub
 from orchestrator.store.stage_folder import Storage
+from orchestrator.tracking import views
 from orchestrator.tracking.runs import default_uri
 
 FIRST_PORT = 5000
 _START_SECONDS = 120.0
 _NOISE = (b"Registry store URI not provided", b"[MLflow] Security middleware enabled with default settings")
 """What the server says at every start; a reader can do nothing with it."""
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""The server is on this machine: no proxy is asked."""
 _SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -50,8 +54,10 @@ def serve_ui(place: str, port: int | None = None) -> None:
         print(f"MLflow runs at {scrub(place)}")
         return
     with ui_server(place if place.startswith("sqlite:") else _database(place), port) as (address, process):
-        for name, page in experiment_pages(address):
-            print(f"{name}: {page}")
+        for study in study_pages(address):
+            print(f"{study.name}: {study.page}")
+            for title, page in study.views.items():
+                print(f"  {title}: {page}")
         print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
         for name in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave the server behind
             if hasattr(signal, name):
@@ -112,20 +118,35 @@ def _relay(process: subprocess.Popen[bytes]) -> None:
             sys.stderr.flush()
 
 
-def experiment_pages(address: str, most: int = 10) -> list[tuple[str, str]]:
-    """Name and page of the experiments of a running server, the last used first.
+class StudyPages(NamedTuple):
+    """Addresses of one study: its list of runs, and its shared views by title."""
 
-    The page is asked for in its model-training form: by default it opens on traces of language models, which a study
+    name: str
+    page: str
+    views: dict[str, str]
+
+
+def study_pages(address: str, most: int = 10) -> list[StudyPages]:
+    """The experiments of a running server, the last used first.
+
+    Pages are asked for in their model-training form: by default they open on traces of language models, which a study
     has none of.
     """
     body = json.dumps({"max_results": most + 1, "order_by": ["last_update_time DESC"]}).encode()
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with _DIRECT.open(request, timeout=30) as answer:
         found = json.load(answer).get("experiments", [])
-    used = [e for e in found if e["name"] != "Default"][:most]
-    return [(e["name"], f"{address}/#/experiments/{e['experiment_id']}?workflowType=machine_learning") for e in used]
+    return [_pages_of(address, e) for e in found if e["name"] != "Default"][:most]
+
+
+def _pages_of(address: str, experiment: dict[str, Any]) -> StudyPages:
+    tags = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}
+    keys = {key.removeprefix(views.TAG): json.loads(value)["name"] for key, value in tags.items() if views.TAG in key}
+    number = experiment["experiment_id"]
+    shared = {name: views.page(address, number, key) for key, name in sorted(keys.items(), reverse=True)}
+    return StudyPages(experiment["name"], views.page(address, number), shared)
 
 
 def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
@@ -134,7 +155,7 @@ def _wait(address: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise ResourceError(f"the MLflow server ended at once with exit code {process.returncode}; see above")
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2):
+            with _DIRECT.open(f"{address}/health", timeout=2):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)

@@ -10,10 +10,10 @@ import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.report.intervals import layer_curves
-from orchestrator.store.stage_folder import Stage, Storage
-from orchestrator.tracking.outbox import Content
+from orchestrator.store.stage_folder import Storage
+from orchestrator.tracking.content import Content, Entry
 from orchestrator.tracking.runs import Tracker, default_uri
-from orchestrator.tracking.ui import experiment_pages, ui_server
+from orchestrator.tracking.ui import study_pages, ui_server
 from tests.report.fake_study import fake_point, fake_trials
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -21,10 +21,13 @@ SLOW = 60_000
 """Milliseconds a page of the server may take on a busy machine."""
 
 
+def _entry(number: int, stage: str, title: str, content: Content) -> Entry:
+    return Entry(stage, f"{number:016x}", title, lambda: content, parent=stage, run=RunConfig(), ended=1.7e9 + number)
+
+
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     storage = Storage(str(tmp_path_factory.mktemp("mlflow")))
-    tracker = Tracker(TrackConfig(), "invented", storage, "Invented numbers.")
     table = fake_point().layer_metrics
     assert table is not None
     curves = {
@@ -34,13 +37,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
         .group_by("group", "metric", maintain_order=True)
     }
     content = Content(curves=curves, tables={"correlations": pl.DataFrame({"layer": [0], "rho": [0.25]})})
-    tracker.log_stage(Stage(storage, "capture", {}), RunConfig(), content, title="reference-joint", parent="capture")
-    for row in fake_trials(np.random.default_rng(0)).head(4).iter_rows(named=True):
+    entries = [_entry(0, "capture", "reference-joint", content)]
+    for number, row in enumerate(fake_trials(np.random.default_rng(0)).head(4).iter_rows(named=True), 1):
         params = {"complexity_ratio": row["complexity_ratio"], "seed": row["seed"]}
         metrics = {k: v for k, v in row.items() if k.startswith(("accuracy/", "delta/")) and "_" not in k[-5:]}
-        stage = Stage(storage, "finetune", {"trial": row["trial"]})
         title = f"ratio {row['complexity_ratio']}, seed {row['seed']}"
-        tracker.log_stage(stage, RunConfig(), Content(params=params, metrics=metrics), title=title, parent="finetune")
+        entries.append(_entry(number, "finetune", title, Content(params=params, metrics=metrics)))
+    assert Tracker(TrackConfig(), "invented", storage, "Invented numbers.").log(entries).sent == 5
     return storage
 
 
@@ -48,7 +51,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 def server(storage: Storage, request: pytest.FixtureRequest):
     request.getfixturevalue("browser")  # no server where there is no browser
     with ui_server(default_uri(storage) or "") as (address, process):
-        yield address, process, experiment_pages(address)[0][1]
+        yield address, process, study_pages(address)[0].page
 
 
 def _runs(storage: Storage) -> dict:
@@ -102,3 +105,27 @@ def test_pages_ask_no_other_host(server, watched):
     seen = watched(server[2])
     seen.page.get_by_role("link", name="finetune", exact=True).wait_for(timeout=SLOW)
     assert [u for u in seen.asked if not u.startswith((server[0], "data:", "blob:"))] == []
+
+
+def test_a_link_opens_compression_against_accuracy_over_the_ratio(server, watched):
+    views = study_pages(server[0])[0].views
+    seen = watched(views["Compression against accuracy over the complexity ratio"])
+    page = seen.page
+    page.set_viewport_size({"width": 1600, "height": 1400})
+    page.get_by_text("Compression against accuracy over the complexity ratio").first.wait_for(timeout=SLOW)
+    page.locator(".js-plotly-plot").nth(2).wait_for(timeout=SLOW)  # charts, not the table, without a click
+    page.locator(".parcoords text", has_text="complexity_ratio").first.wait_for(state="attached", timeout=SLOW)
+    axes = " ".join(page.locator(".js-plotly-plot text").all_text_contents())
+    assert "accuracy/high" in axes
+    assert "delta/vision/" in axes
+
+
+def test_the_same_view_as_a_table_sorts_trials_by_ratio_with_accuracy_beside(server, watched):
+    views = study_pages(server[0])[0].views
+    address = views["Compression against accuracy over the complexity ratio"].replace("&compareRunsMode=CHART", "")
+    page = watched(address).page
+    page.set_viewport_size({"width": 1800, "height": 1000})
+    for heading in ("complexity_ratio", "accuracy/high"):
+        page.get_by_text(heading, exact=True).first.wait_for(timeout=SLOW)
+    page.get_by_role("link", name="ratio 0.0, seed 0").wait_for(timeout=SLOW)
+    assert page.get_by_role("link", name="reference-joint", exact=True).count() == 0

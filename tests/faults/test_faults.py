@@ -253,7 +253,7 @@ def test_poison_images_are_recorded_and_the_rest_is_there(tmp_path):
 def test_a_tracking_server_that_is_down_loses_no_results_and_gets_its_runs_later_once(tmp_path):
     from orchestrator.config import TrackConfig
     from orchestrator.study.run import run_study
-    from orchestrator.tracking.runs import track_pending
+    from orchestrator.tracking.entries import track_studies
     from tests.conftest import tiny_study
 
     sweep = tiny_study(tmp_path, "how.backend=ray", "track.uri=http://127.0.0.1:9")
@@ -263,7 +263,7 @@ def test_a_tracking_server_that_is_down_loses_no_results_and_gets_its_runs_later
     stage = capture_stage(sweep.points[0].run, storage)
     assert stage.is_done()
     assert stage.scan("images").collect().height == 12
-    sent, failed = track_pending(storage, TrackConfig())
+    sent, failed = track_studies(storage, TrackConfig())
     assert sent >= 2
     assert failed == 0
-    assert track_pending(storage, TrackConfig()) == (0, 0)
+    assert track_studies(storage, TrackConfig()) == (0, 0)

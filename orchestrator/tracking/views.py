@@ -1,0 +1,161 @@
+"""Shared views of MLflow's pages: which runs, columns and charts a link opens. Knows no MLflow.
+
+A view is one experiment tag, `mlflow.sharedViewState.KEY`, whose state is zlib-compressed JSON. The fields of the state
+are MLflow's own and undocumented (read from 3.17); a browser test holds them, and what MLflow does not know it ignores.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TAG = "mlflow.sharedViewState."
+
+
+@dataclass(frozen=True)
+class SharedView:
+    """One view.
+
+    Args:
+        key: its key in links.
+        name: its title.
+        stage: kind of stage whose child runs it lists.
+        columns: shown columns, `params.NAME` or `metrics.NAME`.
+        order: column that sorts the runs.
+        charts: chart cards, see `scatter`, `lines` and `parallel`.
+    """
+
+    key: str
+    name: str
+    stage: str
+    columns: Sequence[str]
+    order: str
+    charts: Sequence[Mapping[str, Any]]
+
+
+def scatter(x: str, y: str) -> dict[str, Any]:
+    """A scatter of one run a point; `x` and `y` are `params.NAME` or `metrics.NAME`."""
+    return {"type": "SCATTER", "xaxis": _axis(x), "yaxis": _axis(y)}
+
+
+def lines(metric: str) -> dict[str, Any]:
+    """A metric against its step, one line a run."""
+    return {
+        "type": "LINE",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "linear",
+        "lineSmoothness": 0,
+        "selectedXAxisMetricKey": "",
+        "range": {},
+        "displayPoints": True,
+    }
+
+
+def bars(metric: str) -> dict[str, Any]:
+    """One bar a run."""
+    return {"type": "BAR", "metricKey": metric}
+
+
+def parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
+    """Parallel coordinates of parameters and metrics, one line a run."""
+    return {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics)}
+
+
+def _axis(column: str) -> dict[str, str]:
+    kind, _, key = column.partition(".")
+    return {"key": key, "type": {"params": "PARAM", "metrics": "METRIC"}[kind]}
+
+
+def encode(view: SharedView, now_ms: int) -> str:
+    """The tag's value."""
+    section = f"{view.key}-section"
+    state = {
+        "searchFilter": f"tags.`stage` = '{view.stage}'",
+        "orderByKey": _column(view.order),
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": ["attributes.`Duration`", *map(_column, view.columns)],
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "groupBy": None,
+        "isAccordionReordered": True,
+        "compareRunSections": [
+            {"uuid": section, "name": view.name, "display": True, "isReordered": True, "columns": 2}
+        ],
+        "compareRunCharts": [
+            {
+                "uuid": f"{view.key}-{number}",
+                "metricSectionId": section,
+                "runsCountToCompare": 100,
+                "deleted": False,
+                "isGenerated": False,
+                **chart,
+            }
+            for number, chart in enumerate(view.charts)
+        ],
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state, separators=(",", ":")).encode())).decode()
+    return json.dumps({"name": view.name, "createdAt": now_ms, "updatedAt": now_ms, "state": f"deflate;{packed}"})
+
+
+def _column(column: str) -> str:
+    kind, _, key = column.partition(".")
+    return f"{kind}.`{key}`"
+
+
+def page(address: str, experiment_id: str, key: str | None = None, *, charts: bool = True) -> str:
+    """Address of an experiment's page, opened with a shared view; without `key` its plain list of runs."""
+    url = f"{address.rstrip('/')}/#/experiments/{experiment_id}"
+    if key is None:
+        return f"{url}?workflowType=machine_learning"
+    shared = f"{url}/runs?workflowType=machine_learning&viewStateShareKey={key}"
+    return shared + "&compareRunsMode=CHART" * charts
+
+
+def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
+    """The views of a study, from the metric names of its runs by kind of stage; a view needs something to chart."""
+    views = []
+    trial = set(metrics_of.get("finetune", ()))
+    change = next(
+        (m for m in ("delta/vision/stable_rank_centred/middle", *sorted(trial)) if _is_change(m, trial)), None
+    )
+    if "accuracy/high" in trial:
+        compression = [f"metrics.{change}"] if change else []
+        drift = [m for m in ("drift/vision/late", "drift/text/late") if m in trial]
+        low = [m for m in ("accuracy/low",) if m in trial]
+        columns = ["params.complexity_ratio", "params.seed", "metrics.accuracy/high", *[f"metrics.{m}" for m in low]]
+        charts = [scatter(c, "metrics.accuracy/high") for c in compression]
+        charts += [scatter("params.complexity_ratio", f"metrics.{m}") for m in ("accuracy/high", *low, *drift)]
+        charts += [scatter("params.complexity_ratio", c) for c in compression]
+        charts += [parallel(["complexity_ratio", "seed"], [*drift, *([change] if change else []), "accuracy/high"])]
+        more = [*compression, *[f"metrics.{m}" for m in drift]]
+        title = "Compression against accuracy over the complexity ratio"
+        views.append(SharedView("trials", title, "finetune", columns + more, "params.complexity_ratio", charts))
+    for key, stage, title, prefix in (
+        ("captures", "capture", "Compression by layer", "compression/vision/"),
+        ("probes", "probe", "Probe scores by layer", "probe/"),
+        ("policies", "ablate", "Accuracy under token reduction", "policy/"),
+    ):
+        found = [m for m in metrics_of.get(stage, ()) if m.startswith(prefix)]
+        if key == "captures":  # single values of depth thirds make charts of one bar
+            found = [m for m in found if not m.endswith(("/early", "/middle", "/late"))]
+        if found:
+            chart = bars if key == "policies" else lines
+            columns = ["params.model", "params.data"]
+            views.append(SharedView(key, title, stage, columns, "params.model", [chart(m) for m in found[:12]]))
+    return views
+
+
+def _is_change(metric: str, names: set[str]) -> bool:
+    return metric in names and metric.startswith("delta/vision/")

@@ -51,6 +51,10 @@ class StageError(VtsweepError, RuntimeError):
     exit_code = 7
 
 
+class DivergedError(StageError):
+    """Training diverged: an answer about the settings, which a search records, and not a fault of the machine."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known names, else a list of them (at most 12)."""
     options = sorted(set(known))

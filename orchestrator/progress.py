@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from orchestrator import interrupt
+
 _LINE_SECONDS = 5.0
 """A redirected output or job log gets at most one line in this time."""
 
@@ -70,6 +72,7 @@ class Progress:
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Record `n` more finished units; `note` is shown beside the rate."""
+        interrupt.check()
         self.done += n
         self._note = note or self._note
         if self.quiet:

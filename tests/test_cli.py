@@ -97,7 +97,7 @@ def test_a_terminated_background_job_ends_cleanly_and_says_how_to_resume(tmp_pat
                 break
         job.terminate()
         said = job.stderr.read()
-    assert job.returncode == 130
+    assert job.returncode == 143
     assert "Run the same command again to resume" in said
 
 

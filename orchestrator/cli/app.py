@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -264,35 +263,31 @@ def _fail(error: BaseException, code: int, as_json: bool) -> NoReturn:
     raise SystemExit(code)
 
 
-_INTERRUPTED = 130
-"""Exit code of a command that was interrupted."""
-
-
-def _interrupt(*_: Any) -> NoReturn:
-    # Raised here, not sent as SIGINT: a shell starts background jobs with SIGINT ignored.
-    raise KeyboardInterrupt
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `vtsweep`, `python -m orchestrator` and the modules in `jobs/`; always exits."""
+    from orchestrator import interrupt
     from orchestrator.errors import VtsweepError
 
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
-    # A job scheduler stops us with SIGTERM: end as on Ctrl-C, so that finished work is kept and nothing is orphaned.
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        result = app(args=args, prog_name="vtsweep", standalone_mode=False)
-    except VtsweepError as error:
-        _fail(error, error.exit_code, as_json)
-    except (KeyboardInterrupt, typer.Abort):
-        result = _INTERRUPTED
-    except Exception as error:
-        # Click's own errors (unknown option, missing argument) know how to print themselves and their exit code.
-        if hasattr(error, "show") and hasattr(error, "exit_code"):
-            error.show()
-            raise SystemExit(error.exit_code) from None
-        raise
-    if result == _INTERRUPTED:  # typer returns this code for a KeyboardInterrupt of its own accord
+    result: Any = 1
+    with interrupt.handled():
+        try:
+            result = app(args=args, prog_name="vtsweep", standalone_mode=False)
+        except (KeyboardInterrupt, typer.Abort):
+            result = interrupt.exit_code() or 130
+        except Exception as error:
+            if interrupt.exit_code():
+                pass  # what a library made of the interruption
+            elif isinstance(error, VtsweepError):
+                _fail(error, error.exit_code, as_json)
+            # Click's own errors (unknown option, missing argument) know how to print themselves and their exit code.
+            elif hasattr(error, "show") and hasattr(error, "exit_code"):
+                error.show()
+                raise SystemExit(error.exit_code) from None
+            else:
+                raise
+        result = interrupt.exit_code() or result
+    if result in (130, 143):
         typer.secho("stopped; what was finished is kept. Run the same command again to resume.", fg="yellow", err=True)
     raise SystemExit(result if isinstance(result, int) else 0)

@@ -132,7 +132,7 @@ class FinetuneConfig(Section):
     n_drift_tokens: PositiveInt = 64
     """Most tokens an image and group whose states are compared with the base model's."""
     search_trials: Count = 0
-    """Samples of the study's `search` section that Ray Tune tries at each point; 0 for none. They are judged by the
+    """Samples of the study's `search` section that are tried at each point; 0 for none. They are judged by the
     held-out questions, so the best one's accuracy flatters it: confirm it with another `eval_seed`."""
     search_algorithm: Literal["random", "optuna"] = "random"
     """How samples are drawn; `optuna` (an extra) learns from the mean accuracy of earlier samples of the point."""

@@ -53,4 +53,4 @@ class ProbeConfig(Section):
     seed: Count = 0
     """Seed of splits, shuffles and initial weights."""
     search_trials: Count = 0
-    """Ray Tune trials of the hyperparameter search; 0 for none. The space is the study's `search` section."""
+    """Settings that the hyperparameter search tries; 0 for none. The space is the study's `search` section."""

@@ -16,7 +16,7 @@ from orchestrator.config.section import Float, Section, StageName
 
 
 class SearchAxis(Section):
-    """One searched hyperparameter, sampled by Ray Tune."""
+    """One searched hyperparameter: its samples are drawn from seeds, or chosen by Optuna."""
 
     kind: Literal["uniform", "loguniform", "randint", "choice"]
     low: Float | None = None
@@ -70,5 +70,5 @@ class StudyConfig(Section):
     zip: dict[str, list[Any]] = Field(default_factory=dict)
     """Dotted key -> values taken in lockstep (all lists equally long)."""
     search: dict[str, SearchAxis] = Field(default_factory=dict)
-    """Dotted key -> search space of Ray Tune."""
+    """Dotted key -> search space."""
     track: TrackConfig = TrackConfig()

@@ -10,11 +10,12 @@ Letters: B examples of a micro-batch, S sequence positions, K last positions tha
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.config import FinetuneConfig
-from orchestrator.errors import StageError
+from orchestrator.errors import DivergedError
 from orchestrator.finetune.lora import Tuned
 from orchestrator.finetune.team import Team, this_team
 from orchestrator.models.adapter import Adapter
@@ -154,7 +156,7 @@ def train(
         report: receives each step's record.
 
     Raises:
-        StageError: the loss is not finite, or the checkpoint does not fit the model.
+        DivergedError: the loss is not finite.
     """
     team = this_team()
     optimiser = torch.optim.AdamW(tuned.optimiser_groups(), weight_decay=config.weight_decay)
@@ -173,7 +175,7 @@ def train(
             norm = torch.nn.utils.clip_grad_norm_(list(tuned.parameters.values()), config.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 found = f"the loss is {loss} and the norm of its gradient {float(norm)}"
-                raise StageError(f"{found} at step {step}: training diverged. Lower the learning rates.")
+                raise DivergedError(f"{found} at step {step}: training diverged. Lower the learning rates.")
             rate = schedule(step, config)
             for group in optimiser.param_groups:
                 group["lr"] = rate * tuned.settings[group["part"]].learning_rate
@@ -233,13 +235,38 @@ def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog
     for name, parameter in tuned.parameters.items():
         for key, value in optimiser.state.get(parameter, {}).items():
             tensors[f"optimiser/{key}/{name}"] = value.detach().cpu().contiguous().clone()
-    return to_safetensors(tensors, metadata={"log": json.dumps(asdict(log))})
+    record = json.dumps(asdict(log))
+    return to_safetensors(tensors, metadata={"log": record, "checksum": _checksum(tensors, record)})
+
+
+def _checksum(tensors: Mapping[str, Tensor], log: str) -> str:
+    """BLAKE2b of the log and of every tensor's name, type, shape and bytes."""
+    made = hashlib.blake2b(log.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return made.hexdigest()
+
+
+def check_checkpoint(data: bytes) -> str:
+    """What is wrong with a checkpoint, or an empty string: it is safetensors, and equals its own checksum."""
+    try:
+        tensors = from_safetensors(data)
+        metadata = _metadata(data)
+        return "" if metadata["checksum"] == _checksum(tensors, metadata["log"]) else "its checksum does not fit"
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        return f"{type(error).__name__}: {str(error)[:200]}"
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    header_size = int.from_bytes(data[:8], "little")
+    return dict(json.loads(data[8 : 8 + header_size])["__metadata__"])
 
 
 def _restore(data: bytes, tuned: Tuned, optimiser: torch.optim.Optimizer) -> TrainingLog:
     tensors = from_safetensors(data)
-    header_size = int.from_bytes(data[:8], "little")
-    record = json.loads(json.loads(data[8 : 8 + header_size])["__metadata__"]["log"])
+    record = json.loads(_metadata(data)["log"])
     tuned.load({name.removeprefix("weight/"): t for name, t in tensors.items() if name.startswith("weight/")})
     for name, parameter in tuned.parameters.items():
         state = {}

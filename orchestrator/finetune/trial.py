@@ -71,17 +71,18 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
     worker, team = worker_for(run), this_team()
     if team.leads:
         stage.open()
-    started = time.perf_counter()
     with tunable(worker.adapter, run.finetune) as tuned:
         log = worker.train(run, tuned, stage.store, report)
         if not team.leads:
             return stage
+        started = time.perf_counter()
         n_trained = sum(p.numel() for p in tuned.parameters.values())
         if run.how.keep_adapters:
             for name, data in tuned.files(run.model.name).items():
                 stage.store.write(f"adapter/{name}", data)
         answers, snapshot = worker.answers(run), worker.snapshot(run)
-    seconds = time.perf_counter() - started
+    # Steps of earlier attempts count: their seconds are in the checkpoint.
+    seconds = log.seconds + time.perf_counter() - started
     baseline = run_baseline(run, storage)
     row = trial_row(run, stage, log, answers, snapshot, baseline)
     row |= {"n_trained": n_trained, "trial_seconds": seconds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
 from orchestrator.finetune.lora import Tuned
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import this_team
-from orchestrator.finetune.train import TrainingLog, train
+from orchestrator.finetune.train import TrainingLog, check_checkpoint, train
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import fingerprint
@@ -77,7 +78,7 @@ class Worker:
             tuned,
             micro_batches,
             config,
-            resume=store.read(CHECKPOINT) if store.exists(CHECKPOINT) else None,
+            resume=_whole_checkpoint(store),
             save=lambda data: store.write(CHECKPOINT, data),
             save_every=run.how.checkpoint_steps,
             report=None if report is None else lambda record: report({"step": record.step + 1, "loss": record.loss}),
@@ -114,6 +115,18 @@ class Worker:
                 raise DataError(f"data: none of {len(source)} images can be read")
             self._images = {key: (ids, examples)}
         return self._images[key]
+
+
+def _whole_checkpoint(store: Storage) -> bytes | None:
+    """A trial's checkpoint, or nothing where there is none or it is damaged: the trial then begins again."""
+    try:
+        data = store.read(CHECKPOINT)
+    except FileNotFoundError:
+        return None
+    if problem := check_checkpoint(data):
+        warnings.warn(f"{store.path(CHECKPOINT)} is damaged ({problem}); the trial begins again", stacklevel=2)
+        return None
+    return data
 
 
 def step_indices(step: int, batch_size: int, n: int, seed: int) -> list[int]:

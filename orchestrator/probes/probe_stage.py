@@ -14,6 +14,7 @@ import numpy as np
 
 from orchestrator.config import ProbeConfig, RunConfig
 from orchestrator.data.source import make_source
+from orchestrator.errors import StageError
 from orchestrator.plugins import registered_by
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
@@ -25,6 +26,8 @@ from orchestrator.store.stage_folder import STAGE_FILE, Stage, Storage
 
 VERSION = 3
 """Raised whenever equal inputs would give other values; part of the digest."""
+SEARCH_VERSION = 2
+"""The same for the hyperparameter search."""
 PIXEL_FILE = "pixels.npy"
 
 
@@ -35,6 +38,8 @@ def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
     what: dict[str, Any] = {"version": VERSION, "probe": settings}
     if packages := registered_by(ENTRY_POINT_GROUP, run.probe.solvers):
         what["solvers_of"] = packages
+    if run.probe.search_trials:
+        what["search_version"] = SEARCH_VERSION
     if run.probe.search_trials and run.search:
         what["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
     return Stage(storage, "probe", what, {"capture": capture.digest})
@@ -121,7 +126,11 @@ def fit_block(work: Work, index: int, device: str) -> None:
 
 def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:
     """Mark the stage done, with the count of probes and of each reason for a missing score; every block is whole."""
-    assert not work.missing(), "a block was not written"
+    if missing := work.missing():
+        names = ", ".join(work.name(i) for i in missing[:5])
+        raise StageError(
+            f"probe: {len(missing)} of {len(work.blocks)} blocks are not whole in storage: {names}; run again"
+        )
     table = work.stage.scan("probes").select("score", "reason").collect()
     reasons = table.drop_nulls("reason")["reason"].value_counts(sort=True).head(20)
     summary = {

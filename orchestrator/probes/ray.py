@@ -1,14 +1,12 @@
-"""Ray around the probes: the grid as tasks, one a (tap, layer), and Ray Tune over the probes' own settings.
+"""Ray around the probes: the grid as tasks, one a (tap, layer), and a search over the probes' own settings.
 
-A task reads its tap point's features once and fits every probe on them; its shard is the unit of resume. A Tune trial
-fits many probes in one call, on features that all trials share through the object store.
+A task reads its tap point's features once and fits every probe on them; its shard is the unit of resume. A search's
+task fits many probes in one call, on features that all tasks share through the object store.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,13 +26,14 @@ from orchestrator.probes.probe_stage import (
     probe_stage,
 )
 from orchestrator.probes.search import (
-    LEVELS,
+    Asked,
     SearchData,
+    Trial,
     check_space,
     groups,
-    judge,
+    halve,
+    judge_asked,
     load_search_data,
-    rungs,
 )
 from orchestrator.progress import Progress
 from orchestrator.store.stage_folder import Stage, Storage
@@ -42,9 +41,6 @@ from orchestrator.store.tables.core import check_table
 
 PREFIX = "probe."
 NET_SETTINGS = ("width", "depth", "learning_rate")
-Asked = tuple[dict[str, Any], bool]
-QUARTERS = "quarters"
-"""Reported by a trial beside its steps: how far it is through a whole training run, for the scheduler."""
 
 
 def default_space(data: SearchData) -> dict[str, SearchAxis]:
@@ -153,115 +149,64 @@ def _fit_task(work: Work, index: int, threads: int, on_gpu: bool) -> None:
 # ---------------------------------------------------------------- the search
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Settings tried, the steps of the longest training run judged, and the skill it reached on validation images."""
-
-    settings: dict[str, Any]
-    steps: int
-    skill: float
+def _draw(space: dict[str, SearchAxis], run: RunConfig) -> list[dict[str, Any]]:
+    """The settings tried: the same on every machine and backend."""
+    random = np.random.default_rng(run.probe.seed)
+    return [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
 
 
 def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> pl.DataFrame:
-    random = np.random.default_rng(run.probe.seed)
-    trials: list[Trial] = []
-    with Progress("probe search", run.probe.search_trials, "trials", quiet=quiet) as progress:
-        for _ in range(run.probe.search_trials):
-            settings = {name: draw(axis, random) for name, axis in space.items()}
-            *_, (steps, skill) = rungs(data, settings)
-            trials.append(Trial(settings, steps, skill))
-            progress.advance()
-    return search_table(data, trials, lambda asked: [judge(data, settings, held_out=h) for settings, h in asked])
+    samples = _draw(space, run)
+    with Progress("probe search", None, "fits", quiet=quiet) as progress:
+
+        def judge_all(asked: list[Asked]) -> list[float]:
+            found = []
+            for one in asked:
+                found.append(judge_asked(data, one))
+                progress.advance()
+            return found
+
+        return search_table(data, halve(data, samples, judge_all), judge_all)
 
 
 def _search_on_ray(
     data: SearchData, space: dict[str, SearchAxis], run: RunConfig, store: Storage, quiet: bool
 ) -> pl.DataFrame:
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     import ray
-    from ray import tune
 
     from orchestrator.cluster.session import n_cores, session
 
-    # Samples are drawn here, so that the local backend and every cluster try the same settings.
-    random = np.random.default_rng(run.probe.seed)
-    samples = [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
-    with session(run.how, store) as cluster:
+    samples, patience = _draw(space, run), run.how.no_progress_timeout_s
+    with session(run.how, store) as cluster, Progress("probe search", None, "fits", quiet=quiet) as progress:
         cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 else 1.0
-        with Progress("probe search", len(samples), "trials", quiet=quiet) as progress:
-            tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(_search_trial, data=data), {"cpu": cpus}),
-                param_space={"sample": tune.grid_search(list(enumerate(samples)))},
-                tune_config=tune.TuneConfig(
-                    metric="skill", mode="max", reuse_actors=True, scheduler=search_scheduler()
-                ),
-                run_config=tune.RunConfig(
-                    name="probe_search",
-                    storage_path=store.path("tune") if store.is_local else f"{store.uri}/tune",
-                    failure_config=tune.FailureConfig(max_failures=run.how.max_retries),
-                    callbacks=[_callback(progress)],
-                    verbose=0,
-                ),
-            )
-            results = tuner.fit()
-        trials: dict[int, Trial] = {}
-        for i in range(len(results)):
-            metrics = results[i].metrics or {}
-            if "skill" not in metrics:
-                raise StageError(f"probe search: a trial failed: {str(results[i].error).strip().splitlines()[-1]}")
-            number, settings = (results[i].config or {})["sample"]
-            trials[number] = Trial(settings, metrics["steps"], metrics["skill"])
         task = ray.remote(num_cpus=cpus, max_retries=run.how.max_retries)(_judge_task)
         shared = ray.put(data)
 
-        sampled = [trials[number] for number in sorted(trials)]
-        table = search_table(data, sampled, lambda asked: ray.get([task.remote(shared, one) for one in asked]))
-    store.fs.rm(store.path("tune"), recursive=True)
-    return table
+        def judge_all(asked: list[Asked]) -> list[float]:
+            places = {task.remote(shared, one): i for i, one in enumerate(asked)}
+            found: dict[int, float] = {}
+            pending = list(places)
+            while pending:
+                ready, pending = ray.wait(pending, timeout=patience)
+                if not ready:
+                    raise StageError(f"probe search: nothing finished for {patience:g} s (how.no_progress_timeout_s)")
+                for reference in ready:
+                    try:
+                        found[places[reference]] = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
+                        raise StageError(f"probe search: {asked[places[reference]].settings}: {reason}") from error
+                    progress.advance()
+            return [found[i] for i in range(len(asked))]
+
+        return search_table(data, halve(data, samples, judge_all), judge_all)
 
 
 def _judge_task(data: SearchData, asked: Asked) -> float:
     import torch
 
     torch.set_num_threads(1)
-    return judge(data, asked[0], held_out=asked[1])
-
-
-def search_scheduler() -> Any:
-    """ASHA over quarters of a whole training run: it halves the nets at a quarter and at a half.
-
-    In steps its rungs would be multiples of a rounded quarter, which `LEVELS` of most numbers of steps just miss.
-    """
-    from ray.tune.schedulers import ASHAScheduler
-
-    return ASHAScheduler(time_attr=QUARTERS, max_t=round(4 * LEVELS[-1]), grace_period=1, reduction_factor=2)
-
-
-def _callback(progress: Progress) -> Any:
-    from ray.tune import Callback
-
-    class Shown(Callback):
-        def __init__(self, *shown: Progress) -> None:
-            self.shown = shown
-
-        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
-            return {"shown": ()}
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            for one in self.shown:
-                one.advance()
-
-    return Shown(progress)
-
-
-def _search_trial(config: dict[str, Any], data: SearchData) -> None:
-    import torch
-    from ray import tune
-
-    torch.set_num_threads(1)
-    for steps, skill in rungs(data, config["sample"][1]):
-        tune.report({"steps": steps, QUARTERS: round(4 * steps / data.config.mlp_steps), "skill": skill})
+    return judge_asked(data, asked)
 
 
 def search_table(
@@ -271,10 +216,10 @@ def search_table(
 
     Trial 0 and the best are fitted anew on all training images and judged on the held-out ones, by `judge_all`.
     """
-    trials = [Trial({}, data.config.mlp_steps, judge_all([({}, False)])[0]), *sampled]
+    trials = [Trial({}, data.config.mlp_steps, judge_all([Asked({})])[0]), *sampled]
     best = max(range(len(trials)), key=lambda i: np.nan_to_num(trials[i].skill, nan=-np.inf))
     shown = sorted({0, best})
-    held_out = dict(zip(shown, judge_all([(trials[i].settings, True) for i in shown]), strict=True))
+    held_out = dict(zip(shown, judge_all([Asked(trials[i].settings, held_out=True) for i in shown]), strict=True))
     config = data.config
     own = {"solver": "study", "positions": "all", "standardise": config.standardise}
     own |= {name: getattr(config, f"mlp_{name}") for name in NET_SETTINGS}

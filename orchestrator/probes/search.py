@@ -7,7 +7,7 @@ training mean, 1 is perfect. The study's held-out images judge only the winner a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 
 LEVELS = (0.25, 0.5, 1.0)
-"""Shares of an MLP's steps after which a trial reports: each a whole training run with its own learning-rate decay."""
+"""Shares of an MLP's steps after which samples are compared; each a whole training run with its own decay."""
 N_LAYERS = 3
 SINGLE_TOKENS = 4
 MIN_SKILL = -1.0
@@ -121,12 +121,49 @@ def judge(data: SearchData, settings: Mapping[str, Any], *, held_out: bool, step
     return skill(pl.concat(tables))
 
 
-def rungs(data: SearchData, settings: Mapping[str, Any]) -> Iterator[tuple[int, float]]:
-    """(steps, skill on validation images) of a trial: three ever longer training runs of an MLP, one fit otherwise."""
+@dataclass(frozen=True)
+class Trial:
+    """Settings tried, the steps of the longest training run judged, and the skill it reached on validation images."""
+
+    settings: dict[str, Any]
+    steps: int
+    skill: float
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One setting to be judged: after how many steps of a net (all when None), and on which images."""
+
+    settings: dict[str, Any]
+    held_out: bool = False
+    steps: int | None = None
+
+
+def judge_asked(data: SearchData, asked: Asked) -> float:
+    """`judge` of one `Asked`."""
+    return judge(data, asked.settings, held_out=asked.held_out, steps=asked.steps)
+
+
+def halve(
+    data: SearchData, samples: Sequence[dict[str, Any]], judge_all: Callable[[list[Asked]], list[float]]
+) -> list[Trial]:
+    """Judge samples by successive halving, in rounds: the same outcome whatever judges them, and however fast.
+
+    Nets are trained for ever larger shares of their steps (`LEVELS`), each time anew with its own learning-rate decay,
+    and the better half, rounded up, goes on; ties go to the earlier sample. Everything else is fitted once, whole.
+    """
     total = data.config.mlp_steps
-    if "mlp" not in configured(data.config, settings).solvers:
-        yield total, judge(data, settings, held_out=False)
-        return
+    trials: dict[int, Trial] = {}
+    nets = [i for i, settings in enumerate(samples) if "mlp" in configured(data.config, settings).solvers]
+    once = [i for i in range(len(samples)) if i not in set(nets)]
     for level in LEVELS:
         steps = max(1, round(level * total))
-        yield steps, judge(data, settings, held_out=False, steps=steps)
+        asked = [(i, Asked(samples[i], steps=steps)) for i in nets]
+        if level == LEVELS[0]:
+            asked += [(i, Asked(samples[i])) for i in once]
+        for (i, one), skill in zip(asked, judge_all([one for _, one in asked]), strict=True):
+            trials[i] = Trial(samples[i], one.steps or total, skill)
+        if level != LEVELS[-1]:
+            order = sorted(nets, key=lambda i: (-np.nan_to_num(trials[i].skill, nan=-np.inf), i))
+            nets = sorted(order[: -(-len(order) // 2)])
+    return [trials[i] for i in range(len(samples))]

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from orchestrator import interrupt
 from orchestrator.errors import StorageError
 from orchestrator.store.filesystem import Storage, encode_json
 
@@ -97,6 +98,8 @@ class Stage:
         return self.store.exists(SUCCESS)
 
     def mark_done(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Write `_SUCCESS`, unless this process was asked to stop: what was verified may then be what was left."""
+        interrupt.check()
         self.store.write_json(SUCCESS, dict(summary or {}))
 
     def summary(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from orchestrator.errors import StageError
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import Team
-from orchestrator.finetune.train import _backward, answer_logits, answer_loss, schedule, train
+from orchestrator.finetune.train import _backward, answer_logits, answer_loss, check_checkpoint, schedule, train
 from orchestrator.finetune.worker import step_indices
 from orchestrator.models.adapter import Adapter
 
@@ -163,3 +164,18 @@ def test_every_pass_over_the_mixture_takes_each_example_once() -> None:
     assert second != first
     across = [i for step in range(8) for i in step_indices(step, 5, 10, seed=3)]
     assert all(sorted(across[k : k + 10]) == list(range(10)) for k in range(0, 40, 10))
+
+
+def test_a_checkpoint_that_is_damaged_or_no_checkpoint_is_known_by_its_checksum(
+    adapter: Adapter, make_run: MakeRun, tmp_path: Path
+) -> None:
+    saved: list[bytes] = []
+    trained(adapter, make_run(n_steps=1), save=saved.append)
+    data = saved[-1]
+    assert not check_checkpoint(data)
+    flipped = bytearray(data)
+    flipped[-5] ^= 1
+    torch.save({"x": torch.zeros(1)}, tmp_path / "pickle")
+    other_log = data.replace(b"n_tokens", b"n_tokenz")
+    for bad in (bytes(flipped), data[:-7], b"", other_log, (tmp_path / "pickle").read_bytes(), b"\xff" * 64):
+        assert check_checkpoint(bad)

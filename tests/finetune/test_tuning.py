@@ -89,7 +89,7 @@ def test_pruning_never_stops_the_last_trial_of_a_point() -> None:
     scheduler = PointASHA(max_steps=64)
     scheduler.set_search_properties(None, None)
     trials = [
-        SimpleNamespace(trial_id=f"{point}{i}", config={"entry": point}, loss=loss)
+        SimpleNamespace(trial_id=f"{point}{i}", config={"entry": json.dumps({"point": point})}, loss=loss)
         for point, losses in (("easy", (0.1, 0.2, 0.3, 0.4)), ("hard", (5.0, 6.0, 7.0, 8.0)))
         for i, loss in enumerate(losses)
     ]
@@ -105,7 +105,7 @@ def test_pruning_never_stops_the_last_trial_of_a_point() -> None:
     assert stopped, "weak samples are stopped"
     for point in ("easy", "hard"):
         assert f"{point}0" not in stopped, "the best of a hard point is not compared with an easy one"
-        assert any(t.trial_id not in stopped for t in trials if t.config["entry"] == point)
+        assert any(t.trial_id not in stopped for t in trials if json.loads(t.config["entry"])["point"] == point)
 
 
 def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
@@ -213,7 +213,7 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
     from orchestrator.errors import ResourceError
     from orchestrator.finetune.ray.experiment import _watcher
 
-    watcher = _watcher(None, 0.0)
+    watcher = _watcher(None, 0.0, None)
     watcher.setup()
 
     def trial(status: str) -> SimpleNamespace:

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from orchestrator.config import HowConfig, ProbeConfig, RunConfig, ScenesConfig, SearchAxis
 from orchestrator.config.probe_search import configured
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.probes import probe_stage as probes_stage
 from orchestrator.probes.probe_stage import open_probes, probe_stage, run_probes
-from orchestrator.probes.ray import QUARTERS, run_probe_stage, search_scheduler, search_table
-from orchestrator.probes.ray import Trial as Tried
-from orchestrator.probes.search import groups, judge, load_search_data, rungs, validation_split
+from orchestrator.probes.ray import run_probe_stage, search_table
+from orchestrator.probes.search import Asked, groups, halve, judge, load_search_data, validation_split
+from orchestrator.probes.search import Trial as Tried
 from orchestrator.probes.split import make_split
 from orchestrator.store.stage_folder import Stage, Storage
 
@@ -97,21 +98,24 @@ def test_no_trial_sees_a_held_out_image(storage: Storage, capture: Stage) -> Non
     assert not set(inner.train) & set(inner.test)
 
 
-def test_a_net_is_judged_after_a_quarter_a_half_and_all_of_its_steps(storage: Storage, capture: Stage) -> None:
+def test_nets_are_halved_after_a_quarter_and_a_half_of_their_steps_and_linear_probes_are_not(
+    storage: Storage, capture: Stage
+) -> None:
     run = make_run()
     data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
-    assert [steps for steps, _ in rungs(data, {"solver": "mlp", "width": 4})] == [5, 10, 20]
-    assert [steps for steps, _ in rungs(data, {"solver": "linear"})] == [20]
+    samples: list[dict[str, Any]] = [{"solver": "mlp", "width": 2 + i} for i in range(5)] + [{"solver": "linear"}] * 2
+    rounds: list[list[Asked]] = []
 
+    def judge_all(asked: list[Asked]) -> list[float]:
+        rounds.append(asked)
+        return [float(one.settings.get("width", 0)) for one in asked]  # the wider, the better
 
-@pytest.mark.parametrize("steps", [20, 30, 150])
-def test_the_scheduler_judges_a_net_at_each_of_its_reports(steps: int, storage: Storage, capture: Stage) -> None:
-    run = make_run(mlp_steps=steps)
-    data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
-    reports = [round(4 * done / steps) for done, _ in rungs(data, {"solver": "mlp", "width": 4})]
-    scheduler = search_scheduler()
-    assert scheduler._time_attr == QUARTERS
-    assert [rung for rung, _ in scheduler._brackets[0]._rungs] == reports[::-1] == [4, 2, 1]
+    trials = halve(data, samples, judge_all)
+    nets = [[(a.settings["width"], a.steps) for a in asked if "width" in a.settings] for asked in rounds]
+    assert nets == [[(w, 5) for w in range(2, 7)], [(w, 10) for w in (4, 5, 6)], [(w, 20) for w in (5, 6)]]
+    assert [len(asked) for asked in rounds] == [7, 3, 2]
+    assert [t.steps for t in trials] == [5, 5, 10, 20, 20, 20, 20]
+    assert not any(asked.held_out for one in rounds for asked in one)
 
 
 def test_settings_of_the_studys_own_net_are_in_the_table(storage: Storage, capture: Stage) -> None:
@@ -182,11 +186,7 @@ def test_ray_gives_the_table_and_the_search_of_a_plain_process(
     stage = run_probe_stage(on_ray, elsewhere, again, search=SPACE, quiet=True)
     assert stage.scan("probes").collect().equals(here.scan("probes").collect())
     ours, theirs = (s.scan("probe_search").collect() for s in (here, stage))
-    settings = ["trial", "solver", "positions", "penalty", "width"]
-    assert ours.select(settings).equals(theirs.select(settings))
-    whole = theirs.filter(~pl.col("stopped"))["trial"].to_list()
-    for trial in whole:
-        assert theirs["skill"][trial] == pytest.approx(ours["skill"][trial], abs=1e-6)
+    assert_frame_equal(ours, theirs, abs_tol=1e-6)
 
 
 def test_a_block_that_fails_is_named_and_the_others_are_kept(

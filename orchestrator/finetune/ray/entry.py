@@ -1,23 +1,54 @@
-"""What a Tune trial carries: its kind, configuration, storage, and the driver's folder."""
+"""What a Tune trial is asked to do: its kind, configuration, storage, place in a search, and the driver's folder."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.config.search_space import sampled
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.stage_folder import Storage, digest
 
 
-def read_entry(config: Mapping[str, Any]) -> tuple[str, RunConfig, Storage]:
-    """Kind, configuration and storage of a Tune trial."""
+def describe(run: RunConfig) -> str:
+    """`ratio=0.5 seed=1 (3fa9c2)`: the last part is unique among settings."""
+    settings = run.finetune
+    unique = digest(settings.model_dump(mode="json"))[:6]
+    return f"ratio={settings.complexity_ratio:g} seed={settings.seed} ({unique})"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a Tune trial is asked to do, read back from its configuration."""
+
+    kind: str
+    run: RunConfig
+    storage: Storage
+    point: str
+    number: int
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        if self.kind == "baseline":
+            return "base model"
+        if not self.point:
+            return describe(self.run)
+        return f"sample {self.number} of point {self.point[:6]} {describe(self.run)}"
+
+
+def read_entry(config: Mapping[str, Any]) -> Entry:
+    """What a Tune trial's configuration asks for."""
     entry = json.loads(config["entry"])
-    values = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
-    return entry["kind"], sampled(RunConfig.model_validate(entry["run"]), values), Storage(entry["storage"])
+    chosen = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
+    values = {**entry["values"], **chosen}
+    run = sampled(RunConfig.model_validate(entry["run"]), values)
+    return Entry(entry["kind"], run, Storage(entry["storage"]), entry["point"], entry["number"], values)
 
 
 def enter_folder(config: Mapping[str, Any]) -> None:

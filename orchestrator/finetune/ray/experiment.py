@@ -1,36 +1,33 @@
-"""One Ray Tune experiment over fine-tuning trials: its space, its workers, and what came of each trial."""
+"""One Ray Tune experiment over fine-tuning trials: its workers, and what came of each trial.
+
+Tune places, retries, searches and prunes. It keeps nothing that survives: its own folder, whose files it would
+unpickle, is a private temporary one of the driver, and what a trial made is read from the study's storage alone.
+"""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator import interrupt
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import bounds
-from orchestrator.errors import ResourceError, VtsweepError
+from orchestrator.errors import DivergedError, ResourceError, VtsweepError
 from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
-from orchestrator.finetune.ray.entry import enter_folder, read_entry
+from orchestrator.finetune.ray.entry import Entry, enter_folder, read_entry
 from orchestrator.finetune.ray.processes import train_together
+from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
+from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, State
 from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest
-
-REPORT_SECONDS = 2.0
-"""Least time between two of a trial's reports to Tune."""
-
-
-def describe(run: RunConfig) -> str:
-    """`ratio=0.5 seed=1 (3fa9c2)`: the last part is unique among settings."""
-    settings = run.finetune
-    unique = digest(settings.model_dump(mode="json"))[:6]
-    return f"ratio={settings.complexity_ratio:g} seed={settings.seed} ({unique})"
+from orchestrator.store.stage_folder import Stage, Storage, canonical_json
 
 
 @dataclass(frozen=True)
@@ -43,38 +40,65 @@ class Room:
     threads: int
 
 
-@dataclass
-class Outcomes:
-    """What came of an experiment."""
-
-    runs: list[RunConfig]
-    """Trials that are done."""
-    failures: dict[str, str]
-    """Trial -> the last line of what went wrong."""
-    restored: bool
-    """Whether it went on from Tune's record of an earlier attempt."""
-
-
-def experiment_folder(storage: Storage) -> str:
-    """Where Ray keeps its own records of experiments."""
-    return storage.path("tune") if storage.is_local else f"{storage.uri.rstrip('/')}/tune"
-
-
 @dataclass(frozen=True)
 class Experiment:
-    """One Tune experiment: where it lies and how its trials are placed."""
+    """How the trials of one study are placed, and the search they belong to, if any."""
 
     storage: Storage
     how: HowConfig
     room: Room
-    search: dict[str, SearchAxis]
-    n_samples: int
     quiet: bool
+    search: dict[str, SearchAxis] = field(default_factory=dict)
+    folder: SearchFolder | None = None
 
-    def run(self, runs: Sequence[RunConfig], name: str) -> Outcomes:
-        """Run the points' trials to the end, from Tune's own record of an interrupted experiment of that name."""
+    def run_points(self, runs: Sequence[RunConfig]) -> dict[str, str]:
+        """Run every point's trial; returns what failed: trial -> the last line of what went wrong."""
+        entries = [self._entry("baseline", run) for run in self._baselines(runs)]
+        entries += [self._entry("trial", run) for run in runs]
+        return self._fit({"entry": entries}, len(entries), None)
+
+    def run_samples(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
+        """Run samples that have no record yet, on values drawn beforehand; returns what failed."""
+        entries = [self._entry("baseline", run) for run in self._baselines([s.base for s in samples])]
+        entries += [self._entry("trial", s.base, s.point, s.number, s.values) for s in samples]
+        scheduler = None
+        if any(s.base.finetune.prune for s in samples):
+            scheduler = PointASHA(max(s.base.finetune.n_steps for s in samples))
+            for record in known.values():
+                scheduler.replay(record.point, record.number, record.rungs)
+        return self._fit({"entry": entries}, len(entries), scheduler)
+
+    def run_optuna(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
+        """Run the samples of one point that are left, on values that Optuna chooses from what is known."""
+        from ray.tune.search.optuna import OptunaSearch
+
+        run, earlier = samples[0].base, sorted(known.values(), key=lambda r: r.number)
+        told: dict[str, Any] = {}
+        if earlier:
+            told["points_to_evaluate"] = [{f"search/{k}": v for k, v in r.values.items()} for r in earlier]
+            told["evaluated_rewards"] = [r.score for r in earlier]
+        # Another seed once something is known: the same one would choose the first samples' values again.
+        algorithm = OptunaSearch(metric="score", mode="max", seed=run.finetune.seed + 7919 * len(earlier), **told)
+        scheduler = PointASHA(run.finetune.n_steps) if run.finetune.prune else None
+        if scheduler:
+            for record in earlier:
+                scheduler.replay(record.point, record.number, record.rungs)
+        space = {"entry": self._entry("trial", run, samples[0].point)}
+        space |= {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
+        return self._fit(space, len(samples), scheduler, algorithm, [s.number for s in samples])
+
+    def _fit(
+        self,
+        space: dict[str, Any],
+        n: int,
+        scheduler: PointASHA | None,
+        algorithm: Any = None,
+        numbers: Sequence[int] = (),
+    ) -> dict[str, str]:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+        # Tune's handler would end the experiment early and hand back what there is as if it were all.
+        os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         from ray import tune
 
         for logger in ("ray.tune", "ray.train"):
@@ -83,92 +107,59 @@ class Experiment:
         if self.how.processes_per_trial > 1:
             # The processes hold their own resources; the Tune trial only waits for them, on the head.
             held = {"node:__internal_head__": 0.001}
-        trainable = tune.with_resources(TRAINABLE, held)
-        entries = self._entries(runs)
-        space = {"entry": tune.grid_search(entries) if len(entries) > 1 else entries[0]}
-        space |= {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
-        n = len(entries) * self.n_samples
-        with Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress:
-            path = f"{experiment_folder(self.storage)}/{name}"
-            restored = tune.Tuner.can_restore(path)
-            if restored:
-                tuner = tune.Tuner.restore(path, trainable, resume_errored=True, param_space=space)
-            else:
-                tuner = tune.Tuner(
-                    trainable,
-                    param_space=space,
-                    tune_config=tune.TuneConfig(
-                        num_samples=self.n_samples,
-                        max_concurrent_trials=self.room.n_trials,
-                        reuse_actors=self.how.reuse_workers,
-                        scheduler=self._scheduler(runs),
-                        search_alg=self._search_algorithm(runs),
-                        trial_name_creator=_trial_name,
-                        trial_dirname_creator=_trial_name,
-                    ),
-                    run_config=tune.RunConfig(
-                        name=name,
-                        storage_path=experiment_folder(self.storage),
-                        failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
-                        callbacks=[_watcher(progress, self.how.no_progress_timeout_s)],
-                        verbose=0,
-                    ),
-                )
-            return self._outcomes(tuner.fit(), restored)
+        if algorithm is None:
+            space = {"entry": tune.grid_search(space["entry"])}
+        with (
+            Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress,
+            tempfile.TemporaryDirectory(prefix="vtsweep-tune-", ignore_cleanup_errors=True) as own,
+        ):
+            watcher = _watcher(progress, self.how.no_progress_timeout_s, self.folder, numbers)
+            tune.Tuner(
+                tune.with_resources(TRAINABLE, held),
+                param_space=space,
+                tune_config=tune.TuneConfig(
+                    num_samples=n if algorithm is not None else 1,
+                    max_concurrent_trials=self.room.n_trials,
+                    reuse_actors=self.how.reuse_workers,
+                    scheduler=scheduler,
+                    search_alg=algorithm,
+                    trial_name_creator=_trial_name,
+                    trial_dirname_creator=_trial_name,
+                ),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=own,
+                    failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
+                    callbacks=[watcher],
+                    verbose=0,
+                ),
+            ).fit()
+            interrupt.check()
+        return dict(watcher.failures)
 
-    def unused_name(self, name: str) -> str:
-        """`NAME-1`, or the next number that no experiment has."""
-        taken = set(self.storage.files("tune"))
-        return next(f"{name}-{k}" for k in itertools.count(1) if f"{name}-{k}" not in taken)
+    def _baselines(self, runs: Sequence[RunConfig]) -> list[RunConfig]:
+        """One run for each base model to be measured, before the trials, while others of them already train.
 
-    def _entries(self, runs: Sequence[RunConfig]) -> list[str]:
-        """What Tune's trials are: each base model's measurement first, while other trials already train; then the runs.
-
-        An algorithm that learns gets one point at a time and no grid; its first trial measures the base model. So do
-        trials of several processes, whose Tune trial holds no GPU.
+        None where a trial has several processes: its Tune trial holds no GPU, so the first trial measures.
         """
-        baselines = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
-        first = [("baseline", run) for run in reversed(baselines.values())]
-        if self.search and runs[0].finetune.search_algorithm == "optuna":
-            assert len(runs) == 1, "Optuna takes no grid"
-            first = []
         if self.how.processes_per_trial > 1:
-            first = []
-        return [self._entry(kind, run) for kind, run in first + [("trial", run) for run in runs]]
+            return []
+        found = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
+        return list(reversed(found.values()))
 
-    def _search_algorithm(self, runs: Sequence[RunConfig]) -> Any:
-        if not self.search or runs[0].finetune.search_algorithm == "random":
-            return None
-        from ray.tune.search.optuna import OptunaSearch
-
-        return OptunaSearch(metric="score", mode="max", seed=runs[0].finetune.seed)
-
-    def _entry(self, kind: str, run: RunConfig) -> str:
+    def _entry(
+        self, kind: str, run: RunConfig, point: str = "", number: int = -1, values: Mapping[str, Any] | None = None
+    ) -> str:
         how = run.how.model_copy(update={"torch_threads": self.room.threads, "gpus_per_trial": self.room.gpus})
         uri = self.storage.path("") if self.storage.is_local else self.storage.uri
         settled = run.model_copy(update={"how": how}).model_dump(mode="json")
-        return canonical_json({"kind": kind, "run": settled, "storage": uri, "folder": str(Path.cwd())})
+        made = {"kind": kind, "run": settled, "storage": uri, "folder": str(Path.cwd())}
+        return canonical_json({**made, "point": point, "number": number, "values": dict(values or {})})
 
-    def _scheduler(self, runs: Sequence[RunConfig]) -> Any:
-        if not (self.search and any(run.finetune.prune for run in runs)):
-            return None
-        from orchestrator.finetune.ray.pruning import PointASHA
 
-        return PointASHA(max(run.finetune.n_steps for run in runs))
-
-    def _outcomes(self, results: Any, restored: bool) -> Outcomes:
-        outcomes = Outcomes([], {}, restored)
-        for i in range(len(results)):
-            result = results[i]
-            config = result.config or {}
-            kind, run, _ = read_entry(config)
-            if result.error is not None:
-                outcomes.failures[describe(run)] = str(result.error).strip().splitlines()[-1]
-            elif (result.metrics or {}).get("failed") and not self.search:
-                outcomes.failures[describe(run)] = str(result.metrics["failed"])
-            elif kind == "trial" and trial_stage(run, self.storage).is_done():
-                outcomes.runs.append(run)
-        return outcomes
+def _trial_name(trial: Any) -> str:
+    """Tune would put the whole configuration into the name."""
+    return str(trial.trial_id)
 
 
 def tune_domain(axis: SearchAxis) -> Any:
@@ -183,38 +174,38 @@ def tune_domain(axis: SearchAxis) -> Any:
     return tune.loguniform(low, high) if axis.kind == "loguniform" else tune.uniform(low, high)
 
 
-def _trial_name(trial: Any) -> str:
-    """Tune would put the whole configuration into the name."""
-    return str(trial.trial_id)
-
-
 def tune_trial(config: dict[str, Any]) -> None:
-    """What a Tune worker runs. Mistakes of the user are reported, not retried; everything else may be retried."""
+    """What a Tune worker runs. Mistakes of the user are reported, not retried; everything else may be retried.
+
+    Losses are reported at the scheduler's rungs alone: what is compared does not depend on how fast a machine is.
+    """
     from ray import tune
 
     enter_folder(config)
-    kind, run, storage = read_entry(config)
-    last_time, last_loss = 0.0, math.inf
+    entry = read_entry(config)
+    run, storage = entry.run, entry.storage
+    reached = set(rung_steps(run.finetune.n_steps)) if run.finetune.prune else set()
+    last_loss = math.inf
 
     def report(values: Mapping[str, Any]) -> None:
-        nonlocal last_time, last_loss
+        nonlocal last_loss
         last_loss = values["loss"]
-        if time.monotonic() - last_time >= REPORT_SECONDS:
-            last_time = time.monotonic()
-            tune.report(dict(values))
+        if values["step"] in reached:
+            tune.report({**values, "score": 0.0, "end": ""})
 
     end: dict[str, Any] = {"step": run.finetune.n_steps}
     try:
-        if kind == "baseline":
+        if entry.kind == "baseline":
             stage = run_baseline(run, storage)
         elif run.how.processes_per_trial > 1 and not (stage := trial_stage(run, storage)).is_done():
-            name = f"{stage.digest}-{time.time_ns()}"
-            train_together(dict(config), name, f"{experiment_folder(storage)}/processes", run.how)
+            with tempfile.TemporaryDirectory(prefix="vtsweep-train-", ignore_cleanup_errors=True) as own:
+                train_together(dict(config), stage.digest, own, run.how)
         else:
             stage = run_trial(run, storage, report)
-        tune.report({**end, "loss": last_loss, "score": score(stage)})
+        tune.report({**end, "loss": last_loss, "score": score(stage), "end": "done"})
     except VtsweepError as error:
-        tune.report({**end, "loss": math.inf, "score": 0.0, "failed": str(error)})
+        how = "diverged" if isinstance(error, DivergedError) else "failed"
+        tune.report({**end, "loss": math.inf, "score": 0.0, "end": how, "reason": str(error)})
 
 
 def score(stage: Stage) -> float:
@@ -227,21 +218,26 @@ TRAINABLE = tune_trial
 """What Tune is given."""
 
 
-def _watcher(progress: Progress, patience: float) -> Any:
-    """Shows what ends, and stops the wait for a machine that is gone."""
+def _watcher(
+    progress: Progress | None, patience: float, folder: SearchFolder | None, numbers: Sequence[int] = ()
+) -> Any:
+    """Notes how each trial ended and what failed, shows it, and stops the wait for a machine that is gone."""
     from ray.tune import Callback
 
     class Watcher(Callback):
-        def __init__(self, *shown: Progress) -> None:
-            self.shown = shown
+        def __init__(self, shown: Progress | None, folder: SearchFolder | None, free: list[int]) -> None:
+            self.failures: dict[str, str] = {}
+            self.rungs: dict[str, list[tuple[int, float]]] = {}
+            self.shown, self.folder, self.free = shown, folder, free
 
-        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks; a terminal cannot be
-            return {"shown": ()}
+        def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks into its own temporary folder
+            return {}
 
-        def setup(self, *given: Any, **info: Any) -> None:  # also when restored, where the clock is another
+        def setup(self, *given: Any, **info: Any) -> None:
             self.last_seen = time.monotonic()
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+            interrupt.check()
             now = time.monotonic()
             if any(trial.status == "RUNNING" for trial in trials) or all(trial.is_finished() for trial in trials):
                 self.last_seen = now
@@ -251,10 +247,49 @@ def _watcher(progress: Progress, patience: float) -> Any:
                     "gone or full. What was finished is kept; the same command goes on."
                 )
 
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            kind, run, _ = read_entry(trial.config)
-            for one in self.shown:
-                one.total = max(one.total or 0, len(trials))  # Tune makes trials as room comes free
-                one.advance(note=describe(run) if kind == "trial" else "base model")
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            if not result.get("end"):
+                self.rungs.setdefault(trial.trial_id, []).append((int(result["step"]), float(result["loss"])))
 
-    return Watcher(progress)
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            entry, last = read_entry(trial.config), trial.last_result or {}
+            # Without a last word a trial was stopped by the scheduler; an interrupted one never comes here.
+            state: Any = last.get("end") or "pruned"
+            if state == "failed" or (state == "diverged" and not entry.point):
+                self.failures[entry.name] = str(last.get("reason"))
+            elif entry.point and self.folder is not None:
+                self._record(self.folder, entry, state, trial)
+            self._show(trials, entry)
+
+        def _record(self, folder: SearchFolder, entry: Entry, state: State, trial: Any) -> None:
+            number = entry.number if entry.number >= 0 else self.free.pop(0)
+            made = float((trial.last_result or {}).get("score") or 0.0)
+            rungs = self.rungs.get(trial.trial_id, [])
+            folder.write(
+                SampleRecord(
+                    point=entry.point, number=number, values=entry.values, state=state, score=made, rungs=rungs
+                )
+            )
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            entry = read_entry(trial.config)
+            self.failures[entry.name] = _last_line(trial)
+            self._show(trials, entry)
+
+        def _show(self, trials: list[Any], entry: Entry) -> None:
+            if self.shown is not None:
+                self.shown.total = max(self.shown.total or 0, len(trials))  # Tune makes trials as room comes free
+                self.shown.advance(note=entry.name)
+
+    return Watcher(progress, folder, list(numbers))
+
+
+def _last_line(trial: Any) -> str:
+    """The last line of what a trial died of."""
+    try:
+        text = str(trial.get_error() or "")
+    except Exception:  # the file that Tune keeps it in may be gone with its node
+        text = ""
+    return (text.strip().splitlines() or ["it ended with an error"])[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.config import HowConfig
-from orchestrator.errors import StageError, VtsweepError
+from orchestrator.errors import DivergedError, StageError, VtsweepError
 from orchestrator.finetune.ray.entry import enter_folder, read_entry
 
 
@@ -35,7 +35,7 @@ def train_together(config: dict[str, Any], name: str, folder: str, how: HowConfi
         causes = [getattr(failure, "_base_exc", failure) for failure in error.worker_failures.values()]
         for cause in causes:
             if isinstance(cause, VtsweepError):
-                raise StageError(str(cause)) from error
+                raise (DivergedError if isinstance(cause, DivergedError) else StageError)(str(cause)) from error
         raise
 
 
@@ -48,5 +48,5 @@ def _one_process(config: dict[str, Any]) -> None:
     enter_folder(config)
     if torch.cuda.is_available():
         torch.cuda.set_device(train.torch.get_device())
-    _, run, storage = read_entry(config)
-    run_trial(run, storage)
+    entry = read_entry(config)
+    run_trial(entry.run, entry.storage)

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+
+REDUCTION = 3
+"""Of the samples at a rung, one in this many goes on."""
+
+
+def rung_steps(n_steps: int) -> list[int]:
+    """Steps at which a sample of `n_steps` steps is judged: an eighth of them, then always three times as many."""
+    first = max(1, n_steps // 8)
+    return [first * REDUCTION**k for k in range(20) if first * REDUCTION**k < n_steps]
 
 
 class PointASHA(FIFOScheduler):
@@ -29,18 +41,28 @@ class PointASHA(FIFOScheduler):
         return True
 
     def _point(self, trial: Any) -> tuple[AsyncHyperBandScheduler, set[str]]:
-        entry = trial.config["entry"]
+        entry = _point_of(trial.config["entry"])
         if entry not in self._points:
             self._points[entry] = AsyncHyperBandScheduler(
                 time_attr="step",
                 metric=self._metric,
                 mode="min",
                 max_t=self._max_steps + 1,  # a trial ends by itself at its last step
-                grace_period=max(1, self._max_steps // 8),
-                reduction_factor=3,
+                grace_period=max(1, self._max_steps // 8),  # the first of `rung_steps`
+                reduction_factor=REDUCTION,
             )
             self._alive[entry] = set()
         return self._points[entry], self._alive[entry]
+
+    def replay(self, point: str, number: int, rungs: Sequence[tuple[int, float]]) -> None:
+        """Take into account what a sample of an earlier attempt reached, for samples that are judged now."""
+        entry = json.dumps({"point": point})
+        trial: Any = SimpleNamespace(trial_id=f"{point}-{number}", config={"entry": entry}, stub=True)
+        scheduler, _ = self._point(trial)
+        nobody: Any = None  # the scheduler looks at the trial and the result alone
+        scheduler.on_trial_add(nobody, trial)
+        for step, loss in rungs:
+            scheduler.on_trial_result(nobody, trial, {"step": step, self._metric: loss, "training_iteration": step})
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         scheduler, alive = self._point(trial)
@@ -61,3 +83,8 @@ class PointASHA(FIFOScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         self._point(trial)[0].on_trial_remove(tune_controller, trial)
+
+
+def _point_of(entry: str) -> str:
+    """The point a trial belongs to; samples of one point share it and nothing else of the entry."""
+    return str(json.loads(entry)["point"])

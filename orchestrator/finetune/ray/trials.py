@@ -10,16 +10,19 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from orchestrator.cluster.placement import Node, Pool, n_places
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
-from orchestrator.config.search_space import draw, sampled
-from orchestrator.errors import ConfigError, StageError, VtsweepError
+from orchestrator.config.search_space import sampled
+from orchestrator.errors import ConfigError, DivergedError, StageError, VtsweepError
 from orchestrator.finetune.finetune_stage import trial_stage
-from orchestrator.finetune.ray.experiment import Experiment, Room, describe
+from orchestrator.finetune.ray.entry import describe
+from orchestrator.finetune.ray.experiment import Experiment, Room, score
+from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, check_samples, draw_samples
 from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Storage, digest
+from orchestrator.store.stage_folder import Storage
 
 
 def run_trials(
@@ -50,25 +53,59 @@ def run_trials(
 def _run_local(
     runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
 ) -> list[RunConfig]:
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    every = [
-        sampled(run, {key: draw(axis, rng) for key, axis in search.items()})
-        for run in runs
-        for _ in range(run.finetune.search_trials if search else 1)
-    ]
+    if search:
+        return _search_local(runs, storage, search, quiet)
     failures: dict[str, str] = {}
-    with Progress("finetune", total=len(every), unit="trials", quiet=quiet) as progress:
-        for run in every:
+    with Progress("finetune", total=len(runs), unit="trials", quiet=quiet) as progress:
+        for run in runs:
             try:
                 run_trial(run, storage)
             except VtsweepError as error:
-                if not search:
-                    failures[describe(run)] = str(error)
+                failures[describe(run)] = str(error)
             progress.advance(note=describe(run))
-    _raise_failures(failures, len(every))
-    return every
+    _raise_failures(failures, len(runs))
+    return list(runs)
+
+
+def _search_local(
+    runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
+) -> list[RunConfig]:
+    samples = draw_samples(runs, search, storage)
+    folder = search_folder(samples, search, "random", storage)
+    known, failures = folder.read(), {}
+    with Progress("finetune", total=len(samples), unit="trials", quiet=quiet) as progress:
+        for sample in unfinished_samples(samples, known, storage):
+            made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": dict(sample.values or {})}
+            try:
+                stage = run_trial(sample.run, storage)
+                folder.write(SampleRecord(**made, rungs=[], state="done", score=score(stage)))
+            except DivergedError:
+                folder.write(SampleRecord(**made, rungs=[], state="diverged", score=0.0))
+            except VtsweepError as error:
+                failures[f"sample {sample.number} of point {sample.point[:6]} {describe(sample.run)}"] = str(error)
+            progress.advance(note=describe(sample.run))
+    return check_samples(samples, folder.read(), failures, storage)
+
+
+def search_folder(
+    samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str, storage: Storage
+) -> SearchFolder:
+    """Where the samples' records lie."""
+    return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
+
+
+def unfinished_samples(
+    samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord], storage: Storage
+) -> list[Sample]:
+    """Samples without a record, and those whose record speaks of a trial that is not there."""
+
+    def settled(sample: Sample) -> bool:
+        record = known.get((sample.point, sample.number))
+        if record is None or (sample.values is not None and record.values != dict(sample.values)):
+            return False
+        return record.state != "done" or trial_stage(sampled(sample.base, record.values), storage).is_done()
+
+    return [sample for sample in samples if not settled(sample)]
 
 
 def plan_room(how: HowConfig, n_cores: int, n_gpus: float) -> Room:
@@ -102,36 +139,40 @@ def _run_ray(
     from orchestrator.cluster.session import n_cores, session
 
     how = runs[0].how
+    algorithm = how_searched(runs) if search else ""
     with session(how, storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
         room, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])
-        n_samples = max(run.finetune.search_trials for run in runs) if search else 1
-        experiment = Experiment(storage, how, room, dict(search), n_samples, quiet)
-        if search and how_searched(runs) == "optuna":
-            parts = [experiment.run([run], experiment_name([run], experiment)) for run in runs]
-            return [run for part in parts for run in part.runs]
-        name = experiment_name(runs, experiment)
-        outcomes = experiment.run(runs, name)
         if search:
-            return outcomes.runs
-        # Tune's record lacks trials newer than its last snapshot when the driver is killed, and holds as ended those
-        # that failed in an earlier attempt: what mends them may have been done since.
-        failures = {} if outcomes.restored else dict(outcomes.failures)
-        lost = [run for run in _unfinished(runs, storage) if describe(run) not in failures]
-        if lost:
-            failures |= experiment.run(lost, experiment.unused_name(name)).failures
+            return _search_on_ray(runs, Experiment(storage, how, room, quiet, dict(search)), algorithm)
+        left = _unfinished(runs, storage)
+        failures = Experiment(storage, how, room, quiet).run_points(left)
         for run in _unfinished(runs, storage):
             failures.setdefault(describe(run), "it ended without a result")
-        _raise_failures(failures, len(runs))
+        _raise_failures(failures, len(left))
         return list(runs)
 
 
-def experiment_name(runs: Sequence[RunConfig], experiment: Experiment) -> str:
-    """The same for the same trials, search and storage, so that an interrupted experiment is found again."""
-    trials = [trial_stage(run, experiment.storage).digest for run in runs]
-    space = {key: axis.model_dump(mode="json") for key, axis in experiment.search.items()}
-    return digest([trials, experiment.n_samples, space, experiment.storage.path("")])
+def _search_on_ray(runs: Sequence[RunConfig], experiment: Experiment, algorithm: str) -> list[RunConfig]:
+    storage = experiment.storage
+    samples = draw_samples(runs, experiment.search, storage)
+    if algorithm != "optuna":
+        folder = search_folder(samples, experiment.search, algorithm, storage)
+        known = folder.read()
+        left = unfinished_samples(samples, known, storage)
+        failures = replace(experiment, folder=folder).run_samples(left, known) if left else {}
+        return check_samples(samples, folder.read(), failures, storage)
+    done: list[RunConfig] = []
+    for point in dict.fromkeys(sample.point for sample in samples):  # an algorithm that learns gets a point at a time
+        asked = [replace(sample, values=None) for sample in samples if sample.point == point]
+        folder = search_folder(asked, experiment.search, algorithm, storage)
+        known = folder.read()
+        left = unfinished_samples(asked, known, storage)
+        kept = {key: record for key, record in known.items() if key[1] not in {s.number for s in left}}
+        failures = replace(experiment, folder=folder).run_optuna(left, kept) if left else {}
+        done += check_samples(asked, folder.read(), failures, storage)
+    return done
 
 
 def _unfinished(runs: Sequence[RunConfig], storage: Storage) -> list[RunConfig]:

@@ -1,0 +1,144 @@
+"""What a hyperparameter search tries, and what came of each sample: drawn from seeds, kept as JSON beside the trials.
+
+A sample that ran to its end is a finished trial directory like any other. One that was pruned, or whose training
+diverged, leaves none: its record alone says that it was tried, so that an interrupted search goes on with what is left.
+
+    STORAGE/search/DIGEST/POINT-NUMBER.json     one a sample
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.config.search_space import draw, sampled
+from orchestrator.errors import StageError
+from orchestrator.finetune.finetune_stage import trial_stage
+from orchestrator.store.stage_folder import Storage, digest
+
+State = Literal["done", "pruned", "diverged"]
+
+
+class SampleRecord(BaseModel):
+    """What came of one sample."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    point: str
+    """Digest of the point's own trial."""
+    number: int
+    values: dict[str, Any]
+    """Dotted key -> sampled value."""
+    state: State
+    score: float
+    """What the search maximises; 0 for a sample without a result."""
+    rungs: list[tuple[int, float]]
+    """(step, loss) at each rung that the sample reached."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a search at one point; `values` is None where an algorithm that learns chooses them."""
+
+    point: str
+    number: int
+    base: RunConfig
+    values: Mapping[str, Any] | None
+
+    @property
+    def run(self) -> RunConfig:
+        """The trial's configuration."""
+        return sampled(self.base, self.values or {})
+
+
+def draw_samples(runs: Sequence[RunConfig], search: Mapping[str, SearchAxis], storage: Storage) -> list[Sample]:
+    """`finetune.search_trials` samples a point, the same on every machine and backend.
+
+    Each point has a generator of its own, seeded by what the point is: samples do not depend on the other points.
+    """
+    samples = []
+    for run in runs:
+        point = trial_stage(run, storage).digest
+        rng = np.random.default_rng(int(point, 16))
+        for number in range(run.finetune.search_trials):
+            values = {key: draw(search[key], rng) for key in sorted(search)}
+            samples.append(Sample(point, number, run, values))
+    return samples
+
+
+@dataclass(frozen=True)
+class SearchFolder:
+    """Records of a search's samples."""
+
+    storage: Storage
+    digest: str
+
+    @classmethod
+    def of(
+        cls, points: Sequence[str], search: Mapping[str, SearchAxis], algorithm: str, storage: Storage
+    ) -> SearchFolder:
+        """The same folder for the same points and space, so that an interrupted search is found again."""
+        space = {key: axis.model_dump(mode="json") for key, axis in search.items()}
+        return cls(storage, digest([sorted(points), space, algorithm]))
+
+    def _name(self, point: str, number: int) -> str:
+        return f"search/{self.digest}/{point}-{number:05d}.json"
+
+    def write(self, record: SampleRecord) -> None:
+        self.storage.write_json(self._name(record.point, record.number), record.model_dump(mode="json"))
+
+    def read(self) -> dict[tuple[str, int], SampleRecord]:
+        """(point, number) -> record; one that is damaged or says otherwise than its name counts as absent."""
+        found = {}
+        for name in self.storage.files(f"search/{self.digest}"):
+            try:
+                text = self.storage.read(f"search/{self.digest}/{name}")
+                record = SampleRecord.model_validate_json(text)
+            except (FileNotFoundError, ValidationError):
+                continue
+            if self._name(record.point, record.number).rpartition("/")[2] == name:
+                found[record.point, record.number] = record
+        return found
+
+
+def check_samples(
+    samples: Sequence[Sample],
+    records: Mapping[tuple[str, int], SampleRecord],
+    failures: Mapping[str, str],
+    storage: Storage,
+) -> list[RunConfig]:
+    """The trials of a search that ran to their ends, once every sample is accounted for.
+
+    Raises:
+        StageError: a sample failed or has no result, or no sample of a point ran to its end.
+    """
+    problems = dict(failures)
+    done: dict[str, list[RunConfig]] = {sample.point: [] for sample in samples}
+    for sample in samples:
+        name = f"sample {sample.number} of point {sample.point[:6]}"
+        record = records.get((sample.point, sample.number))
+        if record is None:
+            if not any(key.startswith(name) for key in problems):
+                problems[name] = "it ended without a result"
+            continue
+        run = sampled(sample.base, record.values)
+        if record.state == "done":
+            if trial_stage(run, storage).is_done():
+                done[sample.point].append(run)
+            else:
+                problems[name] = "its record says that it is done, and its trial is not"
+    if problems:
+        lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
+        raise StageError(f"search: {len(problems)} of {len(samples)} samples failed; the others are kept:\n{lines}")
+    for point, runs in done.items():
+        if not runs:
+            raise StageError(
+                f"search: every sample of point {point[:6]} diverged or was stopped; none has a result. Narrow the "
+                "space, for example to lower learning rates"
+            )
+    return [run for runs in done.values() for run in runs]

@@ -1,0 +1,190 @@
+"""A search: the same samples everywhere, each accounted for, and nothing taken for a result that is none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.config import RunConfig, SearchAxis
+from orchestrator.errors import DivergedError, StageError
+from orchestrator.finetune.finetune_stage import trial_stage
+from orchestrator.finetune.ray import experiment, trials
+from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
+from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples
+from orchestrator.finetune.ray.trials import run_trials, search_folder
+from orchestrator.store.stage_folder import Storage
+
+MakeRun = Callable[..., RunConfig]
+SPACE = {
+    "finetune.language.learning_rate": SearchAxis(kind="loguniform", low=1e-4, high=1e-2),
+    "finetune.dropout": SearchAxis(kind="choice", values=(0.0, 0.1)),
+}
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path))
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """`run_trial` in name only: notes the learning rate and marks the trial done."""
+    rates: list[float] = []
+
+    def run_trial(run: RunConfig, storage: Storage) -> Any:
+        rates.append(run.finetune.language.learning_rate)
+        stage = trial_stage(run, storage)
+        stage.open()
+        stage.mark_done({"accuracy/low": 0.5})
+        return stage
+
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    return rates
+
+
+def test_samples_of_a_point_depend_on_neither_other_points_nor_the_order_of_keys(
+    make_run: MakeRun, storage: Storage
+) -> None:
+    points = [make_run(complexity_ratio=r, search_trials=3) for r in (0.0, 0.5, 1.0)]
+    together = draw_samples(points, SPACE, storage)
+    alone = draw_samples([points[2]], dict(reversed(SPACE.items())), storage)
+    assert [s.values for s in together[6:]] == [s.values for s in alone]
+    assert len({str(s.values) for s in together}) == 9
+
+
+def test_a_sample_that_fails_fails_the_search_and_the_others_are_kept(
+    make_run: MakeRun, storage: Storage, trained: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(search_trials=3)
+    whole = trials.run_trial
+
+    def broken(one: RunConfig, storage: Storage) -> Any:
+        if len(trained) == 1 and not fixed:
+            trained.append(0.0)
+            raise StageError("no memory left")
+        return whole(one, storage)
+
+    fixed: list[bool] = []
+    monkeypatch.setattr(trials, "run_trial", broken)
+    with pytest.raises(StageError, match=r"1 of 3 samples failed(.|\n)*no memory left"):
+        run_trials([run], storage, search=SPACE, quiet=True)
+    fixed.append(True)
+    assert len(run_trials([run], storage, search=SPACE, quiet=True)) == 3
+    assert len(trained) == 4, "two before, the failed one again, and none twice"
+
+
+def test_a_sample_that_diverges_is_an_answer_unless_all_of_them_do(
+    make_run: MakeRun, storage: Storage, trained: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(search_trials=2)
+    whole = trials.run_trial
+
+    def diverges(one: RunConfig, storage: Storage) -> Any:
+        if always or not trained:
+            trained.append(0.0)
+            raise DivergedError("the loss is inf")
+        return whole(one, storage)
+
+    always: list[bool] = []
+    monkeypatch.setattr(trials, "run_trial", diverges)
+    assert len(run_trials([run], storage, search=SPACE, quiet=True)) == 1
+    assert len(run_trials([run], storage, search=SPACE, quiet=True)) == 1, "and is not tried again"
+    assert len(trained) == 2
+    always.append(True)
+    with pytest.raises(StageError, match="every sample of point"):
+        run_trials([make_run(search_trials=2, seed=5)], storage, search=SPACE, quiet=True)
+
+
+@pytest.mark.parametrize("n_told", [0, 1])
+@pytest.mark.usefixtures("trained")
+def test_an_experiment_that_ends_early_is_a_failure(make_run: MakeRun, storage: Storage, n_told: int) -> None:
+    """As when Tune hands back what there is after a signal."""
+    samples = draw_samples([make_run(search_trials=2)], SPACE, storage)
+    folder = search_folder(samples, SPACE, "random", storage)
+    for sample in samples[:n_told]:
+        trials.run_trial(sample.run, storage)
+        made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": dict(sample.values or {})}
+        folder.write(SampleRecord(**made, state="done", score=0.5, rungs=[]))
+    with pytest.raises(StageError, match=f"{2 - n_told} of 2 samples failed(.|\n)*ended without a result"):
+        check_samples(samples, folder.read(), {}, storage)
+
+
+def test_a_record_that_speaks_of_a_trial_that_is_not_there_is_tried_again(
+    make_run: MakeRun, storage: Storage, trained: list[float]
+) -> None:
+    run = make_run(search_trials=2)
+    done = run_trials([run], storage, search=SPACE, quiet=True)
+    trial_stage(done[0], storage).store.remove("_SUCCESS")
+    (record, *_) = storage.files(folder := "search/" + storage.files("search")[0])
+    damaged = storage.read(f"{folder}/{record}").replace(b'"number": 0', b'"number": 1')
+    storage.write(f"{folder}/{record}", damaged)
+    assert run_trials([run], storage, search=SPACE, quiet=True) == done
+    assert len(trained) == 3
+
+
+def test_samples_are_judged_at_steps_that_no_clock_decides(
+    make_run: MakeRun, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import tune
+
+    run = make_run(n_steps=64, prune=True, search_trials=2)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def run_trial(_: RunConfig, __: Storage, report: Callable[[dict[str, Any]], None]) -> Any:
+        for step in range(1, 65):
+            report({"step": step, "loss": 1.0 / step})
+        return SimpleNamespace(summary=dict)
+
+    monkeypatch.setattr(experiment, "run_trial", run_trial)
+    sample = draw_samples([run], SPACE, storage)[0]
+    made = experiment.Experiment(storage, run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True)
+    experiment.tune_trial({"entry": made._entry("trial", sample.base, sample.point, sample.number, sample.values)})
+    assert [t["step"] for t in told] == [*rung_steps(64), 64] == [8, 24, 64]
+    assert [t["end"] for t in told] == ["", "", "done"]
+    bracket = PointASHA(64)._point(SimpleNamespace(config={"entry": '{"point": "a"}'}))[0]._brackets[0]  # type: ignore[attr-defined]
+    assert sorted(step for step, _ in bracket._rungs if step < 64) == rung_steps(64)
+
+
+def test_a_resumed_search_judges_by_what_earlier_samples_reached() -> None:
+    scheduler = PointASHA(64)
+    for number, loss in enumerate((0.1, 0.2, 0.3)):
+        scheduler.replay("a", number, [(8, loss)])
+    late = SimpleNamespace(trial_id="late", config={"entry": '{"point": "a"}'})
+    other = SimpleNamespace(trial_id="other", config={"entry": '{"point": "a"}'})
+    for trial in (late, other):
+        scheduler.on_trial_add(None, trial)
+    worst = {"step": 8, "loss": 0.9, "training_iteration": 1}
+    assert scheduler.on_trial_result(None, late, worst) == PointASHA.STOP
+
+
+def test_the_experiments_own_folder_is_no_place_that_others_can_write(
+    make_run: MakeRun, storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Tune unpickles what lies in its folder: it gets a private temporary one, and none of an earlier attempt."""
+    from ray import tune
+
+    made: dict[str, Any] = {}
+
+    class Tuner:
+        can_restore = restore = classmethod(lambda *_, **__: pytest.fail("a Tune experiment is restored"))
+
+        def __init__(self, *_: Any, **given: Any) -> None:
+            made.update(given)
+
+        def fit(self) -> None:
+            folder = Path(made["run_config"].storage_path)
+            made["mode"] = folder.stat().st_mode & 0o077
+
+    monkeypatch.setattr(tune, "Tuner", Tuner)
+    run = make_run()
+    experiment.Experiment(storage, run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True).run_points([run])
+    folder = Path(made["run_config"].storage_path)
+    assert made["mode"] == 0
+    assert not folder.is_relative_to(tmp_path)
+    assert not folder.exists(), "it goes with the experiment"
+    assert not storage.files("tune")

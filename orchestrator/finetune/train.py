@@ -245,7 +245,7 @@ def _checksum(tensors: Mapping[str, Tensor], log: str) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        made.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return made.hexdigest()
 
 

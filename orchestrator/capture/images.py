@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fsspec
 import numpy as np
 import polars as pl
 from PIL import Image
 
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig
+from orchestrator.data.images import read_image, to_rgb
 from orchestrator.errors import DataError
+
+Picture = Image.Image | np.ndarray | str | Path
+"""An image in memory, or the path or URI of a file."""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,18 +46,19 @@ class Captured:
 
 def capture(
     model: str | ModelConfig,
-    images: Sequence[Image.Image | np.ndarray] | Mapping[str, Image.Image | np.ndarray],
+    images: Sequence[Picture] | Mapping[str, Picture],
     **settings: Any,
 ) -> Captured:
     """Run a model on images in this process and measure compression at every layer.
 
     Args:
         model: catalogue name, repository id, local folder, or a full `ModelConfig`.
-        images: PIL images or uint8 arrays (H, W, 3); a mapping gives them names.
+        images: files, PIL images or arrays (uint8 RGB, RGBA or grey, or uint16 grey); a mapping gives them names. They
+            become RGB as the images of a folder do (`data.images.to_rgb`), the EXIF orientation included.
         settings: fields of `CaptureConfig` (`prompt`, `layers`, `metrics`, `taps`, ...).
 
     Raises:
-        DataError: there are no images, or one is no picture.
+        DataError: there are no images, or one is no picture or has pixels of unknown range.
         ModelError: the model cannot be found or loaded.
     """
     from orchestrator.capture.loading import Loaded
@@ -71,12 +78,18 @@ def capture(
     )
 
 
-def _pixels(name: str, image: Image.Image | np.ndarray) -> np.ndarray:
+def _pixels(name: str, image: Picture) -> np.ndarray:
+    if isinstance(image, str | Path):
+        fs, path = fsspec.core.url_to_fs(str(image))
+        return read_image(fs, path, str(image))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return to_rgb(image, name)
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    colour = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] in (3, 4)
+    grey = array.dtype in (np.uint8, np.uint16) and array.ndim == 2
+    if not (colour or grey) or not array.size:
         raise DataError(
-            f"capture: image {name!r} is {array.dtype} {array.shape}; expected a PIL image or uint8 (H, W, 3)"
+            f"capture: image {name!r} is {array.dtype} {array.shape}; expected a file, a PIL image, uint8 (H, W, 3), "
+            "(H, W, 4) or (H, W), or uint16 (H, W)"
         )
-    return array
+    return to_rgb(Image.fromarray(array), name)

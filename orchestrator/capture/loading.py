@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.data.reading import retrying
 from orchestrator.data.sample import Source
+from orchestrator.errors import StorageError, VtsweepError
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +32,20 @@ def shard_range(shard: int, shard_size: int, n_images: int) -> range:
 
 
 def load_shard(source: Source, indices: Sequence[int]) -> list[Loaded]:
-    """Load the images at `indices`, in order."""
+    """Load the images at `indices`, in order.
+
+    Raises:
+        StorageError: a fault of the machine or network that stays after some attempts. It says nothing of the image,
+            so that nothing is recorded and the stage ends.
+    """
     return [_load(source, index) for index in indices]
 
 
 def _load(source: Source, index: int) -> Loaded:
     try:
-        sample = source.load(index)
+        sample = retrying(lambda: source.load(index), str(source.ids[index]))
+    except StorageError:
+        raise
     except Exception as error:  # whatever is wrong with one image is recorded, and the share of such images is bounded
         return Loaded(index, source.ids[index], None, {}, describe(error))
     return Loaded(index, sample.image_id, sample.image, sample.attributes)
@@ -44,8 +53,6 @@ def _load(source: Source, index: int) -> Loaded:
 
 def describe(error: BaseException) -> str:
     """One line for the table `rejected`: the message of our own errors, with its type for any other."""
-    from orchestrator.errors import VtsweepError
-
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, VtsweepError) else f"{type(error).__name__}: {text}".rstrip(": ")
 

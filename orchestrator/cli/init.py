@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError, did_you_mean
 _SOURCES: dict[str, dict[str, Any]] = {
     "scenes": {"source": "scenes", "n_images": 400, "n_objects": [1, 200], "seed": 0},
     "coco": {"source": "coco", "root": "DIR", "split": "val2017", "n_images": 500},
-    "folder": {"source": "folder", "root": "DIR", "attributes": "attributes.csv"},
+    "folder": {"source": "folder", "root": "DIR", "table": "attributes.csv"},
 }
 
 _TEMPLATE = """\

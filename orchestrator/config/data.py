@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.section import Count, Int, PositiveFloat, PositiveInt, Section, Share
 
@@ -52,6 +52,12 @@ class ScenesConfig(Section):
         return self
 
 
+AttributeKind = Literal["count", "number", "category"]
+"""Kind of a column: whole numbers, numbers, or anything else."""
+MISSING_SPELLINGS = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")
+"""Cells that are read as missing values unless a study says otherwise."""
+
+
 class FilesConfig(Section):
     """What sources of image files share."""
 
@@ -75,6 +81,9 @@ class CocoConfig(FilesConfig):
     """Keep images with at least one object of these categories; all when absent."""
     min_objects: Count = 1
     """Keep images with at least this many annotated, non-crowd objects."""
+    exif: Literal["auto", "turn", "ignore"] = "auto"
+    """EXIF orientation of photographs: applied or not as the annotated size says (`auto`; one that the size cannot
+    decide is rejected), always (`turn`), or never (`ignore`)."""
 
 
 class FolderConfig(FilesConfig):
@@ -83,8 +92,19 @@ class FolderConfig(FilesConfig):
     source: Literal["folder"] = "folder"
     root: str
     """Folder (or fsspec URI) of images."""
-    attributes: str = "attributes.csv"
+    table: str = "attributes.csv"
     """CSV file below `root`: a column `file` and one column an attribute."""
+    attributes: dict[str, AttributeKind] = Field(default_factory=dict)
+    """Kinds of columns, `{age: number}`; a column that is not named here is typed by its values."""
+    missing: tuple[str, ...] = MISSING_SPELLINGS
+    """Cells that are missing values, besides empty ones; compared whole, without the spaces around them."""
+
+    @field_validator("attributes", mode="before")
+    @classmethod
+    def _kinds(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"expected kinds of columns, such as {{age: number}}; the file is `table: {value}`")
+        return value
 
 
 DataConfig = Annotated[ScenesConfig | CocoConfig | FolderConfig, Field(discriminator="source")]

@@ -14,13 +14,18 @@ from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
-import orjson
 
 from orchestrator.config import CocoConfig
 from orchestrator.data.attributes import COCO_ATTRIBUTES, Kind, coco_attributes
-from orchestrator.data.images import read_image, safe_name
+from orchestrator.data.coco_annotations import Annotations, parse, read_annotations, read_categories, read_images
+from orchestrator.data.content import content_digest
+from orchestrator.data.images import read_image
+from orchestrator.data.reading import read_bytes
 from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
+
+COCO_VERSION = 2
+"""Raised whenever the same folder gives other images or attributes; part of the fingerprint."""
 
 
 class CocoObject(NamedTuple):
@@ -40,8 +45,8 @@ class CocoSource:
     """The chosen images of a COCO folder, ordered by image id.
 
     Raises:
-        DataError: a folder or file is missing, JSON or a record is broken, a `file_name` leaves the root, or nothing
-            (or less than `n_images`) is left after filtering.
+        DataError: a folder or file is missing, JSON or a record is broken (`coco_annotations`), or nothing (or less
+            than `n_images`) is left after filtering.
         ConfigError: an unknown category.
     """
 
@@ -52,20 +57,18 @@ class CocoSource:
         self.config = config
         self.fs, self.root = fsspec.core.url_to_fs(config.root)
         file = _annotation_file(self.fs, self.root, config)
-        data = self.fs.cat_file(f"{self.root}/{file}")
+        data = read_bytes(self.fs, f"{self.root}/{file}", file)
         self.digest = hashlib.sha256(data).hexdigest()
-        document = _parse(data, file)
+        self.folder = _image_folder(self.fs, self.root, config)
+        document = parse(data, file)
         del data
-        self.categories, self.supercategories, numbers = _categories(document, file)
-        table = _objects(document, file, numbers)
-        records = _records(document, "images", file, ("id", "file_name", "width", "height"))
-        images = {_whole(record["id"], f"{file}: image id"): record for record in records}
-        if len(images) < len(records):
-            raise DataError(f"{file}: an image id stands twice")
+        self.categories, self.supercategories, numbers = read_categories(document, file)
+        images = read_images(document, file)
+        table = read_annotations(document, file, numbers, {number: one.size for number, one in images.items()})
         chosen = self._choose(np.array(sorted(images), dtype=np.int64), table)
         self.ids: Sequence[str] = [f"{config.split}-{image:012d}" for image in chosen.tolist()]
-        self.names = [safe_name(str(images[i]["file_name"]), f"{file}, image {i}") for i in chosen.tolist()]
-        self.sizes = np.array([_size(images[i], f"{file}, image {i}") for i in chosen.tolist()], dtype=np.int32)
+        self.names = [images[i].name for i in chosen.tolist()]
+        self.sizes = np.array([images[i].size for i in chosen.tolist()], dtype=np.int32)
         order = np.argsort(table.image, kind="stable")
         first = np.searchsorted(table.image[order], chosen, side="left")
         last = np.searchsorted(table.image[order], chosen, side="right")
@@ -74,7 +77,7 @@ class CocoSource:
         self.category, self.crowd = table.category[rows], table.crowd[rows]
         self.box, self.area = table.box[rows], table.area[rows]
 
-    def _choose(self, images: np.ndarray, table: _Table) -> np.ndarray:
+    def _choose(self, images: np.ndarray, table: Annotations) -> np.ndarray:
         """Return the ids of the chosen images, sorted. A smaller `n_images` chooses a subset of a larger one."""
         config = self.config
         plain = table.image[~table.crowd]
@@ -136,40 +139,20 @@ class CocoSource:
         )
 
     def load(self, index: int) -> Sample:
-        name = f"{self.config.split}/{self.names[index]}"
-        image = read_image(self.fs, f"{self.root}/{name}", name)
+        name = f"{self.folder}/{self.names[index]}"
         width, height = self.sizes[index].tolist()
+        exif = self.config.exif
+        size = (width, height) if exif == "auto" else None
+        image = read_image(self.fs, f"{self.root}/{name}", name, turn=exif == "turn", size=size)
         if image.shape[:2] != (height, width):
             found = f"{image.shape[1]} x {image.shape[0]}"
-            raise DataError(f"{name}: image is {found} px, its annotation says {width} x {height}")
+            raise DataError(f"{name}: image is {found} px (data.exif: {exif}), its annotation says {width} x {height}")
         return Sample(self.ids[index], image, self.attributes(index), objects=self.objects(index))
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
-        return {**settings, "annotations": self.digest}
-
-
-def _whole(value: Any, place: str) -> int:
-    if not isinstance(value, int):
-        raise DataError(f"{place}: expected a whole number, found {value!r}")
-    return value
-
-
-def _size(record: Mapping[str, Any], place: str) -> tuple[int, int]:
-    size = record["width"], record["height"]
-    if not all(isinstance(side, int | float) and side >= 1 and side == int(side) for side in size):
-        raise DataError(f"{place}: expected a width and height of 1 px or more, found {size[0]!r} x {size[1]!r}")
-    return int(size[0]), int(size[1])
-
-
-class _Table(NamedTuple):
-    """All annotations of a file as columns."""
-
-    image: np.ndarray
-    category: np.ndarray
-    crowd: np.ndarray
-    box: np.ndarray
-    area: np.ndarray
+        content = content_digest(self.fs, f"{self.root}/{self.folder}", self.names)
+        return {**settings, "version": COCO_VERSION, "annotations": self.digest, "images": content}
 
 
 def open_coco(config: CocoConfig) -> CocoSource:
@@ -194,62 +177,13 @@ def _annotation_file(fs: Any, root: str, config: CocoConfig) -> str:
         names = [path.rsplit("/", 1)[-1] for path in fs.ls(f"{root}/annotations", detail=False)]
         splits = [n[len("instances_") : -len(".json")] for n in names if n.startswith("instances_")]
         raise DataError(f"data.split: {config.root} holds no {file}.{did_you_mean(config.split, splits)}")
-    if not fs.isdir(f"{root}/{config.split}"):
-        raise DataError(f"data.root: {config.root} holds no image folder `{config.split}`")
     return file
 
 
-def _parse(data: bytes, file: str) -> dict[str, Any]:
-    try:
-        document = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise DataError(f"{file}: broken JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise DataError(f"{file}: expected an object with images, annotations and categories")
-    return document
-
-
-def _records(document: dict[str, Any], key: str, file: str, fields: tuple[str, ...]) -> list[dict[str, Any]]:
-    records = document.get(key)
-    if not isinstance(records, list):
-        raise DataError(f"{file}: expected a list under {key!r}; found keys {sorted(document)}")
-    if not records:
-        raise DataError(f"{file}: no {key}")
-    for number, record in enumerate(records):
-        if not isinstance(record, dict) or any(f not in record for f in fields):
-            have = sorted(record) if isinstance(record, dict) else record
-            raise DataError(f"{file}: {key}[{number}]: expected the fields {list(fields)}, found {have}")
-    return records
-
-
-def _categories(document: dict[str, Any], file: str) -> tuple[list[str], list[str], dict[int, int]]:
-    records = _records(document, "categories", file, ("id", "name"))
-    names = [str(r["name"]) for r in records]
-    numbers = {_whole(r["id"], f"{file}: category id"): i for i, r in enumerate(records)}
-    return names, [str(r.get("supercategory", r["name"])) for r in records], numbers
-
-
-def _objects(document: dict[str, Any], file: str, numbers: dict[int, int]) -> _Table:
-    records = _records(document, "annotations", file, ("image_id", "category_id", "bbox"))
-    try:
-        category = np.array([numbers[r["category_id"]] for r in records], dtype=np.int16)
-        box = np.array([r["bbox"] for r in records], dtype=np.float64).reshape(len(records), 4)
-        area = np.array([r.get("area", r["bbox"][2] * r["bbox"][3]) for r in records], dtype=np.float64)
-        image = np.array([r["image_id"] for r in records], dtype=np.int64)
-        crowd = np.array([r.get("iscrowd", 0) for r in records], dtype=bool)
-    except KeyError as error:
-        raise DataError(f"{file}: an annotation names category {error}, which `categories` lacks") from None
-    except (TypeError, ValueError, IndexError) as error:
-        raise DataError(
-            f"{file}: an annotation is malformed; expected bbox [x, y, width, height] in px, area and image_id as "
-            f"numbers: {error}"
-        ) from None
-    # NumPy makes NaN of a null.
-    odd = ~np.isfinite(box).all(1) | (box[:, 2:] < 0).any(1) | ~(area >= 0)
-    if odd.any():
-        record = records[int(odd.argmax())]
-        raise DataError(
-            f"{file}: a box or area is not a number or is negative: bbox {record['bbox']}, area {record.get('area')}, "
-            f"image {record['image_id']}"
-        )
-    return _Table(image, category, crowd, box, area)
+def _image_folder(fs: Any, root: str, config: CocoConfig) -> str:
+    """`SPLIT`, or `images/SPLIT` as some tools arrange it."""
+    folders = (config.split, f"images/{config.split}")
+    for folder in folders:
+        if fs.isdir(f"{root}/{folder}"):
+            return folder
+    raise DataError(f"data.root: {config.root} holds no image folder `{folders[0]}` or `{folders[1]}`")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import unicodedata
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import fsspec
@@ -13,12 +15,15 @@ import polars as pl
 
 from orchestrator.config import FolderConfig
 from orchestrator.data.attributes import Kind
+from orchestrator.data.columns import Column, type_column
+from orchestrator.data.content import content_digest
 from orchestrator.data.images import read_image, safe_name
+from orchestrator.data.reading import read_bytes
 from orchestrator.data.sample import Sample
-from orchestrator.errors import DataError, did_you_mean
+from orchestrator.errors import ConfigError, DataError, did_you_mean
 from orchestrator.store.tables.core import TABLES
 
-FOLDER_VERSION = 2
+FOLDER_VERSION = 3
 """Raised whenever the same folder and table give other images or attributes; part of the fingerprint."""
 
 
@@ -26,10 +31,10 @@ class FolderSource:
     """The images that a CSV file lists, in its order (or a draw of them).
 
     The column `file` holds each image's path below the folder; a column `id`, where there is one, its id (else the
-    path is the id). Every other column is an attribute, typed by its content: whole numbers are counts, other numbers
-    continuous, anything else (truth values too) categorical. An empty cell, NA or NaN is a missing value.
+    path is the id). Every other column is an attribute of a declared kind, or typed by its values (`type_column`).
 
-    Raises DataError where the folder or table is missing, empty or malformed, or a path leaves the folder.
+    Raises DataError where the folder or table is missing, empty or malformed, a value does not have its column's kind,
+    a path leaves the folder, or two rows name one file.
     """
 
     name = "folder"
@@ -39,57 +44,104 @@ class FolderSource:
         self.fs, self.root = fsspec.core.url_to_fs(config.root)
         if not self.fs.isdir(self.root):
             raise DataError(f"data.root: no folder {config.root}")
-        file = safe_name(config.attributes, "data.attributes")
+        file = safe_name(config.table, "data.table")
         if not self.fs.isfile(f"{self.root}/{file}"):
             names = [path.rsplit("/", 1)[-1] for path in self.fs.ls(self.root, detail=False)]
             tables = [name for name in names if name.endswith(".csv")]
-            raise DataError(f"data.attributes: {config.root} holds no {file}.{did_you_mean(file, tables)}")
-        data = self.fs.cat_file(f"{self.root}/{file}")
+            raise DataError(f"data.table: {config.root} holds no {file}.{did_you_mean(file, tables)}")
+        data = read_bytes(self.fs, f"{self.root}/{file}", file)
         self.digest = hashlib.sha256(data).hexdigest()
         table = _read(data, file)
+        names = [safe_name(name, f"{file}, row {i + 2}") for i, name in enumerate(table["file"].to_list())]
+        check_unique(names, file, "file", self.fs, self.root)
+        ids = table["id"].to_list() if "id" in table.columns else names
+        columns = _typed(table.drop("file", "id", strict=False), file, config)
+        self.attribute_kinds: Mapping[str, Kind] = {name: column.kind for name, column in columns.items()}
+        self.missing_spellings = {name: column.missing for name, column in columns.items() if column.missing}
+        self.table = pl.DataFrame([column.values for column in columns.values()])
         if config.n_images is not None:
-            if config.n_images > len(table):
-                raise DataError(f"data.n_images: {config.n_images} asked for, {file} lists {len(table)}")
-            drawn = np.random.default_rng([config.seed, len(table)]).permutation(len(table))[: config.n_images]
-            table = table[np.sort(drawn).tolist()]
-        self.names = [safe_name(name, f"{file}, row {i + 2}") for i, name in enumerate(table["file"].to_list())]
-        self.ids: Sequence[str] = table["id"].cast(pl.String).to_list() if "id" in table.columns else self.names
-        self.table = table.drop("file", "id", strict=False)
-        self.attribute_kinds: Mapping[str, Kind] = {name: _kind(dtype) for name, dtype in self.table.schema.items()}
+            if config.n_images > len(names):
+                raise DataError(f"data.n_images: {config.n_images} asked for, {file} lists {len(names)}")
+            drawn = np.random.default_rng([config.seed, len(names)]).permutation(len(names))[: config.n_images]
+            chosen = np.sort(drawn).tolist()
+            names, ids, self.table = [names[i] for i in chosen], [ids[i] for i in chosen], self.table[chosen]
+        self.names: list[str] = names
+        self.ids: Sequence[str] = ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def attributes(self, index: int) -> dict[str, Any]:
+        """Return the attributes of an image without opening its file."""
+        return self.table.row(index, named=True)
+
     def load(self, index: int) -> Sample:
         name = self.names[index]
-        image = read_image(self.fs, f"{self.root}/{name}", name, turn=True)
-        return Sample(self.ids[index], image, self.table.row(index, named=True))
+        image = read_image(self.fs, f"{self.root}/{name}", name)
+        return Sample(self.ids[index], image, self.attributes(index))
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
-        return {**settings, "version": FOLDER_VERSION, "table": self.digest}
+        content = content_digest(self.fs, self.root, self.names)
+        return {**settings, "version": FOLDER_VERSION, "table": self.digest, "images": content}
 
 
-def _kind(dtype: pl.DataType) -> Kind:
-    if dtype.is_integer():
-        return "count"
-    return "continuous" if dtype.is_float() else "categorical"
+def open_folder(config: FolderConfig) -> FolderSource:
+    """`FolderSource`, its table read once a process. Errors as there."""
+    fs, root = fsspec.core.url_to_fs(config.root)
+    path = f"{root}/{config.table}"
+    return _opened(config.model_dump_json(), fs.ukey(path) if fs.isfile(path) else "")
+
+
+@lru_cache(maxsize=4)
+def _opened(config: str, version: str) -> FolderSource:  # noqa: ARG001 - part of the key
+    """`version` changes with the table."""
+    return FolderSource(FolderConfig.model_validate_json(config))
+
+
+def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, root: str = "") -> None:
+    """DataError, with both rows, where a value occurs twice, or two spellings name one file of `root`."""
+    first: dict[str, int] = {}
+    for row, value in enumerate(values, 2):
+        if value in first:
+            raise DataError(f"{file}, rows {first[value]} and {row}: {column} {value!r} occurs more than once")
+        first[value] = row
+    if fs is None:
+        return
+    # Letter case and composed or decomposed accents: two names for one file on some file systems.
+    folded: dict[str, str] = {}
+    for value in values:
+        other = folded.setdefault(unicodedata.normalize("NFC", value).casefold(), value)
+        if other != value and _same_file(fs, f"{root}/{other}", f"{root}/{value}"):
+            raise DataError(
+                f"{file}, rows {first[other]} and {first[value]}: {other!r} and {value!r} are one file here"
+            )
+
+
+def _same_file(fs: Any, first: str, second: str) -> bool:
+    try:
+        return bool((found := fs.info(first).get("ino")) and found == fs.info(second).get("ino"))
+    except OSError:
+        return False
+
+
+def _typed(table: pl.DataFrame, file: str, config: FolderConfig) -> dict[str, Column]:
+    for name in config.attributes:
+        if name not in table.columns:
+            raise ConfigError(f"data.attributes: {file} has no attribute {name!r}.{did_you_mean(name, table.columns)}")
+    return {name: type_column(table[name], file, config.attributes.get(name), config.missing) for name in table.columns}
 
 
 def _read(data: bytes, file: str) -> pl.DataFrame:
+    """The table as text, its header and its columns `file` and `id` checked."""
     try:
-        table = pl.read_csv(
-            io.BytesIO(data),
-            infer_schema_length=None,
-            schema_overrides={"file": pl.String, "id": pl.String},
-            null_values=["NA", "NaN", "nan"],
-        )
+        table = pl.read_csv(io.BytesIO(data), infer_schema=False)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a CSV table: {error}") from None
     if "file" not in table.columns:
-        raise DataError(
-            f"{file}: expected a column `file`, found {table.columns}.{did_you_mean('file', table.columns)}"
-        )
+        found = table.columns
+        hint = " Separate the columns by commas." if len(found) == 1 and found[0].count(";") else ""
+        raise DataError(f"{file}: expected a column `file`, found {found}.{hint or did_you_mean('file', found)}")
     for name in table.columns:
         if not name or name != name.strip():
             raise DataError(f"{file}: expected a name without spaces around it for every column, found {table.columns}")
@@ -100,17 +152,10 @@ def _read(data: bytes, file: str) -> pl.DataFrame:
     if table.width - (2 if "id" in table.columns else 1) < 1:
         raise DataError(f"{file}: expected at least one attribute column beside `file`, found {table.columns}")
     for key in ("file", "id"):
-        if key in table.columns:
-            if table[key].null_count():
-                row = table[key].is_null().arg_max()
-                raise DataError(f"{file}, row {(row or 0) + 2}: the column {key!r} is empty")
-            if table[key].n_unique() < len(table):
-                twice = table[key].filter(table[key].is_duplicated())[0]
-                raise DataError(f"{file}: {key} {twice!r} occurs more than once")
-    for name, dtype in table.schema.items():
-        if dtype.is_integer() and dtype != pl.Int64:
-            raise DataError(f"{file}: column {name!r} holds whole numbers of more than 64 bits")
-        if dtype.is_float() and table[name].is_infinite().any():
-            raise DataError(f"{file}: column {name!r} holds an infinite value; expected a number or an empty cell")
-    truths = [name for name, dtype in table.schema.items() if dtype == pl.Boolean]
-    return table.with_columns(pl.col(truths).cast(pl.String))
+        if key not in table.columns:
+            continue
+        empty = table[key].is_null() | (table[key].str.strip_chars() == "")
+        if empty.any():
+            raise DataError(f"{file}, row {(empty.arg_max() or 0) + 2}: the column {key!r} is empty")
+        check_unique(table[key].to_list(), file, key)
+    return table

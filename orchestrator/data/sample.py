@@ -37,13 +37,19 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def attributes(self, index: int) -> Mapping[str, Any]:
+        """Attributes of image `index`, without opening its file."""
+        ...
+
     def load(self, index: int) -> Sample:
-        """Load image `index`; DataError, naming the file and the reason, for a missing or broken one."""
+        """Load image `index`; DataError, naming the file and the reason, for a missing or broken one.
+
+        StorageError where the machine or network fails: that says nothing of the file.
+        """
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Identify the content, free of absolute paths: settings and a digest of the annotations or the table.
-
-        Image files are not read: one that is replaced under its old name is not noticed.
+        """Identify the content, free of absolute paths: settings, a digest of the annotations or the table, and one of
+        every image file (`content.content_digest`).
         """
         ...

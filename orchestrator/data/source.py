@@ -9,7 +9,7 @@ from typing import Any, overload
 from orchestrator.config import CocoConfig, FolderConfig, ScenesConfig
 from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
 from orchestrator.data.coco import open_coco
-from orchestrator.data.folder import FolderSource
+from orchestrator.data.folder import open_folder
 from orchestrator.data.render import render
 from orchestrator.data.sample import Sample, Source
 from orchestrator.data.scenes import check_scenes, make_scene
@@ -53,6 +53,9 @@ class ScenesSource:
     def __len__(self) -> int:
         return self.config.n_images
 
+    def attributes(self, index: int) -> Mapping[str, Any]:
+        return scene_attributes(make_scene(self.config, index))
+
     def load(self, index: int) -> Sample:
         scene = make_scene(self.config, index)
         return Sample(self.ids[index], render(scene), scene_attributes(scene), scene=scene)
@@ -70,7 +73,7 @@ def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
         if isinstance(config, CocoConfig):
             return open_coco(config)
         if isinstance(config, FolderConfig):
-            return FolderSource(config)
+            return open_folder(config)
     except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
         if isinstance(error, VtsweepError) or "://" not in config.root:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
 from orchestrator.data.source import make_source
+from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.models.planning import Footprint, footprint
@@ -65,6 +67,7 @@ class Plan:
     models: list[PlannedModel]
     pools: str
     problems: list[str]
+    attributes: list[AttributeSummary]
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -100,7 +103,20 @@ def make_plan(sweep: Sweep) -> Plan:
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
     pools = _pools(sweep, wanted)
-    return Plan(sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)))
+    attributes = _attributes([point.run for point in sweep.points])
+    return Plan(
+        sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)), attributes
+    )
+
+
+def _attributes(runs: Sequence[RunConfig]) -> list[AttributeSummary]:
+    """Attributes of every distinct data set; one that cannot be read is among the problems already."""
+    found: list[AttributeSummary] = []
+    for run in {canonical_json(run.data.model_dump(mode="json")): run for run in runs}.values():
+        with contextlib.suppress(VtsweepError):
+            source = make_source(run.data)
+            found += summarise_attributes(source, 200 if source.name == "scenes" else MAX_LOOKED_AT)
+    return found
 
 
 def _progress(stage: Stage) -> str:
@@ -197,8 +213,18 @@ def print_plan(plan: Plan) -> None:
             for model in plan.models
         ]
         print_rows("Models and data (tokens of vision; more with --json)", rows, console)
+    if plan.attributes:
+        several = len({one.source for one in plan.attributes}) > 1
+        print_rows("Attributes", [_attribute_row(one, several) for one in plan.attributes], console)
     console.print(f"workers: {plan.pools}")
     for problem in plan.problems:
         console.print(f"[yellow]not known here:[/] {problem}", highlight=False)
     left = sum(stage.done != "done" for stage in plan.stages)
     console.print(f"{format_cell(left)} of {len(plan.stages)} stages left to do")
+
+
+def _attribute_row(one: AttributeSummary, with_source: bool) -> dict[str, Any]:
+    spelled = ", ".join(f"{spelling!r}" for spelling in one.spellings if spelling)
+    missing = f"{one.n_missing} of {one.n_images}" + (f" ({spelled})" if spelled else "")
+    source = {"source": one.source} if with_source else {}
+    return {**source, "attribute": one.attribute, "kind": one.kind, "missing": missing, "range": one.range}

@@ -94,7 +94,7 @@ def test_missing_places_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no folder"):
         open_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"Did you mean 'attributes.csv'"):
-        open_folder(write(tmp_path), attributes="attribute.csv")
+        open_folder(write(tmp_path), table="attribute.csv")
     with pytest.raises(DataError, match="3 asked for"):
         open_folder(tmp_path, n_images=3)
     source = open_folder(tmp_path)

@@ -1,0 +1,116 @@
+"""Kinds of text columns: each value converts exactly to its column's kind, or is named with file, row and column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from orchestrator.config.data import AttributeKind
+from orchestrator.data.attributes import Kind
+from orchestrator.errors import DataError
+
+KINDS: dict[AttributeKind, Kind] = {"count": "count", "number": "continuous", "category": "categorical"}
+"""Kinds as a study writes them."""
+MOSTLY = 0.5
+"""From this share of numbers on, a column of undeclared kind is one of numbers, and anything else in it an error."""
+
+_WHOLE = r"^[+-]?(0|[1-9][0-9]*)$"
+_ROUND = r"^[+-]?(0|[1-9][0-9]*)(\.0*)?$"
+_NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+_ALMOST = r"^(?i)[+-]?([0-9]+,[0-9]+|[0-9]{1,3}([ ,.'][0-9]{3})+([.,][0-9]+)?|inf(inity)?|[0-9.]+ ?%)$"
+"""What people write for numbers and other programs read differently: decimal commas, grouped digits, per cent."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column with its kind: Int64, Float64 or String, null where a value is missing."""
+
+    kind: Kind
+    values: pl.Series
+    missing: dict[str, int] = field(default_factory=dict)
+    """How often each spelling of a missing value occurs."""
+
+
+def type_column(
+    text: pl.Series, file: str, kind: AttributeKind | None, missing: Collection[str], first_row: int = 2
+) -> Column:
+    """Convert a column of text.
+
+    Args:
+        text: strings; null and empty are missing. Spaces around a value do not belong to it.
+        file: the file's name, for messages.
+        kind: its declared kind; by its values when absent: whole numbers are counts, other numbers continuous, anything
+            else categorical. Numbers with leading zeros (`007`) are names.
+        missing: spellings of missing values.
+        first_row: row of the first value in the file, for messages.
+
+    Raises:
+        DataError: a value does not have the declared kind, or the column is mostly numbers and one value is not; a
+            number is infinite, or does not fit 64 bits exactly.
+    """
+    plain = text.str.strip_chars().replace("", None)
+    gone = plain.is_in(list(missing)) & plain.is_not_null()
+    spellings = dict(plain.filter(gone).value_counts(sort=True).iter_rows())
+    if n_empty := plain.null_count():
+        spellings[""] = n_empty
+    values = plain.zip_with(~gone, pl.Series([None], dtype=pl.String).new_from_index(0, len(plain)))
+    chosen: AttributeKind
+    number = values.str.contains(_NUMBER)  # null where missing
+    if kind is None:
+        n, n_numbers = values.count(), int(number.sum())
+        n_almost = int(values.str.contains(_ALMOST).sum())
+        mostly = n > 0 and (n_numbers + n_almost) >= MOSTLY * n
+        chosen = "category" if not mostly else "count" if values.str.contains(_WHOLE).all() else "number"
+    else:
+        chosen = kind
+    if chosen == "category":
+        return Column("categorical", values, spellings)
+    fits = values.str.contains(_ROUND) if chosen == "count" else number
+    if not fits.all():
+        row = int((~fits).fill_null(False).arg_max() or 0)
+        raise DataError(_odd_value(values, row, file, kind, chosen, first_row))
+    return Column(KINDS[chosen], _numbers(values, file, chosen, first_row), spellings)
+
+
+def _odd_value(
+    values: pl.Series, row: int, file: str, kind: AttributeKind | None, chosen: AttributeKind, first_row: int
+) -> str:
+    place = f"{file}, row {row + first_row}, column {values.name!r}: found {values[row]!r}"
+    if kind is not None:
+        wanted = "a whole number" if chosen == "count" else "a number with a decimal point"
+        return f"{place}; expected {wanted} or a missing value (data.attributes: {{{values.name}: {kind}}})"
+    if re.fullmatch(r"(?i)[+-]?inf(inity)?", values[row]):
+        return f"{place}, which is infinite; expected a number or a missing value"
+    n_numbers = int(values.str.contains(_NUMBER).sum())
+    return (
+        f"{place}, but {n_numbers} of {values.count()} values are numbers. Write numbers with a decimal point and no "
+        f"grouping, add a spelling of missing values to data.missing, or declare data.attributes: {{{values.name}: "
+        "category}"
+    )
+
+
+def _numbers(values: pl.Series, file: str, chosen: AttributeKind, first_row: int) -> pl.Series:
+    if chosen == "count":
+        # Polars' parser takes no plus sign.
+        whole = values.str.replace(r"\.0*$", "").str.strip_prefix("+").cast(pl.Int64, strict=False)
+        if whole.null_count() > values.null_count():
+            row = int((whole.is_null() & values.is_not_null()).arg_max() or 0)
+            raise DataError(
+                f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} has more than 64 bits"
+            )
+        return whole
+    number = values.str.strip_prefix("+").cast(pl.Float64, strict=False)
+    long = values.str.contains(r"^[+-]?[0-9]{16,}$").fill_null(False)
+    for row in long.arg_true().to_list():
+        if int(values[row]) != int(number[row]):
+            raise DataError(
+                f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} has more digits than a float64"
+            )
+    broken = ((number.is_null() | number.is_infinite()) & values.is_not_null()).fill_null(False)
+    if broken.any():
+        row = int(broken.arg_max() or 0)
+        raise DataError(f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} is infinite in float64")
+    return number

@@ -1,0 +1,169 @@
+"""What identifies image files: their content, not their path. Hashes are kept by size and time of change.
+
+A cache of one Parquet file a root (columns name, size, changed, digest) lies in the user's cache folder
+(`VTSWEEP_CACHE`, else `$XDG_CACHE_HOME/vtsweep`, else `~/.cache/vtsweep`). A file is read again when its size, its time
+of modification or (on a local disk) its time of status change differs. Deleting the cache costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+from fsspec.implementations.local import LocalFileSystem
+
+from orchestrator.data.reading import retrying
+from orchestrator.errors import StorageError
+
+FRESH_NS = 2_000_000_000
+"""Files changed less than this before they were read are not cached: a second change may carry the same time."""
+MISSING = "missing"
+"""Stands for the digest of a file that is not there."""
+TRUSTED_FILES = 10_000
+"""A listing of more files than this is not made again within `TRUSTED_S` in one process."""
+TRUSTED_S = 60.0
+
+_SCHEMA = {"name": pl.String, "size": pl.Int64, "changed": pl.String, "digest": pl.String}
+_NEVER = 2**63 - 1
+_recent: dict[tuple[str, str], tuple[float, str]] = {}
+
+
+def content_digest(fs: Any, root: str, names: Sequence[str]) -> str:
+    """Digest of the content of the files `root/name`, in the order of `names`; names and absences count.
+
+    Args:
+        fs: an fsspec file system.
+        root: folder, as `fs` writes it.
+        names: paths below `root`.
+
+    Raises:
+        StorageError: a transient error that stays (`reading.retrying`).
+    """
+    listing = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+    key = f"{fs.unstrip_protocol(root)}", listing
+    if len(names) > TRUSTED_FILES and key in _recent and time.monotonic() - _recent[key][0] < TRUSTED_S:
+        return _recent[key][1]
+    digests = file_digests(fs, root, names)
+    text = "".join(f"{name}\0{digest}\n" for name, digest in zip(names, digests, strict=True))
+    found = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    _recent[key] = time.monotonic(), found
+    return found
+
+
+def file_digests(fs: Any, root: str, names: Sequence[str]) -> list[str]:
+    """SHA-256 (first 32 hex digits) of each file's content, `MISSING` for one that is not there."""
+    local = isinstance(fs, LocalFileSystem)
+    started = time.time_ns()
+    states = _local_states(root, names) if local else _remote_states(fs, root, names)
+    columns = {"name": list(names), "size": [state.size for state in states], "changed": [s.changed for s in states]}
+    frame = pl.DataFrame(columns, schema={key: _SCHEMA[key] for key in columns})
+    file = _cache_file(fs.unstrip_protocol(root))
+    kept = _read_cache(file)
+    digests = frame.join(kept, on=["name", "size", "changed"], how="left", maintain_order="left")["digest"].to_list()
+    todo = [i for i, state in enumerate(states) if state.size >= 0 and digests[i] is None]
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1)), "hashing") as pool:
+        for i, digest in zip(todo, pool.map(lambda i: _hash(fs, root, names[i], local), todo), strict=True):
+            digests[i] = digest
+    stable = [i for i in todo if digests[i] != MISSING and states[i].newest_ns < started - FRESH_NS]
+    if stable:
+        new = frame[stable].with_columns(digest=pl.Series([digests[i] for i in stable], dtype=pl.String))
+        _write_cache(file, pl.concat([kept.join(new, on="name", how="anti"), new]))
+    return [MISSING if digest is None else digest for digest in digests]
+
+
+class _State(NamedTuple):
+    """What a file system says of a file without reading it."""
+
+    size: int
+    """Bytes; -1 for a file that is not there."""
+    changed: str
+    """Times of change, or an object store's version."""
+    newest_ns: int
+    """Time of the last change since 1970, ns; far in the future where the file system tells no version."""
+
+
+_ABSENT = _State(-1, "", _NEVER)
+
+
+def _local_states(root: str, names: Sequence[str]) -> list[_State]:
+    def state(name: str) -> _State:
+        path = f"{root}/{name}"
+        try:
+            found = retrying(lambda: os.stat(path), name)  # noqa: PTH116 - a third of the time of Path.stat
+        except StorageError:
+            raise
+        except OSError:
+            return _ABSENT
+        newest = max(found.st_mtime_ns, found.st_ctime_ns)
+        return _State(found.st_size, f"{found.st_mtime_ns}/{found.st_ctime_ns}", newest)
+
+    return [state(name) for name in names]
+
+
+def _remote_states(fs: Any, root: str, names: Sequence[str]) -> list[_State]:
+    """One listing a folder, never from the client's own cache."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in sorted({f"{root}/{name}".rsplit("/", 1)[0] for name in names}):
+        fs.invalidate_cache(folder)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            listing = retrying(lambda folder=folder: fs.ls(folder, detail=True), folder)  # type: ignore[misc]
+            found |= {entry["name"].rstrip("/"): entry for entry in listing}
+    states = []
+    for name in names:
+        entry = found.get(f"{root}/{name}")
+        if entry is None or entry.get("type") == "directory":
+            states.append(_ABSENT)
+            continue
+        version = [str(entry[key]) for key in ("ETag", "etag", "LastModified", "mtime", "created") if entry.get(key)]
+        states.append(_State(int(entry.get("size") or 0), "/".join(version), 0 if version else _NEVER))
+    return states
+
+
+def _hash(fs: Any, root: str, name: str, local: bool) -> str:
+    path = f"{root}/{name}"
+    try:
+        if local:
+            return retrying(lambda: _hash_local(path), name)
+        return hashlib.sha256(retrying(lambda: fs.cat_file(path), name)).hexdigest()[:32]
+    except StorageError:
+        raise
+    except OSError:  # removed since it was listed, or not ours to read
+        return MISSING
+
+
+def _hash_local(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]
+
+
+# ---------------------------------------------------------------- cache
+
+
+def _cache_file(root: str) -> Path:
+    folder = os.environ.get("VTSWEEP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vtsweep"
+    return Path(folder).expanduser() / "content" / f"{hashlib.sha256(root.encode()).hexdigest()[:32]}.parquet"
+
+
+def _read_cache(file: Path) -> pl.DataFrame:
+    """The cache, or an empty one where there is none or it cannot be read."""
+    try:
+        return pl.read_parquet(file).select(*_SCHEMA).cast(_SCHEMA)  # type: ignore[arg-type]
+    except (OSError, pl.exceptions.PolarsError):
+        return pl.DataFrame(schema=_SCHEMA)
+
+
+def _write_cache(file: Path, frame: pl.DataFrame) -> None:
+    """Replace the cache as a whole; of two writers the last wins. A cache that cannot be written costs time only."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
+            frame.write_parquet(part)
+        Path(part.name).replace(file)

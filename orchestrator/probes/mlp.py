@@ -7,8 +7,7 @@ is then one product (T w, d) @ (d, b), every other one a batched product over B 
 All nets of a call take the same steps on the same minibatches. Loss as scikit-learn's `MLPClassifier` / `MLPRegressor`:
 mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU, Glorot-uniform
 start, Adam. The learning rate is constant for half the steps, then falls to zero in a line. Each net's start depends on
-`seed` alone, so results do not depend on which nets share a call. Gradients are written out by hand: the nets are so
-small that an autograd graph costs as much as they do.
+`seed` alone, so results do not depend on which nets share a call.
 """
 
 from __future__ import annotations
@@ -54,26 +53,13 @@ class MlpBatch:
             self.weights.append(whole[:, :-1].expand(*copies, fan_in).contiguous())
             self.biases.append(whole[:, -1:].expand(*copies, 1).contiguous())
 
-    def _forward(self, X: Float[Tensor, "B d b"]) -> list[Tensor]:
-        """Activations of each hidden layer (B T, w, b), then the outputs (B T, O, b)."""
-        first = torch.baddbmm(self.biases[0], self.weights[0], X).relu_()
-        layers = [first.view(self.B * self.T, -1, X.shape[2])]
+    def _forward(self, X: Float[Tensor, "B d b"]) -> Float[Tensor, "BT O b"]:
+        """Outputs of all nets."""
+        hidden = torch.baddbmm(self.biases[0], self.weights[0], X).relu_().view(self.B * self.T, -1, X.shape[2])
         for weight, bias in zip(self.weights[1:-1], self.biases[1:-1], strict=True):
-            layers.append(torch.baddbmm(bias, weight, layers[-1]).relu_())
-        layers.append(torch.baddbmm(self.biases[-1], self.weights[-1], layers[-1]))
-        return layers
+            hidden = torch.baddbmm(bias, weight, hidden).relu_()
+        return torch.baddbmm(self.biases[-1], self.weights[-1], hidden)
 
-    def _gradients(self, X: Float[Tensor, "B d b"], layers: list[Tensor], slope: Float[Tensor, "BT O b"]) -> None:
-        """Set `.grad` of weights and biases, from the slope of the loss in the outputs."""
-        for i in range(len(self.weights) - 1, 0, -1):
-            self.weights[i].grad = slope @ layers[i - 1].mT
-            self.biases[i].grad = slope.sum(2, keepdim=True)
-            slope = torch.ops.aten.threshold_backward(self.weights[i].mT @ slope, layers[i - 1], 0)
-        slope = slope.view(self.B, -1, X.shape[2])
-        self.weights[0].grad = slope @ X.mT
-        self.biases[0].grad = slope.sum(2, keepdim=True)
-
-    @torch.no_grad()
     def fit(
         self,
         X: Float[Tensor, "B n d"],
@@ -89,8 +75,7 @@ class MlpBatch:
         random = torch.Generator().manual_seed(settings.seed + 1)
         decay = penalty.reshape(-1, 1, 1)
         decays = [penalty.repeat_interleave(settings.width, 1)[..., None]] + [decay] * (len(self.weights) - 1)
-        classes = torch.arange(mask.shape[1], device=X.device)[:, None]
-        onehot = (Y[:, None] == classes).to(X.dtype)  # T O n; unused for numbers
+        parameters = self.weights + self.biases
         order = torch.empty(0, dtype=torch.int64)
         for step in range(settings.steps):
             if len(order) < b:
@@ -99,15 +84,13 @@ class MlpBatch:
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * min(1.0, 2.0 * (1.0 - step / settings.steps))
             batch, truth, part = X[:, rows].mT, Y[:, rows], used[:, rows]
-            layers = self._forward(batch)
-            output = layers[-1].view(self.B, self.T, -1, b)
-            if truth.is_floating_point():
-                slope = output - truth[:, None]
-            else:
-                slope = torch.softmax(output + mask[:, :, None], 2)
-                slope.sub_(onehot[:, :, rows])
-            slope.mul_((part / part.sum(1, keepdim=True).clamp_min(1.0))[:, None])
-            self._gradients(batch, layers, slope.flatten(0, 1))
+            for parameter in parameters:
+                parameter.requires_grad_()
+            output = self._forward(batch).view(self.B, self.T, -1, b) + mask[:, :, None]
+            share = part / part.sum(1, keepdim=True).clamp_min(1.0)
+            gradients = torch.autograd.grad((net_loss(output.mT, truth) * share).sum(), parameters)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.requires_grad_(False).grad = gradient
             for weight, lam in zip(self.weights, decays, strict=True):
                 weight.grad.addcmul_(weight, lam)  # type: ignore[union-attr]
             optimiser.step()
@@ -115,7 +98,7 @@ class MlpBatch:
     @torch.no_grad()
     def predict(self, X: Float[Tensor, "B m d"], mask: Float[Tensor, "T O"]) -> Float[Tensor, "B T m O"]:
         """Masked logits, or numbers."""
-        return (self._forward(X.mT)[-1].view(self.B, self.T, -1, X.shape[1]) + mask[:, :, None]).mT
+        return (self._forward(X.mT).view(self.B, self.T, -1, X.shape[1]) + mask[:, :, None]).mT
 
 
 def net_loss(output: Float[Tensor, "B T m O"], Y: Tensor) -> Float[Tensor, "B T m"]:

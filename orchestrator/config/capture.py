@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -63,7 +63,16 @@ class CorrelateConfig(Section):
     """Bootstrap resamples of images for the interval; 0 for none."""
     confidence: Annotated[float, Field(strict=True, gt=0.5, lt=1.0)] = 0.95
     """Level of the interval."""
-    hold_fixed: str | None = "n_objects"
-    """Attribute held fixed in the partial correlation; skipped where the source has no such attribute."""
+    hold_fixed: tuple[str, ...] = ("n_objects",)
+    """Attributes held fixed in the conditional correlation (a name, or several); those that the source lacks are
+    skipped, and with none of them there is no conditional correlation."""
+    smallest_rho: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.2
+    """Smallest rank correlation of interest (a typical effect: Gignac and Szodorai 2016); findings judge by it."""
     seed: Count = 0
     """Seed of the bootstrap."""
+
+    @field_validator("hold_fixed", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        """One name may stand alone; null holds nothing fixed."""
+        return () if value is None else (value,) if isinstance(value, str) else value

@@ -1,8 +1,8 @@
-"""What metrics say together: one sign-aligned number (+ = more compressed), by third of depth.
+"""What the metrics of one family say together: one sign-aligned number (+ = more compressed), by third of depth.
 
-Every metric counts by its registered direction, and families (norm, spectrum, similarity) count equally, so that five
-ways to measure concentration of norms do not outvote the rank. Trimmed variants and metrics without a direction are
-left out; of `participation_ratio` only the share counts.
+Families (norm, spectrum, similarity) are never added up: concentration of norms and loss of rank are different things,
+and where they run apart that is a finding. Within a family every metric counts by its registered direction. Trimmed
+variants and metrics without a direction are left out; of `participation_ratio` only the share counts.
 """
 
 from __future__ import annotations
@@ -52,25 +52,33 @@ def main_tap(layer_metrics: pl.DataFrame, group: str = "vision") -> str | None:
 
 def compression_scores(
     layer_metrics: pl.DataFrame, image_ids: pl.Series, tap: str, group: str
-) -> dict[str, Float[np.ndarray, " n"]]:
-    """How compressed each image is among the others, by third of depth and over `all` of it.
+) -> dict[str, dict[str, Float[np.ndarray, " n"]]]:
+    """Family -> third of depth, and `all` of it -> how compressed each image is among the others.
 
     Within each layer each metric is ranked over images, scaled to mean 0 and variance 1, and turned so that + is more
-    compressed; then averaged within families, over families, and over the layers of a third. NaN for an image without
-    values; empty where no metric of the consensus was captured.
+    compressed; then averaged within the family and over the layers of a third. NaN for an image without values; empty
+    where no metric of the consensus was captured.
     """
     rows = layer_metrics.filter((pl.col("tap") == tap) & (pl.col("group") == group))
     metrics = [m for m in MEMBERS if m in rows.columns]
-    if not metrics:
+    if not metrics or rows.is_empty():
         return {}
-    by_third: dict[str, list[np.ndarray]] = {}
+    found: dict[str, dict[str, list[np.ndarray]]] = {}
     for (third, _), frame in with_thirds(rows).group_by(["third", "layer"], maintain_order=True):
         joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")
-        values = {m: MEMBERS[m].direction * _scaled_ranks(joined[m].cast(pl.Float64).to_numpy()) for m in metrics}
-        by_third.setdefault(str(third), []).append(_family_mean(values))
-    layers = {third: np.stack(scores) for third, scores in by_third.items()}
-    layers["all"] = np.concatenate(list(layers.values())) if layers else np.empty((0, len(image_ids)))
-    return {third: nan_mean(scores, axis=0) for third, scores in layers.items() if len(scores)}
+        families: dict[str, list[np.ndarray]] = {}
+        for m in metrics:
+            ranked = MEMBERS[m].direction * _scaled_ranks(joined[m].cast(pl.Float64).to_numpy())
+            families.setdefault(MEMBERS[m].family, []).append(ranked)
+        for family, columns in families.items():
+            found.setdefault(family, {}).setdefault(str(third), []).append(nan_mean(np.stack(columns), axis=0))
+    return {
+        family: {
+            **{third: nan_mean(np.stack(scores), axis=0) for third, scores in thirds.items()},
+            "all": nan_mean(np.stack([s for scores in thirds.values() for s in scores]), axis=0),
+        }
+        for family, thirds in found.items()
+    }
 
 
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
@@ -89,13 +97,6 @@ def _scaled_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         if spread > 0:
             ranks[known] = (found - found.mean()) / spread
     return ranks
-
-
-def _family_mean(values: dict[str, Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
-    families: dict[str, list[np.ndarray]] = {}
-    for metric, column in values.items():
-        families.setdefault(MEMBERS[metric].family, []).append(column)
-    return nan_mean(np.stack([nan_mean(np.stack(columns), axis=0) for columns in families.values()]), axis=0)
 
 
 def norm_members(columns: Iterable[str]) -> list[str]:

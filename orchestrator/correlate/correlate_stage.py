@@ -9,13 +9,13 @@ from orchestrator.progress import Progress
 from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.store.tables.core import check_table
 
-VERSION = 2
+VERSION = 3
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 
 def correlate_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
     """The directory of this correlation, without work."""
-    what = {"version": VERSION, "correlate": run.correlate.model_dump(mode="json")}
+    what = {"version": VERSION, "correlate": run.correlate.model_dump(mode="json", exclude={"smallest_rho"})}
     return Stage(storage, "correlate", what, {"capture": capture.digest})
 
 

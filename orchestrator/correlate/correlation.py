@@ -2,16 +2,18 @@
 
 Statistics, each in rows of its own:
 
-* `spearman`: Spearman's rho of a metric with a count or continuous attribute, ties by average ranks.
-* `partial_spearman`: the same with one attribute (number of objects) held fixed, so that "diversity of categories" is
-  not only "more objects"; over the images that have all three.
+* `spearman`: Spearman's rho of a metric with a count or continuous attribute, ties by average ranks; beside it a test
+  of monotonicity (`stats.shape`) with the turning point and the two branches: one rho over a hump says nothing.
+* `conditional_spearman`: rank correlation within images of like covariates (`correlate.hold_fixed`: the number of
+  objects), after flexible curves in them (`stats.conditional`), so that "diversity of categories" is not only "more
+  objects"; over the images that have all of them.
 * `epsilon_squared`: effect size of Kruskal-Wallis for a categorical attribute, whose codes have no order to rank; 0
   without an effect, whatever the number of categories.
 
-p values: t with n - 2 (partial: n - 3) degrees of freedom, never below 2 / n!, the least that the exact test of n ranks
-can give; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over all rows of the same statistic: every tap, layer,
-group, metric and attribute of the table is one family. Intervals: percentile bootstrap over images, with ranks made
-anew in each resample; each holds for its own row.
+p values: t with n - 2 degrees of freedom, never below 2 / n!, the least that the exact test of n ranks can give; the
+conditional test's own; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over all rows of the same statistic: every
+tap, layer, group, metric and attribute of the table is one family; shapes are another. Intervals: percentile bootstrap
+over images, with ranks made anew in each resample (conditional: delta method); each holds for its own row.
 """
 
 from __future__ import annotations
@@ -28,8 +30,14 @@ from scipy.special import gammaln
 from orchestrator.config import CorrelateConfig
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.stats import ranks
+from orchestrator.stats.conditional import MIN_IMAGES as MIN_CONDITIONAL
+from orchestrator.stats.conditional import conditional_association
+from orchestrator.stats.multiplicity import benjamini_hochberg
+from orchestrator.stats.resample import percentile_interval, resample_weights
+from orchestrator.stats.shape import monotonicity
 
 KEYS = ("tap", "layer", "group")
+SHAPE = ("shape_p", "turning_point", "rho_below", "rho_above")
 MIN_IMAGES = 5
 """Fewer images with both values give a null: an interval would be noise."""
 _CHUNK = 2**22
@@ -55,7 +63,7 @@ def correlate(
         images: table `images`.
         layer_metrics: table `layer_metrics`; NaN or null where a metric is undefined.
         kinds: kind of each attribute: count, continuous or categorical.
-        config: attributes, attribute held fixed, resamples, confidence, seed.
+        config: attributes, attributes held fixed, resamples, confidence, seed.
 
     Returns:
         Table `correlations` without nulls replaced: `rho` is null with a `reason` where there is nothing to relate.
@@ -77,12 +85,7 @@ def correlate(
     tables = [
         frame
         for rows, columns, kept in _blocks(metrics, attributes)
-        for frame in _ranked(
-            _take(metrics, rows, columns),
-            _take(attributes, rows, kept),
-            fixed and _take(fixed, rows, np.arange(1)),
-            config,
-        )
+        for frame in _ranked(_take(metrics, rows, columns), _take(attributes, rows, kept), fixed, rows, config)
     ]
     for name in chosen:
         if kinds[name] == "categorical":
@@ -93,13 +96,15 @@ def correlate(
     return _with_q(pl.concat(tables)).sort(*KEYS, "metric", "attribute", "statistic")
 
 
-def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], name: str | None) -> _Columns | None:
-    """The attribute held fixed; None where the source has no such attribute."""
-    if name is None or name not in kinds or name not in images.columns:
-        return None
-    if kinds[name] == "categorical":
-        raise DataError(f"correlate.hold_fixed: {name!r} is categorical; expected a count or a continuous attribute")
-    return _Columns([(name,)], _matrix(images, [name]))
+def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str]) -> _Columns | None:
+    """The attributes held fixed that the source has; None where it has none of them."""
+    known = [name for name in names if name in kinds and name in images.columns]
+    for name in known:
+        if kinds[name] == "categorical":
+            raise DataError(
+                f"correlate.hold_fixed: {name!r} is categorical; expected a count or a continuous attribute"
+            )
+    return _Columns([(name,) for name in known], _matrix(images, known)) if known else None
 
 
 def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
@@ -143,72 +148,73 @@ def _take(columns: _Columns, rows: NDArray, which: NDArray) -> _Columns:
     return _Columns([columns.names[i] for i in which], columns.values[np.ix_(rows, which)])
 
 
-def _ranked(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
-    """Spearman of each column of x with each of y, and partial Spearman over those of the images that have `fixed`."""
-    if fixed is None or np.isfinite(fixed.values).all():
-        return _related(x, y, fixed, config)
-    has = np.flatnonzero(np.isfinite(fixed.values[:, 0]))
-    some_x, some_y, held = (_take(c, has, np.arange(len(c.names))) for c in (x, y, fixed))
-    return [*_related(x, y, None, config), *_related(some_x, some_y, held, config)[1:]]
-
-
-def _related(x: _Columns, y: _Columns, fixed: _Columns | None, config: CorrelateConfig) -> list[pl.DataFrame]:
-    """Rows `spearman`, and `partial_spearman` where an attribute is held fixed, over the same images."""
-    n, n_attributes = len(x.values), len(y.names)
-    statistics = ("spearman", "partial_spearman")[: 1 + (fixed is not None)]
-    held = "" if fixed is None else fixed.names[0][0]
-    other = pl.col("attribute") != held
-    if n < MIN_IMAGES:
-        reason = np.full((len(x.names), n_attributes), f"only {n} images have both")
-        return [_frame(x, y, name, n, reason=reason).filter(k == 0 or other) for k, name in enumerate(statistics)]
-    columns = y
-    if fixed is not None:
-        columns = _Columns([*y.names, *fixed.names], np.concatenate([y.values, fixed.values], axis=1))
-    reason = _constant(x, y)
-    points, spreads = _statistics(x, columns, None if fixed is None else n_attributes, config)
-    frames = []
-    for k, name in enumerate(statistics):
-        rho, dof = points[k][:, :n_attributes], n - 2 - k
-        spread = spreads[k] and tuple(side[:, :n_attributes] for side in spreads[k])
-        with np.errstate(invalid="ignore", divide="ignore"):
-            p = 2 * stats.t.sf(np.abs(rho) * np.sqrt(dof / (1 - rho**2)), dof)
-        p = np.maximum(p, 2 * np.exp(-gammaln(n + 1)))
-        why = np.where((reason == "") & np.isnan(rho), f"{held} determines one of them", reason)
-        frames.append(_frame(x, y, name, n, rho, p, spread, why).filter(k == 0 or other))
+def _ranked(
+    x: _Columns, y: _Columns, fixed: _Columns | None, rows: NDArray, config: CorrelateConfig
+) -> list[pl.DataFrame]:
+    """Rows `spearman` of each column of x with each of y; `conditional_spearman` where all of `fixed` is known too."""
+    frames = [_spearman(x, y, config)]
+    if fixed is None:
+        return frames
+    held = [name for (name,) in fixed.names]
+    others = [k for k, (name,) in enumerate(y.names) if name not in held]
+    covariates = fixed.values[rows]
+    known = np.flatnonzero(np.isfinite(covariates).all(axis=1))
+    if others:
+        some_x, some_y = _take(x, known, np.arange(len(x.names))), _take(y, known, np.array(others))
+        frames.append(_conditional(some_x, some_y, covariates[known], held, config))
     return frames
 
 
-def _statistics(x: _Columns, y: _Columns, z: int | None, config: CorrelateConfig) -> tuple[list, list]:
-    """Point values (C, A) and intervals ((C, A), (C, A)) or None: of rho, and of partial rho where z is given."""
+def _spearman(x: _Columns, y: _Columns, config: CorrelateConfig) -> pl.DataFrame:
+    n = len(x.values)
+    if n < MIN_IMAGES:
+        return _frame(x, y, "spearman", n, reason=np.full((len(x.names), len(y.names)), f"only {n} images have both"))
+    rho, spread = _statistics(x, y, config)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = 2 * stats.t.sf(np.abs(rho) * np.sqrt((n - 2) / (1 - rho**2)), n - 2)
+    p = np.maximum(p, 2 * np.exp(-gammaln(n + 1)))
+    shapes = [monotonicity(x.values, column) for column in y.values.T]
+    shape = {
+        name: np.stack([getattr(found, field) for found in shapes], axis=1)
+        for name, field in (("shape_p", "p"), *((f, f) for f in ("turning_point", "rho_below", "rho_above")))
+    }
+    return _frame(x, y, "spearman", n, rho, p, spread, _constant(x, y), shape)
+
+
+def _conditional(
+    x: _Columns, y: _Columns, covariates: NDArray, held: Sequence[str], config: CorrelateConfig
+) -> pl.DataFrame:
+    n, name = len(x.values), "conditional_spearman"
+    if n < MIN_CONDITIONAL:
+        why = f"only {n} images have both and {' and '.join(held)}; holding fixed needs {MIN_CONDITIONAL}"
+        return _frame(x, y, name, n, reason=np.full((len(x.names), len(y.names)), why))
+    found = conditional_association(x.values, y.values, covariates, config.confidence)
+    reason = _constant(x, y)
+    reason[(reason == "") & np.isnan(found.rho)] = f"{' and '.join(held)} determines one of them"
+    return _frame(x, y, name, n, found.rho, found.p, (found.low, found.high), reason)
+
+
+def _statistics(x: _Columns, y: _Columns, config: CorrelateConfig) -> tuple[NDArray, tuple[NDArray, NDArray] | None]:
+    """Spearman's rho (C, A) and its bootstrap interval ((C, A), (C, A)), None without resamples."""
     n, n_columns, n_resamples = len(x.values), len(x.names), config.n_bootstrap
     left, right = ranks.Ordered.of(x.values), ranks.Ordered.of(y.values)
     ones = np.ones((1, n), np.int64)
-    y_point = ranks.rank_scores(right, ones)
     parts = [left.part(slice(start, start + _COLUMNS)) for start in range(0, n_columns, _COLUMNS)]
-    points = [_pair(ranks.rank_scores(part, ones), y_point, z) for part in parts]
-    found = [np.concatenate([value[0] for value in values]) for values in zip(*points, strict=True)]
+    y_point = ranks.rank_scores(right, ones)
+    rho = np.concatenate([ranks.spearman(ranks.rank_scores(part, ones), y_point)[0] for part in parts])
     if not n_resamples:
-        return found, [None] * len(found)
-    weights = ranks.resample_weights(n, n_resamples, config.seed)
+        return rho, None
+    weights = resample_weights(n, n_resamples, config.seed)
     # few resamples of many columns at a time: those of y are ranked once and stay in the cache
     step = max(1, _CHUNK // (n * min(n_columns, _COLUMNS)))
-    resampled = [np.empty((n_resamples, n_columns, len(y.names)), np.float32) for _ in found]
+    resampled = np.empty((n_resamples, n_columns, len(y.names)), np.float32)
     for first in range(0, n_resamples, step):
         some = weights[first : first + step]
         y_scores = ranks.rank_scores(right, some, np.float32)
         for k, part in enumerate(parts):
-            for into, value in zip(
-                resampled, _pair(ranks.rank_scores(part, some, np.float32), y_scores, z), strict=True
-            ):
-                into[first : first + step, k * _COLUMNS : (k + 1) * _COLUMNS] = value
-    return found, [ranks.interval(values, config.confidence) for values in resampled]
-
-
-def _pair(x: NDArray, y: NDArray, z: int | None) -> list[NDArray]:
-    rho = ranks.spearman(x, y)
-    if z is None:
-        return [rho]
-    return [rho, ranks.partial(rho, rho[..., z], ranks.spearman(y[:, z : z + 1], y)[:, 0])]
+            into = resampled[first : first + step, k * _COLUMNS : (k + 1) * _COLUMNS]
+            into[...] = ranks.spearman(ranks.rank_scores(part, some, np.float32), y_scores)
+    return rho, percentile_interval(resampled, config.confidence)
 
 
 def _constant(x: _Columns, y: _Columns) -> NDArray:
@@ -235,14 +241,14 @@ def _categorical(x: _Columns, attribute: str, values: pl.Series, config: Correla
     value = ranks.epsilon_squared(share, n, n_categories)
     spread = None
     if config.n_bootstrap:
-        weights = ranks.resample_weights(n, config.n_bootstrap, config.seed)
+        weights = resample_weights(n, config.n_bootstrap, config.seed)
         step = max(1, _CHUNK // (n * config.n_bootstrap))
         parts = [ordered.part(slice(i, i + step)) for i in range(0, len(x.names), step)]
         shares = [ranks.share_between(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
         resampled = np.concatenate(shares, 1)
         for _ in range(2):
             resampled = ranks.epsilon_squared(resampled, n, n_categories)
-        spread = tuple(side[:, None] for side in ranks.interval(resampled, config.confidence))
+        spread = tuple(side[:, None] for side in percentile_interval(resampled, config.confidence))
     reason = np.where(np.isnan(value), "metric is constant", "")[:, None]
     p = stats.chi2.sf(share * (n - 1), n_categories - 1)[:, None]
     return _frame(x, y, "epsilon_squared", n, value[:, None], p, spread, reason)
@@ -257,11 +263,13 @@ def _frame(
     p: NDArray | None = None,
     spread: tuple[NDArray, ...] | None = None,
     reason: NDArray | None = None,
+    shape: Mapping[str, NDArray] | None = None,
 ) -> pl.DataFrame:
-    """Rows of `correlations` for each pair of columns; NaN becomes null."""
+    """Rows of `correlations` for each pair of columns; NaN becomes null. `shape`: columns of the monotonicity test."""
     blank = np.full((len(x.names), len(y.names)), np.nan)
     low, high = spread or (None, None)
     numbers = {"rho": rho, "p": p, "ci_low": low, "ci_high": high}
+    numbers |= dict.fromkeys(SHAPE) | dict(shape or {})
     tap, layer, group, metric = (list(part) for part in zip(*x.names, strict=True))
     repeats = len(y.names)
     columns: dict[str, object] = {
@@ -273,23 +281,23 @@ def _frame(
     columns["reason"] = (np.full(blank.shape, "") if reason is None else reason).astype(object).ravel()
     strings = dict.fromkeys(("tap", "layer", "group", "metric", "attribute", "reason"), pl.String)
     frame = pl.DataFrame(columns, schema_overrides=strings).with_columns(
-        pl.col("rho", "p", "ci_low", "ci_high").fill_nan(None),
+        pl.col(*numbers).fill_nan(None),
         pl.col("reason").replace("", None),
         layer=pl.col("layer").cast(pl.Int32),
         statistic=pl.lit(statistic),
         n=pl.lit(n, dtype=pl.Int32),
     )
     known = pl.col("reason").is_null()
-    return frame.with_columns(pl.when(known).then(c).alias(c) for c in ("rho", "p", "ci_low", "ci_high"))
+    return frame.with_columns(pl.when(known).then(c).alias(c) for c in numbers)
 
 
 def _with_q(table: pl.DataFrame) -> pl.DataFrame:
-    """Add Benjamini-Hochberg q over all rows of the same statistic that have a p."""
-    parts = []
-    for part in table.partition_by("statistic", maintain_order=True):
-        known = part["p"].is_not_null().to_numpy()
-        q = np.full(part.height, np.nan)
-        if known.any():
-            q[known] = stats.false_discovery_control(part["p"].to_numpy()[known])
-        parts.append(part.with_columns(q=pl.Series(q).fill_nan(None)))
+    """Add q over all rows of the same statistic that have a p, and `shape_q` over all that have a `shape_p`."""
+    parts = [
+        part.with_columns(
+            pl.Series(q, benjamini_hochberg(part[p].cast(pl.Float64).fill_null(float("nan")).to_numpy())).fill_nan(None)
+            for p, q in (("p", "q"), ("shape_p", "shape_q"))
+        )
+        for part in table.partition_by("statistic", maintain_order=True)
+    ]
     return pl.concat(parts)

@@ -1,132 +1,168 @@
-"""How the consensus compression of images relates to what is in them: effect, bootstrap interval, agreement of metrics.
+"""How the compression of images relates to what is in them: one relation a metric family and attribute.
 
-One number an image (`consensus.compression_scores`) stands for all metrics and layers, so that no effect is the best of
-many. `S` resamples.
+One number an image and family (`consensus.compression_scores`, all of the depth) stands for its metrics and layers, so
+that no effect is the best of many. What is held fixed (the number of objects) is taken off both sides by flexible
+curves (`stats.conditional`); the shape is tested on what is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from scipy import stats as scipy_stats
 
-from orchestrator.compression.depth import THIRDS
-from orchestrator.correlate.consensus import MEMBERS, SIGNIFICANT, compression_scores, with_thirds
+from orchestrator.correlate.consensus import MEMBERS, SIGNIFICANT, compression_scores
 from orchestrator.stats import ranks
+from orchestrator.stats.conditional import MIN_IMAGES, conditional_association, residual_columns
+from orchestrator.stats.resample import percentile_interval, resample_weights
+from orchestrator.stats.shape import monotonicity
 from orchestrator.store.tables.core import TABLES
 
-MIN_IMAGES = 10
 N_BOOTSTRAP = 1000
 CONFIDENCE = 0.95
+
+__all__ = ["MIN_IMAGES", "Relation", "category_relations", "numeric_attributes", "relations"]
 
 
 @dataclass(frozen=True)
 class Relation:
-    """Effect of an attribute on the compression of a group's tokens, and its resamples.
+    """Effect of an attribute on the compression of a group's tokens, by one family of metrics.
 
-    `rho` is Spearman's rho (+ = more compressed with more of it), or epsilon squared for a categorical attribute. The
-    interval of a third of the depth is one of three that hold together (Bonferroni): findings pick one of them.
+    `rho` is the rank correlation (+ = more compressed with more of it) with `given` held fixed, or epsilon squared for
+    a categorical attribute.
     """
 
     group: str
-    where: str
+    family: str
     attribute: str
+    given: tuple[str, ...]
     rho: float
-    resampled: Float[np.ndarray, " S"]
     low: float
     high: float
     n: int
     agreement: float | None
-
-    @property
-    def sureness(self) -> float:
-        """The end of the interval that is nearer to 0, as a distance; negative where it includes 0."""
-        return max(self.low, -self.high)
+    """Share of the family's (metric, layer) rows that are significant (q < 0.05) with the effect's sign."""
+    shape_p: float = float("nan")
+    """p of monotonicity."""
+    turning_point: float = float("nan")
+    rho_below: float = float("nan")
+    rho_above: float = float("nan")
+    n_below: int = 0
 
 
 def relations(
-    images: pl.DataFrame, layer_metrics: pl.DataFrame, correlations: pl.DataFrame, tap: str, group: str, seed: int
+    images: pl.DataFrame,
+    layer_metrics: pl.DataFrame,
+    correlations: pl.DataFrame,
+    tap: str,
+    group: str,
+    hold_fixed: Sequence[str] = (),
 ) -> list[Relation]:
-    """Relations with count and continuous attributes, in each third of the depth and over `all` of it."""
-    scores = compression_scores(layer_metrics, images["image_id"], tap, group)
+    """Relations with count and continuous attributes over the whole depth; what is held fixed is related plainly."""
     found: list[Relation] = []
-    if not scores:
-        return found
-    rows = with_thirds(_rows(correlations, "spearman", tap, group))
-    scored: dict[bytes, np.ndarray] = {}
+    scores = {f: s["all"] for f, s in compression_scores(layer_metrics, images["image_id"], tap, group).items()}
     for attribute in numeric_attributes(images):
-        values = images[attribute].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-        known = np.isfinite(values) & np.isfinite(np.stack([*scores.values()])).all(axis=0)
-        n = int(known.sum())
-        if n < MIN_IMAGES or np.ptp(values[known]) == 0:
-            continue
-        weights = _weights(n, seed)
-        if known.tobytes() not in scored:  # most attributes are known for all images
-            columns = np.stack([score[known] for score in scores.values()], axis=1)
-            scored = {known.tobytes(): ranks.rank_scores(ranks.Ordered.of(columns), weights, np.float32)}
-        theirs = ranks.rank_scores(ranks.Ordered.of(values[known][:, None]), weights, np.float32)
-        rho = ranks.spearman(scored[known.tobytes()], theirs)[..., 0].astype(np.float64)
-        mine = rows.filter(pl.col("attribute") == attribute)
-        for k, where in enumerate(scores):
-            if np.isnan(rho[0, k]):
+        given = tuple(name for name in hold_fixed if name in images.columns)
+        given = () if attribute in given else given
+        values, covariates = column(images, attribute), _columns(images, given)
+        for family, score in scores.items():
+            known = np.isfinite(values) & np.isfinite(score) & np.isfinite(covariates).all(axis=1)
+            if known.sum() < MIN_IMAGES or np.ptp(values[known]) == 0 or np.ptp(score[known]) == 0:
                 continue
-            confidence = CONFIDENCE if where == "all" else 1 - (1 - CONFIDENCE) / len(THIRDS)
-            low, high = (float(end) for end in ranks.interval(rho[1:, k], confidence))
-            agreement = _agreement(
-                mine if where == "all" else mine.filter(pl.col("third") == where), np.sign(rho[0, k])
-            )
-            found.append(Relation(group, where, attribute, float(rho[0, k]), rho[1:, k], low, high, n, agreement))
+            x, y, z = score[known, None], values[known, None], covariates[known]
+            held = z if given else np.zeros((len(x), 1))
+            effect = conditional_association(x, y, held, CONFIDENCE)
+            if not np.isfinite(effect.rho[0, 0]):
+                continue
+            left = residual_columns(x, held)[0] if given else x
+            shape = monotonicity(left, y[:, 0])
+            rho = float(effect.rho[0, 0])
+            statistic = "conditional_spearman" if given else "spearman"
+            agreement = _agreement(_rows(correlations, statistic, tap, group, family, attribute), np.sign(rho))
+            turn = float(shape.turning_point[0])
+            found.append(
+                Relation(
+                    group, family, attribute, given, rho, float(effect.low[0, 0]), float(effect.high[0, 0]), len(x),
+                    agreement, float(shape.p[0]), turn, float(shape.rho_below[0]), float(shape.rho_above[0]),
+                    int((y[:, 0] <= turn).sum()),
+                )
+            )  # fmt: skip
     return found
 
 
 def category_relations(
-    images: pl.DataFrame, layer_metrics: pl.DataFrame, correlations: pl.DataFrame, tap: str, group: str, seed: int
-) -> Iterator[Relation]:
-    """Relations with categorical attributes over the whole depth."""
-    score = compression_scores(layer_metrics, images["image_id"], tap, group).get("all")
-    if score is None:
-        return
-    rows = _rows(correlations, "epsilon_squared", tap, group)
-    for attribute in (name for name in _attributes(images) if images[name].dtype == pl.String):
-        known = images[attribute].is_not_null().to_numpy() & np.isfinite(score)
-        n = int(known.sum())
-        _, codes = np.unique(images[attribute].to_numpy()[known], return_inverse=True)
-        n_categories = int(codes.max(initial=-1)) + 1
-        if n < MIN_IMAGES or not 1 < n_categories < n or np.ptp(score[known]) == 0:
-            continue
-        weights = _weights(n, seed)
-        ranked = ranks.rank_scores(ranks.Ordered.of(score[known][:, None]), weights, np.float32)
-        shares = ranks.share_between(ranked, weights, codes)[:, 0].astype(np.float64)
-        point, once = (ranks.epsilon_squared(part, n, n_categories) for part in (shares[0], shares[1:]))
-        resampled = ranks.epsilon_squared(once, n, n_categories)
-        low, high = (float(end) for end in ranks.interval(resampled, CONFIDENCE))
-        mine = rows.filter(pl.col("attribute") == attribute)
-        agreement = None if mine.is_empty() else float(mine.select((pl.col("q") < SIGNIFICANT).mean()).item())
-        yield Relation(group, "all", attribute, float(point), resampled, low, high, n, agreement)
+    images: pl.DataFrame,
+    layer_metrics: pl.DataFrame,
+    correlations: pl.DataFrame,
+    tap: str,
+    group: str,
+    hold_fixed: Sequence[str] = (),
+    seed: int = 0,
+) -> list[Relation]:
+    """Relations with categorical attributes over the whole depth: epsilon squared of what the covariates leave over."""
+    given = tuple(name for name in hold_fixed if name in images.columns)
+    covariates = _columns(images, given)
+    found = []
+    for family, scores in compression_scores(layer_metrics, images["image_id"], tap, group).items():
+        score = scores["all"]
+        for attribute in (name for name in attributes(images) if images[name].dtype == pl.String):
+            known = images[attribute].is_not_null().to_numpy() & np.isfinite(score)
+            known &= np.isfinite(covariates).all(axis=1)
+            n = int(known.sum())
+            _, codes = np.unique(images[attribute].to_numpy()[known], return_inverse=True)
+            n_categories = int(codes.max(initial=-1)) + 1
+            if n < MIN_IMAGES or not 1 < n_categories < n or np.ptp(score[known]) == 0:
+                continue
+            left = residual_columns(score[known, None], covariates[known])[0] if given else score[known, None]
+            weights = np.concatenate([np.ones((1, n), np.int64), resample_weights(n, N_BOOTSTRAP, seed)])
+            ranked = ranks.rank_scores(ranks.Ordered.of(left), weights, np.float32)
+            shares = ranks.share_between(ranked, weights, codes)[:, 0].astype(np.float64)
+            point, once = (ranks.epsilon_squared(part, n, n_categories) for part in (shares[0], shares[1:]))
+            low, high = percentile_interval(ranks.epsilon_squared(once, n, n_categories), CONFIDENCE)
+            rows = _rows(correlations, "epsilon_squared", tap, group, family, attribute)
+            agreement = None if rows.is_empty() else float(rows.select((pl.col("q") < SIGNIFICANT).mean()).item())
+            found.append(Relation(group, family, attribute, given, float(point), float(low), float(high), n, agreement))
+    return found
+
+
+def branch_interval(rho: float, n: int) -> tuple[float, float]:
+    """95 % interval of Spearman's rho in one branch of n images (Fisher's z with the variance of Bonett and Wright)."""
+    if n < 5 or not np.isfinite(rho):
+        return float("nan"), float("nan")
+    half = scipy_stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    centre = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 
 
 def numeric_attributes(images: pl.DataFrame) -> list[str]:
     """Count and continuous attributes."""
-    return [name for name in _attributes(images) if images[name].dtype.is_numeric()]
+    return [name for name in attributes(images) if images[name].dtype.is_numeric()]
 
 
-def _attributes(images: pl.DataFrame) -> list[str]:
+def attributes(images: pl.DataFrame) -> list[str]:
     """Columns that the table `images` does not itself declare."""
     return [name for name in images.columns if name not in TABLES["images"].columns]
 
 
-def _weights(n: int, seed: int) -> np.ndarray:
-    """The images as they are, then the resamples of them."""
-    return np.concatenate([np.ones((1, n), np.int64), ranks.resample_weights(n, N_BOOTSTRAP, seed)])
+def column(images: pl.DataFrame, name: str) -> np.ndarray:
+    """A numeric column as float64, NaN where it is null."""
+    return images[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
 
 
-def _rows(correlations: pl.DataFrame, statistic: str, tap: str, group: str) -> pl.DataFrame:
+def _columns(images: pl.DataFrame, names: Sequence[str]) -> np.ndarray:
+    return np.stack([column(images, n) for n in names], axis=1) if names else np.empty((images.height, 0))
+
+
+def _rows(
+    correlations: pl.DataFrame, statistic: str, tap: str, group: str, family: str, attribute: str
+) -> pl.DataFrame:
+    members = [name for name, metric in MEMBERS.items() if metric.family == family]
     return correlations.filter(
         (pl.col("tap") == tap) & (pl.col("group") == group) & (pl.col("statistic") == statistic)
-        & pl.col("metric").is_in(list(MEMBERS)) & pl.col("rho").is_not_null()
+        & pl.col("metric").is_in(members) & pl.col("rho").is_not_null() & (pl.col("attribute") == attribute)
     )  # fmt: skip
 
 

@@ -146,7 +146,10 @@ def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
 def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
     if tables.get("layer_metrics") is None or tables.get("correlations") is None:
         return None
-    found = find(tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source)
+    found = find(
+        tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source,
+        hold_fixed=run.correlate.hold_fixed, smallest_rho=run.correlate.smallest_rho,
+    )  # fmt: skip
     return pl.DataFrame([asdict(f) for f in found]) if found else None
 
 

@@ -102,7 +102,12 @@ def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[s
     if (curves := curves_of(point)) is not None:
         made["curves"] = encode(curves)
     if point.correlations is not None and point.correlations.height:
-        rho = point.correlations.drop("p", "reason")
+        shape = [
+            c
+            for c in ("shape_p", "shape_q", "turning_point", "rho_below", "rho_above")
+            if c in point.correlations.columns
+        ]
+        rho = point.correlations.drop("p", "reason", *shape)
         rho = rho if keep is None else rho.filter(pl.col("metric").is_in(list(keep)))
         made["rho"] = encode(rho, {**unit, "rho": (-1.0, 1.0), "q": (0.0, 1.0)})
     if point.probes is not None and point.probes.height:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -114,7 +115,12 @@ class Curves:
 
     @classmethod
     def of(cls, covariates: Float[np.ndarray, "n q"]) -> Curves:
-        """Bases, leverages and degrees of freedom of finite covariates."""
+        """Bases, leverages and degrees of freedom of finite covariates; those of the last few are kept."""
+        values = np.ascontiguousarray(covariates, dtype=np.float64)
+        return _curves(values.tobytes(), values.shape)
+
+    @classmethod
+    def _made(cls, covariates: Float[np.ndarray, "n q"]) -> Curves:
         scaled = _ranks(covariates)
         blocks = neighbours(scaled, BLOCK)
         smoothers = [
@@ -205,6 +211,11 @@ class Curves:
             for k in range(n_smoothers):
                 actual[k, j] = (self._transposed(k, right) ** 2).sum() / _PROBES
         return np.maximum(actual / expected, 1.0)
+
+
+@lru_cache(maxsize=8)
+def _curves(values: bytes, shape: tuple[int, ...]) -> Curves:
+    return Curves._made(np.frombuffer(values).reshape(shape))
 
 
 def _within_blocks(curves: Curves, x: Fitted, y: Fitted, confidence: float) -> Association:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 from scipy.stats import rankdata
 
 
@@ -37,13 +37,6 @@ class Ordered:
     def part(self, columns: slice) -> Ordered:
         """Some of the columns."""
         return Ordered(self.order[columns], self.below[columns], self.up_to[columns])
-
-
-def resample_weights(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "S n"]:
-    """How often each of n images is drawn in each bootstrap resample of n."""
-    drawn = np.random.default_rng(seed).integers(n, size=(n_resamples, n)) if n_resamples else np.empty((0, n), int)
-    drawn += n * np.arange(n_resamples)[:, None]
-    return np.bincount(drawn.ravel(), minlength=n_resamples * n).reshape(n_resamples, n)
 
 
 def rank_scores(
@@ -73,17 +66,6 @@ def spearman(x: Float[np.ndarray, "S C n"], y: Float[np.ndarray, "S A n"]) -> Fl
     return np.clip(x @ y.transpose(0, 2, 1), -1, 1)
 
 
-def partial(
-    rho_xy: Float[np.ndarray, "S C A"], rho_xz: Float[np.ndarray, "S C"], rho_yz: Float[np.ndarray, "S A"]
-) -> Float[np.ndarray, "S C A"]:
-    """First-order partial correlation of x and y with z held fixed; NaN where z determines x or y."""
-    left = (1 - rho_xz**2)[:, :, None] * (1 - rho_yz**2)[:, None, :]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rho = (rho_xy - rho_xz[:, :, None] * rho_yz[:, None, :]) / np.sqrt(left)
-    rounding = max(1e-9, 8 * np.finfo(left.dtype).eps)  # what is left of 1 - 1 in float32 would count as spread
-    return np.where(left > rounding, np.clip(rho, -1, 1), np.nan)
-
-
 def share_between(
     x: Float[np.ndarray, "S C n"], weights: Int[np.ndarray, "S n"], codes: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, "S C"]:
@@ -111,18 +93,6 @@ def epsilon_squared(share: Float[np.ndarray, "*A"], n: int, n_categories: int) -
     population's value, not above it. Not below 0.
     """
     return np.clip(1 - (1 - share) * (n - 1) / (n - n_categories), 0, 1)
-
-
-def interval(resampled: NDArray, confidence: float) -> tuple[NDArray, NDArray]:
-    """Percentile interval over the first axis; resamples in which a column was constant (NaN) are left out."""
-    tail = (1 - confidence) / 2
-    missing = np.isnan(resampled)
-    if not missing.any():
-        low, high = np.quantile(resampled, [tail, 1 - tail], axis=0)
-        return low, high
-    never = missing.all(axis=0)
-    low, high = np.nanquantile(np.where(never, 0.0, resampled), [tail, 1 - tail], axis=0)
-    return np.where(never, np.nan, low), np.where(never, np.nan, high)
 
 
 def weakest_interval(resampled: Float[np.ndarray, "S K"], confidence: float) -> tuple[float, float]:

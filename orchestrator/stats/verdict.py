@@ -14,6 +14,10 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from orchestrator.stats.multiplicity import benjamini_hochberg
 
 Verdict = Literal["supported", "contradicted", "equivalent to nothing", "undecided"]
 VERDICTS: tuple[Verdict, ...] = ("supported", "contradicted", "equivalent to nothing", "undecided")
@@ -77,3 +81,31 @@ def weakest(verdicts: list[Verdict]) -> Verdict:
         if found in verdicts:
             return found  # type: ignore[return-value]
     return "supported"
+
+
+def family_verdicts(
+    effects: NDArray, lows: NDArray, highs: NDArray, smallest: float, *, bound: float | None = None
+) -> list[Verdict]:
+    """Verdicts on a named family of effects, multiplicity paid: each of the rule's tests by Benjamini and Hochberg.
+
+    Standard errors come from the 95 % intervals; a correlation is judged on Fisher's scale (`bound` = 1).
+
+    Args:
+        effects, lows, highs: estimates with 95 % intervals; NaN gives undecided.
+        smallest: smallest effect of interest.
+    """
+    scale = (lambda v: np.arctanh(np.clip(v, -1 + 1e-9, 1 - 1e-9))) if bound else (lambda v: v)
+    effect, low, high = (scale(np.asarray(part, dtype=np.float64)) for part in (effects, lows, highs))
+    error = np.maximum((high - low) / (2 * stats.norm.ppf(0.975)), 1e-12)
+    limit = float(scale(np.asarray(smallest)))
+    above = stats.norm.sf((effect - limit) / error)
+    below = stats.norm.sf((-effect - limit) / error)
+    inside = np.maximum(stats.norm.sf((effect + limit) / error), stats.norm.sf((limit - effect) / error))
+    q = [benjamini_hochberg(p) for p in (above, below, inside)]
+    found: list[Verdict] = []
+    for k in range(len(effect)):
+        over, under, within = (values[k] < level for values, level in zip(q, (0.025, 0.025, 0.05), strict=True))
+        found.append(
+            "supported" if over else "contradicted" if under else "equivalent to nothing" if within else "undecided"
+        )
+    return found

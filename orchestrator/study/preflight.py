@@ -76,7 +76,7 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
     if "correlate" in stages:
         asked.append(("correlate.attributes", run.correlate.attributes, attributes))
         if "hold_fixed" in run.correlate.model_fields_set and run.correlate.hold_fixed:
-            asked.append(("correlate.hold_fixed", (run.correlate.hold_fixed,), attributes))
+            asked.append(("correlate.hold_fixed", run.correlate.hold_fixed, attributes))
     if "probe" in stages:
         asked.append(("probe.attributes", run.probe.attributes, attributes))
         asked.append(("probe.solvers", run.probe.solvers, probe_names()))

@@ -11,6 +11,7 @@ from orchestrator.config import CorrelateConfig
 from orchestrator.correlate.correlation import correlate
 from orchestrator.errors import DataError
 from orchestrator.stats import ranks
+from orchestrator.stats.resample import resample_weights
 from orchestrator.store.tables.core import check_table
 
 KINDS = {"n_objects": "count", "coverage": "continuous", "still": "continuous", "colour": "categorical"}
@@ -67,7 +68,7 @@ def test_rho_p_and_n_equal_scipy_and_the_table_fits_the_schema() -> None:
 def test_bootstrap_ranks_equal_ranking_each_resample() -> None:
     rng = np.random.default_rng(1)
     x, y = rng.integers(0, 6, (30, 3)).astype(float), rng.normal(size=(30, 2))
-    weights = ranks.resample_weights(30, 5, seed=3)
+    weights = resample_weights(30, 5, seed=3)
     scores = [ranks.rank_scores(ranks.Ordered.of(v), weights) for v in (x, y)]
     rho = ranks.spearman(*scores)
     for s, counts in enumerate(weights):
@@ -77,17 +78,27 @@ def test_bootstrap_ranks_equal_ranking_each_resample() -> None:
                 assert rho[s, c, a] == pytest.approx(stats.spearmanr(x[drawn, c], y[drawn, a]).statistic, abs=1e-9)
 
 
-def test_partial_spearman_is_the_correlation_of_rank_residuals() -> None:
-    images, metrics = study()
-    got = row(
-        correlate(images, metrics, KINDS, CorrelateConfig(n_bootstrap=0)),
-        layer=0, metric="gini", attribute="coverage", statistic="partial_spearman",
-    )  # fmt: skip
-    values = metrics.filter(pl.col("layer") == 0)["gini"].to_numpy()
-    x, y, z = (stats.rankdata(v) for v in (values, images["coverage"].to_numpy(), images["n_objects"].to_numpy()))
-    residual = [v - np.polyval(np.polyfit(z, v, 1), z) for v in (x, y)]
-    assert got["rho"] == pytest.approx(np.corrcoef(*residual)[0, 1], abs=1e-9)
-    assert got["ci_low"] is None
+def test_conditional_rows_say_nothing_of_what_follows_from_the_count_alone() -> None:
+    images, metrics = study(200)
+    objects = images["n_objects"].to_numpy()
+    rng = np.random.default_rng(5)
+    hump = -((objects - 4.5) ** 2)
+    images = images.with_columns(coverage=hump + rng.normal(size=200), own=pl.Series(rng.normal(size=200)))
+    gini = hump + images["own"].to_numpy() + rng.normal(size=200)
+    metrics = metrics.with_columns(gini=pl.Series(np.concatenate([gini, gini])))
+    kinds = {**KINDS, "own": "continuous"}
+    table = correlate(images, metrics, kinds, CorrelateConfig(n_bootstrap=0))
+    where = {"layer": 0, "metric": "gini"}
+    assert row(table, **where, attribute="coverage", statistic="spearman")["p"] < 1e-6
+    assert row(table, **where, attribute="coverage", statistic="conditional_spearman")["p"] > 0.05
+    got = row(table, **where, attribute="own", statistic="conditional_spearman")
+    assert got["p"] < 1e-6
+    assert got["ci_low"] < got["rho"] < got["ci_high"]
+    assert table.filter((pl.col("attribute") == "n_objects") & (pl.col("statistic") != "spearman")).is_empty()
+    shape = row(table, **where, attribute="n_objects", statistic="spearman")
+    assert shape["shape_q"] < 0.05
+    assert 3 <= shape["turning_point"] <= 6
+    assert shape["rho_below"] > 0 > shape["rho_above"]
 
 
 def test_categories_get_kruskal_wallis_and_no_ranks_of_codes() -> None:
@@ -132,13 +143,13 @@ def test_an_attribute_with_missing_values_has_its_partial_correlation_too() -> N
     images, metrics = study(60)
     alone = images.with_columns(coverage=pl.when(pl.col("n_objects") > 1).then("coverage"))
     table = correlate(alone, metrics, KINDS, CorrelateConfig(n_bootstrap=20))
-    got = row(table, layer=0, metric="gini", attribute="coverage", statistic="partial_spearman")
+    got = row(table, layer=0, metric="gini", attribute="coverage", statistic="conditional_spearman")
     known = alone["coverage"].is_not_null().to_numpy()
     fewer = alone.filter(pl.col("coverage").is_not_null())
     want = correlate(
         fewer, metrics.filter(pl.col("image_id").is_in(fewer["image_id"].to_list())), KINDS, CorrelateConfig()
     )
-    want = row(want, layer=0, metric="gini", attribute="coverage", statistic="partial_spearman")
+    want = row(want, layer=0, metric="gini", attribute="coverage", statistic="conditional_spearman")
     assert (got["n"], got["rho"]) == (known.sum(), pytest.approx(want["rho"], abs=1e-12))
     assert table.select("tap", "layer", "group", "metric", "attribute", "statistic").is_duplicated().sum() == 0
 
@@ -151,13 +162,13 @@ def test_holes_of_the_attribute_held_fixed_cost_the_partial_correlation_alone() 
     where = {"layer": 0, "metric": "gini", "attribute": "coverage"}
     assert row(table, **where, statistic="spearman")["rho"] == row(full, **where, statistic="spearman")["rho"]
     assert row(table, **where, statistic="spearman")["n"] == 60
-    assert row(table, **where, statistic="partial_spearman")["n"] == 40
+    assert row(table, **where, statistic="conditional_spearman")["n"] == 40
 
 
 def test_a_category_cannot_be_held_fixed() -> None:
     images, metrics = study()
     with pytest.raises(DataError, match="hold_fixed: 'colour' is categorical"):
-        correlate(images, metrics, KINDS, CorrelateConfig(hold_fixed="colour"))
+        correlate(images, metrics, KINDS, CorrelateConfig.model_validate({"hold_fixed": "colour"}))
     with pytest.raises(DataError, match="no attribute to correlate"):
         correlate(images, metrics, KINDS, CorrelateConfig(attributes=()))
 
@@ -173,16 +184,13 @@ def test_few_images_in_perfect_order_have_the_exact_p(n: int) -> None:
     assert got["p"] == pytest.approx(2 / math.factorial(n))
 
 
-def test_resamples_in_which_the_held_attribute_determines_the_metric_count_for_nothing() -> None:
-    z = np.arange(12.0)
-    x = z.copy()
-    x[0] = 11.5  # without image 0 x follows z exactly
-    columns = np.stack([x, np.random.default_rng(0).normal(size=12), z], axis=1)
-    weights = ranks.resample_weights(12, 200, seed=0)
-    weights = weights[weights[:, 0] == 0]
-    scores = ranks.rank_scores(ranks.Ordered.of(columns), weights, np.float32)
-    rho = ranks.spearman(scores, scores)
-    assert np.isnan(ranks.partial(rho[:, :1, 1:2], rho[:, :1, 2], rho[:, 1:2, 2])).all()
+def test_what_the_held_attribute_determines_has_no_conditional_value() -> None:
+    images, metrics = study(60)
+    images = images.with_columns(twice=pl.col("n_objects") * 2)
+    table = correlate(images, metrics, {**KINDS, "twice": "count"}, CorrelateConfig(n_bootstrap=0))
+    got = row(table, layer=0, metric="gini", attribute="twice", statistic="conditional_spearman")
+    assert got["rho"] is None
+    assert got["reason"] == "n_objects determines one of them"
 
 
 def test_constant_columns_are_null_with_a_reason_and_count_in_no_q() -> None:

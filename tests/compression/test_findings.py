@@ -7,7 +7,7 @@ import pytest
 from orchestrator.config import CorrelateConfig
 from orchestrator.correlate.consensus import compression_scores, main_tap
 from orchestrator.correlate.correlation import correlate
-from orchestrator.correlate.findings import Finding, find, verdict
+from orchestrator.correlate.findings import Finding, find
 from orchestrator.stats import ranks
 
 KINDS = {"n_objects": "count", "n_categories": "count", "area_spread": "continuous", "coverage": "continuous"}
@@ -56,7 +56,7 @@ def claim(found: list[Finding], name: str) -> Finding:
     ("depth", "n", "noise", "expected"),
     [
         ((0.0, 1.5, 0.0), 60, 1.0, "supported"),
-        ((0.0, 0.0, 0.0), 200, 0.3, "contradicted"),
+        ((0.0, 0.0, 0.0), 200, 0.05, "equivalent to nothing"),
         ((1.5, 0.0, 1.5), 60, 1.0, "contradicted"),
         ((0.0, 1.0, 2.0), 60, 1.0, "contradicted"),
         ((0.0, 0.25, 0.0), 12, 1.0, "undecided"),
@@ -75,22 +75,57 @@ def test_more_objects_less_compression_can_be_yes_no_and_undecided(weight: float
     finding = claim(findings(*planted(n, {"n_objects": weight}, seed=2)), "objects")
     assert finding.holds == expected
     assert finding.effect is not None
-    assert (finding.effect > 0) == (weight < 0)
+    assert expected == "undecided" or (finding.effect > 0) == (weight < 0)
     assert finding.ci_low is not None
     assert finding.ci_high is not None
     assert finding.ci_low <= finding.effect <= finding.ci_high
 
 
-def test_no_relation_is_contradicted_once_images_suffice() -> None:
-    finding = claim(findings(*planted(900, {}, noise=1.0)), "objects")
-    assert finding.holds == "contradicted"
+def test_no_relation_is_equivalent_to_nothing_once_images_suffice() -> None:
+    found = [f for f in findings(*planted(600, {}, noise=1.0)) if f.claim == "objects"]
+    assert {f.holds for f in found} == {"equivalent to nothing"}
+    assert {f.family for f in found} == {"norm", "spectrum", "similarity"}
+
+
+def test_a_hump_contradicts_the_claim_and_is_told_by_its_branches() -> None:
+    images, metrics = planted(300)
+    objects = pl.DataFrame({"image_id": images["image_id"], "hump": -(images["n_objects"] ** 2)})
+    joined = metrics.join(objects, on="image_id", maintain_order="left")
+    metrics = joined.with_columns(pl.col(m) + s * 2 * pl.col("hump") for m, s in METRICS.items()).drop("hump")
+    for f in (f for f in findings(images, metrics) if f.claim == "objects"):
+        assert f.holds == "contradicted"
+        assert "rises with n_objects up to" in f.statement
+
+
+def test_families_of_opposite_sign_are_reported_as_disagreeing() -> None:
+    images, metrics = planted(300)
+    objects = pl.DataFrame({"image_id": images["image_id"], "z": images["n_objects"]})
+    joined = metrics.join(objects, on="image_id", maintain_order="left")
+    signs = {"gini": 1, "norm_entropy": -1, "stable_rank": 1, "mean_cosine": 1}  # norm and cosine up, rank down
+    metrics = joined.with_columns(pl.col(m) + s * pl.col("z") for m, s in signs.items()).drop("z")
+    found = {f.family: f for f in findings(images, metrics) if f.claim == "objects"}
+    assert (found["norm"].holds, found["spectrum"].holds) == ("contradicted", "supported")
+    assert all("disagree" in f.statement for f in found.values())
+
+
+def test_an_attribute_that_follows_the_count_is_no_finding_of_its_own() -> None:
+    hits = 0
+    for seed in range(4):
+        images, metrics = planted(150, {"n_objects": -1.0}, seed=seed)
+        follower = images["n_objects"] + 0.3 * pl.Series(np.random.default_rng([seed, 7]).normal(size=150))
+        images = images.with_columns(coverage=follower)
+        found = [f for f in findings(images, metrics, source="scenes") if f.attribute == "coverage"]
+        assert found
+        assert all(f.given == "n_objects" and "held fixed" in f.statement for f in found)
+        hits += sum(f.holds == "supported" for f in found)
+    assert hits == 0
 
 
 @pytest.mark.parametrize(
     ("weights", "n", "expected"),
     [
         ({"n_categories": -1.0, "area_spread": -1.0}, 120, "supported"),
-        ({"n_objects": -1.5, "area_spread": -0.5}, 120, "contradicted"),
+        ({"coverage": -1.5, "area_spread": -0.5}, 120, "contradicted"),
         ({"n_categories": -0.3, "area_spread": -0.3, "coverage": -0.3}, 30, "undecided"),
     ],
 )
@@ -112,21 +147,6 @@ def test_a_true_claim_about_the_weakest_of_many_effects_is_not_contradicted() ->
     assert held >= 190
 
 
-def test_drivers_that_lead_by_little_are_not_contradicted_by_the_number_of_rivals() -> None:
-    rivals = [f"rival_{k}" for k in range(6)]
-    verdicts = []
-    for seed in range(20):
-        images, metrics = planted(100, {"n_categories": -0.15, "area_spread": -0.15}, seed=seed)
-        shared = compression_scores(metrics, images["image_id"], "decoder", "vision")["all"]
-        noise = np.random.default_rng([seed, 1]).normal(size=(len(rivals), 100))
-        more = {name: -1.6 * shared + noise[k] for k, name in enumerate(rivals)}
-        images = images.with_columns(**{name: pl.Series(v) for name, v in more.items()}).drop("n_objects", "coverage")
-        kinds = dict.fromkeys((*rivals, "n_categories", "area_spread"), "continuous")
-        table = correlate(images, metrics, kinds, CorrelateConfig(n_bootstrap=0))
-        verdicts.append(claim(find(images, metrics, table, source="coco"), "coco_drivers").holds)
-    assert verdicts.count("contradicted") <= 1  # rho is -0.46 for drivers and -0.42 for rivals
-
-
 def test_category_diversity_by_another_count_is_no_rival() -> None:
     images, metrics = planted(120, {"n_categories": -1.0, "area_spread": -1.0})
     images = images.with_columns(n_supercategories=pl.col("n_categories"))
@@ -136,7 +156,7 @@ def test_category_diversity_by_another_count_is_no_rival() -> None:
 
 
 @pytest.mark.parametrize(
-    ("effect", "n", "expected"), [(1.0, 80, "supported"), (0.0, 30, "undecided"), (0.0, 1500, "contradicted")]
+    ("effect", "n", "expected"), [(1.0, 120, "supported"), (0.3, 30, "undecided"), (0.0, 1500, "equivalent to nothing")]
 )
 def test_categories_are_judged_by_the_same_rule(effect: float, n: int, expected: str) -> None:
     colours = np.random.default_rng(9).choice(["red", "green", "blue"], n)
@@ -154,14 +174,14 @@ def test_categories_are_judged_by_the_same_rule(effect: float, n: int, expected:
     assert finding.ci_low <= finding.effect <= finding.ci_high
 
 
-def test_the_third_that_is_picked_has_an_interval_that_allows_for_the_pick() -> None:
-    supported = 0
-    for seed in range(30):
+def test_attributes_without_a_relation_are_rarely_supported() -> None:
+    supported = total = 0
+    for seed in range(5):
         found = findings(*planted(60, {}, noise=1.0, seed=seed), source="scenes")
-        picked = [f for f in found if f.claim == "attribute" and f.group == "vision"]
-        assert {f.where for f in picked} <= {"early", "middle", "late"}
-        supported += sum(f.ci_low > 0 or f.ci_high < 0 for f in picked)
-    assert supported <= 0.08 * 30 * len(KINDS)  # 12 % where each interval stands for itself
+        picked = [f for f in found if f.claim == "attribute"]
+        total += len(picked)
+        supported += sum(f.holds in ("supported", "contradicted") for f in picked)
+    assert supported <= 0.02 * total
 
 
 def test_cross_attention_models_are_judged_by_their_values() -> None:
@@ -196,9 +216,8 @@ def test_drivers_are_compared_on_images_that_have_every_attribute() -> None:
 
 def test_attributes_are_ranked_by_how_sure_they_are() -> None:
     found = [f for f in findings(*planted(150, {"coverage": -1.0, "n_objects": 0.5})) if f.claim == "attribute"]
-    assert [f.attribute for f in found[:2]] == ["coverage", "n_objects"]
-    assert "falls with coverage" in found[0].statement
-    assert "rises with n_objects" in found[1].statement
+    assert {f.attribute for f in found[:3]} == {"coverage"}
+    assert "falls with coverage, n_objects held fixed" in found[0].statement
     assert found[0].holds == "supported"
     assert found[0].agreement == pytest.approx(1.0, abs=0.1)
 
@@ -207,16 +226,10 @@ def test_few_images_decide_nothing() -> None:
     assert {f.holds for f in findings(*planted(8, {"n_objects": -3.0}))} <= {"undecided"}
 
 
-def test_verdict_rule() -> None:
-    assert verdict(0.2, 0.5, 0.1) == "supported"
-    assert verdict(-0.2, 0.05, 0.1) == "contradicted"
-    assert verdict(0.0, 0.5, 0.1) == "undecided"
-    assert verdict(float("nan"), 0.5, 0.1) == "undecided"
-
-
 def test_scores_order_images_by_planted_compression() -> None:
     images, metrics = planted(50, {"n_objects": 1.0}, noise=0.01)
     scores = compression_scores(metrics, images["image_id"], "decoder", "vision")
-    assert set(scores) == {"early", "middle", "late", "all"}
+    assert set(scores) == {"norm", "spectrum", "similarity"}
+    assert set(scores["norm"]) == {"early", "middle", "late", "all"}
     order = np.argsort(images["n_objects"].to_numpy())
-    assert np.corrcoef(np.argsort(order), scores["all"])[0, 1] > 0.98
+    assert np.corrcoef(np.argsort(order), scores["norm"]["all"])[0, 1] > 0.98

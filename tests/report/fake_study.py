@@ -97,8 +97,8 @@ def fake_correlations(
     tested = [
         (k, attribute, statistic)
         for k, (attribute, kind) in enumerate(kinds.items())
-        for statistic in (("epsilon_squared",) if kind == "categorical" else ("spearman", "partial_spearman"))
-        if (attribute, statistic) != ("n_objects", "partial_spearman")
+        for statistic in (("epsilon_squared",) if kind == "categorical" else ("spearman", "conditional_spearman"))
+        if (attribute, statistic) != ("n_objects", "conditional_spearman")
     ]
     grid = (
         pl.DataFrame([*places, ("projector", 0, "vision")], schema=["tap", "layer", "group"], orient="row")
@@ -110,8 +110,12 @@ def fake_correlations(
     rho = np.where(grid["statistic"] == "epsilon_squared", np.abs(rho), rho)
     p = np.exp(-np.abs(rho) * 18)
     ends = {"ci_low": rho - 0.1, "ci_high": rho + 0.1}
-    return grid.drop("k", "sign").with_columns(
-        rho=rho, p=p, q=np.minimum(1, 4 * p), n=pl.lit(n), reason=pl.lit(None, pl.String), **ends
+    return (
+        grid.drop("k", "sign")
+        .with_columns(rho=rho, p=p, q=np.minimum(1, 4 * p), n=pl.lit(n), reason=pl.lit(None, pl.String), **ends)
+        .with_columns(
+            pl.lit(None, pl.Float64).alias(c) for c in ("shape_p", "shape_q", "turning_point", "rho_below", "rho_above")
+        )
     )
 
 

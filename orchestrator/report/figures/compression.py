@@ -31,7 +31,7 @@ LAYER_AXIS = {
 }
 STATISTIC_NAMES = {
     "spearman": "Spearman ρ",
-    "partial_spearman": "partial Spearman ρ (correlate.hold_fixed held fixed)",
+    "conditional_spearman": "conditional Spearman ρ (correlate.hold_fixed held fixed)",
     "epsilon_squared": "ε² (share of rank variance between categories)",
 }
 

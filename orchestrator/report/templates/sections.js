@@ -88,7 +88,7 @@ class Section {
 const rhoScale = (statistic) => statistic === "epsilon_squared"
   ? { label: "ε²", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) }
   : { label: "ρ", low: -1, high: 1, colour: (v) => mix(divergingStops(), (v + 1) / 2) };
-const STATISTICS = [["spearman", "Spearman ρ"], ["partial_spearman", "partial ρ, one attribute held fixed"], ["epsilon_squared", "ε², categories"]];
+const STATISTICS = [["spearman", "Spearman ρ"], ["conditional_spearman", "conditional ρ, covariates held fixed"], ["epsilon_squared", "ε², categories"]];
 const metricOptions = (there) => Object.keys(STYLE.metrics).filter((m) => there.has(m)).map((m) => [m, STYLE.metrics[m].title]);
 const arrowOf = (metric) => ({ 1: "↑ more compressed", "-1": "↓ more compressed" }[STYLE.metrics[metric]?.direction] || "");
 const layerName = (tap) => (tap === "decoder" ? "decoder layer (0 = input)" : tap === "encoder" ? "vision encoder layer" : "layer");

@@ -22,7 +22,7 @@ MOST_ATTRIBUTES = 4
 
 @dataclass(frozen=True)
 class Statement:
-    """`verdict` is supported, contradicted or undecided for a claim that was tested, empty for a plain measurement."""
+    """`verdict` is one of `stats.verdict.VERDICTS` for a claim that was tested, empty for a plain measurement."""
 
     text: str
     evidence: str
@@ -66,13 +66,13 @@ def _findings(point: PointResults) -> Iterator[Statement]:
         yield Statement(_readable(row["statement"], point), _evidence(row), row["holds"], "compression")
     rest = len(found) - MOST_ATTRIBUTES
     unsure = sum(r["holds"] == "undecided" for r in attributes)
-    absent = sum(r["holds"] == "contradicted" for r in attributes)
+    absent = sum(r["holds"] == "equivalent to nothing" for r in attributes)
     if attributes:
         yield Statement(
             f"Of {len(attributes)} further relations with image attributes {len(found)} are supported, {unsure} are "
-            f"undecided at this number of images and {absent} are too weak to matter.",
+            f"undecided at this number of images and {absent} are equivalent to nothing.",
             (f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings")
-            + "; each interval holds by itself, not for all of them together",
+            + "; verdicts pay for the number of relations, intervals hold by themselves",
             topic="compression",
         )
 

@@ -101,7 +101,7 @@ def conditional(draws: Draws) -> tuple[float, dict[str, float]]:
 
 
 def verdicts(draws: Draws) -> tuple[float, float]:
-    """Largest share of wrong verdicts (planted true, false, empty), and how often empty at 400 is equivalent to nothing."""
+    """Largest share of wrong verdicts (planted true, false, empty), and equivalence found of empty at n = 400."""
     worst, reached = 0.0, 0.0
     print("\nverdicts, smallest effect 0.2, alone and in a family of 20 (planted: correlation of the noise)")
     for n in SIZES:

@@ -22,6 +22,14 @@ class ModelConfig(Section):
     """Run Python code from the repository; refused without a pinned `revision`."""
     adapter: str | None = None
     """Folder of a trained LoRA adapter to load on top of the base weights."""
+    allow: tuple[str, ...] = ()
+    """Keys of weights (patterns such as `lm_head.*`) that may be missing, left over or of another shape, or the base
+    model an adapter names. Missing ones are drawn from a fixed seed."""
+    date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] = "2026-01-01"
+    """The day that a chat template takes for today, where it writes the date into the prompt."""
+    fit: Literal["pad", "crop", "stretch"] = "pad"
+    """What is done to a picture whose processor would cut off its sides (LLaVA-1.5's): `pad` fills it to the shape the
+    processor takes, `stretch` squeezes it, `crop` lets its sides go unseen, although questions speak of them."""
 
 
 TapName = Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"]

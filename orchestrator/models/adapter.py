@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models import anatomy
+from orchestrator.models import anatomy, special_ids
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
 from orchestrator.models.decoding import greedy
+from orchestrator.models.fitting import Fit
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.parts import Parts
@@ -46,6 +48,8 @@ class Adapter(Parts, ABC):
         self.family: str = family or plain.config.model_type
         self.active_batch: Batch | None = None
         self.decoding = False
+        self.date: str = ModelConfig().date
+        self.fit: Fit = ModelConfig().fit
         model.eval()
 
     # ------------------------------------------------------------ inputs
@@ -59,7 +63,8 @@ class Adapter(Parts, ABC):
             answer: adds the answer's tokens and `labels`, -100 everywhere else.
 
         Raises:
-            ModelError: if the adapter has no processor, or its tokeniser loses the question's text.
+            ModelError: if the adapter has no processor, its tokeniser loses text of the question or has no token for
+                a word of it, or the sequence is longer than the model's context.
         """
         example = prepare_example(self, image, prompt, answer)
         example["vision_grid"] = join_grids(self.vision_grid(example))
@@ -69,6 +74,10 @@ class Adapter(Parts, ABC):
         """Return the processor's tensors for one rendered prompt."""
         return call_processor(self.processor, image, text)
 
+    def spoken(self, text: str) -> str:
+        """Return the text that the processor makes of a rendered prompt, after which an answer is written."""
+        return text
+
     def collate(self, examples: Sequence[Batch]) -> Batch:
         """Return one batch, padded so that each example gives what it gives alone."""
         return collate(examples, self.pad_token_id)
@@ -77,11 +86,10 @@ class Adapter(Parts, ABC):
         """Return a key; examples of one key may share a batch."""
         return tuple(sorted(key for key in example if key not in NOT_MODEL_INPUTS))
 
-    @property
+    @cached_property
     def pad_token_id(self) -> int:
         """Token that fills padding; attention never sees it."""
-        pad = anatomy.text_config(self.config).pad_token_id
-        return int(pad) if pad is not None and pad >= 0 else 0
+        return special_ids.pad_id(self.model, self.tokenizer)
 
     def model_inputs(self, batch: Batch) -> dict[str, Any]:
         """Return what of a batch the model itself takes, on its device and in its floating type."""
@@ -131,8 +139,8 @@ class Adapter(Parts, ABC):
 
     @cached_property
     def special_ids(self) -> set[int]:
-        """Token ids that the config names; read once, as a config copies itself whole each time."""
-        return anatomy.special_token_ids(self.config)
+        """Token ids that stand for no text; read once, as a config copies itself whole each time."""
+        return special_ids.special_ids(self.model, self.tokenizer)
 
     @abstractmethod
     def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:
@@ -230,16 +238,15 @@ class Adapter(Parts, ABC):
         """The processor's tokeniser."""
         return getattr(self.processor, "tokenizer", self.processor)
 
-    @property
+    @cached_property
     def eos_token_ids(self) -> set[int]:
         """Ids at which an answer ends."""
-        generation = getattr(self.model, "generation_config", None)
-        eos = getattr(generation, "eos_token_id", None)
-        if eos is None:
-            eos = anatomy.text_config(self.config).eos_token_id
-        if eos is None and self.processor is not None:
-            eos = self.tokenizer.eos_token_id
-        return set(eos) if isinstance(eos, list | tuple) else {eos} - {None}
+        return special_ids.stop_ids(self.model, self.tokenizer)
+
+    @cached_property
+    def context_length(self) -> int | None:
+        """Positions that the decoder was made for; `None` if its config does not say."""
+        return anatomy.context_length(self.config)
 
 
 def layer_error(place: str, layer: int, last: int) -> ModelError:

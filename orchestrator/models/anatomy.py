@@ -138,3 +138,12 @@ def special_token_ids(config: Any) -> set[int]:
             if key.endswith(("token_id", "token_index", "patch_id")):
                 found |= set(value) if isinstance(value, list) else {value}
     return {token for token in found if isinstance(token, int)}
+
+
+def context_length(config: Any) -> int | None:
+    """Return the positions that a decoder was made for, by its config; `None` if it does not say."""
+    for field in ("max_position_embeddings", "max_sequence_length"):
+        value = getattr(text_config(config), field, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

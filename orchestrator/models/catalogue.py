@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
@@ -15,6 +14,7 @@ import yaml
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
+from orchestrator.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, header, read_folder, read_json
 from orchestrator.plugins import registered_by
 
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -159,18 +159,7 @@ def _find(name: str) -> Entry:
 
 
 def _local(name: str, path: Path) -> Entry:
-    config_file = path / "config.json"
-    if not config_file.is_file():
-        raise ModelError(f"model.name {name!r}: the folder has no config.json, so it is no checkpoint.")
-    try:
-        family = json.loads(config_file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.name {name!r}: config.json cannot be read: {error}") from error
-    if not any(path.glob("*.safetensors")):
-        pickled = sorted(file.name for file in path.iterdir() if file.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        found = f"only pickled weights ({', '.join(pickled)}), which can run code when read" if pickled else "none"
-        raise ModelError(f"model.name {name!r}: expected *.safetensors weights in the folder; found {found}.")
-    return Entry(name=name, folder=path.resolve(), family=family)
+    return Entry(name=name, folder=path.resolve(), family=read_folder(f"model.name {name!r}", path))
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
@@ -194,15 +183,19 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
 
 
 def check_lora(name: str) -> Path:
-    """Return the folder of a saved LoRA adapter.
+    """Return the folder of a saved LoRA adapter, after a look at its files.
 
     Raises:
-        ModelError: if it is none, or its weights are pickled.
+        ModelError: if it is none, its weights are pickled or cut off, or it was made by another method than LoRA.
     """
-    folder = Path(name).expanduser()
-    for file in ("adapter_config.json", "adapter_model.safetensors"):
+    place, folder = f"model.adapter {name!r}", Path(name).expanduser()
+    for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
-            raise ModelError(f"model.adapter {name!r}: no {file}; expected a LoRA folder with safetensors weights.")
+            raise ModelError(f"{place}: no {file}; expected a LoRA folder with safetensors weights.")
+    method = read_json(folder / ADAPTER_CONFIG, place).get("peft_type")
+    if method != "LORA":
+        raise ModelError(f"{place}: peft_type {method!r}; only LORA adapters can be loaded.")
+    header(folder / ADAPTER_WEIGHTS, place)
     return folder
 
 

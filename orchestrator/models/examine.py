@@ -11,6 +11,7 @@ import numpy as np
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
+from orchestrator.models.check import check_model, weights_here
 from orchestrator.models.planning import Footprint, footprint_at
 
 QUESTION = "How many objects are there?"
@@ -53,7 +54,7 @@ def _checks(config: ModelConfig, run: bool) -> Iterator[Finding]:
         return
     yield Finding("model", "ok", f"{entry.name}: {entry.repository or entry.folder}")
     yield _pin(entry)
-    yield _extras(entry)
+    yield _guard("extras", lambda: _extras(entry))
     yield _guard("config", lambda: _config(config))
     yield _guard("memory", lambda: _memory(config))
     yield _guard("prompt", lambda: _prompt(entry, config))
@@ -62,7 +63,14 @@ def _checks(config: ModelConfig, run: bool) -> Iterator[Finding]:
     if not weights_here(entry):
         yield Finding("weights", "warn", "not on this machine", f"download them: hf download {entry.repository}")
         return
+    yield _guard("weights", lambda: _weights(config))
     yield _guard("one image", lambda: _one_image(config))
+
+
+def _weights(config: ModelConfig) -> Finding:
+    check_model(config, questions=(QUESTION,), size=IMAGE_SIZE)
+    adapter = f"; LoRA adapter {config.adapter} fits" if config.adapter else ""
+    return Finding("weights", "ok", f"every name and shape is the model's{adapter}")
 
 
 def _guard(check: str, look: Callable[[], Finding]) -> Finding:
@@ -71,6 +79,8 @@ def _guard(check: str, look: Callable[[], Finding]) -> Finding:
         return look()
     except ModelError as error:
         return Finding(check, "fail", str(error))
+    except Exception as error:  # published files may fail in any way at all, and each is a finding
+        return Finding(check, "fail", f"{type(error).__name__}: {error}")
 
 
 def _pin(entry: Entry) -> Finding:
@@ -90,7 +100,10 @@ def _extras(entry: Entry) -> Finding:
     if missing:
         mend = f"pip install 'vtsweep[{','.join(missing)}]'"
         return Finding("extras", "fail", f"missing: {', '.join(missing)}", mend)
-    return Finding("extras", "ok", ", ".join(entry.extras) or "none needed")
+    from orchestrator.models.loading import FAMILY_EXTRAS
+
+    needed = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
+    return Finding("extras", "ok", ", ".join(needed) or "none needed")
 
 
 def _config(config: ModelConfig) -> Finding:
@@ -128,33 +141,19 @@ def _memory(config: ModelConfig) -> Finding:
 
 
 def _prompt(entry: Entry, config: ModelConfig) -> Finding:
-    from transformers import AutoProcessor
-
-    from orchestrator.models.loading import with_hub_errors
+    from orchestrator.models.loading import load_processor, with_hub_errors
     from orchestrator.models.prompts import render
 
     if entry.family == "molmo":
         return Finding("prompt", "ok", f"' User: {QUESTION} Assistant:', written by the processor itself")
 
     def load() -> Any:
-        where = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
-        return AutoProcessor.from_pretrained(entry.source, **where)
+        return load_processor(entry, revision=entry.revision, trust_remote_code=config.trust_remote_code)
 
     processor = with_hub_errors(entry, load)
-    text, _ = render(processor, entry.family or "", QUESTION, image=True)
+    text, _ = render(processor, entry.family or "", QUESTION, image=True, date=config.date)
     kind = "chat template" if getattr(processor, "chat_template", None) else "published text"
     return Finding("prompt", "ok", f"{kind}: {text!r}")
-
-
-def weights_here(entry: Entry) -> bool:
-    """Return whether a model's weights can be loaded without a download."""
-    if entry.folder is not None:
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    names = ("model.safetensors", "model.safetensors.index.json")
-    found = [try_to_load_from_cache(entry.source, name, revision=entry.revision) for name in names]
-    return any(isinstance(path, str) for path in found)
 
 
 def _one_image(config: ModelConfig) -> Finding:

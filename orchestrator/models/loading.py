@@ -12,22 +12,35 @@ import torch
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import Adapter
-from orchestrator.models.catalogue import ADAPTER_GROUP, FAMILIES, Entry, check_lora, entries, resolve
+from orchestrator.models.catalogue import ADAPTER_GROUP, FAMILIES, Entry, entries, resolve
 from orchestrator.models.families import make_adapter
+from orchestrator.models.lora_folder import attach_lora
 from orchestrator.models.molmo import load_molmo
+from orchestrator.models.processor_fields import check_processor
+from orchestrator.models.weights import load_checked
 
 EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
 """Modules that each optional extra of vtsweep must bring."""
+
+FAMILY_EXTRAS = {
+    "molmo": ("molmo",),
+    "molmo2": ("vision",),
+    "llava_onevision": ("vision",),
+    "qwen2_5_vl": ("vision",),
+    "qwen3_vl": ("vision",),
+    "smolvlm": ("vision",),
+    "internvl": ("vision",),
+}
+"""What the processor of a family needs, whatever checkpoint it is: most also take videos, which needs torchvision."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def missing_extras(entry: Entry) -> list[str]:
-    """Return the extras of an entry whose modules are not installed."""
+    """Return the extras whose modules are not installed: those of the entry, and of its family's processor."""
+    wanted = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
     return [
-        extra
-        for extra in entry.extras
-        if any(importlib.util.find_spec(module) is None for module in EXTRA_MODULES[extra])
+        extra for extra in wanted if any(importlib.util.find_spec(module) is None for module in EXTRA_MODULES[extra])
     ]
 
 
@@ -42,58 +55,80 @@ def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device
     """Load the model that a configuration names and return its adapter, in evaluation mode on `device`.
 
     Args:
+        device: on `meta` no tensor is read: names and shapes of all weights are held against the model's own, as they
+            are on any other.
         device_map: `auto` spreads the model over this process's GPUs; `device` then only picks the dtype.
 
     Raises:
-        ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded.
+        ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded;
+            if weights or adapter do not fit the model.
     """
     device = torch.device(device)
     entry = resolve(config)
-    if missing := missing_extras(entry):
-        raise ModelError(f"{entry.name} needs optional packages: pip install 'vtsweep[{','.join(missing)}]'.")
+    check_extras(entry)
     dtype = pick_dtype(config.dtype, device)
+    where = "meta" if device.type == "meta" else device_map
     if entry.family == "molmo":
-        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, dtype, device_map))
+        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, config.allow, dtype, where))
     else:
-        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, device_map))
-    if device_map is None:
+        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, where))
+    if where is None:
         adapter.model.to(device)
     if config.adapter is not None:
-        attach_lora(adapter, config.adapter)
+        attach_lora(adapter, config.adapter, entry, config.allow)
+    adapter.date, adapter.fit = config.date, config.fit
     adapter.model.eval().requires_grad_(False)
     return adapter
 
 
+def check_extras(entry: Entry) -> None:
+    """Refuse a model whose optional packages are not installed.
+
+    Raises:
+        ModelError: which says how to install them.
+    """
+    if missing := missing_extras(entry):
+        raise ModelError(f"{entry.name} needs optional packages: pip install 'vtsweep[{','.join(missing)}]'.")
+
+
 def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_map: str | None) -> Adapter:
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
 
     if entry.folder is not None or not sys.stderr.isatty():
         logging.disable_progress_bar()  # a bar for files already at hand is noise, and one in a log is many lines
     where: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
+    if device_map == "meta":
+        where["local_files_only"] = True
     family = AutoConfig.from_pretrained(entry.source, **where).model_type
     supported = {*FAMILIES, *(point.name for point in entry_points(group=ADAPTER_GROUP))}
     if family not in supported and not config.trust_remote_code:
         known = ", ".join(sorted(supported))
         raise ModelError(f"{entry.name}: model_type {family!r} is not supported. Supported: {known}.")
-    processor = AutoProcessor.from_pretrained(entry.source, **where)
-    model = AutoModelForImageTextToText.from_pretrained(
-        entry.source, **where, dtype=dtype, device_map=device_map, use_safetensors=True, attn_implementation="sdpa"
-    )
+    processor = load_processor(entry, **where)
+    options = {"dtype": dtype, "device_map": device_map, "attn_implementation": "sdpa"}
+    model = load_checked(AutoModelForImageTextToText, entry, config.allow, **where, **options)
+    check_processor(entry, processor, model.config)
     return make_adapter(model, processor)
 
 
-def attach_lora(adapter: Adapter, folder: str) -> None:
-    """Inject a saved LoRA adapter's layers into an adapter's model, unmerged, so that its weights stay exact."""
-    from peft import PeftModel
+def load_processor(entry: Entry, **where: Any) -> Any:
+    """Return a model's processor; `where` is what `from_pretrained` needs beside the source."""
+    from transformers import AutoProcessor
 
-    check_lora(folder)
-    adapter.model = PeftModel.from_pretrained(adapter.model, folder).get_base_model()
+    try:
+        return AutoProcessor.from_pretrained(entry.source, **where)
+    except (TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{entry.name}: its processor cannot be made from the files in {entry.source}:"
+            f" {type(error).__name__}: {error}"
+        ) from error
 
 
 def with_hub_errors(entry: Entry, call: Any) -> Any:
     """Return what `call` returns; turn the hub's and transformers' failures into a `ModelError` with the fix."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from safetensors import SafetensorError
 
     page = f"https://huggingface.co/{entry.repository}"
     try:
@@ -106,13 +141,13 @@ def with_hub_errors(entry: Entry, call: Any) -> Any:
         raise ModelError(f"{entry.name}: no repository {entry.repository!r} on the hub.{_nearest(entry)}") from error
     except ImportError as error:
         raise ModelError(f"{entry.name} needs a package that is missing: {error}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         text = str(error)
         if "gated" in text or "restricted" in text:
             raise ModelError(_gated(entry, page)) from error
-        if "safetensors" in text:
+        if "safetensors" in text and entry.folder is None:
             message = f"{entry.name}: no *.safetensors weights in {entry.source}; pickled weights are refused."
             raise ModelError(message) from error
         raise ModelError(f"{entry.name} cannot be loaded from {entry.source}: {text}") from error

@@ -10,7 +10,7 @@ published weights: see `docs/models.md`.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
 from orchestrator.models.sequence import SequenceAdapter
+from orchestrator.models.weights import load_checked
 
 LOW_RESOLUTION_ROWS = 12
 """Rows of vision tokens of the low-resolution view, which comes before the crops."""
@@ -55,8 +56,10 @@ def without_tensorflow_check() -> Iterator[None]:
         dynamic_module_utils.get_imports = listed
 
 
-def load_molmo(entry: Entry, dtype: torch.dtype, device_map: str | None = None) -> MolmoAdapter:
-    """Return the adapter of a Molmo repository at the revision that the entry pins."""
+def load_molmo(
+    entry: Entry, allow: Sequence[str], dtype: torch.dtype, device_map: str | None = None
+) -> MolmoAdapter:
+    """Return the adapter of a Molmo repository at the revision that the entry pins; see `loading.load_checked`."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
@@ -66,9 +69,7 @@ def load_molmo(entry: Entry, dtype: torch.dtype, device_map: str | None = None) 
         reference = config.auto_map["AutoModelForCausalLM"]
         model_class: Any = get_class_from_dynamic_module(reference, entry.source, **where)
         apply_shims(model_class)
-        model = model_class.from_pretrained(
-            entry.source, config=config, dtype=dtype, device_map=device_map, use_safetensors=True, **where
-        )
+        model = load_checked(model_class, entry, allow, config=config, dtype=dtype, device_map=device_map, **where)
         processor = AutoProcessor.from_pretrained(entry.source, trust_remote_code=True, **where)
     return MolmoAdapter(model, processor)
 
@@ -93,6 +94,13 @@ class MolmoAdapter(SequenceAdapter):
     def dtype(self) -> torch.dtype:
         """Floating type of the weights, which images are cast to."""
         return next(self.model.parameters()).dtype
+
+    @property
+    def n_embeddings(self) -> int:
+        """Rows of the input embedding, those added for image tokens included."""
+        table: Any = self.model.model.transformer.wte
+        added = getattr(table, "new_embedding", None)
+        return int(table.embedding.shape[0]) + (0 if added is None else int(added.shape[0]))
 
     @property
     def decoder(self) -> nn.Module:
@@ -148,6 +156,10 @@ class MolmoAdapter(SequenceAdapter):
         example = {key: torch.as_tensor(value)[None] for key, value in encoded.items()}
         example["attention_mask"] = torch.ones_like(example["input_ids"])
         return example
+
+    def spoken(self, text: str) -> str:
+        """Return the prompt that the processor writes around a question."""
+        return f" User: {text} Assistant:"
 
     def _rows(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each row's vision positions and their places; column tokens part the rows of tokens."""

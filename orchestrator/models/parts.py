@@ -29,6 +29,11 @@ class Parts:
         return self.model.get_input_embeddings().weight.dtype
 
     @property
+    def n_embeddings(self) -> int:
+        """Rows of the input embedding: every token id is below it."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def decoder(self) -> nn.Module:
         """The text decoder, called once with embeddings after the images are merged in."""
         return self.model.get_decoder()

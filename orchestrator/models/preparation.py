@@ -10,18 +10,30 @@ from torch import Tensor
 
 from orchestrator.errors import ModelError
 from orchestrator.models.batching import Batch
+from orchestrator.models.fitting import Fit, fit_picture
 from orchestrator.models.groups import OTHER, TEXT, VISION
-from orchestrator.models.prompts import question_span, render
+from orchestrator.models.prompts import family_rules, question_span, render, unknown_words
+from orchestrator.models.special_ids import end_id
 
 
 class Preparer(Protocol):
     """What preparation asks of an adapter; see the methods of `Adapter`."""
 
+    model: Any
     processor: Any
     family: str
+    date: str
+    fit: Fit
 
     @property
     def tokenizer(self) -> Any: ...
+    @property
+    def eos_token_ids(self) -> set[int]: ...
+    @property
+    def context_length(self) -> int | None: ...
+    @property
+    def n_embeddings(self) -> int: ...
+    def spoken(self, text: str) -> str: ...
     def call_processor(self, image: np.ndarray | None, text: str) -> Batch: ...
     def infer_groups(self, batch: Batch) -> Tensor: ...
     def image_ids(self) -> set[int]: ...
@@ -35,16 +47,26 @@ def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, an
         raise ModelError("prepare: the prompt is empty.")
     if (token := getattr(adapter.processor, "image_token", None)) and token in prompt:
         raise ModelError(f"prepare: the prompt {prompt!r} holds the image placeholder {token!r}.")
-    text, continuation = render(adapter.processor, adapter.family, prompt, image=image is not None, answer=answer)
+    for text in (prompt, answer or ""):
+        if words := unknown_words(adapter.tokenizer, text):
+            raise ModelError(f"{adapter.family}: the tokeniser has no token for {words[0]!r} in {text!r}.")
+    text, continuation = render(
+        adapter.processor, adapter.family, prompt, image=image is not None, answer=answer, date=adapter.date
+    )
+    if image is not None:
+        image = fit_picture(image, adapter.fit, adapter.processor)
     example = adapter.call_processor(image, text)
+    n_prompt = example["input_ids"].shape[1]
     if continuation:
-        append_answer(example, adapter.tokenizer, continuation, adapter.family)
+        assert answer is not None, "only an answer is continued with"
+        ids = answer_ids(adapter, text, continuation, answer)
+        append_answer(example, ids, adapter.family)
+    check_length(adapter, example)
     groups = adapter.infer_groups(example)
     template = groups == TEXT
     groups[template] = OTHER
     ids = example["input_ids"][0]
-    length = len(ids) - (answer_length(example) if continuation else 0)
-    start, end = question_span(adapter.tokenizer, ids[:length].tolist(), prompt, adapter.image_ids())
+    start, end = question_span(adapter.tokenizer, ids[:n_prompt].tolist(), prompt, adapter.image_ids())
     groups[0, start:end] = torch.where(groups[0, start:end] == VISION, VISION, TEXT).to(torch.int8)
     example["groups"] = groups
     rows = encoder_rows(example)
@@ -72,12 +94,47 @@ def call_processor(processor: Any, image: np.ndarray | None, text: str) -> Batch
     return example
 
 
-def append_answer(example: Batch, tokenizer: Any, continuation: str, family: str) -> None:
-    """Add the answer's tokens to an example in place, and `labels` that are -100 before them.
+def answer_ids(adapter: Preparer, prompt: str, continuation: str, answer: str) -> list[int]:
+    """Return the tokens that generation would write after a rendered prompt: the answer and what ends the turn.
 
-    They are tokenised by themselves, as generation would write them one after the other.
+    They are cut from the tokens of prompt and continuation together, as a tokeniser may write the first word of a text
+    in another way than the same word inside it (Llama's puts a space in front). What the template writes after the
+    answer is kept up to the first token at which generation stops; without one, that token is added in its place.
+
+    Raises:
+        ModelError: if nothing ends an answer.
     """
-    ids = torch.tensor([tokenizer(continuation, add_special_tokens=False)["input_ids"]], dtype=torch.long)
+    tokenizer, stops = adapter.tokenizer, adapter.eos_token_ids
+    closing = end_id(adapter.model, tokenizer)
+    if closing is None:
+        raise ModelError(f"{adapter.family}: no end token in generation config, tokeniser or config; none to train on.")
+    n_answer = continuation.index(answer) + len(answer)
+    # Space after the answer is the template's, and generation ends before it.
+    ids = _continued(adapter, prompt, continuation[:n_answer] + continuation[n_answer:].strip())
+    end = next((place for place, token in enumerate(ids) if token in stops and place > 0), None)
+    return [*ids, closing] if end is None else ids[: end + 1]
+
+
+def _continued(adapter: Preparer, prompt: str, continuation: str) -> list[int]:
+    """Return the tokens of `continuation` where it follows `prompt`."""
+    tokenizer = adapter.tokenizer
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    if family_rules(adapter.family)["answer_apart"]:
+        return encode(continuation)
+    # Where the prompt's last token would swallow the answer's beginning, generation starts after a whole token.
+    for text in (adapter.spoken(prompt), "\n"):
+        before, whole = encode(text), encode(text + continuation)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+    return encode(continuation)
+
+
+def append_answer(example: Batch, answer: list[int], family: str) -> None:
+    """Add the answer's tokens to an example in place, and `labels` that are -100 before them."""
+    ids = torch.tensor([answer], dtype=torch.long)
     n = ids.shape[1]
     prompt = example["input_ids"]
     example["input_ids"] = torch.cat([prompt, ids], dim=1)
@@ -92,9 +149,24 @@ def append_answer(example: Batch, tokenizer: Any, continuation: str, family: str
         example["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, n, -1, -1)], dim=1)
 
 
-def answer_length(example: Batch) -> int:
-    """Return the number of labelled tokens, which end the sequence."""
-    return int((example["labels"] != -100).sum())
+def check_length(adapter: Preparer, example: Batch) -> None:
+    """Refuse a sequence beyond the model's context, and token ids beyond its embedding.
+
+    Raises:
+        ModelError: which says by how much.
+    """
+    ids = example["input_ids"][0]
+    if adapter.context_length is not None and len(ids) > adapter.context_length:
+        raise ModelError(
+            f"{adapter.family}: {len(ids)} tokens of picture and text; the model's context holds"
+            f" {adapter.context_length}. Use smaller pictures or a shorter question."
+        )
+    if int(ids.max()) >= adapter.n_embeddings:
+        token = int(ids.max())
+        raise ModelError(
+            f"{adapter.family}: token {token} ({adapter.tokenizer.convert_ids_to_tokens(token)!r}) lies beyond the"
+            f" {adapter.n_embeddings} rows of the model's embedding; tokeniser and weights do not belong together."
+        )
 
 
 def encoder_rows(example: Batch) -> int | None:

@@ -5,7 +5,11 @@ A processor's own chat template is used where it has one; `prompts.yaml` publish
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Sequence
+from datetime import datetime
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -13,7 +17,11 @@ from typing import Any
 
 import yaml
 
+from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
+
+VERSION = 2
+"""Raised whenever the same template would be rendered, or an answer closed, in another way; part of every digest."""
 
 
 @cache
@@ -29,26 +37,49 @@ def family_rules(family: str) -> dict[str, Any]:
     return {**table["default"], **table["families"].get(family, {})}
 
 
-def render(processor: Any, family: str, question: str, *, image: bool, answer: str | None = None) -> tuple[str, str]:
+def render(
+    processor: Any, family: str, question: str, *, image: bool, answer: str | None = None, date: str | None = None
+) -> tuple[str, str]:
     """Return (prompt, answer continuation) as text; the second is empty without an answer.
 
-    The continuation is what the model should write after the prompt, end-of-turn token included where the chat
-    template writes one.
+    The continuation is what the chat template writes after the prompt; it holds the answer, and the template's end of
+    a turn if it has one.
+
+    Args:
+        date: the day (ISO) that templates take for today, a constant of the study.
     """
     template = getattr(processor, "chat_template", None)
     if not template or family_rules(family)["own_template"]:
         return _render_plain(processor, family, question, image=image, answer=answer)
+    pinned = {"tokenize": False, **pinned_date(template, date or ModelConfig().date)}
     content = [{"type": "image"}] if image else []
     turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    prompt = processor.apply_chat_template(turns, add_generation_prompt=True, **pinned)
     if answer is None:
         return prompt, ""
     turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    whole = processor.apply_chat_template(turns, add_generation_prompt=False, tokenize=False)
+    whole = processor.apply_chat_template(turns, add_generation_prompt=False, **pinned)
     if whole.startswith(prompt) and answer in whole[len(prompt) :]:
-        return prompt, whole[len(prompt) :].rstrip("\n")
-    # Templates whose generation prompt differs from an assistant turn (an opened thought, say): answer and end.
-    return prompt, answer + _eos(processor)
+        return prompt, whole[len(prompt) :]
+    # Templates whose generation prompt differs from an assistant turn (an opened thought, say): the answer alone.
+    return prompt, answer
+
+
+def pinned_date(template: Any, date: str) -> dict[str, str]:
+    """Return the template with its calls for the date of today answered, as a keyword; empty if it has none.
+
+    transformers gives templates a function `strftime_now`, and takes no other one in its place.
+
+    Raises:
+        ModelError: if the format of the date is not written out in the template.
+    """
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return {}
+    day = datetime.fromisoformat(date)
+    found = re.sub(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)", lambda call: json.dumps(day.strftime(call[2])), template)
+    if "strftime_now(" in found:
+        raise ModelError("the chat template writes today's date in a form that is not known before; it cannot be pinned")
+    return {"chat_template": found}
 
 
 def _render_plain(processor: Any, family: str, question: str, *, image: bool, answer: str | None) -> tuple[str, str]:
@@ -58,14 +89,27 @@ def _render_plain(processor: Any, family: str, question: str, *, image: bool, an
             f"{family}: the processor has no chat template and prompts.yaml has no text for this family; add one there."
         )
     token = rules["image"] if image else ""
-    prompt = rules["template"].format(image=token, question=question)
+    template = rules["template"] if image else rules.get("template_without_image", rules["template"])
+    prompt = template.format(image=token, question=question)
     if answer is None:
         return prompt, ""
-    return prompt, rules["answer_prefix"] + answer + _eos(processor)
+    return prompt, rules["answer_prefix"] + answer
 
 
-def _eos(processor: Any) -> str:
-    return getattr(processor, "tokenizer", processor).eos_token or ""
+def unknown_words(tokenizer: Any, text: str) -> list[str]:
+    """Return the words of a text that a tokeniser has no token for, and so would read as one unknown thing."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if unknown is None or unknown not in tokenizer(text, add_special_tokens=False)["input_ids"]:
+        return []
+    words = [word for word in text.split() if unknown in tokenizer(word, add_special_tokens=False)["input_ids"]]
+    return words or [text]
+
+
+def prompt_fingerprint(config: ModelConfig, family: str | None) -> str:
+    """Return a digest of what decides the text around a question beside the checkpoint's own template."""
+    rules = templates() if family is None else family_rules(family)
+    text = json.dumps({"version": VERSION, "date": config.date, "rules": rules}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def question_span(tokenizer: Any, ids: Sequence[int], question: str, images: set[int]) -> tuple[int, int]:

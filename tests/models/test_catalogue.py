@@ -5,6 +5,8 @@ import os
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
@@ -106,11 +108,14 @@ def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):
     assert hub == {"repository": "llava-hf/llava-1.5-13b-hf", "revision": "unpinned"}
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         fingerprint(ModelConfig(adapter=str(tmp_path)))
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         fingerprint(ModelConfig(adapter=str(tmp_path)))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(ModelError, match="is no safetensors file"):
+        fingerprint(ModelConfig(adapter=str(tmp_path)))
+    save_file({"a": torch.zeros(1)}, tmp_path / "adapter_model.safetensors")
     assert set(fingerprint(ModelConfig(adapter=str(tmp_path)))) == {"content", "adapter"}
 
 

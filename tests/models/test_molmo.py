@@ -123,13 +123,13 @@ def test_remote_class_is_loaded_from_the_pinned_revision(monkeypatch):
         @classmethod
         def from_pretrained(cls, source, **kwargs):
             asked.append((source, kwargs["revision"], kwargs["use_safetensors"]))
-            return cls()
+            return cls(), {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
     config = types.SimpleNamespace(auto_map={"AutoModelForCausalLM": "modeling_molmo.MolmoForCausalLM"})
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
     monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", lambda *_, **__: Processor())
     monkeypatch.setattr(transformers.dynamic_module_utils, "get_class_from_dynamic_module", lambda *_, **__: Remote)
-    adapter = molmo.load_molmo(entry, torch.float32)
+    adapter = molmo.load_molmo(entry, (), torch.float32)
     assert asked == [("allenai/Molmo-7B-O-0924", entry.revision, True)]
     assert adapter.family == "molmo"
     with pytest.raises(StopIteration):

@@ -93,10 +93,10 @@ def test_the_processor_s_own_template_comes_first():
     assert render(Processor("[assistant]"), "llava", "why?", image=True) == ("[user]<image>why?|[assistant]", "")
     assert render(Processor("[assistant]"), "llava", "why?", image=False, answer="so")[1] == "so|"
     # A generation prompt that an assistant's turn does not begin with: answer and end.
-    assert render(Processor("[assistant]<think>"), "llava", "why?", image=True, answer="so")[1] == "so<eos>"
+    assert render(Processor("[assistant]<think>"), "llava", "why?", image=True, answer="so")[1] == "so"
     assert render(Processor(), "llava", "why?", image=True, answer="so") == (
         "USER: <image>\nwhy? ASSISTANT:",
-        " so<eos>",
+        " so",
     )
     assert render(Processor("x"), "molmo", "why?", image=True)[0] == "why?"
 

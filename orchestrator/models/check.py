@@ -1,0 +1,83 @@
+"""Is a model whole, and does it take what a study will ask of it? One function for `doctor`, `plan` and `run`.
+
+Nothing is computed and no tensor of weights is read: the model is built on torch's meta device, the names and shapes
+of all its weights are held against its files, and one picture and one question go through its processor.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from orchestrator.config import ModelConfig
+from orchestrator.errors import ModelError
+from orchestrator.models.catalogue import Entry, check_lora, digest_folder, fingerprint, resolve
+
+EXAMPLE = "a"
+"""A question that any tokeniser has a token for."""
+
+
+def check_model(
+    config: ModelConfig, *, questions: tuple[str, ...] = (), text_only: bool = False, size: tuple[int, int] = (336, 336)
+) -> bool:
+    """Refuse a model that is not whole, or does not take an example of what it will be asked.
+
+    Args:
+        questions: texts that will be asked of a picture; `capture.prompt`, say.
+        text_only: whether questions without a picture will be asked.
+        size: (height, width) of the pictures, px.
+
+    Returns:
+        Whether the weights are at hand; if not, only what is known without them was checked.
+
+    Raises:
+        ModelError: which names what is wrong and where.
+    """
+    entry = resolve(config)
+    from orchestrator.models.loading import check_extras
+
+    check_extras(entry)
+    if config.adapter is not None:
+        check_lora(config.adapter)
+    if not weights_here(entry):
+        return False
+    _check(config, questions, text_only, size, str(_state(config, entry)))
+    return True
+
+
+def _state(config: ModelConfig, entry: Entry) -> object:
+    """Return what a finished check holds for: the same files and settings need no second look."""
+    adapter = digest_folder(check_lora(config.adapter)) if config.adapter else None
+    return digest_folder(entry.folder) if entry.folder else fingerprint(config), adapter
+
+
+@lru_cache(maxsize=64)
+def _check(config: ModelConfig, questions: tuple[str, ...], text_only: bool, size: tuple[int, int], _: str) -> None:
+    from orchestrator.models.loading import load_adapter
+    from orchestrator.models.processor_fields import check_example
+
+    adapter, entry = load_adapter(config, "meta"), resolve(config)
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    try:
+        for question in questions or (EXAMPLE,):
+            example = adapter.prepare(picture, question)
+        check_example(entry, adapter.config, example, *size)
+        if text_only:
+            adapter.prepare(None, questions[0] if questions else EXAMPLE)
+    except ModelError:
+        raise
+    except Exception as error:  # a processor may fail in any way at all; what is wanted is its name
+        what = f"{type(adapter.processor).__name__} does not take a {size[1]} x {size[0]} px picture and a question"
+        raise ModelError(f"{entry.name}: {what}: {type(error).__name__}: {error}") from error
+
+
+def weights_here(entry: Entry) -> bool:
+    """Return whether a model's weights can be loaded without a download."""
+    if entry.folder is not None:
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("model.safetensors", "model.safetensors.index.json")
+    found = [try_to_load_from_cache(entry.source, name, revision=entry.revision) for name in names]
+    return any(isinstance(path, str) for path in found)

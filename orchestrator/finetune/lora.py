@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from orchestrator.config import FinetuneConfig, GroupConfig
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.adapter import Adapter
+from orchestrator.models.lora_folder import base_digest
 
 PARTS = ("language", "projector", "vision")
 
@@ -75,7 +76,11 @@ class Tuned:
             p.copy_(weights[name])
 
     def files(self, base_name: str) -> dict[str, bytes]:
-        """The trained weights as files: peft's adapter folder, or `weights.safetensors` after full fine-tuning."""
+        """The trained weights as files: peft's adapter folder, or `weights.safetensors` after full fine-tuning.
+
+        Args:
+            base_name: name or folder of the base model, by which a later load knows it again.
+        """
         if self.wrapped is None:
             return {"weights.safetensors": to_safetensors(self.weights())}
         settings = self.wrapped.peft_config["default"].to_dict()
@@ -85,7 +90,7 @@ class Tuned:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         return {
             "adapter_config.json": json.dumps(settings, indent=1, sort_keys=True, default=str).encode(),
-            "adapter_model.safetensors": to_safetensors(state, metadata={"format": "pt"}),
+            "adapter_model.safetensors": to_safetensors(state, metadata={"format": "pt", **base_digest(base_name)}),
         }
 
 

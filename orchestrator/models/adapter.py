@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models import anatomy, special_ids
+from orchestrator.models import special_ids
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
+from orchestrator.models.decoder_config import context_length
 from orchestrator.models.decoding import greedy
 from orchestrator.models.fitting import Fit
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
@@ -246,7 +247,7 @@ class Adapter(Parts, ABC):
     @cached_property
     def context_length(self) -> int | None:
         """Positions that the decoder was made for; `None` if its config does not say."""
-        return anatomy.context_length(self.config)
+        return context_length(self.config)
 
 
 def layer_error(place: str, layer: int, last: int) -> ModelError:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 
 from orchestrator.errors import ModelError, did_you_mean
+from orchestrator.models.decoder_config import text_config
 
 PROJECTOR_NAMES = (
     "multi_modal_projector",
@@ -25,11 +26,6 @@ PROJECTOR_NAMES = (
 VISION_NAMES = ("vision_tower", "visual", "vision_model", "vision_backbone")
 
 Part = Literal["vision", "projector", "language"]
-
-
-def text_config(config: Any) -> Any:
-    """Return the decoder's part of a model's config."""
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def decoder_layers(decoder: nn.Module) -> list[nn.Module]:
@@ -138,12 +134,3 @@ def special_token_ids(config: Any) -> set[int]:
             if key.endswith(("token_id", "token_index", "patch_id")):
                 found |= set(value) if isinstance(value, list) else {value}
     return {token for token in found if isinstance(token, int)}
-
-
-def context_length(config: Any) -> int | None:
-    """Return the positions that a decoder was made for, by its config; `None` if it does not say."""
-    for field in ("max_position_embeddings", "max_sequence_length"):
-        value = getattr(text_config(config), field, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None

@@ -15,6 +15,7 @@ import yaml
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, header, read_folder, read_json
+from orchestrator.models.prompts import prompt_fingerprint
 from orchestrator.plugins import registered_by
 
 FAMILIES: dict[str, tuple[str, str]] = {
@@ -163,16 +164,19 @@ def _local(name: str, path: Path) -> Entry:
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """Return what identifies the weights: a content digest of a folder, or repository and revision of a hub model.
+    """Return what identifies a model and what it is shown: weights, adapter, the text around a question, the fit.
 
-    It goes into stage digests and never holds a path. An unpinned hub model has revision "unpinned". An adapter of
-    another package is named with its version.
+    Weights are a content digest of a folder, or repository and revision of a hub model. It goes into stage digests
+    and never holds a path. An unpinned hub model has revision "unpinned". An adapter of another package is named with
+    its version.
     """
     entry = resolve(config)
     if entry.folder is not None:
         found = {"content": digest_folder(entry.folder)}
     else:
         found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
+    found["prompt"] = prompt_fingerprint(config, entry.family)
+    found["fit"] = config.fit
     if config.adapter is not None:
         found["adapter"] = digest_folder(check_lora(config.adapter))
     # A repository whose family is not known yet may turn out to be any of them.

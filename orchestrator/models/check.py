@@ -7,12 +7,15 @@ of all its weights are held against its files, and one picture and one question 
 from __future__ import annotations
 
 from functools import lru_cache
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, check_lora, digest_folder, fingerprint, resolve
+from orchestrator.models.planning import check_context
 
 EXAMPLE = "a"
 """A question that any tokeniser has a token for."""
@@ -40,10 +43,36 @@ def check_model(
     check_extras(entry)
     if config.adapter is not None:
         check_lora(config.adapter)
+    check_context(config, *size)
     if not weights_here(entry):
         return False
+    if entry.folder is not None and config.adapter is None and _shipped(entry.folder):
+        check_words(entry.name, entry.folder, questions)  # a test holds what else is asked here
+        return True
     _check(config, questions, text_only, size, str(_state(config, entry)))
     return True
+
+
+def _shipped(folder: Path) -> bool:
+    return folder.is_relative_to(Path(str(resources.files("orchestrator"))).resolve())
+
+
+def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> None:
+    """Refuse texts with words that a folder's tokeniser has no token for, without transformers.
+
+    Raises:
+        ModelError: which names the word.
+    """
+    from tokenizers import Tokenizer
+
+    if not (folder / "tokenizer.json").is_file():
+        return
+    words = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    unknown = getattr(words.model, "unk_token", None)
+    for text in texts:
+        if unknown in (encoded := words.encode(text)).tokens:
+            start, end = encoded.offsets[encoded.tokens.index(unknown)]
+            raise ModelError(f"{name}: the tokeniser has no token for {text[start:end]!r} in {text!r}.")
 
 
 def _state(config: ModelConfig, entry: Entry) -> object:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, layer_error
-from orchestrator.models.anatomy import text_config
 from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
+from orchestrator.models.decoder_config import text_config
 from orchestrator.models.groups import PADDING, TEXT, VISION
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.shortening import attention_form, block, full_mask

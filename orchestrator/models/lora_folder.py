@@ -24,8 +24,12 @@ BASE_DIGEST = "base_digest"
 """Key of the weights' metadata that holds the digest of the base model's folder."""
 
 
-def attach_lora(adapter: Adapter, name: str, entry: Entry, allow: Iterable[str]) -> None:
+def attach_lora(adapter: Adapter, name: str, entry: Entry | None = None, allow: Iterable[str] = ()) -> None:
     """Inject a saved LoRA adapter's layers into an adapter's model, unmerged, so that the base weights stay exact.
+
+    Args:
+        entry: the base model; without it, what the adapter says of its own is not asked.
+        allow: patterns of keys that need not fit.
 
     Raises:
         ModelError: if the adapter is of another base model, its targets match nothing, or any of its keys does not
@@ -35,7 +39,8 @@ def attach_lora(adapter: Adapter, name: str, entry: Entry, allow: Iterable[str])
 
     place, folder, allow = f"model.adapter {name!r}", check_lora(name), tuple(allow)
     found, metadata = header(folder / ADAPTER_WEIGHTS, place)
-    check_base(place, folder, metadata, entry, allow)
+    if entry is not None:
+        check_base(place, folder, metadata, entry, allow)
     on_meta = adapter.device.type == "meta"
     try:
         wrapped = _injected(adapter.model, PeftConfig.from_pretrained(str(folder)), on_meta)
@@ -93,8 +98,8 @@ def check_base(place: str, folder: Path, metadata: dict[str, str], entry: Entry,
     known = entries()
     trained = known[base].repository if base in known else base
     other = bool(trained) and entry.repository is not None and _is_hub_id(str(trained)) and trained != entry.repository
-    if base in known and known[base].folder is not None:  # a model that is shipped with the package
-        other = entry.folder is None or entry.folder.resolve() != known[base].folder.resolve()
+    if base in known and (shipped := known[base].folder) is not None:
+        other = entry.folder is None or entry.folder.resolve() != shipped.resolve()
     digest = metadata.get(BASE_DIGEST)
     if digest is not None and entry.folder is not None:
         other = digest != digest_folder(entry.folder)
@@ -103,6 +108,12 @@ def check_base(place: str, folder: Path, metadata: dict[str, str], entry: Entry,
             f"{place} was trained on {base or 'other weights'}, and model.name is {entry.name}. Name its own base"
             f" model, or put {base!r} into model.allow to use it all the same."
         )
+
+
+def base_digest(name: str) -> dict[str, str]:
+    """Return the metadata of an adapter's weights that names the content of its base model's folder."""
+    folder = Path(name).expanduser()
+    return {BASE_DIGEST: digest_folder(folder)} if (folder / "config.json").is_file() else {}
 
 
 def _is_hub_id(name: str) -> bool:

@@ -56,9 +56,7 @@ def without_tensorflow_check() -> Iterator[None]:
         dynamic_module_utils.get_imports = listed
 
 
-def load_molmo(
-    entry: Entry, allow: Sequence[str], dtype: torch.dtype, device_map: str | None = None
-) -> MolmoAdapter:
+def load_molmo(entry: Entry, allow: Sequence[str], dtype: torch.dtype, device_map: str | None = None) -> MolmoAdapter:
     """Return the adapter of a Molmo repository at the revision that the entry pins; see `loading.load_checked`."""
     from transformers import AutoConfig, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from orchestrator.models import anatomy
+from orchestrator.models.decoder_config import text_config
 
 
 class Parts:
@@ -56,7 +57,7 @@ class Parts:
     @property
     def hidden_size(self) -> int:
         """D, the width of the residual stream."""
-        return int(anatomy.text_config(self.config).hidden_size)
+        return int(text_config(self.config).hidden_size)
 
     @property
     def encoder_layers(self) -> list[nn.Module]:

@@ -14,9 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
+from orchestrator.config import CaptureConfig, DataConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
+from orchestrator.models.decoder_config import context_length
 from orchestrator.models.tap_names import chosen_taps
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
@@ -76,9 +77,12 @@ def footprint(run: RunConfig) -> Footprint:
     Raises:
         ModelError: if the model is unknown, or its config is not at hand.
     """
-    data = run.data
-    size = (data.height, data.width) if isinstance(data, ScenesConfig) else COCO_SIZE
-    return footprint_at(run.model, *size, capture=run.capture, batch_size=run.how.batch_size)
+    return footprint_at(run.model, *image_size(run.data), capture=run.capture, batch_size=run.how.batch_size)
+
+
+def image_size(data: DataConfig) -> tuple[int, int]:
+    """Return the (height, width) of a source's images, px: those of scenes, else the most frequent of photographs."""
+    return (data.height, data.width) if isinstance(data, ScenesConfig) else COCO_SIZE
 
 
 def footprint_at(
@@ -109,6 +113,30 @@ def footprint_at(
     )
 
 
+def check_context(model: ModelConfig, height: int, width: int) -> None:
+    """Refuse images whose tokens the model's context does not hold, as far as that follows from its config.
+
+    Raises:
+        ModelError: which says by how much.
+    """
+    entry = resolve(model)
+    if entry.folder is None and not _shipped_config(entry).is_file():
+        return
+    config = read_config(entry)
+    context, cross = context_length(config), cross_layers(config)
+    if context is None or cross:
+        return
+    try:
+        sequence = TEXT_TOKENS + visual_load(config, height, width).placeholders
+    except ModelError:  # a family without a rule: the length is known when an image has been prepared
+        return
+    if sequence > context:
+        raise ModelError(
+            f"{entry.name}: an image of {width} x {height} px and its question make about {sequence} tokens; the"
+            f" model's context holds {context}. Use smaller images or another model."
+        )
+
+
 def capture_bytes_per_image(run: RunConfig) -> int:
     """Return the bytes that capture keeps of one image, from above."""
     return footprint(run).bytes_per_image
@@ -120,7 +148,7 @@ def read_config(entry: Entry) -> Any:
     Raises:
         ModelError: if it cannot be had here.
     """
-    shipped = resources.files("orchestrator.models").joinpath("configs", f"{entry.name}.json")
+    shipped = _shipped_config(entry)
     if shipped.is_file():
         fields = json.loads(shipped.read_text(encoding="utf-8"))
     elif entry.folder is not None:
@@ -134,6 +162,10 @@ def read_config(entry: Entry) -> Any:
     if fields.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(f"{entry.name}: model_type {fields.get('model_type')!r} is not known to transformers.")
     return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+
+
+def _shipped_config(entry: Entry) -> Any:
+    return resources.files("orchestrator.models").joinpath("configs", f"{entry.name}.json")
 
 
 def _download_config(entry: Entry) -> dict[str, Any]:

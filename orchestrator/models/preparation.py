@@ -59,8 +59,7 @@ def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, an
     n_prompt = example["input_ids"].shape[1]
     if continuation:
         assert answer is not None, "only an answer is continued with"
-        ids = answer_ids(adapter, text, continuation, answer)
-        append_answer(example, ids, adapter.family)
+        append_answer(example, answer_ids(adapter, text, continuation, answer), adapter.family)
     check_length(adapter, example)
     groups = adapter.infer_groups(example)
     template = groups == TEXT

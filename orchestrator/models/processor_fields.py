@@ -1,4 +1,4 @@
-"""Settings that a processor and its model must share: where they differ, image tokens and image features do not match."""
+"""Settings that a processor and its model must share, or image tokens and image features do not match."""
 
 from __future__ import annotations
 

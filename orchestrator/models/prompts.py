@@ -50,7 +50,7 @@ def render(
     """
     template = getattr(processor, "chat_template", None)
     if not template or family_rules(family)["own_template"]:
-        return _render_plain(processor, family, question, image=image, answer=answer)
+        return _render_plain(family, question, image=image, answer=answer)
     pinned = {"tokenize": False, **pinned_date(template, date or ModelConfig().date)}
     content = [{"type": "image"}] if image else []
     turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
@@ -78,11 +78,13 @@ def pinned_date(template: Any, date: str) -> dict[str, str]:
     day = datetime.fromisoformat(date)
     found = re.sub(r"strftime_now\(\s*([\"'])(.*?)\1\s*\)", lambda call: json.dumps(day.strftime(call[2])), template)
     if "strftime_now(" in found:
-        raise ModelError("the chat template writes today's date in a form that is not known before; it cannot be pinned")
+        raise ModelError(
+            "the chat template writes today's date in a form that is not known before; it cannot be pinned"
+        )
     return {"chat_template": found}
 
 
-def _render_plain(processor: Any, family: str, question: str, *, image: bool, answer: str | None) -> tuple[str, str]:
+def _render_plain(family: str, question: str, *, image: bool, answer: str | None) -> tuple[str, str]:
     rules = family_rules(family)
     if "template" not in rules:
         raise ModelError(

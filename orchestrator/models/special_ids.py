@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.models import anatomy
+from orchestrator.models.decoder_config import text_config
 
 
 def stop_ids(model: Any, tokenizer: Any = None) -> set[int]:
@@ -40,7 +41,7 @@ def special_ids(model: Any, tokenizer: Any = None) -> set[int]:
 
 def _named(field: str, model: Any, tokenizer: Any) -> Iterator[list[int]]:
     """Yield what each source says of a field, as a list, in the order in which they are believed."""
-    for source in (getattr(model, "generation_config", None), tokenizer, anatomy.text_config(model.config)):
+    for source in (getattr(model, "generation_config", None), tokenizer, text_config(model.config)):
         value = getattr(source, field, None)
         ids = value if isinstance(value, list | tuple) else [value]
         yield [int(token) for token in ids if isinstance(token, int) and token >= 0]

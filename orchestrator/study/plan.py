@@ -28,7 +28,7 @@ from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.models.planning import Footprint, footprint
 from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest
-from orchestrator.study.preflight import check_names
+from orchestrator.study.preflight import check_models, check_names
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
 
 
@@ -81,7 +81,8 @@ def make_plan(sweep: Sweep) -> Plan:
 
     Raises:
         ResourceError: the actor pools do not fit this machine (only where no cluster address is named).
-        ConfigError: a model or name is unknown.
+        ConfigError: a name is unknown.
+        ModelError: a model that is at hand is not whole, or does not take what it will be asked.
     """
     storage = Storage(sweep.study.storage)
     problems: list[str] = []
@@ -90,6 +91,7 @@ def make_plan(sweep: Sweep) -> Plan:
     check_search(sweep)
     for point in sweep.points:
         check_names(point.run, wanted, None)
+    problems += check_models([point.run for point in sweep.points], wanted)
     for name in wanted:
         for point in sweep.points:
             try:

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
-from orchestrator.errors import ConfigError, StorageError, VtsweepError, did_you_mean
+from orchestrator.errors import ConfigError, ModelError, StorageError, VtsweepError, did_you_mean
 from orchestrator.store.stage_folder import Storage, canonical_json
 
 
@@ -23,7 +23,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
     """
     runs = [point.run for point in sweep.points]
     check_search(sweep)
-    _each(_distinct(runs, lambda run: run.model), _check_model)
+    _each(_distinct(runs, lambda run: run.model), lambda run: _check_model(run, stages))
     for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
         for other in runs:
             if other.data == run.data:
@@ -50,13 +50,38 @@ def _each(runs: Iterable[RunConfig], check: Callable[[RunConfig], Any]) -> list[
     return done
 
 
-def _check_model(run: RunConfig) -> None:
+def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
     from orchestrator.models.catalogue import fingerprint, resolve
+    from orchestrator.models.check import check_model
     from orchestrator.models.hub import use_cache_where_unreachable
+    from orchestrator.models.planning import image_size
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
     fingerprint(run.model)
+    text_only = "finetune" in stages and run.finetune.task.text_only_share > 0
+    check_model(run.model, questions=(run.capture.prompt,), text_only=text_only, size=image_size(run.data))
+
+
+def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
+    """Refuse models that are not whole; return what cannot be known here, where weights or packages are not at hand."""
+    from orchestrator.models.catalogue import resolve
+    from orchestrator.models.loading import missing_extras
+
+    unknown: list[str] = []
+    at_hand: list[RunConfig] = []
+    for run in _distinct(runs, lambda run: run.model):
+        try:
+            missing = missing_extras(resolve(run.model))
+        except ModelError as error:
+            unknown.append(str(error))
+            continue
+        if missing:
+            unknown.append(f"{run.model.name} needs pip install 'vtsweep[{','.join(missing)}]' where it runs")
+        else:
+            at_hand.append(run)
+    _each(at_hand, lambda run: _check_model(run, stages))
+    return unknown
 
 
 def _source_attributes(run: RunConfig) -> list[str]:

@@ -23,7 +23,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
     """
     runs = [point.run for point in sweep.points]
     check_search(sweep)
-    _each(_distinct(runs, lambda run: run.model), lambda run: _check_model(run, stages))
+    _each(_by_model(runs, stages), lambda run: _check_model(run, stages))
     for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
         for other in runs:
             if other.data == run.data:
@@ -54,13 +54,30 @@ def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
     from orchestrator.models.catalogue import fingerprint, resolve
     from orchestrator.models.check import check_model
     from orchestrator.models.hub import use_cache_where_unreachable
-    from orchestrator.models.planning import image_size
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
     fingerprint(run.model)
-    text_only = "finetune" in stages and run.finetune.task.text_only_share > 0
-    check_model(run.model, questions=(run.capture.prompt,), text_only=text_only, size=image_size(run.data))
+    check_model(run.model, **_asked(run, stages))
+
+
+def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
+    """Return what a run's stages will ask of its model, as `check_model` takes it."""
+    from orchestrator.models.planning import image_size
+
+    texts = [run.capture.prompt]
+    texts += [run.finetune.instruction] if "finetune" in stages else []
+    texts += [run.ablate.instruction] if "ablate" in stages else []
+    return {
+        "questions": tuple(text for text in texts if text),
+        "text_only": "finetune" in stages and run.finetune.task.text_only_share > 0,
+        "size": image_size(run.data),
+    }
+
+
+def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:
+    """Return one run of each model and what it is asked."""
+    return list({(run.model, *_asked(run, stages).values()): run for run in reversed(runs)}.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
@@ -70,7 +87,7 @@ def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list
 
     unknown: list[str] = []
     at_hand: list[RunConfig] = []
-    for run in _distinct(runs, lambda run: run.model):
+    for run in _by_model(runs, stages):
         try:
             missing = missing_extras(resolve(run.model))
         except ModelError as error:

@@ -191,11 +191,11 @@ def test_inputs_are_prepared_once_and_bounded(adapter: Adapter, make_run: MakeRu
     asked = make_evaluation(make_run().finetune)[0]
     calls = []
     counted = SimpleNamespace(prepare=lambda *a: calls.append(a) or adapter.prepare(*a), bucket=adapter.bucket)
-    prepared = Prepared(counted, "in one word .")  # type: ignore[arg-type]
+    prepared = Prepared(counted, "describe the image .")  # type: ignore[arg-type]
     first = prepared.prompt(asked)
     assert prepared.prompt(asked) is first
     assert len(calls) == 1
-    assert calls[0][1] == f"{asked.question.text} in one word ."
+    assert calls[0][1] == f"{asked.question.text} describe the image ."
     bounded = Prepared(counted, max_bytes=1)  # type: ignore[arg-type]
     bounded.prompt(asked)
     bounded.with_answer(asked)

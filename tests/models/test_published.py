@@ -1,0 +1,171 @@
+"""Families as published: their own configs, processors, tokenisers and templates, with small random weights.
+
+The files lie beside the checkout (`shared/real`); without them the tests of published files are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.capture.taps import Taps
+from orchestrator.config import FinetuneConfig, ModelConfig
+from orchestrator.finetune.lora import tunable
+from orchestrator.finetune.train import train
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.check import check_model
+from orchestrator.models.examine import examine
+from orchestrator.models.fitting import fit_picture, unseen_share
+from orchestrator.models.loading import load_adapter
+from orchestrator.models.prompts import render
+from orchestrator.study.plan import make_plan
+from tests.conftest import tiny_study
+from tests.models.processors import FAMILIES, processed_adapter
+
+REAL = Path(__file__).parents[3] / "shared" / "real"
+PUBLISHED = ("llava15", "granite")
+ASKED = (("What colour is it?", "red"), ("How many are there?", "3"), ("Is there a dog?", "yes"), ("Where?", "left"))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory):
+    """`published("llava15")`: a small random checkpoint of published files."""
+    if not (REAL / "tiny.py").is_file():
+        pytest.skip("needs published files beside the checkout (shared/real)")
+    root = tmp_path_factory.mktemp("published")
+
+    @cache
+    def make(family: str) -> ModelConfig:
+        command = [sys.executable, str(REAL / "tiny.py"), family, str(root / family)]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        if family == "granite":  # whose pictures are always scaled up to four tiles: one is as good for a test
+            file = root / family / "preprocessor_config.json"
+            settings = json.loads(file.read_text())
+            settings["size"] = dict(settings["max_image_size"])
+            file.chmod(0o644)
+            file.write_text(json.dumps(settings))
+        return ModelConfig(name=str(root / family))
+
+    return make
+
+
+def picture(i: int, height: int = 60, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def learns_its_answers(adapter: Adapter, *, image: bool = False) -> bool:
+    """Whether a model that was trained on a few questions then generates their answers, and stops."""
+    shown = [picture(i) if image else None for i in range(len(ASKED))]
+    examples = [adapter.prepare(one, *asked) for one, asked in zip(shown, ASKED, strict=True)]
+    part = {"rank": 16, "learning_rate": 1e-2}
+    config = FinetuneConfig.model_validate(
+        {"n_steps": 40, "batch_size": 4, "language": part, "projector": {**part, "rank": 0}}
+    )
+    with tunable(adapter, config) as tuned:
+        train(adapter, tuned, lambda _: [adapter.collate(examples)], config)
+        prompts = [adapter.prepare(one, question) for one, (question, _) in zip(shown, ASKED, strict=True)]
+        return [adapter.generate(prompt, 8)[0] for prompt in prompts] == [answer for _, answer in ASKED]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_published_models_answer_what_they_were_trained_on(published, family: str) -> None:
+    """LLaVA-1.5's template ends a turn with a space and no end token, and its tokeniser puts a space in front."""
+    assert learns_its_answers(load_adapter(published(family)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_answers_what_it_was_trained_on(family: str) -> None:
+    """The tests' tokeniser has letters for tokens, so that an answer is several of them."""
+    assert learns_its_answers(processed_adapter(family), image=family == "paligemma")
+
+
+def test_llava_1_5_learns_words_as_it_would_write_them(published) -> None:
+    adapter = load_adapter(published("llava15"), "meta")
+    labels = adapter.prepare(picture(0), *ASKED[0])["labels"][0]
+    assert adapter.tokenizer.convert_ids_to_tokens(labels[labels >= 0].tolist()) == ["▁red", "</s>"]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_labels_are_the_tokens_of_the_whole_conversation(published, family: str) -> None:
+    adapter = load_adapter(published(family), "meta")
+    for question, answer in (*ASKED, ("What?", "a red circle, and 2 more")):
+        prompt, example = adapter.prepare(None, question), adapter.prepare(None, question, answer)
+        labels = example["labels"][0]
+        answered = labels[labels >= 0].tolist()
+        assert answered[-1] in adapter.eos_token_ids
+        assert not set(answered[:-1]) & adapter.eos_token_ids
+        text = adapter.tokenizer.decode(example["input_ids"][0], skip_special_tokens=True)
+        before = adapter.tokenizer.decode(prompt["input_ids"][0], skip_special_tokens=True)
+        assert text.removeprefix(before).strip() == answer
+        spoken, continuation = render(adapter.processor, adapter.family, question, image=False, answer=answer)
+        together = spoken + continuation[: continuation.index(answer) + len(answer)]
+        assert adapter.call_processor(None, together)["input_ids"][0].tolist() == example["input_ids"][0].tolist()[:-1]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+@torch.no_grad()
+def test_doctor_plan_states_deletion_and_text_alone(published, family: str, tmp_path: Path) -> None:
+    config = published(family)
+    assert check_model(config, text_only=True)
+    assert [finding for finding in examine(config) if finding.status == "fail"] == []
+    assert make_plan(tiny_study(tmp_path, f"model.name={config.name}")).models[0].vision_tokens > 0
+    adapter = load_adapter(config)
+    example = adapter.prepare(picture(0), "What is it?")
+    with Taps(adapter, ["decoder"]) as taps:
+        output = adapter.run(example, output_hidden_states=True)
+    states = [state.hidden for state in taps.states(example)]
+    assert all(torch.equal(a, b) for a, b in zip(states[:-1], output.hidden_states[:-1], strict=True))
+    text = adapter.prepare(None, "What is it?")
+    assert adapter.generate(text, 2)
+    n = adapter.n_vision(example)
+    keep = torch.zeros(1, int(n[0]), dtype=torch.bool)
+    keep[:, ::2] = True
+    with Taps(adapter, ["decoder"]) as taps:
+        dropped = adapter.drop(example, keep)
+        assert adapter.run(dropped).logits.isfinite().all()
+    assert int(taps.states(dropped)[0].vision[0].sum()) == int(keep.sum())
+
+
+def test_the_sides_of_a_picture_are_seen(published) -> None:
+    """LLaVA-1.5's processor cuts the centre out of a picture: 99 columns on each side of a 640 x 426 photograph."""
+    sides = np.full((426, 640, 3), 128, dtype=np.uint8)
+    marked = sides.copy()
+    marked[:, :80] = 255
+    pixels = {}
+    for fit in ("pad", "stretch", "crop"):
+        adapter = load_adapter(published("llava15").model_copy(update={"fit": fit}), "meta")
+        plain, other = (adapter.prepare(image, "What?")["pixel_values"] for image in (sides, marked))
+        pixels[fit] = (plain, other)
+    assert torch.equal(*pixels["crop"])
+    assert not torch.equal(*pixels["pad"])
+    assert not torch.equal(*pixels["stretch"])
+    assert unseen_share(adapter.processor, 426, 640) == pytest.approx(1 - 426 / 640)
+    padded = fit_picture(sides, "pad", adapter.processor)
+    assert padded.shape == (640, 640, 3)
+    assert (padded[107 : 107 + 426] == 128).all()
+    square = picture(0)
+    assert fit_picture(square, "pad", adapter.processor) is square
+
+
+def test_a_fit_is_another_stage_and_a_date_too() -> None:
+    from orchestrator.models.catalogue import fingerprint
+
+    found = [fingerprint(ModelConfig(**settings)) for settings in ({}, {"fit": "crop"}, {"date": "2025-05-05"})]
+    assert len({json.dumps(one, sort_keys=True) for one in found}) == 3
+
+
+def test_todays_date_is_a_constant_of_the_study(published, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = load_adapter(published("llava15"), "meta")
+    plain = adapter.processor.chat_template
+    adapter.processor.chat_template = "Today is {{ strftime_now('%d %b %Y') }}. " + plain
+    text = adapter.tokenizer.decode(adapter.prepare(None, "What?")["input_ids"][0])
+    assert "Today is 01 Jan 2026. USER" in text
+    adapter.date = "2024-02-03"
+    assert "Today is 03 Feb 2024. USER" in adapter.tokenizer.decode(adapter.prepare(None, "What?")["input_ids"][0])

@@ -161,7 +161,7 @@ def test_a_fit_is_another_stage_and_a_date_too() -> None:
     assert len({json.dumps(one, sort_keys=True) for one in found}) == 3
 
 
-def test_todays_date_is_a_constant_of_the_study(published, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_todays_date_is_a_constant_of_the_study(published) -> None:
     adapter = load_adapter(published("llava15"), "meta")
     plain = adapter.processor.chat_template
     adapter.processor.chat_template = "Today is {{ strftime_now('%d %b %Y') }}. " + plain

@@ -24,6 +24,8 @@ class Loaded:
     image: np.ndarray | None
     attributes: Mapping[str, Any]
     reason: str | None = None
+    prompt: str | None = None
+    """What is asked of this image; the study's own prompt when absent."""
 
 
 def shard_range(shard: int, shard_size: int, n_images: int) -> range:
@@ -48,7 +50,7 @@ def _load(source: Source, index: int) -> Loaded:
         raise
     except Exception as error:  # whatever is wrong with one image is recorded, and the share of such images is bounded
         return Loaded(index, source.ids[index], None, {}, describe(error))
-    return Loaded(index, sample.image_id, sample.image, sample.attributes)
+    return Loaded(index, sample.image_id, sample.image, sample.attributes, prompt=sample.prompt)
 
 
 def describe(error: BaseException) -> str:
@@ -70,6 +72,7 @@ def to_row(shard: int, images: Sequence[Loaded]) -> pa.Table:
             "shape": None if one.image is None else one.image.shape,
             "attributes": dict(one.attributes),
             "reason": one.reason,
+            "prompt": one.prompt,
         }
         for one in images
     ]
@@ -90,5 +93,6 @@ def from_row(table: pa.Table) -> tuple[int, list[Loaded]]:
         image = None
         if fact["shape"] is not None:
             image = np.frombuffer(pixels[place].as_buffer(), dtype=np.uint8).reshape(fact["shape"])
-        images.append(Loaded(fact["index"], fact["image_id"], image, fact["attributes"], fact["reason"]))
+        facts = (fact["attributes"], fact["reason"], fact["prompt"])
+        images.append(Loaded(fact["index"], fact["image_id"], image, *facts))
     return table["shard"][0].as_py(), images

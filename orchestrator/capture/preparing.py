@@ -1,4 +1,4 @@
-"""Images through the processor, its work on the prompt done once: all images of a stage are asked the same question."""
+"""Images through the processor, its work on the prompt done once: most stages ask all images the same question."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ class Preparer:
         self._first: dict[tuple[int, ...], Batch] = {}
         self._same: dict[tuple[int, ...], bool] = {}
 
-    def __call__(self, image: np.ndarray) -> Batch:
+    def __call__(self, image: np.ndarray, prompt: str | None = None) -> Batch:
+        """An image's inputs with the stage's prompt, or with a prompt of its own."""
+        if prompt is not None and prompt != self.prompt:
+            return self.adapter.prepare(image, prompt)
         size = image.shape
         if self._same.get(size):
             return self._with_pixels(self._first[size], image)

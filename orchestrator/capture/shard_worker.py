@@ -87,7 +87,7 @@ class CaptureWorker:
             if one.image is None:
                 continue
             try:
-                examples[one.index] = self.prepare(one.image)
+                examples[one.index] = self.prepare(one.image, one.prompt)
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 rejected[one.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}

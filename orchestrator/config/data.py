@@ -107,4 +107,38 @@ class FolderConfig(FilesConfig):
         return value
 
 
-DataConfig = Annotated[ScenesConfig | CocoConfig | FolderConfig, Field(discriminator="source")]
+class QuestionsConfig(FilesConfig):
+    """Question files: one row an image with its own question (docs/data.md)."""
+
+    source: Literal["questions"] = "questions"
+    root: str
+    """Folder (or fsspec URI) below which question files and images lie."""
+    file: tuple[str, ...] = ()
+    """Question files below `root`: JSON lines, JSON, CSV or Parquet; the layout's official names when empty."""
+    layout: str = "rows"
+    """`rows` (fields of docs/data.md), gqa, pope, vqa, textvqa, refcoco, clevr, captions, or one of your own."""
+    images: tuple[str, ...] = ()
+    """Path of an image below `root`, with `{image}` for its name in the row and `{number}` for the twelve digits in it
+    (COCO 2014's names in COCO 2017's folders). Of several the first that is there; the layout's own when empty."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Names of the fields in layout `rows`, `{question: prompt, answer: label}`."""
+    families: tuple[str, ...] | None = None
+    """Keep rows of these families; all when absent."""
+    splits: tuple[str, ...] | None = None
+    """Keep rows of these splits; all when absent."""
+    where: dict[str, str] = Field(default_factory=dict)
+    """Keep rows whose attribute has this value, as `{left_right: "true"}` for GQA's left/right relations."""
+    scoring: str | None = None
+    """How answers are judged (exact, gqa, yes_no, vqa, box); the layout's own rule when absent."""
+    attributes: dict[str, AttributeKind] = Field(default_factory=dict)
+    """Kinds of free attributes, as for a folder."""
+    missing: tuple[str, ...] = MISSING_SPELLINGS
+    """Spellings of missing values, as for a folder."""
+
+    @field_validator("file", "images", mode="before")
+    @classmethod
+    def _one_file(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+DataConfig = Annotated[ScenesConfig | CocoConfig | FolderConfig | QuestionsConfig, Field(discriminator="source")]

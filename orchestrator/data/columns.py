@@ -17,9 +17,9 @@ KINDS: dict[AttributeKind, Kind] = {"count": "count", "number": "continuous", "c
 MOSTLY = 0.5
 """From this share of numbers on, a column of undeclared kind is one of numbers, and anything else in it an error."""
 
-_WHOLE = r"^[+-]?(0|[1-9][0-9]*)$"
+WHOLE = r"^[+-]?(0|[1-9][0-9]*)$"
 _ROUND = r"^[+-]?(0|[1-9][0-9]*)(\.0*)?$"
-_NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ALMOST = r"^(?i)[+-]?([0-9]+,[0-9]+|[0-9]{1,3}([ ,.'][0-9]{3})+([.,][0-9]+)?|inf(inity)?|[0-9.]+ ?%)$"
 """What people write for numbers and other programs read differently: decimal commas, grouped digits, per cent."""
 
@@ -58,12 +58,12 @@ def type_column(
         spellings[""] = n_empty
     values = plain.zip_with(~gone, pl.Series([None], dtype=pl.String).new_from_index(0, len(plain)))
     chosen: AttributeKind
-    number = values.str.contains(_NUMBER)  # null where missing
+    number = values.str.contains(NUMBER)  # null where missing
     if kind is None:
         n, n_numbers = values.count(), int(number.sum())
         n_almost = int(values.str.contains(_ALMOST).sum())
         mostly = n > 0 and (n_numbers + n_almost) >= MOSTLY * n
-        chosen = "category" if not mostly else "count" if values.str.contains(_WHOLE).all() else "number"
+        chosen = "category" if not mostly else "count" if values.str.contains(WHOLE).all() else "number"
     else:
         chosen = kind
     if chosen == "category":
@@ -84,7 +84,7 @@ def _odd_value(
         return f"{place}; expected {wanted} or a missing value (data.attributes: {{{values.name}: {kind}}})"
     if re.fullmatch(r"(?i)[+-]?inf(inity)?", values[row]):
         return f"{place}, which is infinite; expected a number or a missing value"
-    n_numbers = int(values.str.contains(_NUMBER).sum())
+    n_numbers = int(values.str.contains(NUMBER).sum())
     return (
         f"{place}, but {n_numbers} of {values.count()} values are numbers. Write numbers with a decimal point and no "
         f"grouping, add a spelling of missing values to data.missing, or declare data.attributes: {{{values.name}: "

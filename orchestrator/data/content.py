@@ -147,9 +147,14 @@ def _hash_local(path: str) -> str:
 # ---------------------------------------------------------------- cache
 
 
-def _cache_file(root: str) -> Path:
+def cache_folder(kind: str) -> Path:
+    """Folder of one kind of cache, which may not be there yet."""
     folder = os.environ.get("VTSWEEP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vtsweep"
-    return Path(folder).expanduser() / "content" / f"{hashlib.sha256(root.encode()).hexdigest()[:32]}.parquet"
+    return Path(folder).expanduser() / kind
+
+
+def _cache_file(root: str) -> Path:
+    return cache_folder("content") / f"{hashlib.sha256(root.encode()).hexdigest()[:32]}.parquet"
 
 
 def _read_cache(file: Path) -> pl.DataFrame:

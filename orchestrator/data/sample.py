@@ -24,13 +24,15 @@ class Sample:
     """The ground truth of a synthetic image."""
     objects: Sequence[Any] | None = None
     """The objects of a COCO image (`coco.CocoObject`)."""
+    prompt: str | None = None
+    """What is asked of this image; the study's own prompt when absent."""
 
 
 class Source(Protocol):
     """A numbered set of images. Sources pickle small: they carry names and numbers, never pixels."""
 
     name: str
-    """`scenes`, `coco` or `folder`."""
+    """`scenes`, `coco`, `folder` or `questions`."""
     ids: Sequence[str]
     """Unique id of each image, in order."""
     attribute_kinds: Mapping[str, Kind]

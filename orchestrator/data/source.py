@@ -1,4 +1,4 @@
-"""Where images come from: scenes, COCO, or a folder of one's own, all behind one protocol."""
+"""Where images come from: scenes, COCO, a folder of one's own, or question files, all behind one protocol."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-from orchestrator.config import CocoConfig, FolderConfig, ScenesConfig
+from orchestrator.config import CocoConfig, FolderConfig, QuestionsConfig, ScenesConfig
 from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
 from orchestrator.data.coco import open_coco
+from orchestrator.data.files.source import open_questions
 from orchestrator.data.folder import open_folder
 from orchestrator.data.render import render
 from orchestrator.data.sample import Sample, Source
@@ -65,17 +66,19 @@ class ScenesSource:
         return {**settings, "version": SCENES_VERSION}
 
 
-def make_source(config: ScenesConfig | CocoConfig | FolderConfig) -> Source:
+def make_source(config: ScenesConfig | CocoConfig | FolderConfig | QuestionsConfig) -> Source:
     """Open a source and check it: ConfigError or DataError before any work for what is missing or malformed."""
     if isinstance(config, ScenesConfig):
         return ScenesSource(config)
     try:
         if isinstance(config, CocoConfig):
             return open_coco(config)
+        if isinstance(config, QuestionsConfig):
+            return open_questions(config)
         if isinstance(config, FolderConfig):
             return open_folder(config)
     except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
         if isinstance(error, VtsweepError) or "://" not in config.root:
             raise
         raise DataError(f"data.root {config.root!r} cannot be read: {error}") from error
-    raise ConfigError(f"data: expected scenes, coco or folder settings, found {type(config).__name__}")
+    raise ConfigError(f"data: expected scenes, coco, folder or questions settings, found {type(config).__name__}")

@@ -67,7 +67,7 @@ class PointResults:
     Args:
         label: short and unique within the study, e.g. `reference-joint, coco`.
         model: catalogue name of the model.
-        source: scenes, coco or folder.
+        source: scenes, coco, folder or questions.
         n_layers: L, decoder layers; the decoder's tap points are 0 .. L.
         attribute_kinds: attribute -> count, continuous or categorical.
         digests: stage name -> digest.

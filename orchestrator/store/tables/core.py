@@ -30,7 +30,7 @@ TABLES: dict[str, Table] = {
     "images": Table(
         {
             "image_id": IMAGE,
-            "source": Column(STRING, "scenes, coco or folder"),
+            "source": Column(STRING, "scenes, coco, folder or questions"),
             "index": Column(INT, "place in the source, from 0"),
             "width": Column(INT, "width, px"),
             "height": Column(INT, "height, px"),

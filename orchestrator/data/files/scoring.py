@@ -27,11 +27,11 @@ _DIGITS = {"none": "0", **{word: str(n) for n, word in enumerate(_NUMBERS)}}
 _ARTICLES = ("a", "an", "the")
 _CONTRACTIONS = re.findall(
     r"\S+",
-    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's i'm "
-    "i've isn't it'd it'll let's ma'am might've must've mustn't needn't not've o'clock oughtn't shan't she'd "
-    "should've shouldn't somebody's someone's something's that'd that's there'd there're there's they'd they'll they're "
-    "they've wasn't we'd we've weren't what'll what're what's what've when's where'd where's where've who'd who'll who's "
-    "who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've",
+    "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how'd how'll how's "
+    "i'm i've isn't it'd it'll let's ma'am might've must've mustn't needn't not've o'clock oughtn't shan't she'd "
+    "should've shouldn't somebody's someone's something's that'd that's there'd there're there's they'd they'll "
+    "they're they've wasn't we'd we've weren't what'll what're what's what've when's where'd where's where've "
+    "who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd you'll you're you've",
 )
 _WITH_APOSTROPHE = {word.replace("'", ""): word for word in _CONTRACTIONS}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'

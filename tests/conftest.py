@@ -14,8 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["VTSWEEP_CACHE"] = str(Path(tempfile.gettempdir()) / f"vtsweep-test-cache-{os.getuid()}")
 
 import pytest
+from hypothesis import settings
 
 from orchestrator.config.sweep import Sweep, make_sweep
+
+# A machine that is busy makes an example slow, not wrong.
+settings.register_profile("gate", deadline=None)
+settings.load_profile("gate")
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 """A real COCO folder beside the checkout, where there is one."""

@@ -20,8 +20,8 @@ from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
 from orchestrator.config import ModelConfig, RunConfig, TaskConfig
+from orchestrator.data.coco import open_coco
 from orchestrator.data.mixture import Example, ExampleMaker
-from orchestrator.data.source import make_source
 from orchestrator.finetune.evaluate import judge, wilson
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
@@ -57,9 +57,9 @@ def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
     """
     config = run.ablate
     task = TaskConfig(source=config.source, n_objects_low=config.n_objects_low, n_objects_high=config.n_objects_high)
-    source = make_source(run.data) if config.source == "coco" else None
+    source = open_coco(run.data) if isinstance(run.data, CocoConfig) and config.source == "coco" else None
     among = (lambda image_id: half_of(image_id) == "judge") if fresh else None
-    maker = ExampleMaker(task, source, among)  # type: ignore[arg-type]
+    maker = ExampleMaker(task, source, among)
     wanted = [("low", f) for f in config.low_families] + [("high", f) for f in config.high_families]
     seed = config.seed + SEED_SHIFT * fresh
     return [maker.make(family, tier, seed, i) for tier, family in wanted for i in range(config.n_per_family)]

@@ -65,6 +65,9 @@ class FilesConfig(Section):
     """Number of images, drawn by `seed`; all when absent."""
     seed: Count = 0
     """Seed of the draw."""
+    pixels: tuple[str, ...] = ()
+    """Attributes computed from the pixels (docs/data.md): edge_density, compressed_size, entropy, n_segments,
+    colourfulness, saliency_spread."""
     max_rejected_fraction: Share = 0.05
     """A stage fails when more than this share of images is rejected."""
 

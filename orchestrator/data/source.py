@@ -11,6 +11,7 @@ from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attribute
 from orchestrator.data.coco import open_coco
 from orchestrator.data.files.source import open_questions
 from orchestrator.data.folder import open_folder
+from orchestrator.data.pixel_source import with_pixels
 from orchestrator.data.render import render
 from orchestrator.data.sample import Sample, Source
 from orchestrator.data.scenes import check_scenes, make_scene
@@ -71,14 +72,19 @@ def make_source(config: ScenesConfig | CocoConfig | FolderConfig | QuestionsConf
     if isinstance(config, ScenesConfig):
         return ScenesSource(config)
     try:
-        if isinstance(config, CocoConfig):
-            return open_coco(config)
-        if isinstance(config, QuestionsConfig):
-            return open_questions(config)
-        if isinstance(config, FolderConfig):
-            return open_folder(config)
+        source = _open(config)
     except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
         if isinstance(error, VtsweepError) or "://" not in config.root:
             raise
         raise DataError(f"data.root {config.root!r} cannot be read: {error}") from error
+    return with_pixels(source, config.pixels) if config.pixels else source
+
+
+def _open(config: CocoConfig | FolderConfig | QuestionsConfig) -> Source:
+    if isinstance(config, CocoConfig):
+        return open_coco(config)
+    if isinstance(config, QuestionsConfig):
+        return open_questions(config)
+    if isinstance(config, FolderConfig):
+        return open_folder(config)
     raise ConfigError(f"data: expected scenes, coco, folder or questions settings, found {type(config).__name__}")

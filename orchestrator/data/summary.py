@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.data.pixels import PIXEL_ATTRIBUTES
 from orchestrator.data.sample import Source
 
 MAX_LOOKED_AT = 2_000
@@ -42,8 +43,10 @@ def summarise_attributes(source: Source, limit: int = MAX_LOOKED_AT) -> list[Att
             name,
             kind,
             n,
-            sum(row.get(name) is None for row in rows),
-            describe_range([row[name] for row in rows if row.get(name) is not None], kind),
+            sum(row[name] is None for row in rows if name in row),
+            describe_range([row[name] for row in rows if row.get(name) is not None], kind)
+            if name not in PIXEL_ATTRIBUTES or any(name in row for row in rows)
+            else "from the pixels",
             spellings.get(name, {}),
         )
         for name, kind in source.attribute_kinds.items()

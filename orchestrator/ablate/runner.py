@@ -19,7 +19,7 @@ from orchestrator.ablate.pairs import make_pairs
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
-from orchestrator.config import ModelConfig, RunConfig, TaskConfig
+from orchestrator.config import CocoConfig, ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.coco import open_coco
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.finetune.evaluate import judge, wilson

@@ -39,6 +39,10 @@ class StorageError(VtsweepError, OSError):
     exit_code = 5
 
 
+class DamagedError(StorageError):
+    """A file of ours is not what was written: what it stood for has to be done again."""
+
+
 class ResourceError(VtsweepError, RuntimeError):
     """The machine or cluster cannot hold what was asked; running it would hang or run out of memory."""
 

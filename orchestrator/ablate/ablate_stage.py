@@ -16,7 +16,7 @@ from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, w
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.source import SCENES_VERSION, make_source
 from orchestrator.data.templates import question_fingerprint
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.catalogue import fingerprint, resolve
 from orchestrator.progress import Progress
 from orchestrator.store.stage_folder import Stage, Storage
@@ -99,9 +99,10 @@ def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
     """Draw the policy and its link to compression from all cells, and mark the stage done.
 
     Raises:
-        AssertionError: a cell is missing.
+        StageError: a cell is not whole in storage.
     """
-    assert set(range(len(cells))) <= set(stage.finished_shards()), "a cell was not written"
+    if missing := set(range(len(cells))) - set(stage.finished_shards()):
+        raise StageError(f"ablate: {len(missing)} of {len(cells)} cells are not whole in storage; run again")
     config, summary = run.ablate, {"cells": len(cells)}
     if {"policy", "link"} & set(config.checks):
         plan = stage.open()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from orchestrator.ablate.policy import bootstrap_mean, with_layer_share
 from orchestrator.cli.render import print_rows
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
 from orchestrator.config.sweep import Sweep, validate
+from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.store.tables.core import check_table
@@ -45,9 +45,11 @@ def load_policy(file: str) -> PolicyFile:
         ConfigError: the file is absent, is not YAML, or says something else; the message names file and key.
     """
     try:
-        tree = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"policy {file!r} cannot be read: {error.strerror}") from error
+        folder, _, name = file.rpartition("/")
+        tree = read_yaml(Storage(folder or ".").read(name).decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)[:200]
+        raise ConfigError(f"policy {file!r} cannot be read: {reason}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"policy {file!r} is not valid YAML: {error}") from error
     if not isinstance(tree, dict):

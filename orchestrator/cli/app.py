@@ -146,6 +146,23 @@ def status(
     _emit(found, as_json, lambda: print_status(found))
 
 
+@app.command(epilog="Example:  vtsweep verify results/studies/quickstart")
+def verify(
+    study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")],
+    redo: Annotated[bool, typer.Option(help="Take damaged shards back, so that the next run does them again")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every file of a study's stages against the checksums of when it was written; 5 when something is damaged."""
+    from orchestrator.cli.closing import print_verified, verified
+    from orchestrator.store.study_record import Study
+
+    found = verified(Study.load(study), redo=redo, quiet=quiet or as_json)
+    _emit(found, as_json, lambda: print_verified(found))
+    if found["damaged"]:
+        raise typer.Exit(5)
+
+
 @app.command(epilog="Example:  vtsweep compare results/studies/joint results/studies/cross --out comparison")
 def compare(
     studies: Annotated[list[str], typer.Argument(help="Two or more study folders")],

@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
@@ -187,6 +188,41 @@ def print_status(status: dict[str, Any]) -> None:
         console.print(f"resume:  [cyan]{status['command']}[/]")
 
 
+def verified(study: Study, *, redo: bool, quiet: bool = False) -> dict[str, Any]:
+    """What the files of a study's stages are now, as plain values; with `redo`, damaged shards are taken back."""
+    from orchestrator.store.verify import redo as take_back
+    from orchestrator.store.verify import verify_study
+
+    with Progress(f"verify {study.name}", None, "shards", quiet=quiet) as progress:
+        findings = verify_study(study, progress.advance)
+    taken = take_back(study, findings) if redo else []
+    rows = [
+        {
+            "stage": f.stage,
+            "digest": f.digest,
+            "shards": f.n_shards,
+            "MB": round(f.n_bytes / 1e6, 1),
+            "damaged": len(f.problems),
+        }
+        for f in findings
+    ]
+    problems = [{"stage": f.stage, "digest": f.digest, "problem": p} for f in findings for p in f.problems]
+    command = study.record["command"]
+    return {"study": study.name, "stages": rows, "damaged": problems, "taken_back": taken, "command": command}
+
+
+def print_verified(found: dict[str, Any]) -> None:
+    """Print `verified` for people, and what to do where something is damaged."""
+    console = Console(soft_wrap=True, highlight=False)
+    print_rows(f"{found['study']}: every file against its checksum", found["stages"], console)
+    for row in found["damaged"]:
+        console.print(f"[red]{row['stage']} {row['digest']}[/]: {escape(row['problem'])}")
+    if found["taken_back"]:
+        console.print(f"taken back; run again:  [cyan]{found['command']}[/]")
+    elif found["damaged"]:
+        console.print("do it again:  [cyan]vtsweep verify --redo STUDY[/], then the study's own command")
+
+
 def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> str:
     """Write one report over several studies; returns the path of its page.
 
@@ -203,4 +239,4 @@ def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> st
     studies = [gather_results(Study.load(folder)) for folder in folders]
     with Progress("comparison", None, "files", quiet=quiet) as progress:
         written = make_comparison(studies, storage, lambda name: progress.advance(1, name))
-    return storage.path(written[0])
+    return storage.locate(written[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from orchestrator.config import RunConfig, Section, StudyConfig
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
 from orchestrator.store.stage_folder import canonical_json
+
+MAX_POINTS = 10_000
+"""Points of one study; more is a slip in an axis."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,9 @@ def _check_axes(study: StudyConfig, file: str) -> None:
     for key in study.zip:
         if key in study.axes:
             raise ConfigError(f"{file}: {key}: stands in both `axes` and `zip`; expected one of them")
+    n_points = math.prod(len(values) for values in study.axes.values())
+    if n_points > MAX_POINTS:
+        raise ConfigError(f"{file}: axes: {n_points} points, expected at most {MAX_POINTS}")
     lengths = {key: len(values) for key, values in study.zip.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"{file}: zip: lists must be equally long, found {lengths}")
@@ -200,7 +207,7 @@ def _describe(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -
     if problem["type"] == "literal_error":
         expected = str(problem["ctx"]["expected"])
         options = [option.strip(" '\"") for option in expected.replace(" or ", ",").split(",")]
-        return f"{key}: found {found!r}, expected {expected}.{_nearest(str(found), options)}"
+        return f"{key}: found {_short(found)!r}, expected {expected}.{_nearest(_short(found), options)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if problem["type"] == "value_error" else f"; found {_short(found)!r}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -19,7 +20,8 @@ import numpy as np
 import polars as pl
 from fsspec.implementations.local import LocalFileSystem
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import DamagedError, StorageError
+from orchestrator.store.transient import retried
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Storage:
         """Absolute path of `name` inside this storage, as its filesystem wants it."""
         return f"{self._opened[1]}/{name}" if name else self._opened[1]
 
+    def locate(self, name: str) -> str:
+        """Where `name` is, as people and commands write it: a path, or the URI of an object store."""
+        return self.path(name) if self.is_local else f"{self.uri.rstrip('/')}/{name}".rstrip("/")
+
     def sub(self, name: str) -> Storage:
         """A storage rooted at the folder `name` of this one."""
         return Storage(f"{self.uri.rstrip('/')}/{name}")
@@ -66,9 +72,9 @@ class Storage:
         """
         with self._named_errors(f"cannot write {name}", ". What was finished is kept."):
             if self.is_local:
-                _write_local(Path(self.path(name)), data)
+                retried(lambda: _write_local(Path(self.path(name)), data))
             else:
-                self.fs.pipe_file(self.path(name), data)
+                retried(lambda: self.fs.pipe_file(self.path(name), data))
 
     def create(self, name: str, data: bytes) -> None:
         """Publish `data` at `name` unless a file is there. Of several writers one wins: read back what is there.
@@ -77,7 +83,7 @@ class Storage:
         """
         if self.is_local:
             with self._named_errors(f"cannot write {name}"):
-                _write_local(Path(self.path(name)), data, replace=False)
+                retried(lambda: _write_local(Path(self.path(name)), data, replace=False))
             return
         try:
             self.fs.pipe_file(self.path(name), data, mode="create")
@@ -88,16 +94,16 @@ class Storage:
     def remove(self, name: str) -> None:
         """Delete the file `name`; nothing where there is none (another process may have been first)."""
         with self._named_errors(f"cannot delete {name}"), contextlib.suppress(FileNotFoundError):
-            self.fs.rm_file(self.path(name))
+            retried(lambda: self.fs.rm_file(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """Bytes of `name`; `FileNotFoundError` when absent, `StorageError` when it cannot be read."""
         with self._named_errors(f"cannot read {name}", missing=(FileNotFoundError,)):
-            return self.fs.cat_file(self.path(name))
+            return retried(lambda: self.fs.cat_file(self.path(name)))
 
     def exists(self, name: str) -> bool:
         with self._named_errors(f"cannot look for {name}"):
-            return bool(self.fs.exists(self.path(name)))
+            return bool(retried(lambda: self.fs.exists(self.path(name))))
 
     def modified(self, name: str) -> float:
         """When `name` was written, seconds since 1970."""
@@ -123,7 +129,7 @@ class Storage:
         self.fs.invalidate_cache()
         with self._named_errors(f"cannot list {folder}", missing=(FileNotFoundError,)):
             try:
-                found = self.fs.ls(self.path(folder), detail=False)
+                found = retried(lambda: self.fs.ls(self.path(folder), detail=False))
             except FileNotFoundError:
                 return []
         return sorted(PurePosixPath(p).name for p in found)
@@ -134,27 +140,34 @@ class Storage:
     def read_json(self, name: str) -> Any:
         """The value in `name`; `FileNotFoundError` when absent, `StorageError` when it is no JSON."""
         try:
-            return json.loads(self.read(name))
-        except ValueError as error:
-            raise StorageError(f"{name} in {self.uri} is damaged: {error}") from error
+            return json.loads(self.read(name), parse_int=_whole_number)
+        except (ValueError, RecursionError) as error:
+            raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 
-    def write_table(self, name: str, table: pl.DataFrame) -> None:
-        """Publish `table` as zstd Parquet."""
+    def write_table(self, name: str, table: pl.DataFrame) -> FileMark:
+        """Publish `table` as zstd Parquet; returns what it can be known by later."""
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
-        self.write(name, buffer.getvalue())
+        return self._write_marked(name, buffer.getvalue())
 
-    def write_array(self, name: str, array: np.ndarray) -> None:
-        """Publish `array` as `.npy` (never pickled)."""
+    def write_array(self, name: str, array: np.ndarray) -> FileMark:
+        """Publish `array` as `.npy` (never pickled); returns what it can be known by later."""
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        self.write(name, buffer.getvalue())
+        return self._write_marked(name, buffer.getvalue())
+
+    def _write_marked(self, name: str, data: bytes) -> FileMark:
+        self.write(name, data)
+        return {"bytes": len(data), "blake2b": checksum(data)}
 
     def read_array(self, name: str) -> np.ndarray:
         """The array at `name`: memory-mapped on a local disk, read whole from an object store."""
-        if self.is_local:
-            return np.load(self.path(name), mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+        try:
+            if self.is_local:
+                return np.load(self.path(name), mmap_mode="r", allow_pickle=False)
+            return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 
     def scan(self, names: list[str]) -> pl.LazyFrame:
         """Lazy table over Parquet files of this storage."""
@@ -164,24 +177,21 @@ class Storage:
 
         return pl.scan_pyarrow_dataset(pads.dataset([self.path(n) for n in names], filesystem=self.fs))
 
-    def parquet_rows(self, name: str) -> int:
-        """Rows the Parquet footer of `name` declares; raises when the footer does not read."""
-        import pyarrow.parquet as pq
 
-        with self.fs.open(self.path(name), "rb") as handle:
-            return pq.ParquetFile(handle).metadata.num_rows
+FileMark = dict[str, Any]
+"""Size and checksum of a file."""
 
-    def array_shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the `.npy` at `name`, checked against the file's length; raises `ValueError` when cut short."""
-        with self.fs.open(self.path(name), "rb") as handle:
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(handle)
-            expected = handle.tell() + int(np.prod(shape)) * dtype.itemsize
-        found = self.fs.size(self.path(name))
-        if found != expected:
-            raise ValueError(f"{name}: {found} bytes, expected {expected}")
-        return shape
+
+def checksum(data: bytes | memoryview) -> str:
+    """BLAKE2b of 128 bits, in hex: about 1 GB/s on one core."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _whole_number(text: str) -> int:
+    """JSON has whole numbers of any length; what 64 bits do not hold is no count, seed or size of ours."""
+    if len(text) > 19:
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
 
 
 def encode_json(value: Any) -> bytes:

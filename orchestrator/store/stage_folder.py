@@ -3,20 +3,21 @@
     STORAGE/
       capture/DIGEST/            one directory a stage and *what*; equal work is never done twice
         stage.json               the *what*, its inputs' digests and the shard plan; written first
-        shards/00000.json        what shard 0 holds: table -> rows, array -> shape; written after its files
+        shards/00000.json        what shard 0 holds: rows, shapes, dtypes, checksums; written after its files
         layer_metrics/00000.parquet
         features/decoder/00000.npy
         _SUCCESS                 written last
       studies/NAME/              points of a study, its report, figures and tables
 
 A file is written under a temporary name and renamed (on an object store: one atomic put). A shard counts only if
-its record reads and every file it names has the recorded rows or shape.
+its record equals its own checksum and every file it names has the recorded size and checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ import numpy as np
 import polars as pl
 
 from orchestrator import interrupt
-from orchestrator.errors import StorageError
-from orchestrator.store.filesystem import Storage, encode_json
+from orchestrator.errors import DamagedError, StorageError
+from orchestrator.store.filesystem import Storage, checksum, encode_json
 
 __all__ = ["STAGE_FILE", "SUCCESS", "Stage", "Storage", "canonical_json", "digest", "load_stage"]
 
@@ -87,11 +88,15 @@ class Stage:
         """
         if not self.store.exists(STAGE_FILE):
             record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
-            self.store.create(STAGE_FILE, encode_json(record))
+            self.store.create(STAGE_FILE, encode_json({**record, "checksum": digest(record["plan"])}))
         try:
-            return dict(self.store.read_json(STAGE_FILE)["plan"])
-        except (StorageError, KeyError, TypeError) as error:
-            raise StorageError(f"{error}; remove the folder {self.store.uri} to begin the stage again") from error
+            found = self.store.read_json(STAGE_FILE)
+            if found["checksum"] != digest(found["plan"]):
+                raise ValueError(f"{self.folder}/{STAGE_FILE} is damaged: its plan is not the one that was written")
+            return dict(found["plan"])
+        except (StorageError, KeyError, TypeError, ValueError) as error:
+            found_fault = str(error) if isinstance(error, StorageError | ValueError) else f"{STAGE_FILE} is damaged"
+            raise StorageError(f"{found_fault}; remove the folder {self.store.uri} to begin the stage again") from error
 
     def is_done(self) -> bool:
         """Whether `_SUCCESS` is there (written only after every shard was checked)."""
@@ -116,28 +121,43 @@ class Stage:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a shard's files under deterministic names, then its record. Writing a shard twice is harmless."""
-        record: dict[str, Any] = {"tables": {}, "arrays": {}, "extra": dict(extra or {})}
+        record: dict[str, Any] = {"tables": {}, "arrays": {}, "dtypes": {}, "files": {}, "extra": dict(extra or {})}
         for name, table in tables.items():
-            self.store.write_table(f"{name}/{index:05d}.parquet", table)
+            file = f"{name}/{index:05d}.parquet"
+            record["files"][file] = self.store.write_table(file, table)
             record["tables"][name] = table.height
         for name, array in (arrays or {}).items():
-            self.store.write_array(f"{name}/{index:05d}.npy", array)
-            record["arrays"][name] = list(array.shape)
-        self.store.write_json(f"shards/{index:05d}.json", record)
+            file = f"{name}/{index:05d}.npy"
+            record["files"][file] = self.store.write_array(file, array)
+            record["arrays"][name], record["dtypes"][name] = list(array.shape), str(array.dtype)
+        record = json.loads(encode_json(record))  # as it will be read: keys are text, tuples are lists
+        self.store.write_json(f"shards/{index:05d}.json", {**record, "checksum": checksum(encode_json(record))})
 
     def read_shard(self, index: int) -> dict[str, Any] | None:
-        """The record of a shard whose every file is whole, else None (missing, cut short or unreadable)."""
+        """The record of a shard whose every file is as it was written, else None (missing, cut short or altered).
+
+        Raises:
+            StorageError: the storage does not answer: not a reason to do the shard again.
+        """
+        return self._shard_record(index) if self.check_shard(index)[0] is None else None
+
+    def check_shard(self, index: int) -> tuple[str | None, int]:
+        """What is wrong with a shard's files, None for nothing, and the bytes that were read."""
+        size = 0
         try:
             record = self._shard_record(index)
-            for name, rows in record["tables"].items():
-                if self.store.parquet_rows(f"{name}/{index:05d}.parquet") != rows:
-                    return None
-            for name, shape in record["arrays"].items():
-                if self.store.array_shape(f"{name}/{index:05d}.npy") != tuple(shape):
-                    return None
-        except Exception:  # any unreadable file means the same thing: the shard is not there
-            return None
-        return record
+            for name, mark in record["files"].items():
+                data = self.store.read(name)
+                size += len(data)
+                if len(data) != mark["bytes"]:
+                    return f"{name}: {len(data)} bytes, expected {mark['bytes']}", size
+                if checksum(data) != mark["blake2b"]:
+                    return f"{name}: its content is not what was written", size
+        except FileNotFoundError as error:
+            return f"missing: {PurePosixPath(str(error.filename or error)).name}", size
+        except DamagedError as error:
+            return str(error), size
+        return None, size
 
     def written_shards(self) -> list[int]:
         """Indices of the shards that have a record, ascending; one listing, nothing is read."""
@@ -147,7 +167,8 @@ class Stage:
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Index -> record of every whole shard, ascending. Read side by side: an object store answers in its own time.
 
-        Of a finished stage only the records are read, as every file was checked before `_SUCCESS` was written.
+        Of a finished stage only the records are read, as every file was checked before `_SUCCESS` was written;
+        `store.verify` reads them all.
         """
         read = self._shard_record if self.is_done() else self.read_shard
         with ThreadPoolExecutor(4 if self.store.is_local else 32) as readers:
@@ -156,7 +177,12 @@ class Stage:
         return {index: record for index, record in found.items() if record is not None}
 
     def _shard_record(self, index: int) -> dict[str, Any]:
-        return dict(self.store.read_json(f"shards/{index:05d}.json"))
+        name = f"shards/{index:05d}.json"
+        found = self.store.read_json(name)
+        record = {key: value for key, value in found.items() if key != "checksum"} if isinstance(found, dict) else {}
+        if not record or found.get("checksum") != checksum(encode_json(record)):
+            raise DamagedError(f"{name} of {self.folder} is damaged; `vtsweep verify` says what to redo")
+        return record
 
     # -- reading
 
@@ -188,20 +214,40 @@ class Stage:
         return [f"{folder}/{name}" for name in names if name in there]
 
 
+_NAME = re.compile(r"[a-z][a-z_]{0,31}")
+_DIGEST = re.compile(r"[0-9a-f]{16}")
+
+
+def _check_name(name: Any, stage_digest: Any) -> None:
+    """Refuse a stage's name and digest that could stand for another place than a stage's folder."""
+    if not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise StorageError(f"{str(name)[:80]!r} is no stage's name")
+    if not (isinstance(stage_digest, str) and _DIGEST.fullmatch(stage_digest)):
+        raise StorageError(f"{str(stage_digest)[:80]!r} is no stage's digest: 16 hex digits are expected")
+
+
 def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
     """The stage directory `name/stage_digest` of `storage`, from its files alone.
 
     Raises:
         StorageError: there is no such directory, or its `stage.json` does not match its name.
     """
+    _check_name(name, stage_digest)
     try:
         record = storage.read_json(f"{name}/{stage_digest}/{STAGE_FILE}")
     except FileNotFoundError as error:
         raise StorageError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
     try:
+        if not isinstance(record["what"], dict):
+            raise TypeError("`what` is no mapping")
+        for key, value in dict(record["inputs"]).items():
+            _check_name(key, value)
         stage = Stage(storage, name, record["what"], record["inputs"])
-    except (KeyError, TypeError) as error:
+        found = stage.digest
+    except KeyError as error:
         raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: no {error}") from error
-    if stage.digest != stage_digest:
+    except (TypeError, ValueError) as error:  # numbers that are not finite and broken surrogates have no digest
+        raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: {str(error)[:200]}") from error
+    if found != stage_digest:
         raise StorageError(f"{name}/{stage_digest}: stage.json belongs to {stage.digest}; the folder was altered")
     return stage

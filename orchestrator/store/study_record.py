@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError, did_you_mean
+from orchestrator.store.record_format import check_record
 from orchestrator.store.source_commit import source_commit
 from orchestrator.store.stage_folder import Stage, Storage, load_stage
 
@@ -77,7 +78,8 @@ class Study:
             root = f"{root}/studies" if root else "studies"
         storage = Storage(root.removesuffix("/studies") if root != "studies" else ".")
         try:
-            return cls(storage, storage.read_json(f"studies/{name}/{STUDY_FILE}"))
+            found = storage.read_json(f"studies/{name}/{STUDY_FILE}")
+            return cls(storage, check_record(found, name, storage.locate(f"studies/{name}/{STUDY_FILE}")))
         except FileNotFoundError as error:
             known = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
             expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
@@ -108,8 +110,8 @@ class Study:
             version = self.record["versions"].get("vtsweep", "?")
             key = ".".join(str(part) for part in error.errors()[0]["loc"])
             raise StorageError(
-                f"{self.folder.path(STUDY_FILE)} was written by vtsweep {version}, and this version reads its settings "
-                f"otherwise ({key}); run the study again"
+                f"{self.folder.locate(STUDY_FILE)} was written by vtsweep {version}, and this version reads its "
+                f"settings otherwise ({key}); run the study again"
             ) from error
 
     def views(self, stage: StageName) -> list[View]:

@@ -84,13 +84,13 @@ def distinct_runs(sweep: Sweep, storage: Storage, stage: StageName) -> list[RunC
 
 
 def write_report(study: Study, *, quiet: bool = False) -> list[str]:
-    """Write the HTML report, figures and tables of a study from its files; returns their paths, the page first."""
+    """Write the HTML report, figures and tables of a study from its files; returns where they lie, the page first."""
     from orchestrator.report import make_report
     from orchestrator.report.collect import gather_results
 
     with Progress("report", None, "files", quiet=quiet) as progress:
         names = make_report(gather_results(study), study.folder.sub("report"), lambda name: progress.advance(1, name))
-    return [study.folder.path(f"report/{name}") for name in names]
+    return [study.folder.locate(f"report/{name}") for name in names]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,224 @@
+"""What is read back is what was written: checksums, names, digests; nothing on storage is unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from orchestrator.errors import ConfigError, StorageError, VtsweepError
+from orchestrator.store.stage_folder import Stage, Storage, load_stage
+from orchestrator.store.study_record import Study
+from orchestrator.store.verify import redo, verify_study
+from orchestrator.study.run import run_study, write_report
+from tests.conftest import tiny_study
+
+
+def make_stage(folder: Path) -> Stage:
+    stage = Stage(Storage(str(folder)), "capture", {"x": 1})
+    stage.open({"n": 2})
+    for index in range(2):
+        table = pl.DataFrame({"image_id": [f"{index}-{k}" for k in range(30)], "n": list(range(30))})
+        features = np.arange(60, dtype=np.float16).reshape(30, 2)
+        stage.write_shard(index, {"images": table}, {"features/decoder": features}, {"n": {1: 2}, "nan": float("nan")})
+    return stage
+
+
+FILES = ("shards/00000.json", "images/00000.parquet", "features/decoder/00000.npy")
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_any_changed_bit_of_a_shard_makes_it_no_shard(tmp_path: Path, file: str) -> None:
+    stage = make_stage(tmp_path)
+    path = Path(stage.store.path(file))
+    data = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(data) * 8, 40):
+        changed = bytearray(data)
+        changed[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(changed)
+        assert stage.read_shard(0) is None, f"bit {place}"
+    path.write_bytes(data[:-1])
+    assert stage.read_shard(0) is None
+    path.write_bytes(data)
+    assert list(stage.finished_shards()) == [0, 1]
+
+
+def test_an_array_of_another_type_and_the_same_size_is_another_array(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    stage.store.write_array("features/decoder/00000.npy", np.arange(60, dtype=np.int16).reshape(30, 2))
+    assert stage.read_shard(0) is None
+    assert stage.read_shard(1) is not None
+
+
+def test_storage_that_does_not_answer_is_no_reason_to_do_a_shard_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage(tmp_path)
+
+    def refuse(*_: object) -> bytes:
+        raise StorageError("permission denied")
+
+    monkeypatch.setattr(Storage, "read", refuse)
+    with pytest.raises(StorageError, match="permission denied"):
+        stage.read_shard(0)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    run_study(tiny_study(folder, "track.enabled=false"), quiet=True)
+    return folder
+
+
+@pytest.fixture
+def study(finished: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(finished, tmp_path / "results"))
+
+
+def test_verify_names_every_damaged_shard_and_redo_does_those_alone_again(study: Path) -> None:
+    loaded = Study.load(f"{study}/studies/tiny")
+    findings = verify_study(loaded)
+    assert [f.stage for f in findings] == ["capture", "correlate"]
+    assert not any(f.problems for f in findings)
+    assert sum(f.n_bytes for f in findings) > 10_000
+    capture = load_stage(loaded.storage, "capture", findings[0].digest)
+    before = capture.scan("layer_metrics").collect()
+    file = Path(capture.store.path("layer_metrics/00001.parquet"))
+    kept = Path(capture.store.path("layer_metrics/00000.parquet")).stat().st_mtime_ns
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 1
+    file.write_bytes(data)
+    (finding, other) = verify_study(loaded)
+    assert finding.shards == (1,)
+    assert "layer_metrics/00001.parquet" in finding.problems[0]
+    assert not other.problems
+    assert redo(loaded, [finding, other]) == [capture.store.uri]
+    run_study(tiny_study(study, "track.enabled=false"), quiet=True)
+    assert not any(f.problems for f in verify_study(loaded))
+    assert capture.scan("layer_metrics").collect().equals(before)
+    assert Path(capture.store.path("layer_metrics/00000.parquet")).stat().st_mtime_ns == kept
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("name", "../../../x"),
+        ("name", "other"),
+        ("name", None),
+        ("stages", ["../capture"]),
+        ("points", [{"label": "a", "axes": {}, "config": {}, "stages": {"capture": "../../../../etc"}}]),
+        ("points", "x"),
+        ("seconds", {"capture": -1}),
+        ("created", 3),
+    ],
+)
+def test_a_record_that_names_another_place_is_refused(study: Path, key: str, value: Any) -> None:
+    file = study / "studies/tiny/study.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    outside = {p for p in study.parent.rglob("*") if not p.is_relative_to(study)}
+    with pytest.raises(StorageError, match=key):
+        write_report(Study.load(f"{study}/studies/tiny"), quiet=True)
+    assert {p for p in study.parent.rglob("*") if not p.is_relative_to(study)} == outside
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"name": 1' + "0" * 400 + "}", "\xff", "", "nul", '"\\ud800"', "[]"])
+def test_a_record_that_is_no_record_is_refused(study: Path, text: str) -> None:
+    (study / "studies/tiny/study.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(StorageError, match=r"study\.json"):
+        Study.load(f"{study}/studies/tiny")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"what": []},
+        {"inputs": {"capture": "../x"}},
+        {"what": {"x": float("nan")}},
+        {"what": {"x": "\ud800"}},
+        {"inputs": 3},
+    ],
+)
+def test_a_stage_record_that_was_altered_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    stage = make_stage(tmp_path)
+    record = json.loads(stage.store.read("stage.json"))
+    stage.store.write("stage.json", json.dumps({**record, **change}).encode())
+    with pytest.raises(StorageError):
+        load_stage(stage.storage, stage.name, stage.digest)
+
+
+def test_a_plan_that_was_altered_is_refused(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    record = json.loads(stage.store.read("stage.json"))
+    stage.store.write("stage.json", json.dumps({**record, "plan": {"n": 3}}).encode())
+    with pytest.raises(StorageError, match="begin the stage again"):
+        stage.open()
+
+
+class Planted:
+    """Unpickling it leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+def read_tables(study: Study) -> None:
+    for table in (study.images, study.layer_metrics, study.correlations):
+        table.collect()
+
+
+def test_a_pickle_planted_in_any_file_of_a_study_is_never_run(study: Path, tmp_path: Path) -> None:
+    from orchestrator.cli.closing import study_status
+    from orchestrator.report.collect import gather_results
+
+    marker = tmp_path / "ran"
+    payload = pickle.dumps(Planted(marker))
+    object_array = (
+        b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }".ljust(117) + b"\n"
+    )
+    sweep = tiny_study(study, "track.enabled=false")
+    files = [p for p in study.rglob("*") if p.is_file() and "report" not in p.parts]
+    assert len(files) > 10
+    for old in ("tune/x/tuner.pkl", "tune/x/experiment_state-1.json", "search/0/a.json"):
+        (study / old).parent.mkdir(parents=True, exist_ok=True)
+        files.append(study / old)
+    for file in files:
+        whole = file.read_bytes() if file.exists() else b""
+        file.write_bytes((object_array if file.suffix == ".npy" else b"") + payload)
+        for attempt in (read_tables, gather_results, study_status, verify_study):
+            with contextlib.suppress(VtsweepError, pl.exceptions.PolarsError):
+                attempt(Study.load(f"{study}/studies/tiny"))
+        assert not marker.exists(), file
+        file.write_bytes(whole)
+    run_study(sweep, quiet=True)
+    assert not marker.exists()
+    pickle.loads(payload)
+    assert marker.exists(), "the payload works"
+
+
+def test_unknown_names_of_a_policy_or_a_pickle_in_its_place_is_a_config_error(tmp_path: Path) -> None:
+    from orchestrator.ablate.evaluate import load_policy
+
+    file = tmp_path / "policy.yaml"
+    for text in (
+        pickle.dumps(Planted(tmp_path / "ran")),
+        b"!!python/object/apply:os.mkdir [x]",
+        b"[" * 9000,
+        b"\xff",
+        b"3",
+    ):
+        file.write_bytes(text)
+        with pytest.raises(ConfigError, match="policy"):
+            load_policy(str(file))
+    assert not (tmp_path / "ran").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config.sweep import load_sweep, make_sweep
@@ -69,7 +69,7 @@ keys = st.sampled_from(
 
 
 @given(tree=st.dictionaries(keys, values, max_size=4))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_whatever_a_sweep_holds_it_is_read_or_refused(tree: dict) -> None:
     raw: dict = {"name": "x"}
     for key, value in tree.items():
@@ -82,7 +82,7 @@ def test_whatever_a_sweep_holds_it_is_read_or_refused(tree: dict) -> None:
 
 
 @given(text=st.text(alphabet="ab: -[]{}&*!?|>'\"%@`#,\n\t0e.~<\\", max_size=80))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_text_is_yaml_or_a_yaml_error(text: str) -> None:
     try:
         read_yaml(text)

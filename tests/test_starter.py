@@ -12,11 +12,21 @@ from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ConfigError
 
 
-@pytest.mark.parametrize(("source", "root"), [("scenes", None), ("coco", "/data/coco: 2017"), ("folder", "my images")])
+@pytest.mark.parametrize(
+    ("source", "root"),
+    [
+        ("scenes", None),
+        ("coco", "/data/coco: 2017"),
+        ("folder", "my images"),
+        ("questions", "q"),
+        ("gqa", "g"),
+        ("pope", "p"),
+    ],
+)
 def test_the_starter_file_expands(tmp_path: Path, source: str, root: str | None) -> None:
     path = write_starter(str(tmp_path / "mine.yaml"), "reference-joint", source, root)
     (point,) = load_sweep(path).points
-    assert point.run.data.source == source
+    assert point.run.data.source == (source if source not in ("gqa", "pope") else "questions")
     assert getattr(point.run.data, "root", None) == root
 
 

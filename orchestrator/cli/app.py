@@ -206,11 +206,26 @@ def track(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Examples:  vtsweep data questions.jsonl --html data.html    vtsweep data sweeps/pope.yaml")
+def data(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Question file, or sweep file with a data section")],
+    overrides: Overrides = None,
+    layout: Annotated[str, typer.Option(help="Layout of a question file: rows, gqa, pope, vqa, ...")] = "rows",
+    html: Annotated[str | None, typer.Option(help="Write six pictures and the tables as a page")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a source holds: rows, families, balance of answers, sizes, missing files, attributes."""
+    from orchestrator.cli.data import data_command, print_overview
+
+    found = data_command(file, overrides or [], layout, html)
+    _emit(found.as_json(), as_json, lambda: print_overview(found))
+
+
 @app.command(epilog="Example:  vtsweep init my_study.yaml --model reference-cross --data coco --root /data/coco")
 def init(
     file: Annotated[str, typer.Argument(help="Sweep file to write")] = "study.yaml",
     model: Annotated[str, typer.Option(help="Catalogue name, repository id or local folder")] = "reference-joint",
-    data: Annotated[str, typer.Option(help="scenes, coco or folder")] = "scenes",
+    data: Annotated[str, typer.Option(help="scenes, coco, folder, questions, gqa or pope")] = "scenes",
     root: Annotated[str | None, typer.Option(help="Folder of the images")] = None,
 ) -> None:
     """Write a commented sweep file for a chosen model and data."""

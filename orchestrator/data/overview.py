@@ -1,0 +1,110 @@
+"""What a source holds, in numbers: rows, families, balance of answers, sizes, missing files, attributes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from orchestrator.data.files.source import QuestionSource
+from orchestrator.data.sample import Source
+from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
+from orchestrator.errors import DataError
+
+MAX_LOADED = 200
+"""Images opened for their sizes and faults; of larger sources as many, evenly spaced."""
+MAX_PAIRS = 10
+"""Correlations shown, the strongest first."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    source: str
+    n_rows: int
+    n_rejected_rows: int
+    """Rows of question files that cannot be used."""
+    families: list[dict[str, Any]]
+    """Of question files: family, rows, distinct answers, most frequent answer and its share, of rows looked at."""
+    sizes: dict[str, Any]
+    """Smallest, median and largest width and height, px, of the images opened."""
+    n_opened: int
+    faults: list[str]
+    """What is wrong with images that could not be loaded."""
+    attributes: list[AttributeSummary]
+    correlations: list[dict[str, Any]]
+    """Spearman's rho of pairs of numeric attributes over the rows looked at."""
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(source: Source) -> Overview:
+    """Look at up to `MAX_LOOKED_AT` rows and open up to `MAX_LOADED` images."""
+    shapes, faults = [], []
+    opened = _spread(len(source), MAX_LOADED)
+    for index in opened:
+        try:
+            shapes.append(source.load(index).image.shape[:2])
+        except DataError as error:
+            faults.append(str(error))
+    sizes = {}
+    if shapes:
+        height, width = np.array(shapes).T
+        sizes = {
+            key: [int(values.min()), float(np.median(values)), int(values.max())]
+            for key, values in (("width", width), ("height", height))
+        }
+    return Overview(
+        source.name,
+        len(source),
+        len(source.rejected_rows) if isinstance(source, QuestionSource) else 0,
+        _families(source) if isinstance(source, QuestionSource) else [],
+        sizes,
+        len(opened),
+        faults,
+        summarise_attributes(source),
+        _correlations(source),
+    )
+
+
+def _spread(n: int, most: int) -> list[int]:
+    return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+
+
+def _families(source: QuestionSource) -> list[dict[str, Any]]:
+    answers: dict[str, Counter[str]] = {}
+    for index in _spread(len(source), MAX_LOOKED_AT):
+        record = source.record(index)
+        if record["reason"] is None:
+            answers.setdefault(record["family"], Counter())[record["answer"] or "-"] += 1
+    rows = []
+    for family, found in sorted(answers.items(), key=lambda one: -one[1].total()):
+        answer, n = found.most_common(1)[0]
+        rows.append(
+            {
+                "family": family,
+                "rows": found.total(),
+                "answers": len(found),
+                "most frequent": answer,
+                "share": n / found.total(),
+            }
+        )
+    return rows
+
+
+def _correlations(source: Source) -> list[dict[str, Any]]:
+    names = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
+    rows = [source.attributes(index) for index in _spread(len(source), MAX_LOOKED_AT)]
+    values = {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
+    found: list[dict[str, Any]] = []
+    for place, first in enumerate(names):
+        for second in names[place + 1 :]:
+            both = np.isfinite(values[first]) & np.isfinite(values[second])
+            pair = values[first][both], values[second][both]
+            if both.sum() >= 3 and all(len(np.unique(one)) > 1 for one in pair):
+                rho = float(spearmanr(*pair).statistic)
+                found.append({"first": first, "second": second, "rho": rho, "n": int(both.sum())})
+    return sorted(found, key=lambda one: -abs(one["rho"]))[:MAX_PAIRS]

@@ -25,7 +25,7 @@ from orchestrator.store.tables.core import TABLES, check_table
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
 
-VERSION = 3
+VERSION = 4
 """Raised whenever equal inputs would give other values; part of the digest."""
 POLICY_FILE = "policy.yaml"
 
@@ -132,14 +132,14 @@ def draw_policy(
     """
     config = run.ablate
     rules = choose_rules(answers, config.max_accuracy_loss)
-    policy, links = [judge_rules(answers, rules, config.seed)], []
+    policy, links = [judge_rules(answers, rules, config.max_accuracy_loss)], []
     adaptive: list[AdaptiveRule] = []
     for (tier,), part in answers.group_by(["tier"], maintain_order=True) if metrics is not None else ():
         method = most_accurate_method(part)
         if method is None or metrics is None:
             continue
-        links.append(link_table(needed_shares(part, method), metrics, method, config.seed))
-        found, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss, config.seed)
+        links.append(link_table(needed_shares(part, method), metrics, method))
+        found, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss)
         adaptive += found
         policy.append(rows)
     tables = {"policy": _joined(policy, "policy"), "link": _joined(links, "link")}

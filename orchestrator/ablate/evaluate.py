@@ -16,12 +16,15 @@ import polars as pl
 import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, what
-from orchestrator.ablate.policy import bootstrap_mean, with_layer_share
+from orchestrator.ablate.policy import with_layer_share
 from orchestrator.cli.render import print_rows
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
 from orchestrator.config.sweep import Sweep, validate
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError
+from orchestrator.stats.intervals import clustered_share
+from orchestrator.stats.paired import paired_difference
+from orchestrator.stats.verdict import non_inferiority
 from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.store.tables.core import check_table
 
@@ -93,7 +96,7 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
     stage.open()
     asked = make_questions(run, fresh=True)
     bench = Bench(load_model(run), asked, run.how.batch_size, run.ablate.instruction)
-    table = evaluate(bench, policy, run.ablate.seed)
+    table = evaluate(bench, policy)
     stage.write_shard(0, {"evaluation": table})
     stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})
     return stage
@@ -119,7 +122,7 @@ def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None
         print_rows(f"{model}: policy on fresh questions (change: from, to: 95 % interval)", shown)
 
 
-def evaluate(bench: Bench, policy: PolicyFile, seed: int = 0) -> pl.DataFrame:
+def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
     """Table `evaluation`: all tokens, the policy's fixed and adaptive rules, and as many tokens given up by rivals.
 
     Rivals follow the fixed rules: random deletion at the same layers, and downsampling of the image by as much. The
@@ -139,7 +142,9 @@ def evaluate(bench: Bench, policy: PolicyFile, seed: int = 0) -> pl.DataFrame:
         present = _present(bench, treatments, kept)
         plain = plain or correct.tolist()
         for tier, family, numbers in _scopes(bench):
-            rows.append(_row(system, tier, family, correct[numbers], np.array(plain)[numbers], seed))
+            images = [bench.asked[i].question.image_id for i in numbers]
+            before, margin = np.array(plain)[numbers], policy.max_accuracy_loss
+            rows.append(_row(system, tier, family, correct[numbers], before, images, margin))
             rows[-1] |= {
                 "kept_tokens": float(kept[numbers].mean()),
                 "kept_share": float(present[numbers].mean()),
@@ -227,22 +232,27 @@ def _present(bench: Bench, treatments: Sequence[Treatment], kept: np.ndarray) ->
 
 
 def _row(
-    system: str, tier: str | None, family: str, correct: np.ndarray, plain: np.ndarray, seed: int
+    system: str,
+    tier: str | None,
+    family: str,
+    correct: np.ndarray,
+    plain: np.ndarray,
+    images: Sequence[str],
+    margin: float,
 ) -> dict[str, Any]:
-    from orchestrator.finetune.evaluate import wilson
-
-    low, high = wilson(int(correct.sum()), len(correct))
-    difference = correct.astype(float) - plain.astype(float)
-    below, above = bootstrap_mean(difference, seed)
+    share = clustered_share(correct, images)
+    change = paired_difference(correct, plain, images)
     return {
         "system": system,
         "tier": tier,
         "family": family,
-        "accuracy": float(correct.mean()),
-        "ci_low": low,
-        "ci_high": high,
-        "difference": float(difference.mean()),
-        "difference_low": below,
-        "difference_high": above,
+        "accuracy": share.value,
+        "ci_low": share.low,
+        "ci_high": share.high,
+        "difference": change.value,
+        "difference_low": change.low,
+        "difference_high": change.high,
+        "margin": margin,
+        "verdict": "" if system == "all tokens" else non_inferiority(change.low, change.high, margin),
         "n": len(correct),
     }

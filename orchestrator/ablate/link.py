@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import false_discovery_control
-from scipy.stats import t as student
 
 from orchestrator.ablate.policy import EPSILON, judge, shares_right
 from orchestrator.config import AdaptiveRule
+from orchestrator.stats.conditional import MIN_IMAGES as MIN_QUESTIONS
+from orchestrator.stats.conditional import conditional_association
+from orchestrator.stats.multiplicity import benjamini_hochberg
 
-N_BOOTSTRAP = 500
 N_BINS = 3
-MIN_QUESTIONS = 12
-"""Fewer questions than this say nothing about a correlation."""
 BEFORE = "projector"
 """Depth known before the decoder runs: what an adaptive policy may look at."""
 
@@ -23,60 +21,63 @@ BEFORE = "projector"
 def needed_shares(answers: pl.DataFrame, method: str) -> pl.DataFrame:
     """The smallest share of tokens with which each question is still right, and stays right with every larger share.
 
-    Columns: question_id, family, tier, half, needed. Questions that are wrong with all tokens need no number and are
-    left out. With several seeds, right means right for at least half of them. Deletion is before the decoder.
+    Columns: question_id, family, tier, half, needed, and where `answers` has them answer and n_objects. Questions that
+    are wrong with all tokens need no number and are left out. So are those that the smallest budget answers, deleted or
+    downsampled: they would be right by the form of the answer, and say nothing of what an image needs. With several
+    seeds, right means right for at least half of them. Deletion is before the decoder.
     """
-    rows = shares_right(answers).filter((pl.col("method") == method) & (pl.col("layer") == 0))
+    before = shares_right(answers).filter(pl.col("layer") == 0)
+    rows = before.filter(pl.col("method") == method)
     right = (pl.col("right") >= 0.5).cum_min().over("question_id", order_by="deleted_share")
     keys = ["question_id", "family", "tier", "half"]
     largest = rows.filter(right).group_by(keys, maintain_order=True).agg(pl.col("deleted_share").max())
-    return largest.select(*keys, needed=1.0 - pl.col("deleted_share"))
+    least = before.filter(pl.col("method").is_in([method, "downsample"]) & (pl.col("deleted_share") > 0))
+    least = least.filter(pl.col("deleted_share") == pl.col("deleted_share").max().over("method"))
+    easy = least.filter(pl.col("right") >= 0.5).select("question_id").unique()
+    found = largest.select(*keys, needed=1.0 - pl.col("deleted_share")).join(easy, on="question_id", how="anti")
+    known = [c for c in ("answer", "n_objects") if c in answers.columns]
+    return found.join(answers.select("question_id", *known).unique("question_id"), on="question_id", how="left")
 
 
-def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, method: str, seed: int = 0) -> pl.DataFrame:
+def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, method: str) -> pl.DataFrame:
     """Table `link` for the questions of one tier: each metric at each depth against the share needed.
 
-    Ranks are taken within question families and centred, so that a family that needs more tokens and asks about other
-    scenes makes no correlation by itself. Intervals resample questions; p is of the t distribution with one degree of
-    freedom less for each family. Metrics that are undefined for an image are left out.
+    Questions are compared within a family and a right answer alone, and with the number of objects held fixed
+    (`stats.conditional`), so that neither what is asked, nor what the model likes to answer, nor the count makes a
+    correlation by itself. Metrics that are undefined for an image are left out.
     """
-    rng = np.random.default_rng(seed)
     names = [c for c in metrics.columns if c not in ("question_id", "depth")]
     rows: list[dict[str, Any]] = []
     joined = needed.join(metrics, on="question_id").sort("question_id")
+    kinds = [c for c in ("family", "answer") if c in joined.columns]
     for (depth,), part in joined.group_by(["depth"], maintain_order=True):
         defined = [c for c in names if part[c].fill_nan(None).null_count() == 0]
         if part.height < MIN_QUESTIONS or not defined:
             continue
-        ranks = part.select((pl.col("needed", *defined).rank() / pl.len()).over("family"))
-        centred = ranks.select(pl.all() - pl.all().mean().over(part["family"])).to_numpy()
-        n, free = part.height, part.height - 1 - part["family"].n_unique()
-        rho = correlations(centred)
-        draws = np.stack([correlations(centred[rng.integers(n, size=n)]) for _ in range(N_BOOTSTRAP)])
+        strata = part.select(pl.struct(pl.col(kinds).fill_null("")).rank("dense")).to_series().to_numpy()
+        counts = part["n_objects"].cast(pl.Float64) if "n_objects" in part.columns else None
+        held = counts is not None and not counts.null_count()
+        covariates = counts.to_numpy()[:, None] if held and counts is not None else np.zeros((part.height, 1))
+        x, y = part.select(pl.col(defined).cast(pl.Float64)).to_numpy(), part["needed"].to_numpy()[:, None]
+        found = conditional_association(x, y, covariates, strata=strata.astype(np.int64))
         for k, name in enumerate(defined):
-            if not np.isfinite(rho[k]):
+            if not np.isfinite(found.rho[k, 0]):
                 continue
-            low, high = np.nanquantile(draws[:, k], [0.025, 0.975])
-            statistic = abs(rho[k]) * np.sqrt(free / max(1e-12, 1.0 - rho[k] ** 2))
-            row = {"tier": part["tier"][0], "metric": name, "depth": depth, "method": method, "rho": float(rho[k])}
-            row |= {"ci_low": float(low), "ci_high": float(high), "p": float(2 * student.sf(statistic, free)), "n": n}
-            rows.append(row)
+            numbers = {c: float(getattr(found, f)[k, 0]) for c, f in _COLUMNS.items()}
+            given = ", ".join([*kinds, *["n_objects"] * held])
+            row = {"tier": part["tier"][0], "metric": name, "depth": depth, "method": method, "given": given}
+            rows.append({**row, **numbers, "n": part.height})
     if not rows:
         return pl.DataFrame()
     table = pl.DataFrame(rows)
-    return table.with_columns(q=pl.Series(false_discovery_control(table["p"].to_numpy()))).sort("p", "metric")
+    return table.with_columns(q=pl.Series(benjamini_hochberg(table["p"].to_numpy()))).sort("p", "metric")
 
 
-def correlations(x: np.ndarray) -> np.ndarray:
-    """Pearson correlation of column 0 of `x` (n, 1 + m) with each other column, (m,); NaN where one is constant."""
-    x = x - x.mean(axis=0)
-    norms = np.sqrt((x**2).sum(axis=0))
-    scale = norms[0] * norms[1:]
-    return np.divide(x[:, 0] @ x[:, 1:], scale, out=np.full(x.shape[1] - 1, np.nan), where=scale > 1e-12)
+_COLUMNS = {"rho": "rho", "ci_low": "low", "ci_high": "high", "p": "p"}
 
 
 def adaptive_policy(
-    answers: pl.DataFrame, metrics: pl.DataFrame, tier: str, method: str, max_loss: float, seed: int = 0
+    answers: pl.DataFrame, metrics: pl.DataFrame, tier: str, method: str, max_loss: float
 ) -> tuple[list[AdaptiveRule], pl.DataFrame]:
     """The adaptive rules of a tier's families and their rows of table `policy`; none where no metric can be compared.
 
@@ -90,7 +91,7 @@ def adaptive_policy(
     defined = metrics.select(pl.selectors.float().fill_nan(None).null_count()).row(0, named=True)
     metrics = metrics.drop(name for name, missing in defined.items() if missing)
     choosing = needed_shares(answers.filter(pl.col("half") == "choose"), method)
-    link = link_table(choosing, metrics, method, seed)
+    link = link_table(choosing, metrics, method)
     if not link.height:
         return [], pl.DataFrame()
     metric = link.sort(pl.col("rho").abs(), descending=True)["metric"][0]
@@ -118,9 +119,9 @@ def adaptive_policy(
             share=pl.col("value").map_elements(rules[-1].share_at, return_dtype=pl.Float64),
         )
         treated.append(treatments)
-        found.append({"policy": "adaptive", **names, **judge(judging, treatments, seed)})
+        found.append({"policy": "adaptive", **names, **judge(judging, treatments, max_loss)})
     if treated:
-        judged = judge(every.filter(pl.col("half") == "judge"), pl.concat(treated), seed)
+        judged = judge(every.filter(pl.col("half") == "judge"), pl.concat(treated), max_loss)
         found.insert(0, {"policy": "adaptive", "tier": tier, "family": "all", **judged})
     return rules, pl.DataFrame(found, infer_schema_length=None)
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import polars as pl
 import yaml
 
 from orchestrator.config import PolicyFile, PolicyRule
+from orchestrator.stats.paired import paired_difference
+from orchestrator.stats.verdict import non_inferiority
 
 SETTING = ["method", "layer", "deleted_share"]
 RIVALS = {"accuracy_random": "random", "accuracy_downsample": "downsample"}
 KEEP_ALL = PolicyRule(tier="", family="all", method="random", layer=0, deleted_share=0.0)
-N_BOOTSTRAP = 1000
 EPSILON = 1e-9
 
 
@@ -34,7 +34,7 @@ def with_layer_share(answers: pl.DataFrame, reading: Sequence[int]) -> pl.DataFr
 
 def shares_right(answers: pl.DataFrame) -> pl.DataFrame:
     """One row a question and setting: `right`, the share of seeds with a right answer, and means of cost."""
-    keys = [*SETTING, "question_id", "family", "tier", "half"]
+    keys = [*SETTING, "question_id", "image_id", "family", "tier", "half"]
     means = [pl.col(c).mean() for c in ("layer_share", "gflop")]
     return answers.group_by(keys, maintain_order=True).agg(pl.col("correct").mean().alias("right"), *means)
 
@@ -74,7 +74,7 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
     return rules
 
 
-def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], seed: int = 0) -> pl.DataFrame:
+def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], max_loss: float) -> pl.DataFrame:
     """Table `policy` for fixed rules, on the judging half: each rule, and each tier under its families' own rules."""
     rows = shares_right(answers).filter(pl.col("half") == "judge")
     found = []
@@ -82,14 +82,16 @@ def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], seed: int = 0) -
         own = {rule.family: rule for rule in rules if rule.tier == tier}
         if family in own:
             alike = dict.fromkeys(part["family"], own[family])
-            found.append(_judged("fixed", tier, family, part, alike, seed))
+            found.append(_judged("fixed", tier, family, part, alike, max_loss))
         if family == "all" and own:
-            found.append(_judged("fixed by family", tier, family, part, {**dict.fromkeys(part["family"]), **own}, seed))
+            found.append(
+                _judged("fixed by family", tier, family, part, {**dict.fromkeys(part["family"]), **own}, max_loss)
+            )
     return pl.DataFrame(found, infer_schema_length=None)
 
 
 def _judged(
-    policy: str, tier: str, family: str, part: pl.DataFrame, rules: Mapping[str, PolicyRule | None], seed: int
+    policy: str, tier: str, family: str, part: pl.DataFrame, rules: Mapping[str, PolicyRule | None], max_loss: float
 ) -> dict[str, Any]:
     """A row of table `policy`: `part` with each question under the rule of its family, if there is one."""
     questions = part.select("question_id", "family").unique(maintain_order=True)
@@ -102,12 +104,13 @@ def _judged(
             "share": [rule.deleted_share for rule in chosen],
         }
     )
-    return {"policy": policy, "tier": tier, "family": family, **judge(part, treatments, seed)}
+    return {"policy": policy, "tier": tier, "family": family, **judge(part, treatments, max_loss)}
 
 
-def judge(part: pl.DataFrame, treatments: pl.DataFrame, seed: int) -> dict[str, Any]:
-    """Accuracy, cost and rivals of `treatments` against all tokens, paired by question.
+def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict[str, Any]:
+    """Accuracy, cost and rivals of `treatments` against all tokens, paired by question and clustered by image.
 
+    The verdict is on non-inferiority: supported where the interval lies above minus `max_loss`.
     Rivals delete as much from the same questions; random deletion at the same layer, downsampling before the model.
 
     Args:
@@ -118,8 +121,7 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, seed: int) -> dict[str, 
     plain = _under(part, treatments.with_columns(share=pl.lit(0.0)))
     pairs = chosen.join(plain.select("question_id", full="right", full_gflop="gflop"), on="question_id")
     pairs = pairs.sort("question_id")
-    difference = (pairs["right"] - pairs["full"]).to_numpy()
-    low, high = bootstrap_mean(difference, seed)
+    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["image_id"].to_numpy())
     methods, layers = (treatments[c].unique().to_list() for c in ("by", "at"))
     row: dict[str, Any] = {
         "method": methods[0] if len(methods) == 1 else "several",
@@ -128,9 +130,11 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, seed: int) -> dict[str, 
         "kept_share": float(pairs["layer_share"].to_numpy().mean()),
         "accuracy": float(pairs["right"].to_numpy().mean()),
         "accuracy_full": float(pairs["full"].to_numpy().mean()),
-        "difference": float(difference.mean()),
-        "ci_low": low,
-        "ci_high": high,
+        "difference": found.value,
+        "ci_low": found.low,
+        "ci_high": found.high,
+        "margin": max_loss,
+        "verdict": non_inferiority(found.low, found.high, max_loss),
         "gflop_share": float(pairs["gflop"].to_numpy().sum() / pairs["full_gflop"].to_numpy().sum()),
         "n": pairs.height,
     }
@@ -150,16 +154,6 @@ def _under(part: pl.DataFrame, treatments: pl.DataFrame) -> pl.DataFrame:
     return rows.filter(same & (by | nothing)).unique("question_id", keep="first", maintain_order=True)
 
 
-def bootstrap_mean(values: np.ndarray, seed: int, confidence: float = 0.95) -> tuple[float | None, float | None]:
-    """Percentile interval of a mean over questions; None for fewer than two."""
-    if len(values) < 2:
-        return None, None
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(N_BOOTSTRAP, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
 def policy_text(policy: PolicyFile, judged: pl.DataFrame) -> str:
     """`policy.yaml`: the rules, after a comment that says how they did on the other half of the images."""
     lines = [
@@ -171,6 +165,7 @@ def policy_text(policy: PolicyFile, judged: pl.DataFrame) -> str:
         interval = "" if row["ci_low"] is None else f" [{row['ci_low']:+.3f}, {row['ci_high']:+.3f}]"
         lines.append(
             f"#   {row['policy']} {row['tier']} {row['family']}: {row['kept_share']:.0%} of tokens kept, accuracy"
-            f" {row['accuracy']:.3f}, {row['difference']:+.3f}{interval} against all tokens, n = {row['n']}"
+            f" {row['accuracy']:.3f}, {row['difference']:+.3f}{interval} against all tokens, n = {row['n']};"
+            f" loses at most {row['margin']:g}: {row['verdict']}"
         )
     return "\n".join(lines) + "\n" + yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False)

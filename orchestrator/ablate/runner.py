@@ -116,6 +116,8 @@ class Ablation:
                 "family": item.question.family,
                 "tier": item.question.tier,
                 "half": half_of(item.question.image_id),
+                "answer": item.question.answer,
+                "n_objects": item.question.detail.get("n_objects"),
                 "n_vision": n_tokens(self.bench, i)[0],
                 "kept_tokens": int(answered.kept[i]),
                 "gflop": gflop(self.bench, i, cell.method, int(answered.kept[i]), cell.layer),

@@ -64,11 +64,13 @@ def conditional_association(
     y: Float[np.ndarray, "n A"],
     covariates: Float[np.ndarray, "n q"],
     confidence: float = 0.95,
+    strata: Int[np.ndarray, " n"] | None = None,
 ) -> Association:
     """Rank correlation of every column of x with every column of y within images of like covariates.
 
     Args:
         x, y, covariates: finite values; covariates that are constant hold nothing fixed.
+        strata: code of each image's category (question family, answer); images are compared within one alone.
 
     Raises:
         ValueError: a value is not finite, or the rows differ in number.
@@ -80,7 +82,7 @@ def conditional_association(
     if n < MIN_IMAGES:
         blank = np.full((x.shape[1], y.shape[1]), np.nan)
         return Association(blank, blank, blank, blank, np.full(x.shape[1], np.nan), np.full(y.shape[1], np.nan), n)
-    curves = Curves.of(covariates)
+    curves = Curves.of(covariates, strata)
     left, right = curves.fit(x), curves.fit(y)
     return _within_blocks(curves, left, right, confidence)
 
@@ -114,15 +116,16 @@ class Curves:
     """Variance of the sum of products of residuals over what independent residuals would have, by pair of smoothers."""
 
     @classmethod
-    def of(cls, covariates: Float[np.ndarray, "n q"]) -> Curves:
+    def of(cls, covariates: Float[np.ndarray, "n q"], strata: Int[np.ndarray, " n"] | None = None) -> Curves:
         """Bases, leverages and degrees of freedom of finite covariates; those of the last few are kept."""
         values = np.ascontiguousarray(covariates, dtype=np.float64)
-        return _curves(values.tobytes(), values.shape)
+        codes = np.zeros(len(values), dtype=np.int64) if strata is None else np.asarray(strata, dtype=np.int64)
+        return _curves(values.tobytes(), values.shape, codes.tobytes())
 
     @classmethod
-    def _made(cls, covariates: Float[np.ndarray, "n q"]) -> Curves:
+    def _made(cls, covariates: Float[np.ndarray, "n q"], strata: Int[np.ndarray, " n"]) -> Curves:
         scaled = _ranks(covariates)
-        blocks = neighbours(scaled, BLOCK)
+        blocks = neighbours(scaled, BLOCK, strata)
         smoothers = [
             (basis, np.linalg.solve(basis.T @ basis + penalty * _penalty(basis), basis.T))
             for basis in _bases(scaled)
@@ -214,8 +217,8 @@ class Curves:
 
 
 @lru_cache(maxsize=8)
-def _curves(values: bytes, shape: tuple[int, ...]) -> Curves:
-    return Curves._made(np.frombuffer(values).reshape(shape))
+def _curves(values: bytes, shape: tuple[int, ...], strata: bytes) -> Curves:
+    return Curves._made(np.frombuffer(values).reshape(shape), np.frombuffer(strata, dtype=np.int64))
 
 
 def _within_blocks(curves: Curves, x: Fitted, y: Fitted, confidence: float) -> Association:
@@ -246,14 +249,17 @@ def _within_blocks(curves: Curves, x: Fitted, y: Fitted, confidence: float) -> A
     return Association(rho, np.tanh(centre - half), np.tanh(centre + half), p, x.explained, y.explained, n)
 
 
-def neighbours(scaled: Float[np.ndarray, "n q"], size: int) -> Int[np.ndarray, " n"]:
+def neighbours(
+    scaled: Float[np.ndarray, "n q"], size: int, strata: Int[np.ndarray, " n"] | None = None
+) -> Int[np.ndarray, " n"]:
     """Block of each image: the covariates split at medians until fewer than `2 * size` images or one value are left.
 
-    Images of equal covariates are never parted.
+    Images of equal covariates are never parted, those of different strata never joined.
     """
     blocks = np.zeros(len(scaled), dtype=np.intp)
     n_blocks = 0
-    stack = [np.arange(len(scaled))]
+    codes = np.zeros(len(scaled), dtype=int) if strata is None else strata
+    stack = [np.flatnonzero(codes == code) for code in np.unique(codes)]
     while stack:
         rows = stack.pop()
         part = scaled[rows]
@@ -284,6 +290,8 @@ def _halves(values: Float[np.ndarray, " m"], rows: np.ndarray, size: int) -> tup
 
 def _ranks(columns: Float[np.ndarray, "n C"]) -> Float[np.ndarray, "n C"]:
     """Average ranks, centred and scaled to (-1/2, 1/2)."""
+    if not columns.shape[1]:
+        return columns
     return (stats.rankdata(columns, axis=0) - (len(columns) + 1) / 2) / len(columns)
 
 

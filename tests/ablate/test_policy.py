@@ -23,7 +23,7 @@ def test_the_cheapest_setting_within_the_loss_is_chosen_and_holds_on_the_other_h
         ("low", "all", "norm", 0.9),
         ("low", "colour", "norm", 0.9),
     ]
-    judged = judge_rules(answers, rules)
+    judged = judge_rules(answers, rules, 0.01)
     assert judged.select("policy", "family").rows() == [
         ("fixed", "all"),
         ("fixed by family", "all"),
@@ -31,6 +31,10 @@ def test_the_cheapest_setting_within_the_loss_is_chosen_and_holds_on_the_other_h
     ]
     row = judged.row(0, named=True)
     assert row["difference"] == 0
+    # no pair disagrees, and yet 100 questions cannot exclude a loss of one point
+    assert row["ci_low"] < -0.01
+    assert (row["margin"], row["verdict"]) == (0.01, "undecided")
+    assert judge_rules(answers, rules, 0.05)["verdict"][0] == "supported"
     assert row["kept_share"] == pytest.approx(0.1)
     assert row["n"] == 100
     assert row["accuracy_random"] < row["accuracy"] - 0.3
@@ -41,7 +45,7 @@ def test_the_cheapest_setting_within_the_loss_is_chosen_and_holds_on_the_other_h
 def test_where_every_deletion_costs_too_much_all_tokens_are_kept() -> None:
     (rule, _) = choose_rules(planted(lambda _m, share, _i: 0.9 if share == 0 else 0.5, n=200), 0.01)
     assert rule.deleted_share == 0
-    row = judge_rules(planted(lambda _m, share, _i: 0.9 if share == 0 else 0.5, n=200), [rule]).row(0, named=True)
+    row = judge_rules(planted(lambda _m, share, _i: 0.9 if share == 0 else 0.5, n=200), [rule], 0.01).row(0, named=True)
     assert row["kept_share"] == 1.0
     assert row["difference"] == 0
 
@@ -70,8 +74,8 @@ def test_rules_do_not_see_the_judging_half_nor_judgement_the_choosing_half() -> 
 
     rules = choose_rules(answers, 0.01)
     assert choose_rules(spoilt("judge"), 0.01) == rules
-    assert judge_rules(spoilt("choose"), rules).equals(judge_rules(answers, rules))
-    assert not judge_rules(spoilt("judge"), rules).equals(judge_rules(answers, rules))
+    assert judge_rules(spoilt("choose"), rules, 0.01).equals(judge_rules(answers, rules, 0.01))
+    assert not judge_rules(spoilt("judge"), rules, 0.01).equals(judge_rules(answers, rules, 0.01))
 
 
 def test_an_image_is_in_one_half_and_halves_are_of_similar_size() -> None:
@@ -85,7 +89,7 @@ def test_the_interval_covers_the_true_loss_about_as_often_as_it_says() -> None:
     for seed in range(40):
         answers = planted(lambda _m, share, _i: 0.9 if share == 0 else 0.7, n=200, methods=("random",), seed=seed)
         rules = [r.model_copy(update={"deleted_share": 0.5}) for r in choose_rules(answers, 0.01)[:1]]
-        row = judge_rules(answers, rules, seed).row(0, named=True)
+        row = judge_rules(answers, rules, 0.01).row(0, named=True)
         covered += row["ci_low"] <= -0.2 <= row["ci_high"]
     assert covered >= 34
 
@@ -94,7 +98,7 @@ def test_random_deletion_is_judged_by_the_mean_of_its_seeds() -> None:
     answers = planted(lambda *_: 1.0, methods=("random",))
     second = answers.with_columns(seed=pl.lit(1, pl.Int64), correct=pl.col("deleted_share") == 0)
     rules = [r.model_copy(update={"deleted_share": 0.5}) for r in choose_rules(answers, 0.01)[:1]]
-    assert judge_rules(pl.concat([answers, second]), rules).row(0, named=True)["accuracy"] == 0.5
+    assert judge_rules(pl.concat([answers, second]), rules, 0.01).row(0, named=True)["accuracy"] == 0.5
 
 
 def test_tokens_count_as_present_in_the_layers_that_still_read_them() -> None:
@@ -109,7 +113,7 @@ def test_a_tier_is_judged_under_its_families_own_rules() -> None:
     count = planted(lambda _m, share, _i: 0.9 if share == 0 else 0.0, n=80, seed=1)
     count = count.with_columns(family=pl.lit("count"), question_id="c" + pl.col("question_id"))
     answers = pl.concat([colour, count])
-    judged = judge_rules(answers, choose_rules(answers, 0.01))
+    judged = judge_rules(answers, choose_rules(answers, 0.01), 0.01)
     rows = {(r["policy"], r["family"]): r for r in judged.iter_rows(named=True)}
     assert rows["fixed", "all"]["kept_share"] == 1
     assert rows["fixed by family", "all"]["kept_share"] == pytest.approx((0.1 + 1) / 2)

@@ -39,7 +39,7 @@ CURVES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Draws:
-    """How many data sets, and columns drawn on each one's counts."""
+    """How many data sets, and columns drawn on each one's counts (`Curves.of` keeps eight sets)."""
 
     sets: int
     columns: int
@@ -246,11 +246,11 @@ def seeds(n_draws: int) -> dict[str, float]:
 
 def main(quick: bool = False) -> dict[str, float]:
     """Run every simulation and return the figures of the last line."""
-    draws = Draws(2, 20) if quick else Draws(20, 60)
-    n_draws = 60 if quick else 2000
+    draws = Draws(2, 20) if quick else Draws(8, 100)
+    n_draws = 60 if quick else 1000
     header("python -m benchmarks.statistics" + " --quick" * quick)
     worst, power = conditional(draws)
-    wrong, reached = verdicts(Draws(2, 20) if quick else Draws(15, 40))
+    wrong, reached = verdicts(Draws(2, 20) if quick else Draws(8, 100))
     figures = {
         "partial_false_positive_max": worst,
         "partial_power_0.3_at_100": power["0.3 at 100"],
@@ -260,7 +260,7 @@ def main(quick: bool = False) -> dict[str, float]:
     }
     coverage, over = policies(n_draws)
     figures |= {"policy_coverage_min": coverage, "policy_wrong_at_margin_max": over}
-    figures |= {"cluster_coverage_min": clusters(n_draws), "blind_bias_max": blind(20 if quick else 400)}
+    figures |= {"cluster_coverage_min": clusters(n_draws), "blind_bias_max": blind(20 if quick else 200)}
     figures |= seeds(n_draws)
     return {name: round(value, 4) for name, value in figures.items()}
 

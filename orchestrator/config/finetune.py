@@ -131,6 +131,9 @@ class FinetuneConfig(Section):
     """Images of the run's `data` on which compression is measured before and after."""
     n_drift_tokens: PositiveInt = 64
     """Most tokens an image and group whose states are compared with the base model's."""
+    primary: tuple[str, ...] = ("drift/vision/late", "delta/vision/stable_rank_centred/middle", "accuracy/high")
+    """Columns of table `trials` that the sweep is about: named before it runs, judged first and as one family. All
+    other outcomes are explored."""
     search_trials: Count = 0
     """Samples of the study's `search` section that are tried at each point; 0 for none. They are judged by the
     held-out questions, so the best one's accuracy flatters it: confirm it with another `eval_seed`."""

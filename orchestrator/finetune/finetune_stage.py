@@ -22,7 +22,7 @@ Report = Callable[[Mapping[str, Any]], None]
 """Receives `{"step": ..., "loss": ...}` after every optimiser step."""
 
 _EVALUATION = ("n_eval_per_family", "eval_seed", "answer_by", "instruction", "n_capture_images", "n_drift_tokens")
-_NOT_HASHED = {"search_trials", "search_algorithm", "prune"}
+_NOT_HASHED = {"search_trials", "search_algorithm", "prune", "primary"}
 
 
 def baseline_stage(run: RunConfig, storage: Storage) -> Stage:

@@ -1,10 +1,9 @@
-"""What a sweep says about the complexity ratio: effect with intervals, Pareto front, sufficient ratio, cost.
+"""What a sweep says about the complexity ratio: effects over seeds, sufficient ratio, cost.
 
-Two sources of chance stand between a ratio and its accuracy: which seed trained the model, and which questions were
-asked. The hierarchical bootstrap resamples both, seeds first and then questions within each trial. The same resampled
-questions serve every trial, which were asked the same ones: differences between ratios are paired.
-
-Letters: R ratios, S seeds, Q questions, K resamples.
+The unit is the seed: a trial's outcome is one number, and contrasts between ratios are paired by seed (Student's t,
+three pairs or more; fewer give no interval and no verdict). All trials are asked the same questions, so a statement
+holds for these questions. Primary outcomes are named before the sweep runs (`finetune.primary`) and judged as one family; every
+other outcome is explored, with q values over all of them.
 """
 
 from __future__ import annotations
@@ -15,37 +14,42 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Bool, Float
+from scipy import stats
 
 from orchestrator.errors import DataError
+from orchestrator.stats.intervals import MIN_SEEDS, student_interval
+from orchestrator.stats.multiplicity import benjamini_hochberg, familywise_confidence
+from orchestrator.stats.power import detectable_effect
+from orchestrator.stats.sufficient import paired_gains, sufficient_ratio
+from orchestrator.stats.verdict import verdict
 
-N_RESAMPLES = 2000
-LEVEL = 0.95
-ENOUGH = 0.9
-"""Share of the best gain that a sufficient ratio reaches."""
+Seeds = Mapping[float, Mapping[int, float]]
+"""Ratio -> seed -> outcome."""
+
+SMALLEST = {"accuracy": 0.05, "drift": 0.05, "alignment": 0.05, "cka": 0.05}
+"""Smallest effect of interest by kind of outcome: 5 points of accuracy, 0.05 of relative drift, alignment and CKA."""
+SMALLEST_RELATIVE = 0.05
+"""Of other outcomes: this share of the mean at the smallest ratio (of a change: of the metric itself)."""
+_KINDS = ("accuracy", "drift", "delta", "alignment", "cka", "count_error", "point_distance")
+_ENDS = ("_low", "_high")
 
 
 @dataclass(frozen=True)
 class RatioEffect:
-    """Accuracy by ratio, its gain over the smallest ratio, and the smallest sufficient ratio."""
+    """An outcome by ratio, its gain over the smallest ratio, and the smallest sufficient ratio."""
 
     table: pl.DataFrame
-    """complexity_ratio, n_seeds, mean, ci_low, ci_high; gain, gain_low, gain_high (against the smallest ratio)."""
-    slope: tuple[float, float, float]
-    """Accuracy per unit of ratio by least squares, with its interval."""
+    """complexity_ratio, n_seeds, mean, ci_low, ci_high; gain, gain_low, gain_high (paired, against the smallest)."""
+    rises: bool | None
+    """Whether the largest gain exceeds chance, paid for having been picked; None below three seeds."""
     sufficient: float | None
-    """Smallest ratio that reaches `ENOUGH` of the best mean's gain; None where accuracy does not rise."""
-    sufficient_share: Mapping[float, float]
-    """Ratio -> share of resamples in which it is the smallest sufficient one; those without a gain are left out."""
-    rises: bool
-    """Whether the largest gain exceeds chance: its interval, widened (Bonferroni) for having been picked among the
-    ratios, lies above 0."""
+    """Smallest ratio that reaches 90 % of the best gain; None where there is none or it cannot be told."""
 
 
-def correct_by_trial(
+def accuracy_by_seed(
     answers: Mapping[tuple[float, int], pl.DataFrame], tier: str, family: str | None = None
-) -> tuple[list[float], dict[float, Bool[np.ndarray, "S Q"]]]:
-    """Ratios in order, and for each the right answers of its seeds to the same questions.
+) -> dict[float, dict[int, float]]:
+    """Share of right answers of each trial to the questions of a tier (or one family of it).
 
     Args:
         answers: (ratio, seed) -> table `answers` of that trial.
@@ -54,7 +58,7 @@ def correct_by_trial(
         DataError: trials were asked different questions, or none of this tier and family.
     """
     chosen = pl.col("tier") == tier if family is None else (pl.col("tier") == tier) & (pl.col("family") == family)
-    rows: dict[float, list[np.ndarray]] = {}
+    found: dict[float, dict[int, float]] = {}
     asked: list[str] | None = None
     for (ratio, seed), frame in sorted(answers.items(), key=lambda item: item[0]):
         part = frame.filter(chosen).sort("question_id")
@@ -66,95 +70,95 @@ def correct_by_trial(
                 f"answers of ratio {ratio}, seed {seed}: not the questions that the other trials were asked"
             )
         asked = questions
-        rows.setdefault(ratio, []).append(part["correct"].to_numpy())
-    return sorted(rows), {ratio: np.stack(values) for ratio, values in rows.items()}
+        found.setdefault(ratio, {})[seed] = float(part["correct"].to_numpy().mean())
+    return found
 
 
-def resampled_means(
-    correct: Mapping[float, Bool[np.ndarray, "S Q"]], ratios: Sequence[float], seed: int = 0, n: int = N_RESAMPLES
-) -> Float[np.ndarray, "K R"]:
-    """Mean accuracy of each ratio in each resample of seeds (within a ratio) and questions (common to all)."""
-    rng = np.random.default_rng(seed)
-    n_questions = correct[ratios[0]].shape[1]
-    weights = rng.multinomial(n_questions, np.full(n_questions, 1 / n_questions), size=n) / n_questions
-    means = np.empty((n, len(ratios)))
-    for place, ratio in enumerate(ratios):
-        by_seed = weights @ correct[ratio].T.astype(float)  # (K, S)
-        n_seeds = by_seed.shape[1]
-        centre = by_seed.mean(1)
-        drawn = np.take_along_axis(by_seed, rng.integers(n_seeds, size=by_seed.shape), axis=1).mean(1)
-        # A resample of S seeds varies S / (S - 1) times too little: much with two or three of them.
-        means[:, place] = centre + (drawn - centre) * np.sqrt(n_seeds / max(1, n_seeds - 1))
-    return means
+def effect_of_ratio(by_ratio: Seeds) -> RatioEffect:
+    """Means over seeds with Student's intervals, gains paired by seed, and the sufficient ratio."""
+    gains = paired_gains(by_ratio)
+    rows = []
+    for ratio in sorted(by_ratio):
+        mean, gain = student_interval(list(by_ratio[ratio].values())), gains[ratio]
+        rows.append((ratio, mean.n, mean.value, mean.low, mean.high, gain.value, gain.low, gain.high))
+    names = ("mean", "ci_low", "ci_high", "gain", "gain_low", "gain_high")
+    schema = {"complexity_ratio": pl.Float64, "n_seeds": pl.Int64, **dict.fromkeys(names, pl.Float64)}
+    enough = sufficient_ratio(by_ratio)
+    return RatioEffect(pl.DataFrame(rows, schema=schema, orient="row"), enough.rises, enough.ratio)
 
 
-def effect_of_ratio(
-    answers: Mapping[tuple[float, int], pl.DataFrame], tier: str = "high", family: str | None = None, seed: int = 0
-) -> RatioEffect:
-    """Effect of the complexity ratio on the accuracy of a tier (or one family of it), by hierarchical bootstrap.
+def outcome_by_seed(trials: pl.DataFrame, column: str) -> dict[float, dict[int, float]]:
+    """A column of table `trials` by ratio and seed, over finished trials; further settings are averaged."""
+    done = trials.filter(pl.col("status") == "done").drop_nulls(column)
+    means = done.group_by("complexity_ratio", "seed").agg(pl.col(column).cast(pl.Float64).mean())
+    found: dict[float, dict[int, float]] = {}
+    for ratio, seed, value in means.sort("complexity_ratio", "seed").iter_rows():
+        if np.isfinite(value):
+            found.setdefault(ratio, {})[seed] = value
+    return found
 
-    With one seed a ratio the interval covers the choice of questions only. Raises `DataError` as `correct_by_trial`.
+
+def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
+    """The largest ratio against the smallest, paired by seed, for each outcome of table `trials`; primary ones first.
+
+    Returns:
+        outcome, primary, low_ratio, high_ratio, effect, ci_low, ci_high (primary: hold together), p, q (explored ones:
+        over all of them), n_seeds, smallest, verdict (primary alone), detectable (effect seen with 80 % power at these
+        seeds and this spread), n_explored.
     """
-    ratios, correct = correct_by_trial(answers, tier, family)
-    mean = np.array([correct[r].mean() for r in ratios])
-    resampled = resampled_means(correct, ratios, seed)
-    gains = resampled - resampled[:, :1]
-    low, high = _interval(resampled)
-    gain_low, gain_high = _interval(gains)
-    table = pl.DataFrame(
-        {
-            "complexity_ratio": ratios,
-            "n_seeds": [len(correct[r]) for r in ratios],
-            "mean": mean,
-            "ci_low": low,
-            "ci_high": high,
-            "gain": mean - mean[0],
-            "gain_low": gain_low,
-            "gain_high": gain_high,
-        }
-    )
-    picked = (1 - LEVEL) / 2 / max(1, len(ratios) - 1)
-    rises = bool(len(ratios) > 1 and np.quantile(gains[:, int(mean.argmax())], picked) > 0)
-    found = smallest_sufficient(ratios, mean) if rises else None
-    each = [smallest_sufficient(ratios, row) for row in resampled]
-    there = [r for r in each if r is not None]
-    shares = {r: there.count(r) / len(there) for r in ratios if r in there}
-    return RatioEffect(table, _slope(np.array(ratios), mean, resampled), found, shares, rises)
+    every = [
+        c for c in trials.columns
+        if c.split("/")[0] in _KINDS and not c.endswith(_ENDS) and trials[c].dtype.is_numeric()
+    ]  # fmt: skip
+    named = [c for c in primary if c in every]
+    confidence = familywise_confidence(len(named))
+    rows = []
+    for column in [*named, *(c for c in every if c not in named)]:
+        by_ratio = outcome_by_seed(trials, column)
+        if len(by_ratio) < 2:
+            continue
+        first, last = min(by_ratio), max(by_ratio)
+        seeds = sorted(set(by_ratio[first]) & set(by_ratio[last]))
+        changes = np.array([by_ratio[last][s] - by_ratio[first][s] for s in seeds])
+        is_primary = column in named
+        found = student_interval(changes, confidence if is_primary else 0.95)
+        smallest = smallest_effect(trials, column, by_ratio)
+        spread, detectable = float(changes.std(ddof=1)) if len(changes) > 1 else 0.0, detectable_effect(len(changes))
+        enough = len(changes) >= MIN_SEEDS
+        told = verdict(found.value, found.low, found.high, smallest) if smallest else "undecided"
+        rows.append(
+            {
+                "outcome": column,
+                "primary": is_primary,
+                "low_ratio": first,
+                "high_ratio": last,
+                "effect": found.value if len(changes) else None,
+                "ci_low": found.low,
+                "ci_high": found.high,
+                "p": float(stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread > 0 else None,
+                "n_seeds": len(changes),
+                "smallest": smallest,
+                "verdict": told if is_primary and enough else None,
+                "detectable": spread * detectable if enough and detectable is not None else None,
+            }
+        )
+    if not rows:
+        return pl.DataFrame()
+    table = pl.DataFrame(rows, infer_schema_length=None).with_columns(pl.col("p").cast(pl.Float64))
+    explored = ~table["primary"].to_numpy()
+    q = np.full(table.height, np.nan)
+    q[explored] = benjamini_hochberg(table["p"].fill_null(float("nan")).to_numpy()[explored])
+    return table.with_columns(q=pl.Series(q).fill_nan(None), n_explored=pl.lit(int(explored.sum())))
 
 
-def _interval(values: Float[np.ndarray, "K R"]) -> tuple[np.ndarray, np.ndarray]:
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(values, [tail, 100 - tail], axis=0)
-    return low, high
-
-
-def _slope(ratios: np.ndarray, mean: np.ndarray, resampled: np.ndarray) -> tuple[float, float, float]:
-    if len(ratios) < 2:
-        return (float("nan"),) * 3
-    centred = ratios - ratios.mean()
-    weights = centred / (centred**2).sum()
-    low, high = _interval((resampled @ weights)[:, None])
-    return float(mean @ weights), float(low[0]), float(high[0])
-
-
-def smallest_sufficient(ratios: Sequence[float], mean: Sequence[float] | np.ndarray) -> float | None:
-    """Smallest ratio with at least `ENOUGH` of the gain from the smallest ratio to the best; None without a gain."""
-    gain = np.asarray(mean) - mean[0]
-    if gain.max() <= 0:
-        return None
-    return float(ratios[int(np.argmax(gain >= ENOUGH * gain.max() - 1e-12))])
-
-
-def pareto_front(values: Float[np.ndarray, "N M"], directions: Sequence[int]) -> Bool[np.ndarray, " N"]:
-    """Which trials no other one beats: at least as good in every objective and better in one.
-
-    Args:
-        directions: +1 where larger is better, -1 where smaller is.
-    """
-    oriented = np.asarray(values, dtype=float) * np.asarray(directions)
-    not_worse = (oriented[:, None, :] >= oriented[None, :, :]).all(-1)
-    better = (oriented[:, None, :] > oriented[None, :, :]).any(-1)
-    return ~(not_worse & better).any(0)
+def smallest_effect(trials: pl.DataFrame, column: str, by_ratio: Seeds) -> float:
+    """Smallest effect of interest in the outcome's own unit (`SMALLEST`, else relative); 0 where there is no scale."""
+    kind = column.split("/")[0]
+    if kind in SMALLEST:
+        return SMALLEST[kind]
+    value = "compression/" + column.split("/", 1)[1]
+    scale = outcome_by_seed(trials, value) if kind == "delta" and value in trials.columns else by_ratio
+    return SMALLEST_RELATIVE * abs(float(np.mean(list(scale[min(scale)].values())))) if scale else 0.0
 
 
 def cost_of_ratio(trials: pl.DataFrame) -> pl.DataFrame:
@@ -171,17 +175,18 @@ def cost_of_ratio(trials: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def summarise_sweep(trials: pl.DataFrame, answers: Mapping[tuple[float, int], pl.DataFrame]) -> dict[str, Any]:
-    """The answer of a sweep in plain values: for each tier whether accuracy rises, by how much, and at what cost."""
+def summarise_sweep(
+    trials: pl.DataFrame, answers: Mapping[tuple[float, int], pl.DataFrame], primary: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The answer of a sweep in plain values: primary and explored contrasts, and each tier's accuracy by ratio."""
     found: dict[str, Any] = {"cost": cost_of_ratio(trials).to_dicts(), "tiers": {}}
+    found["contrasts"] = contrasts(trials, primary).to_dicts() if "seed" in trials.columns else []
     tiers = sorted({t for frame in answers.values() for t in frame["tier"].unique().to_list()})
     for tier in tiers:
-        effect = effect_of_ratio(answers, tier)
+        effect = effect_of_ratio(accuracy_by_seed(answers, tier))
         found["tiers"][tier] = {
             "effect": effect.table.to_dicts(),
-            "slope": effect.slope,
             "rises": effect.rises,
             "sufficient_ratio": effect.sufficient,
-            "sufficient_share": dict(effect.sufficient_share),
         }
     return found

@@ -154,7 +154,7 @@ def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
 
 
 def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]:
-    """The sweep's answer with intervals over seeds and questions, where its trials differ by ratio and seed alone."""
+    """The sweep's answer with intervals over seeds, where its trials differ by ratio and seed alone."""
     answers: dict[tuple[float, int], pl.DataFrame] = {}
     for view in views:
         table = _read([view], "answers") if view.stage.is_done() else None
@@ -165,7 +165,7 @@ def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]
     if trials is None or len(answers) < 2 or len(answers) < trials.height:
         return {}
     try:
-        return summarise_sweep(trials, answers)
+        return summarise_sweep(trials, answers, views[0].run.finetune.primary)
     except DataError:  # trials of different question sets: no paired intervals
         return {}
 

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
 
+from orchestrator.finetune.sweep_summary import effect_of_ratio as sweep_effect
+from orchestrator.finetune.sweep_summary import outcome_by_seed
 from orchestrator.report.style import main_metrics
+from orchestrator.stats.pareto import pareto_front as stats_front
+from orchestrator.stats.sufficient import sufficient_ratio
 
 _ENDS = ("_low", "_high")
 """Columns that hold the ends of another column's interval."""
@@ -44,56 +47,26 @@ def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
 
 
 def effect_of_ratio(trials: pl.DataFrame, column: str, sweep: Mapping[str, Any] | None = None) -> pl.DataFrame:
-    """Mean of `column` at each ratio with its 95 % interval.
+    """Mean of `column` at each ratio with Student's 95 % interval over seeds, each the mean of its trials.
 
-    Of a tier's accuracy, where `sweep` (`sweep_summary.summarise_sweep`) has it: over seeds and questions. Otherwise
-    Student's over seeds, each the mean of its trials. Two seeds have none: it would be nine times as wide as they lie
-    apart. A single trial keeps its own (over questions or images), null where it has none.
+    One or two seeds give none. Of a tier's accuracy it is what `sweep` (`sweep_summary.summarise_sweep`) has.
 
     Returns:
         complexity_ratio, mean, ci_low, ci_high, n_seeds.
     """
     tiers = sweep.get("tiers", {}) if sweep else {}
+    names = ("complexity_ratio", "mean", "ci_low", "ci_high", "n_seeds")
     if (told := tiers.get(column.removeprefix("accuracy/"))) is not None:
-        return pl.DataFrame(told["effect"]).select("complexity_ratio", "mean", "ci_low", "ci_high", "n_seeds")
-    rows = []
-    for (ratio,), part in finished(trials).drop_nulls(column).group_by("complexity_ratio", maintain_order=True):
-        values = part.group_by("seed").agg(pl.col(column).cast(pl.Float64).mean())[column].to_numpy()
-        low, high = None, None
-        if len(values) > 2:
-            reach = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
-            low, high = float(values.mean() - reach), float(values.mean() + reach)
-        elif part.height == 1:
-            low, high = (part[c][0] if (c := column + end) in part.columns else None for end in _ENDS)
-        rows.append((ratio, float(values.mean()), low, high, len(values)))
-    names = {"complexity_ratio": pl.Float64, "mean": pl.Float64, "ci_low": pl.Float64, "ci_high": pl.Float64}
-    return pl.DataFrame(rows, schema={**names, "n_seeds": pl.Int32}, orient="row").sort("complexity_ratio")
+        return pl.DataFrame(told["effect"], infer_schema_length=None).select(names)
+    return sweep_effect(outcome_by_seed(trials, column)).table.select(names)
 
 
-def smallest_sufficient_ratio(trials: pl.DataFrame, column: str, share: float = 0.9) -> float | None:
-    """Smallest ratio whose mean reaches `share` of the gain from the smallest ratio to the best one.
-
-    None when no gain is known: the best mean is that of the smallest ratio, or its interval reaches that mean or is not
-    there.
-    """
-    effect = effect_of_ratio(trials, column)
-    if effect.height < 2:
-        return None
-    start = effect["mean"][0]
-    best = effect.sort("mean", descending=True).row(0, named=True)
-    if best["mean"] <= start or best["ci_low"] is None or best["ci_low"] <= start:
-        return None
-    enough = effect.filter(pl.col("mean") >= start + share * (best["mean"] - start))
-    return float(enough["complexity_ratio"][0])
+def smallest_sufficient_ratio(trials: pl.DataFrame, column: str) -> float | None:
+    """Smallest sufficient ratio of an outcome by the project's one rule (`stats.sufficient`)."""
+    return sufficient_ratio(outcome_by_seed(trials, column)).ratio
 
 
 def pareto_front(x: Sequence[float], y: Sequence[float]) -> list[int]:
     """Indices of the points no other one beats in both `x` and `y` (larger is better), by rising `x`."""
-    order = sorted(range(len(x)), key=lambda i: (-x[i], -y[i]))
-    front: list[int] = []
-    best = -np.inf
-    for i in order:
-        if y[i] > best:
-            front.append(i)
-            best = y[i]
-    return front[::-1]
+    front = np.flatnonzero(stats_front(np.stack([x, y], axis=1), (1, 1)))
+    return sorted(front.tolist(), key=lambda i: (x[i], -y[i]))

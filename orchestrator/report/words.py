@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from orchestrator.report.model import PointResults, StudyResults, distinct_point
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
 from orchestrator.report.style import name_of
 from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drift, smallest_sufficient_ratio
+from orchestrator.stats.intervals import MIN_SEEDS
 
 MOST_ATTRIBUTES = 4
 """Attribute findings shown before the rest is folded into one line."""
@@ -213,31 +214,56 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
         effect = effect_of_ratio(done, column, sweep)
         first, last = effect.row(0, named=True), effect.row(-1, named=True)
         enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
-        one_seed = max(effect["n_seeds"]) < 2
-        how = "questions of one seed" if one_seed else "seeds and questions" if said else "seeds"
         text = (
             f"Accuracy on {tier}-tier questions is {percent(first['mean'])} at complexity ratio "
             f"{number(first['complexity_ratio'])} and {percent(last['mean'])} at {number(last['complexity_ratio'])}."
         )
+        few = effect["n_seeds"].min() < MIN_SEEDS  # type: ignore[operator]
         if enough is not None:
-            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain"
-            text += ", as far as one seed can tell." if one_seed else "."
+            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
         elif tier == "high":
-            text += " No ratio gains beyond chance" + (", as far as one seed can tell." if one_seed else ".")
+            text += (
+                f" Fewer than {MIN_SEEDS} seeds a ratio decide nothing." if few else " No ratio gains beyond chance."
+            )
         if f"blind/{tier}" in done.columns:
             blind = float(done[f"blind/{tier}"].to_numpy().mean())
             text += f" Without seeing the image, the commonest answers earn {percent(blind)}."
         yield Statement(
             text,
             f"{interval(first['ci_low'], first['ci_high'], percent)} and "
-            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % interval over {how}, "
+            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % interval over seeds, "
             f"{done.height} trials" + (f", {failed} failed" if failed else ""),
             topic="ratio",
         )
+    yield from _contrasts(sweep.get("contrasts", []))
     vision, text_drift = mean_drift(done, "vision"), mean_drift(done, "text")
     if vision is not None and text_drift is not None:
         yield Statement(
             f"Fine-tuning moves text states by {number(text_drift)} and vision states by {number(vision)} on average.",
             "relative drift from the base model, mean over trials and layers",
+            topic="ratio",
+        )
+
+
+def _contrasts(rows: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
+    """Primary outcomes with their verdicts, and what was explored beside them with the number of its tests."""
+    for row in (r for r in rows if r["primary"]):
+        seen = row["detectable"]
+        text = (
+            f"From ratio {number(row['low_ratio'])} to {number(row['high_ratio'])}, {row['outcome']} changes by "
+            f"{number(row['effect'], 3)} (primary outcome)."
+        )
+        evidence = f"{interval(row['ci_low'], row['ci_high'], lambda v: number(v, 3))}, {row['n_seeds']} pairs of seeds"
+        evidence += f"; smallest effect of interest {number(row['smallest'], 3)}"
+        evidence += "" if seen is None else f"; an effect of {number(seen, 3)} would be seen with 80 % power"
+        yield Statement(text, evidence, row["verdict"] or "", topic="ratio")
+    explored = [r for r in rows if not r["primary"]]
+    tested = [r for r in explored if r["p"] is not None]
+    if tested:
+        found = sorted((r for r in tested if r["q"] < 0.05), key=lambda r: r["q"])
+        names = ", ".join(f"{r['outcome']} {number(r['effect'], 3)}" for r in found[:MOST_ATTRIBUTES])
+        yield Statement(
+            f"Explored: {len(found)} of {len(tested)} further outcomes differ between these ratios at q < 0.05.",
+            f"the surest of {len(tested)}: {names}" if names else "none",
             topic="ratio",
         )

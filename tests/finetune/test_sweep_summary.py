@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scipy import stats as scipy_stats
 
 from orchestrator.errors import DataError
 from orchestrator.finetune.sweep_summary import (
+    accuracy_by_seed,
+    contrasts,
     cost_of_ratio,
     effect_of_ratio,
-    pareto_front,
-    smallest_sufficient,
     summarise_sweep,
 )
 
@@ -39,66 +38,69 @@ def answers_with(
 
 
 def test_a_real_rise_is_found_with_its_sufficient_ratio() -> None:
-    effect = effect_of_ratio(answers_with({0.0: 0.1, 0.25: 0.5, 0.5: 0.9, 1.0: 0.9}))
+    effect = effect_of_ratio(accuracy_by_seed(answers_with({0.0: 0.1, 0.25: 0.5, 0.5: 0.9, 1.0: 0.9}, 3), "high"))
     assert effect.rises
     assert effect.sufficient == 0.5
-    assert effect.slope[1] > 0
-    table = effect.table
-    assert (table["ci_low"] <= table["mean"]).all()
-    assert (table["mean"] <= table["ci_high"]).all()
-    assert sum(effect.sufficient_share.values()) == pytest.approx(1.0)
+    assert (effect.table["ci_low"] <= effect.table["mean"]).all()
+    assert (effect.table["mean"] <= effect.table["ci_high"]).all()
+
+
+def test_two_seeds_give_no_interval_and_no_verdict() -> None:
+    effect = effect_of_ratio(accuracy_by_seed(answers_with({0.0: 0.1, 1.0: 0.9}, 2), "high"))
+    assert effect.rises is None
+    assert effect.sufficient is None
+    assert effect.table["ci_low"].null_count() == 2
+    table = contrasts(trials_with(2), ("accuracy/high",))
+    assert table["verdict"].to_list() == [None] * table.height
+    assert table["ci_low"].null_count() == table.height
 
 
 def test_no_rise_is_called_none() -> None:
-    effects = [effect_of_ratio(answers_with(dict.fromkeys(RATIOS, 0.5), 3, seed=k), seed=k) for k in range(20)]
-    false_alarms = [effect for effect in effects if effect.rises]
-    assert len(false_alarms) <= 2
+    effects = [
+        effect_of_ratio(accuracy_by_seed(answers_with(dict.fromkeys(RATIOS, 0.5), 3, seed=k), "high"))
+        for k in range(20)
+    ]
+    assert sum(bool(effect.rises) for effect in effects) <= 2
     assert all(effect.sufficient is None for effect in effects if not effect.rises)
 
 
-def test_a_falling_low_tier_shows_a_negative_slope() -> None:
-    effect = effect_of_ratio(answers_with({0.0: 0.9, 0.5: 0.6, 1.0: 0.3}))
-    assert effect.slope[2] < 0
-    assert not effect.rises
+def trials_with(n_seeds: int, n_outcomes: int = 40, effect: float = 0.3, seed: int = 0) -> pl.DataFrame:
+    """Trials whose high-tier accuracy rises with the ratio while seeds differ; every other outcome is noise."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(n_seeds):
+        own = rng.normal()
+        for ratio in (0.0, 0.5, 1.0):
+            row = {"complexity_ratio": ratio, "seed": s, "status": "done"}
+            row["accuracy/high"] = 0.5 + 0.1 * own + effect * ratio + 0.02 * rng.normal()
+            row |= {f"drift/vision/x{k}": rng.normal() for k in range(n_outcomes)}
+            rows.append(row)
+    return pl.DataFrame(rows)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
-    hits = 0
-    for k in range(60):
-        rng = np.random.default_rng(k)
-        frames = {
-            (0.0, s): pl.DataFrame(
-                {"question_id": [f"{i:03d}" for i in range(200)], "tier": "high", "correct": rng.random(200) < 0.4}
-            )
-            for s in range(3)
-        }
-        row = effect_of_ratio(frames, seed=k).table.row(0, named=True)
-        hits += row["ci_low"] <= 0.4 <= row["ci_high"]
-    assert hits >= 52
+def test_contrasts_are_paired_by_seed_and_primary_ones_judged_first() -> None:
+    table = contrasts(trials_with(5), ("accuracy/high", "drift/vision/late"))
+    row = table.row(0, named=True)
+    assert (row["outcome"], row["primary"], row["verdict"], row["n_seeds"]) == ("accuracy/high", True, "supported", 5)
+    assert row["q"] is None
+    assert row["detectable"] < 0.2  # the spread between seeds is paired away
+    explored = table.filter(~pl.col("primary"))
+    assert explored["verdict"].null_count() == explored.height
+    assert explored["n_explored"][0] == 40
+    known = explored["p"].to_numpy()
+    assert explored["q"].to_numpy() == pytest.approx(scipy_stats.false_discovery_control(known))
+
+
+def test_the_best_of_many_explored_outcomes_is_rarely_called_found() -> None:
+    found = sum(contrasts(trials_with(4, seed=k), ("accuracy/high",))["q"].drop_nulls().min() < 0.05 for k in range(20))
+    assert found <= 3
 
 
 def test_trials_of_different_questions_are_refused() -> None:
     frames = answers_with({0.0: 0.1, 1.0: 0.9})
     frames[1.0, 1] = frames[1.0, 1].with_columns(pl.col("question_id") + "x")
     with pytest.raises(DataError, match="not the questions"):
-        effect_of_ratio(frames)
-
-
-def test_the_smallest_ratio_that_is_good_enough_wins() -> None:
-    assert smallest_sufficient(RATIOS, [0.0, 0.89, 0.91, 1.0]) == 0.5
-    assert smallest_sufficient(RATIOS, [0.2, 0.2, 0.2, 0.2]) is None
-    assert smallest_sufficient(RATIOS, [0.2, 0.1, 0.1, 0.1]) is None
-
-
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
-def test_no_trial_of_the_front_is_beaten_and_every_other_is(points: list[tuple[int, int]]) -> None:
-    values = np.array(points, dtype=float)
-    front = pareto_front(values, (1, -1))
-    assert front.any()
-    for i, (x, y) in enumerate(points):
-        beaten = any(a >= x and b <= y and (a > x or b < y) for a, b in points)
-        assert front[i] == (not beaten)
+        accuracy_by_seed(frames, "high")
 
 
 def test_cost_and_summary_are_plain_values() -> None:
@@ -111,6 +113,6 @@ def test_cost_and_summary_are_plain_values() -> None:
         }
     )
     assert cost_of_ratio(trials)["train_seconds"].to_list() == [2.0, 4.0]
-    summary = summarise_sweep(trials, answers_with({0.0: 0.1, 1.0: 0.8}))
+    summary = summarise_sweep(trials, answers_with({0.0: 0.1, 1.0: 0.8}, 3))
     assert summary["tiers"]["high"]["rises"]
     assert summary["tiers"]["high"]["sufficient_ratio"] == 1.0

@@ -2,8 +2,8 @@
 
 The unit is the seed: a trial's outcome is one number, and contrasts between ratios are paired by seed (Student's t,
 three pairs or more; fewer give no interval and no verdict). All trials are asked the same questions, so a statement
-holds for these questions. Primary outcomes are named before the sweep runs (`finetune.primary`) and judged as one family; every
-other outcome is explored, with q values over all of them.
+holds for these questions. Primary outcomes are named before the sweep runs (`finetune.primary`) and judged as one
+family; every other outcome is explored, with q values over all of them.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ and masks it would have had. Without a deletion it returns what `generate(do_sam
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -39,39 +40,75 @@ class Decoder(Protocol):
     def step_inputs(self, batch: Batch) -> dict[str, Any]: ...
 
 
+class Prompted:
+    """A batch of prompts after its pass, with the keys and values kept, so that tokens can be tried after it."""
+
+    def __init__(self, adapter: Decoder, batch: Batch, masks: _StepMasks) -> None:
+        self.adapter, self._batch, self._masks = adapter, batch, masks
+        # without a config: sliding-window layers keep all tokens, masks do the windowing
+        self._cache = DynamicCache()
+        self._keyword = {_cache_name(adapter.decoder): self._cache}
+        output = adapter.model(**adapter.forward_inputs(batch), **self._keyword, use_cache=True, logits_to_keep=1)
+        self.logits: Tensor = output.logits[:, -1]
+        """Of the first token after each prompt, (B, vocabulary)."""
+        self._layers: list[Any] = list(self._cache.layers)
+        self._lengths = [layer.get_seq_length() for layer in self._layers]
+        self._start = masks.state
+
+    def step(self, token: Int[Tensor, " B"]) -> Tensor:
+        """Add one token to each row; return the logits of the next one, (B, vocabulary)."""
+        output = self.adapter.model(
+            input_ids=token[:, None],
+            **self._masks.advance(),
+            **self.adapter.step_inputs(self._batch),
+            **self._keyword,
+            use_cache=True,
+        )
+        return output.logits[:, -1]
+
+    def rewind(self) -> None:
+        """Forget all tokens after the prompts."""
+        self._masks.state = self._start
+        for layer, length in zip(self._layers, self._lengths, strict=True):
+            if layer.get_seq_length() > length:  # states that are cross-attended to do not grow
+                layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+
+
+@contextmanager
+def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompted]:
+    """Run a batch of prompts, padded on the left as `collate` does, and keep it for decoding. Labels are ignored."""
+    batch = {key: value for key, value in batch.items() if key != "labels"}
+    with adapter.activated(batch, decoding=True), adapter.deleting(batch):
+        masks = _StepMasks(adapter, adapter.key_mask(batch).to(adapter.device))
+        handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
+        try:
+            yield Prompted(adapter, batch, masks)
+        finally:
+            handle.remove()
+
+
 def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Int[Tensor, "B T"]:
     """Return the most probable continuation of each row, token by token, padded after an end token.
 
     The batch must be padded on the left, as `collate` does. Labels are ignored.
     """
-    batch = {key: value for key, value in batch.items() if key != "labels"}
+    with prompted(adapter, batch) as prompts:
+        return continue_greedily(prompts, max_new_tokens)
+
+
+def continue_greedily(prompts: Prompted, max_new_tokens: int) -> Int[Tensor, "B T"]:
+    """Return what `greedy` does, after prompts whose pass is done."""
+    adapter, logits = prompts.adapter, prompts.logits
     end = torch.tensor(sorted(adapter.eos_token_ids), device=adapter.device)
+    done = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
     tokens: list[Tensor] = []
-    with adapter.activated(batch, decoding=True), adapter.deleting(batch):
-        masks = _StepMasks(adapter, adapter.key_mask(batch).to(adapter.device))
-        # without a config: sliding-window layers keep all tokens, masks do the windowing
-        cache = {_cache_name(adapter.decoder): DynamicCache()}
-        handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
-        try:
-            output = adapter.model(**adapter.forward_inputs(batch), **cache, use_cache=True, logits_to_keep=1)
-            done = torch.zeros(output.logits.shape[0], dtype=torch.bool, device=output.logits.device)
-            while True:
-                token = output.logits[:, -1].argmax(dim=-1)
-                token = torch.where(done, adapter.pad_token_id, token)
-                tokens.append(token)
-                done = done | torch.isin(token, end)
-                if len(tokens) >= max_new_tokens or bool(done.all()):
-                    break
-                output = adapter.model(
-                    input_ids=token[:, None],
-                    **masks.advance(),
-                    **adapter.step_inputs(batch),
-                    **cache,
-                    use_cache=True,
-                )
-        finally:
-            handle.remove()
-    return torch.stack(tokens, dim=1).cpu()
+    while True:
+        token = torch.where(done, adapter.pad_token_id, logits.argmax(dim=-1))
+        tokens.append(token)
+        done = done | torch.isin(token, end)
+        if len(tokens) >= max_new_tokens or bool(done.all()):
+            return torch.stack(tokens, dim=1).cpu()
+        logits = prompts.step(token)
 
 
 def _cache_name(decoder: nn.Module) -> str:
@@ -91,6 +128,15 @@ class _StepMasks:
         self.config: Any = decoder.config
         self.positions: Tensor | None = None
         self.key_positions: Tensor | None = None
+
+    @property
+    def state(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `advance` changes."""
+        return self.keys, self.positions, self.key_positions
+
+    @state.setter
+    def state(self, value: tuple[Tensor, Tensor | None, Tensor | None]) -> None:
+        self.keys, self.positions, self.key_positions = value
 
     def advance(self) -> dict[str, Tensor]:
         """Return attention mask and position ids of one more token."""

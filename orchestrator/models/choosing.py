@@ -1,0 +1,158 @@
+"""The most probable of a closed set of answers, after a prompt whose pass is done once.
+
+The answers' tokens form a tree. At each branch the model's probabilities are renormalised over what may come next, and
+an answer's score is their product along its path: tokens that no other answer shares cost nothing, so a long answer or
+one of rare word pieces is at no disadvantage, and of two answers only the tokens in which they differ are compared.
+The scores of a set sum to one. Where an answer is the beginning of another ("1" of "12"), stopping there has all the
+probability that is not on going on: a full stop or an end of turn ends an answer alike.
+
+The search is exact: a branch is looked into only while its probability exceeds that of the best answer found.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orchestrator.errors import ModelError
+from orchestrator.models.decoding import Prompted
+from orchestrator.models.prompts import render
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class Branch:
+    """Answers that share their first tokens."""
+
+    prefix: Ids = ()
+    """Tokens after the prompt that lead here."""
+    ends: int | None = None
+    """Number of the answer that stops here."""
+    children: dict[int, Branch | int] = field(default_factory=dict)
+    """Next token -> a further branch, or the number of the only answer that goes on so."""
+
+
+def make_tree(choices: Sequence[Ids], prefix: Ids = (), numbers: Sequence[int] | None = None) -> Branch | int:
+    """Arrange answers by their tokens; the number of the answer where there is only one.
+
+    Raises:
+        ModelError: two answers have the same tokens, or one has none.
+    """
+    numbers = range(len(choices)) if numbers is None else numbers
+    if len(numbers) == 1 and (prefix or len(choices) == 1):
+        return numbers[0]
+    depth = len(prefix)
+    groups: dict[int, list[int]] = {}
+    branch = Branch(prefix)
+    for i in numbers:
+        if len(choices[i]) > depth:
+            groups.setdefault(choices[i][depth], []).append(i)
+        elif branch.ends is None and depth:
+            branch.ends = i
+        else:
+            raise ModelError(f"choices: two have the same tokens {list(choices[i])}, or one has none")
+    for token, inside in groups.items():
+        branch.children[token] = make_tree(choices, (*prefix, token), inside)
+    if len(branch.children) == 1 and branch.ends is None:
+        return next(iter(branch.children.values()))
+    return branch
+
+
+def choice_ids(processor: Any, family: str, choices: Sequence[str], image: bool = True) -> list[Ids]:
+    """Return each answer's tokens as they follow a prompt, without those that end a turn."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    found = []
+    for choice in choices:
+        continuation = render(processor, family, "?", image=image, answer=choice)[1]
+        ids = list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
+        while len(ids) > 1 and ids[-1] in special:
+            ids.pop()
+        found.append(tuple(ids))
+    return found
+
+
+class ChoiceTrees:
+    """Trees of the answers of one model, made once for each set of choices."""
+
+    def __init__(self, processor: Any, family: str) -> None:
+        self.get = cache(lambda choices, image: make_tree(choice_ids(processor, family, choices, image)))
+
+
+def branch_probabilities(branch: Branch, logits: Tensor) -> dict[int | None, float]:
+    """Probability of each next token of a branch, and of stopping (None), which sum to one.
+
+    Args:
+        logits: of the token after the branch's prefix, (vocabulary,).
+    """
+    tokens = list(branch.children)
+    log = logits.float().log_softmax(-1)[torch.tensor(tokens, device=logits.device)]
+    if branch.ends is None:
+        return dict(zip(tokens, log.softmax(-1).tolist(), strict=True))
+    going_on = log.exp().tolist()
+    return {**dict(zip(tokens, going_on, strict=True)), None: max(0.0, 1.0 - sum(going_on))}
+
+
+@torch.no_grad()
+def choose(prompts: Prompted, trees: Sequence[Branch | int | None]) -> list[tuple[int, float] | None]:
+    """Return the number and score of the best answer of each row; None for a row without a tree.
+
+    Costs no pass where all answers of a row differ in their first token, else one decoding step a token for the
+    branches that may hold the best answer. The prompts are left as they were.
+    """
+    queues = [_Queue(tree, prompts.logits[row]) for row, tree in enumerate(trees)]
+    while any(queue.open for queue in queues):
+        waiting = {row: queue.open.prefix for row, queue in enumerate(queues) if queue.open}
+        pad = prompts.adapter.pad_token_id
+        for place in range(max(map(len, waiting.values()))):
+            tokens = [waiting.get(row, ())[place : place + 1] or (pad,) for row in range(len(queues))]
+            logits = prompts.step(torch.tensor(tokens, device=prompts.logits.device)[:, 0])
+            for row, prefix in waiting.items():
+                if len(prefix) == place + 1:
+                    queues[row].look_into(logits[row])
+        prompts.rewind()
+    return [queue.best for queue in queues]
+
+
+class _Queue:
+    """Best-first search of one row's tree."""
+
+    def __init__(self, tree: Branch | int | None, logits: Tensor) -> None:
+        self._heap: list[tuple[float, int, Branch | int]] = []
+        self._count = 0
+        self.open: Branch | None = None
+        """The branch whose logits are needed next."""
+        self.best: tuple[int, float] | None = None
+        if tree is not None:
+            self._push(1.0, tree)
+            self._pop()
+        if self.open is not None and not self.open.prefix:
+            self.look_into(logits)
+
+    def look_into(self, logits: Tensor) -> None:
+        """Take the logits after the open branch's prefix."""
+        assert self.open is not None
+        for token, share in branch_probabilities(self.open, logits).items():
+            child = self.open.ends if token is None else self.open.children[token]
+            assert child is not None
+            self._push(self._score * share, child)
+        self._pop()
+
+    def _push(self, score: float, node: Branch | int) -> None:
+        self._count += 1  # of equal scores the first wins
+        heapq.heappush(self._heap, (-score, self._count, node))
+
+    def _pop(self) -> None:
+        score, _, node = heapq.heappop(self._heap)
+        self._score = -score
+        if isinstance(node, Branch):
+            self.open = node
+        else:
+            self.open, self.best = None, (node, -score)

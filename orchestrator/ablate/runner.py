@@ -22,10 +22,11 @@ from orchestrator.compression.metrics import compute
 from orchestrator.config import CocoConfig, ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.coco import open_coco
 from orchestrator.data.mixture import Example, ExampleMaker
-from orchestrator.finetune.evaluate import judge, wilson
+from orchestrator.finetune.evaluate import judge
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.loading import load_adapter
+from orchestrator.stats.intervals import wilson
 from orchestrator.store.tables.core import check_table
 
 SEED_SHIFT = 1

@@ -122,13 +122,16 @@ class FinetuneConfig(Section):
     """Held-out questions of each family and tier."""
     eval_seed: Count = 1_000_003
     """Seed of held-out scenes; never the mixture's."""
-    answer_by: Literal["generate", "score"] = "generate"
-    """`score` takes the most probable of a question's choices (decoding where it has none); for models that would
-    answer in sentences."""
+    answer_by: Literal["score", "generate"] = "score"
+    """What is judged of a question with a closed set of answers, numbers included: `score`, the most probable of them;
+    `generate`, what the model writes. Both are kept. Places are always generated."""
     instruction: str = ""
     """Words put after every question, as "Answer in one word."."""
     n_capture_images: PositiveInt = 64
     """Images of the run's `data` on which compression is measured before and after."""
+    n_capture_questions: Count = 32
+    """Held-out questions, as many of each tier, on whose own images and prompts compression is measured as well
+    (columns `asked/TIER/...`); 0 for none."""
     n_drift_tokens: PositiveInt = 64
     """Most tokens an image and group whose states are compared with the base model's."""
     primary: tuple[str, ...] = ("drift/vision/late", "delta/vision/stable_rank_centred/middle", "accuracy/high")

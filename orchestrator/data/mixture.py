@@ -12,12 +12,14 @@ share of them. Both tiers therefore hold the same share of novel families, and b
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from orchestrator.config import FinetuneConfig, ScenesConfig, TaskConfig
+from orchestrator.data.attributes import scene_attributes
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
@@ -166,6 +168,36 @@ def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSo
         else:  # slot numbers are shuffled above, so families in turn by number share every ratio evenly
             examples.append(maker.make(families[slot], "high" if slot < high else "low", seed, slot))
     return examples
+
+
+def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
+    """What differs between the tiers beside the ratio, as columns `questions/TIER/FACT` of table `trials`.
+
+    Means of `n_objects`, `coverage` and `size_mean` (scenes alone), `words` of the question and `answer_words`; and
+    `answer_entropy`, the mean over families of the entropy of right answers, bits.
+    """
+    found: dict[str, float] = {}
+    for tier in sorted({e.question.tier for e in examples if e.question.tier}):
+        inside = [e for e in examples if e.question.tier == tier]
+        values: dict[str, list[float]] = {
+            "n_objects": [e.question.detail["n_objects"] for e in inside],
+            "words": [len(e.question.text.split()) for e in inside],
+            "answer_words": [len(e.question.answer.split()) for e in inside],
+            "answer_entropy": [
+                _entropy([e.question.answer for e in inside if e.question.family == family])
+                for family in sorted({e.question.family for e in inside})
+            ],
+        }
+        scenes = [scene_attributes(e.scene) for e in inside if e.scene is not None]
+        for fact in ("coverage", "size_mean") if scenes else ():
+            values[fact] = [attributes[fact] for attributes in scenes]
+        found |= {f"questions/{tier}/{fact}": float(np.mean(numbers)) for fact, numbers in values.items()}
+    return found
+
+
+def _entropy(answers: Sequence[str]) -> float:
+    shares = np.array(list(Counter(answers).values())) / len(answers)
+    return float(-(shares * np.log2(shares)).sum())
 
 
 def make_evaluation(

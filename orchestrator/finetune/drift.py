@@ -197,6 +197,24 @@ def _metric_changes(base: Snapshot, tuned: Snapshot, name: str, thirds: dict[int
     return found
 
 
+def compare_asked(base: pl.DataFrame, tuned: pl.DataFrame, answers: pl.DataFrame) -> dict[str, float]:
+    """`compression` and `delta` columns as in `compare`, under `asked/TIER/`, from tables by question id.
+
+    Args:
+        answers: table `answers`, for the tier of each question.
+    """
+    tiers = answers.select(pl.col("question_id").alias("image_id"), "tier")
+    found: dict[str, float] = {}
+    for (tier,), ids in tiers.group_by(["tier"], maintain_order=True):
+        parts = [Snapshot(table.join(ids, on="image_id", how="semi"), {}, {}, {}) for table in (base, tuned)]
+        for (tap, group), rows in parts[0].metrics.group_by(["tap", "group"], maintain_order=True):
+            layers = sorted(rows["layer"].unique().to_list())
+            thirds = {layer: third_of(place, len(layers)) for place, layer in enumerate(layers)}
+            changes = _metric_changes(parts[0], parts[1], f"{tap}-{group}", thirds)
+            found |= {f"asked/{tier}/{name}": value for name, value in changes.items()}
+    return found
+
+
 def _with_interval(found: dict[str, float], name: str, values: np.ndarray) -> None:
     """Add the mean of an image-wise value and its 95 % percentile bootstrap interval over images."""
     rng = np.random.default_rng(0)

@@ -1,25 +1,27 @@
-"""What a model answers: greedy answers or scored choices, judged by exact match; tables and accuracies with intervals.
+"""What a model answers: scored choices and free generation, judged; tables and accuracies with intervals.
 
-An answer is right when it equals the expected one after normalisation. Coordinates cannot be hit exactly: a point is
-right within `POINT_TOLERANCE` of the centre, a box when it overlaps the expected one by `BOX_OVERLAP` (the usual rule
-for referring expressions, Yu et al. 2016). The raw distance is kept beside it.
+A question with a closed set of answers, numbers included, is judged by the most probable of its choices
+(`models/choosing.py`), so that accuracy is content and not form; what the model writes by itself is kept beside it,
+with whether it is one of the choices. Coordinates cannot be hit exactly: a point is right within `POINT_TOLERANCE` of
+the centre, a box when it overlaps the expected one by `BOX_OVERLAP` (the usual rule for referring expressions, Yu et
+al. 2016). The raw distance is kept beside it. Intervals are clustered by image.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
 
 import polars as pl
-import torch
-from scipy.stats import binomtest
 
 from orchestrator.data.questions import Question
 from orchestrator.finetune.prepared import Asked, Prepared, in_halves
-from orchestrator.finetune.train import answer_logits
 from orchestrator.models.adapter import Adapter
+from orchestrator.stats.blind import blind_scores
+from orchestrator.stats.intervals import clustered_share
 from orchestrator.store.tables.core import check_table
 
 POINT_TOLERANCE = 0.05
@@ -27,7 +29,7 @@ POINT_TOLERANCE = 0.05
 BOX_OVERLAP = 0.5
 """Least intersection over union of a right box."""
 MAX_NEW_TOKENS = 16
-CONFIDENCE = 0.95
+"""Most tokens of a generated answer; and no more than the longest right answer has, and two."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
@@ -89,50 +91,66 @@ def _overlap(a: Sequence[int], b: Sequence[int]) -> float:
     return shared / union if union else 0.0
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered."""
+
+    predicted: str
+    """The answer that is judged: the most probable choice, or what was generated."""
+    generated: str
+    """What the model wrote by itself, greedily."""
+
+
+def is_valid(question: Question, generated: str) -> bool:
+    """Whether a generated answer has the form of one: a choice of the question, or as many numbers as asked for."""
+    if question.family == "point":
+        return len(_numbers(generated)) == len(_numbers(question.answer))
+    if question.choices is None:
+        return bool(generated)
+    return normalise(generated) in _normal(question.choices)
+
+
+@cache
+def _normal(choices: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(normalise, choices))
+
+
 def predict(
-    adapter: Adapter, prepared: Prepared, asked: Sequence[Asked], batch_size: int, *, by: str = "generate"
-) -> list[str]:
-    """The model's answer to each question, in order.
+    adapter: Adapter,
+    prepared: Prepared,
+    asked: Sequence[Asked],
+    batch_size: int,
+    *,
+    by: Literal["score", "generate"] = "score",
+) -> list[Reply]:
+    """The model's answer to each question, in order; one pass of the prompt serves both ways.
 
     Args:
-        by: `generate` decodes greedily; `score` takes the most probable of a question's choices, and decodes where it
-            has none.
+        by: `score` judges the most probable of a question's choices, and what is generated where it has none;
+            `generate` judges what is generated.
     """
-    answers: dict[int, str] = {}
-    scored = [i for i, a in enumerate(asked) if by == "score" and a.question.choices]
-    for i in scored:
-        answers[i] = most_probable_choice(adapter, prepared, asked[i], batch_size)
-    decoded = [i for i in range(len(asked)) if i not in answers]
-    examples = {i: prepared.prompt(asked[i]) for i in decoded}
+    replies: dict[int, Reply] = {}
+    examples = {i: prepared.prompt(item) for i, item in enumerate(asked)}
+    right = {item.question.answer for item in asked}
+    longest = max((len(adapter.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in right), default=0)
+    limit = min(MAX_NEW_TOKENS, longest + 2)  # an answer cut here is too long to be right
 
     def answer(chunk: Sequence[int]) -> None:
-        batch = adapter.collate([examples[i] for i in chunk])
-        answers.update(zip(chunk, adapter.generate(batch, max_new_tokens=MAX_NEW_TOKENS), strict=True))
+        choices = [asked[i].question.choices if by == "score" else None for i in chunk]
+        found = adapter.answer(adapter.collate([examples[i] for i in chunk]), choices, max_new_tokens=limit)
+        for i, (generated, chosen) in zip(chunk, found, strict=True):
+            replies[i] = Reply(generated if chosen is None else chosen, generated)
 
     in_halves(prepared.batches(examples, batch_size), answer)
-    return [answers[i] for i in range(len(asked))]
+    return [replies[i] for i in range(len(asked))]
 
 
-@torch.no_grad()
-def most_probable_choice(adapter: Adapter, prepared: Prepared, asked: Asked, batch_size: int) -> str:
-    """The choice whose tokens, end of answer included, have the greatest total log-probability."""
-    choices = asked.question.choices or ()
-    scores: list[float] = []
-    for start in range(0, len(choices), batch_size):
-        examples = [prepared.with_answer(asked, choice) for choice in choices[start : start + batch_size]]
-        logits, labels = answer_logits(adapter, adapter.collate(examples))
-        targets = labels[:, 1:].to(logits.device)
-        chosen = logits[:, :-1].float().log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        scores += chosen.masked_fill(targets == -100, 0.0).sum(1).tolist()
-    return choices[max(range(len(choices)), key=scores.__getitem__)]
-
-
-def answer_table(asked: Sequence[Asked], predicted: Sequence[str]) -> pl.DataFrame:
+def answer_table(asked: Sequence[Asked], replies: Sequence[Reply]) -> pl.DataFrame:
     """Table `answers`."""
     rows: list[dict[str, Any]] = []
-    for item, answer in zip(asked, predicted, strict=True):
+    for item, reply in zip(asked, replies, strict=True):
         question = item.question
-        correct, error = judge(question, answer)
+        correct, error = judge(question, reply.predicted)
         rows.append(
             {
                 "question_id": question.question_id,
@@ -142,34 +160,40 @@ def answer_table(asked: Sequence[Asked], predicted: Sequence[str]) -> pl.DataFra
                 "wording": str(question.detail["wording"]),
                 "question": question.text,
                 "answer": question.answer,
-                "predicted": answer,
+                "predicted": reply.predicted,
                 "correct": correct,
                 "error": error,
+                "generated": reply.generated,
+                "generated_correct": judge(question, reply.generated)[0],
+                "valid": is_valid(question, reply.generated),
             }
         )
     return check_table(pl.DataFrame(rows, infer_schema_length=None), "answers")
 
 
-def wilson(k: int, n: int) -> tuple[float, float]:
-    """Wilson score interval of a share k / n at `CONFIDENCE` (Wilson 1927)."""
-    interval = binomtest(k, n).proportion_ci(CONFIDENCE, method="wilson")
-    return float(interval.low), float(interval.high)
+def _share(found: dict[str, float], name: str, values: Any, images: Sequence[str]) -> None:
+    """Add a share with its interval, clustered by image, where there is one."""
+    estimate = clustered_share(values, images)
+    found[name] = estimate.value
+    if estimate.low is not None and estimate.high is not None:
+        found[f"{name}_low"], found[f"{name}_high"] = estimate.low, estimate.high
 
 
 def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float]:
     """Columns of table `trials`: shares of right answers and mean errors.
 
-    `accuracy/TIER` and `accuracy/TIER/FAMILY` with `_low`, `_high` (Wilson) beside each; `count_error/TIER` in objects
-    and `point_distance/TIER` in shares of the image, over the answers that hold the numbers they need. `prefix` goes
-    after the first word (`accuracy_base/...`).
+    `accuracy/TIER` and `accuracy/TIER/FAMILY` with `_low`, `_high` (clustered by image) beside each;
+    `accuracy_generated/...` of what the model wrote by itself and `valid_share/...` of it that has the form of an
+    answer; `count_error/TIER` in objects and `point_distance/TIER` in shares of the image, over the answers that hold
+    the numbers they need. `prefix` goes after the first word (`accuracy_base/...`).
     """
     found: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
         for values, part in answers.group_by(keys, maintain_order=True):
-            name = f"accuracy{prefix}/" + "/".join(str(v) for v in values)
-            k, n = int(part["correct"].sum()), part.height
-            found[name] = k / n
-            found[f"{name}_low"], found[f"{name}_high"] = wilson(k, n)
+            name = "/".join(str(v) for v in values)
+            _share(found, f"accuracy{prefix}/{name}", part["correct"].to_numpy(), part["image_id"].to_list())
+            found[f"accuracy_generated{prefix}/{name}"] = float(part["generated_correct"].to_numpy().mean())
+            found[f"valid_share{prefix}/{name}"] = float(part["valid"].to_numpy().mean())
     for name, families in (("count_error", ["count", "count_by_attribute"]), ("point_distance", ["point"])):
         errors = answers.filter(pl.col("family").is_in(families) & pl.col("error").is_not_null())
         for (tier,), part in errors.group_by(["tier"], maintain_order=True):
@@ -177,26 +201,31 @@ def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float
     return found
 
 
-def _best_constant(family: str, answers: Sequence[str]) -> int:
-    """How many questions the best single one of their true answers gets right: a point also counts where it is near."""
-    if family != "point":
-        return Counter(answers).most_common(1)[0][1]
-    return max(sum(_judge_place(wanted, given)[0] for wanted in answers) for given in set(answers))
+@cache
+def _earns(group: Any, wanted: str, given: str) -> bool:
+    """Whether a constant answer earns a question of a group (tier, family, wording)."""
+    return _judge_place(wanted, given)[0] if group[1] == "point" else wanted == given
 
 
 def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
     """Columns `blind/TIER` and `blind/TIER/FAMILY` of table `trials`: what one earns without seeing the image.
 
-    The share of right answers when every question gets the best of the true answers of its tier, family and wording;
-    as these are the questions themselves, slightly more than a blind model can hope for. A model whose accuracy rises
-    to this level has learned how to answer, not what it sees.
+    The share of right answers when every question gets the best single answer of its tier, family and wording, chosen
+    on other images (cross-fitted), with `_low`, `_high`. A point also counts where it is near. A model whose accuracy
+    rises to this level has learned how to answer, not what it sees.
     """
     keys = ["tier", "family", "wording"]
-    parts = answers.group_by(keys, maintain_order=True)
-    rows = [(*values, part.height, _best_constant(values[1], part["answer"].to_list())) for values, part in parts]
-    groups = pl.DataFrame(rows, schema=[*keys, "n", "right"], orient="row")
+    images = answers["image_id"].to_list()
+    scores = blind_scores(
+        answers["answer"].to_list(),
+        list(answers.select(keys).iter_rows()),
+        images,
+        judge=_earns,
+    )
+    scored = answers.select("tier", "family", "image_id").with_columns(pl.Series("score", scores))
     found: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
-        for *names, right, n in groups.group_by(keys).agg(pl.col("right").sum(), pl.col("n").sum()).sort(keys).rows():
-            found["/".join(["blind", *names])] = right / n
+        for names, part in scored.group_by(keys, maintain_order=True):
+            name = "/".join(["blind", *map(str, names)])
+            _share(found, name, part["score"].to_numpy(), part["image_id"].to_list())
     return found

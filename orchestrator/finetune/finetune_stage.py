@@ -15,13 +15,21 @@ from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.store.stage_folder import Stage, Storage
 
-VERSION = 4
+VERSION = 5
 """Raised whenever equal inputs would give other values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]
 """Receives `{"step": ..., "loss": ...}` after every optimiser step."""
 
-_EVALUATION = ("n_eval_per_family", "eval_seed", "answer_by", "instruction", "n_capture_images", "n_drift_tokens")
+_EVALUATION = (
+    "n_eval_per_family",
+    "eval_seed",
+    "answer_by",
+    "instruction",
+    "n_capture_images",
+    "n_capture_questions",
+    "n_drift_tokens",
+)
 _NOT_HASHED = {"search_trials", "search_algorithm", "prune", "primary"}
 
 

@@ -3,19 +3,21 @@
 Two stages. `baseline` is what the base model answers and how its states look on the fixed images: done once and found
 again by its digest. `finetune` is one trial. Importing this module imports no torch.
 
-    baseline/DIGEST/   answers, layer_metrics, states/TAP-GROUP (float32; images, layers, tokens, width)
-    finetune/DIGEST/   trials (one row), answers, layer_metrics, training, adapter/ (LoRA weights, as peft saves them)
+    baseline/DIGEST/   answers, layer_metrics, asked_metrics, states/TAP-GROUP (float32; images, layers, tokens, width)
+    finetune/DIGEST/   trials (one row), answers, layer_metrics, asked_metrics, training, adapter/ (LoRA weights)
 
 Columns of table `trials` beyond those of schema.py, all flat names:
 
 - settings: `method`, `lora_rank`, `lora_rank_projector`, `lora_rank_vision`, `learning_rate`,
   `learning_rate_projector`, `learning_rate_vision`, `batch_size`, `n_examples`, `n_trained` (parameters);
 - costs: `step_seconds` (median of a step), `trial_seconds` (training, evaluation and capture), `train_tokens`;
-- `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `gain/TIER` (tuned minus
-  base); `blind/TIER`, `blind/TIER/FAMILY` (`evaluate.blind_columns`);
+- `accuracy/TIER`, `accuracy/TIER/FAMILY`, `accuracy_base/...`, each with `_low`, `_high`; `accuracy_generated/...`
+  and `valid_share/...`; `gain/TIER` (tuned minus base); `blind/TIER`, `blind/TIER/FAMILY` (`evaluate.blind_columns`);
   `count_error/TIER`, `point_distance/TIER` and `..._base/TIER` (`evaluate.accuracy_columns`);
 - `compression/GROUP/METRIC/THIRD`, `delta/GROUP/METRIC/THIRD`, `drift/GROUP/THIRD`, `cka/GROUP/THIRD`,
-  `alignment/GROUP/THIRD` (`drift.compare`).
+  `alignment/GROUP/THIRD` (`drift.compare`), and `asked/TIER/delta/...`, `asked/TIER/compression/...` on held-out
+  questions' own images and prompts (`drift.compare_asked`);
+- `questions/TIER/...`: what differs between the tiers beside the ratio (`data.mixture.tier_facts`).
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from orchestrator.config import RunConfig
-from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, baseline_stage, trial_stage
+from orchestrator.data.mixture import make_evaluation, tier_facts
+from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, baseline_stage, task_source, trial_stage
 from orchestrator.store.stage_folder import Stage, Storage
 from orchestrator.store.tables.core import check_table
 
@@ -44,13 +47,14 @@ def run_baseline(run: RunConfig, storage: Storage) -> Stage:
 
         worker = worker_for(run)
         stage.open()
-        answers, snapshot = worker.answers(run), worker.snapshot(run)
+        answers, snapshot, asked = worker.answers(run), worker.snapshot(run), worker.asked_metrics(run)
         arrays = {f"states/{name}": states for name, states in snapshot.states.items()}
         extra = {
             "layers": snapshot.layers,
             "counts": {name: counts.tolist() for name, counts in snapshot.counts.items()},
         }
-        stage.write_shard(0, {"answers": answers, "layer_metrics": snapshot.metrics}, arrays, extra)
+        tables = {"answers": answers, "layer_metrics": snapshot.metrics}
+        stage.write_shard(0, tables if asked is None else {**tables, "asked_metrics": asked}, arrays, extra)
         stage.mark_done({"n_answers": answers.height, "n_images": len(next(iter(snapshot.counts.values())))})
     return stage
 
@@ -64,6 +68,7 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
     stage = trial_stage(run, storage)
     if stage.is_done():
         return stage
+    from orchestrator.finetune.drift import compare_asked
     from orchestrator.finetune.lora import tunable
     from orchestrator.finetune.team import this_team
     from orchestrator.finetune.worker import worker_for
@@ -80,17 +85,20 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
         if run.how.keep_adapters:
             for name, data in tuned.files(run.model.name).items():
                 stage.store.write(f"adapter/{name}", data)
-        answers, snapshot = worker.answers(run), worker.snapshot(run)
+        answers, snapshot, asked = worker.answers(run), worker.snapshot(run), worker.asked_metrics(run)
     # Steps of earlier attempts count: their seconds are in the checkpoint.
     seconds = log.seconds + time.perf_counter() - started
     baseline = run_baseline(run, storage)
     row = trial_row(run, stage, log, answers, snapshot, baseline)
+    if asked is not None:
+        row |= compare_asked(baseline.scan("asked_metrics").collect(), asked, answers)
     row |= {"n_trained": n_trained, "trial_seconds": seconds}
     training = pl.DataFrame([asdict(step) for step in log.steps])
     tables = {
         "trials": check_table(pl.DataFrame([row], infer_schema_length=None), "trials"),
         "answers": answers,
         "layer_metrics": snapshot.metrics,
+        **({} if asked is None else {"asked_metrics": asked}),
         "training": check_table(training, "training"),
     }
     stage.write_shard(0, tables)
@@ -141,6 +149,7 @@ def trial_row(
     row |= accuracy_columns(answers)
     row |= accuracy_columns(base_answers, "_base")
     row |= blind_columns(answers)
+    row |= tier_facts(make_evaluation(config, task_source(run, held_out=True)))
     for tier in ("low", "high"):
         if f"accuracy/{tier}" in row:
             row[f"gain/{tier}"] = row[f"accuracy/{tier}"] - row[f"accuracy_base/{tier}"]
@@ -160,4 +169,5 @@ def setting_columns(run: RunConfig) -> dict[str, Any]:
         "learning_rate_vision": config.vision.learning_rate,
         "batch_size": config.batch_size,
         "n_examples": config.n_examples,
+        "novelty_ratio": config.novelty_ratio,
     }

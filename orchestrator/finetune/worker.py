@@ -87,8 +87,22 @@ class Worker:
     def answers(self, run: RunConfig) -> pl.DataFrame:
         """Table `answers` of the run's held-out questions."""
         asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run, held_out=True))
-        predicted = predict(self.adapter, self.prepared(run), asked, run.how.batch_size, by=run.finetune.answer_by)
-        return answer_table(asked, predicted)
+        replies = predict(self.adapter, self.prepared(run), asked, run.how.batch_size, by=run.finetune.answer_by)
+        return answer_table(asked, replies)
+
+    def asked_metrics(self, run: RunConfig) -> pl.DataFrame | None:
+        """Compression on `n_capture_questions` held-out questions' own images and prompts; None for none.
+
+        Table `layer_metrics` by question, its id in `image_id`.
+        """
+        asked = spread(make_evaluation(run.finetune, task_source(run, held_out=True)), run.finetune.n_capture_questions)
+        if not asked:
+            return None
+        prepared = self.prepared(run)
+        examples = [prepared.prompt(item) for item in asked]
+        ids = [item.question.question_id for item in asked]
+        batches = prepared.batches(dict(enumerate(examples)), run.how.batch_size)
+        return take_snapshot(self.adapter, examples, ids, batches, run.capture.metrics, 1).metrics
 
     def snapshot(self, run: RunConfig) -> Snapshot:
         """The model's states on the first `n_capture_images` readable images of the run's data."""
@@ -127,6 +141,17 @@ def _whole_checkpoint(store: Storage) -> bytes | None:
         warnings.warn(f"{store.path(CHECKPOINT)} is damaged ({problem}); the trial begins again", stacklevel=2)
         return None
     return data
+
+
+def spread(asked: Sequence[Example], n: int) -> list[Example]:
+    """At most n questions, as many of each tier and spread over its families."""
+    tiers = sorted({item.question.tier or "" for item in asked})
+    chosen: list[Example] = []
+    for place, tier in enumerate(tiers):
+        inside = [item for item in asked if (item.question.tier or "") == tier]
+        share = min(len(inside), (n + len(tiers) - 1 - place) // len(tiers))
+        chosen += [inside[i * len(inside) // share] for i in range(share)]
+    return chosen
 
 
 def step_indices(step: int, batch_size: int, n: int, seed: int) -> list[int]:

@@ -21,8 +21,9 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models import special_ids
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
+from orchestrator.models.choosing import ChoiceTrees, choose
 from orchestrator.models.decoder_config import context_length
-from orchestrator.models.decoding import greedy
+from orchestrator.models.decoding import continue_greedily, greedy, prompted
 from orchestrator.models.fitting import Fit
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
@@ -228,6 +229,31 @@ class Adapter(Parts, ABC):
             raise ModelError("generate: the adapter has no processor to decode with; use `generate_ids`.")
         ids = self.generate_ids(batch, max_new_tokens)
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def answer(
+        self, batch: Batch, choices: Sequence[tuple[str, ...] | None], max_new_tokens: int = 16
+    ) -> list[tuple[str, str | None]]:
+        """Return for each question the greedy answer and the most probable of its choices, after one prompt pass.
+
+        Args:
+            choices: closed set of answers of each row (see `choosing`); None where there is none.
+        """
+        if self.processor is None:
+            raise ModelError("answer: the adapter has no processor to decode with; use `generate_ids`.")
+        seen = (self.n_vision(batch) > 0).tolist()
+        trees = [None if c is None else self.choice_trees.get(c, s) for c, s in zip(choices, seen, strict=True)]
+        with prompted(self, batch) as prompts:
+            best = choose(prompts, trees)
+            ids = continue_greedily(prompts, max_new_tokens)
+        texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        chosen = [c[b[0]] if c and b else None for c, b in zip(choices, best, strict=True)]
+        return list(zip(texts, chosen, strict=True))
+
+    @cached_property
+    def choice_trees(self) -> ChoiceTrees:
+        """Closed sets of answers as this model's tokens."""
+        return ChoiceTrees(self.processor, self.family)
 
     @torch.no_grad()
     def generate_ids(self, batch: Batch, max_new_tokens: int = 16) -> Int[Tensor, "B T"]:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import CocoConfig, FinetuneConfig, TaskConfig
 from orchestrator.data.coco import CocoSource
-from orchestrator.data.mixture import Example, make_evaluation, make_mixture, n_high
+from orchestrator.data.mixture import Example, make_evaluation, make_mixture, n_high, tier_facts
 from orchestrator.errors import ConfigError
 
 MINI = Path(__file__).parents[2].parent / "shared" / "data" / "coco_mini"
@@ -199,3 +199,11 @@ def test_a_mixture_on_photographs_is_nested_too() -> None:
     image = small[0].image()
     assert image is not None
     assert image.ndim == 3
+
+
+def test_what_differs_between_the_tiers_is_measured() -> None:
+    facts = tier_facts(make_evaluation(config(), n_per_family=60))
+    assert facts["questions/low/n_objects"] < 4 < 8 < facts["questions/high/n_objects"] < 10
+    assert facts["questions/high/coverage"] > 2 * facts["questions/low/coverage"]
+    assert facts["questions/high/size_mean"] == pytest.approx(facts["questions/low/size_mean"], rel=0.05)
+    assert facts["questions/high/words"] == pytest.approx(facts["questions/low/words"], rel=0.05)

@@ -138,11 +138,14 @@ TABLES: dict[str, Table] = {
             "wording": Column(STRING, "group of wordings (templates.yaml); answers balance within one"),
             "question": Column(STRING, "text of the question"),
             "answer": Column(STRING, "right answer"),
-            "predicted": Column(STRING, "model's answer"),
-            "correct": Column(BOOL, "exact match after normalisation"),
+            "predicted": Column(STRING, "answer judged: the most probable choice, or what was generated"),
+            "correct": Column(BOOL, "whether it is right: equal after normalisation, a place near enough"),
             "error": Column(
                 FLOAT, "absolute error of a count, or distance of a point in shares of the image; else null"
             ),
+            "generated": Column(STRING, "what the model wrote by itself, greedily"),
+            "generated_correct": Column(BOOL, "whether that is right"),
+            "valid": Column(BOOL, "whether that has the form of an answer: one of the choices, or coordinates"),
         },
         ("question_id",),
     ),

@@ -39,7 +39,7 @@ def question(family: str, answer: str) -> Question:
 
 
 def test_a_model_that_always_says_yes_is_at_chance() -> None:
-    asked = make_evaluation(FinetuneConfig(n_eval_per_family=400))
+    asked = make_evaluation(FinetuneConfig(n_eval_per_family=150))
     answers = answer_table(asked, [Reply("yes", "yes")] * len(asked))
     columns = accuracy_columns(answers)
     assert columns["accuracy/low/existence_low"] <= 0.5 <= columns["accuracy/low/existence_high"]
@@ -53,15 +53,18 @@ def test_a_model_that_always_says_yes_is_at_chance() -> None:
 
 def test_the_commonest_answers_of_each_wording_are_what_a_blind_model_can_earn() -> None:
     answers = answer_table(
-        asked := make_evaluation(FinetuneConfig(n_eval_per_family=400)), [Reply("?", "?")] * len(asked)
+        asked := make_evaluation(FinetuneConfig(n_eval_per_family=150)), [Reply("?", "?")] * len(asked)
     )
     blind = blind_columns(answers)
-    assert blind["blind/low/existence"] == pytest.approx(0.5, abs=0.06)
-    assert blind["blind/high/relation"] == pytest.approx(0.5, abs=0.06)  # the wording names the axis
-    assert blind["blind/low/count"] == pytest.approx(1 / 4, abs=0.06)
-    assert blind["blind/high/count"] == pytest.approx(1 / 7, abs=0.06)
+    assert blind["blind/low/existence"] == pytest.approx(0.5, abs=0.1)
+    assert blind["blind/high/relation"] == pytest.approx(0.5, abs=0.1)  # the wording names the axis
+    assert blind["blind/low/count"] == pytest.approx(1 / 4, abs=0.1)
+    assert blind["blind/high/count"] == pytest.approx(1 / 7, abs=0.08)
     assert blind["blind/low"] == pytest.approx(
-        np.mean([v for k, v in blind.items() if k.startswith("blind/low/")]), abs=1e-9
+        np.mean(
+            [v for k, v in blind.items() if k.startswith("blind/low/") and k.count("_") == k.count("by_attribute") * 2]
+        ),
+        abs=1e-9,
     )
 
 
@@ -92,7 +95,7 @@ def test_a_blind_point_earns_what_lies_near_it() -> None:
 
 @pytest.mark.parametrize("word", ["left", "above"])
 def test_a_model_that_always_says_one_side_is_at_chance(word: str) -> None:
-    asked = [a for a in make_evaluation(FinetuneConfig(n_eval_per_family=400)) if a.question.family == "relation"]
+    asked = [a for a in make_evaluation(FinetuneConfig(n_eval_per_family=150)) if a.question.family == "relation"]
     columns = accuracy_columns(answer_table(asked, [Reply(word, word)] * len(asked)))
     assert columns["accuracy/high/relation_low"] <= 0.25 <= columns["accuracy/high/relation_high"]
 

@@ -61,7 +61,12 @@ def test_a_trial_writes_one_whole_row(make_run: MakeRun, storage: Storage) -> No
     expected = {
         "accuracy/low",
         "accuracy/high_low",
-        "accuracy/high/relation_high",
+        "accuracy/high/relation",
+        "accuracy_generated/high",
+        "valid_share_base/low",
+        "blind/high_high",
+        "asked/high/delta/vision/gini/late_low",
+        "questions/high/coverage",
         "accuracy_base/low/colour",
         "gain/high",
         "compression/vision/gini/early",

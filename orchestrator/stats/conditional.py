@@ -41,6 +41,8 @@ _PROBES = 64
 _JUMP = 12.0
 """Squared t from which a jump is beyond doubt; the largest of 40 exceeds it by chance in some 2 % of columns."""
 _MOST_JUMPS = 3
+_ALLOWANCE = 1.12
+"""Least factor on the variance (see docs/statistics.md for the size with it)."""
 _SMOOTH = 5
 """Place among the smoothers of the curve (cubic, four knots) that a jump is seen against."""
 
@@ -227,8 +229,8 @@ def _within_blocks(curves: Curves, x: Fitted, y: Fitted, confidence: float) -> A
     spread_a, spread_b = curves.sums(a**2), curves.sums(b**2)
     n = len(curves.blocks)
     dof = max(3.0, n - len(curves.sizes) - 1.0)
-    # (dof + 4) / dof allows for the choice of the curves, which their degrees of freedom do not count
-    inflation = curves.dispersion[np.ix_(x.smoother, y.smoother)] * (dof + 4) / dof
+    # allows for the choice of the curves and for what they miss, which their degrees of freedom do not count
+    inflation = curves.dispersion[np.ix_(x.smoother, y.smoother)] * max((dof + 4) / dof, _ALLOWANCE)
     sums = a.T @ b
     permuted = (spread_a * share[:, None]).T @ spread_b
     # products vary more than under permutation where images differ in spread for both sides beyond their covariates

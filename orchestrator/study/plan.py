@@ -27,6 +27,8 @@ from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise
 from orchestrator.errors import DataError, ModelError, VtsweepError
 from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.models.planning import Footprint, footprint
+from orchestrator.stats.intervals import MIN_SEEDS
+from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest
 from orchestrator.study.preflight import check_models, check_names
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
@@ -68,6 +70,8 @@ class Plan:
     pools: str
     problems: list[str]
     attributes: list[AttributeSummary]
+    power: str = ""
+    """What contrasts over seeds can show; empty without fine-tuning at several ratios."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,7 +111,24 @@ def make_plan(sweep: Sweep) -> Plan:
     pools = _pools(sweep, wanted)
     attributes = _attributes([point.run for point in sweep.points])
     return Plan(
-        sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)), attributes
+        sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)), attributes,
+        power_of_seeds([point.run for point in sweep.points]) if "finetune" in wanted else "",
+    )  # fmt: skip
+
+
+def power_of_seeds(runs: Sequence[RunConfig]) -> str:
+    """What contrasts between complexity ratios can show at the fewest seeds of any ratio; empty for one ratio."""
+    seeds: dict[float, set[int]] = {}
+    for run in runs:
+        seeds.setdefault(run.finetune.complexity_ratio, set()).add(run.finetune.seed)
+    if len(seeds) < 2:
+        return ""
+    n = min(map(len, seeds.values()))
+    if n < MIN_SEEDS:
+        return f"{n} of {MIN_SEEDS} seeds a ratio that an interval needs: no interval and no verdict"
+    return (
+        f"{n} seeds a ratio see an effect of one deviation of the paired differences with"
+        f" {100 * paired_power(REFERENCE_EFFECT, n):.0f} % power, one of {detectable_effect(n):.1f} with 80 %"
     )
 
 
@@ -219,6 +240,8 @@ def print_plan(plan: Plan) -> None:
         several = len({one.source for one in plan.attributes}) > 1
         print_rows("Attributes", [_attribute_row(one, several) for one in plan.attributes], console)
     console.print(f"workers: {plan.pools}")
+    if plan.power:
+        console.print(f"power: {plan.power}", highlight=False)
     for problem in plan.problems:
         console.print(f"[yellow]not known here:[/] {problem}", highlight=False)
     left = sum(stage.done != "done" for stage in plan.stages)

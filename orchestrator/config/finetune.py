@@ -35,8 +35,11 @@ def check_tiers(low: tuple[int, int], high: tuple[int, int]) -> None:
 class TaskConfig(Section):
     """Questions a fine-tuning mixture is drawn from, and the evaluation asks."""
 
-    source: Literal["scenes", "coco"] = "scenes"
-    """Where the images come from; `coco` uses the run's `data` section for the folder."""
+    source: Literal["scenes", "coco", "questions"] = "scenes"
+    """Where the images come from; `coco` and `questions` use the run's `data` section for the folder."""
+    complexity: str | None = None
+    """Numeric column of question files that gives the tier: rows in its lower third are low, in its upper third high.
+    The rows' own `tier` when absent."""
     eval_split: str | None = None
     """COCO split that held-out questions are asked about. When absent, a half of `data.split`'s images, by a hash of
     their ids, is kept for them and never trained on."""

@@ -23,8 +23,11 @@ from orchestrator.data.attributes import scene_attributes
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
+from orchestrator.data.file_questions import FileQuestions
+from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.questions import Question, View, caption_question
 from orchestrator.data.render import render
+from orchestrator.data.sample import Source
 from orchestrator.data.scenes import Scene
 from orchestrator.data.templates import LARGEST_NUMBER
 from orchestrator.errors import ConfigError
@@ -37,7 +40,7 @@ class Example:
     question: Question
     scene: Scene | None = None
     image_index: int | None = None
-    source: CocoSource | None = None
+    source: Source | None = None
 
     def image(self) -> np.ndarray | None:
         """Draw or load the image as RGB uint8 (height, width, 3); None for a text-only example."""
@@ -57,15 +60,18 @@ class ExampleMaker:
     """
 
     def __init__(
-        self, task: TaskConfig, source: CocoSource | None = None, among: Callable[[str], bool] | None = None
+        self,
+        task: TaskConfig,
+        source: CocoSource | QuestionSource | None = None,
+        among: Callable[[str], bool] | None = None,
     ) -> None:
         self.task = task
+        self.files = FileQuestions(source, task.complexity, among) if isinstance(source, QuestionSource) else None
+        self.coco: CocoQuestions | None = None
         if task.source == "coco":
-            if source is None:
+            if not isinstance(source, CocoSource):
                 raise ConfigError("finetune.task.source: coco needs data.source: coco")
-            self.coco: CocoQuestions | None = CocoQuestions(source, among, task.n_objects_low, task.n_objects_high)
-        else:
-            self.coco = None
+            self.coco = CocoQuestions(source, among, task.n_objects_low, task.n_objects_high)
         self.low = self._scenes(*task.n_objects_low)
         self.high = self._scenes(*task.n_objects_high)
         self.largest = max(LARGEST_NUMBER, task.n_objects_high[1])
@@ -84,6 +90,9 @@ class ExampleMaker:
         if self.coco is not None:
             image, question = self.coco.make(family, tier, seed, index)
             return Example(question, image_index=image, source=self.coco.source)
+        if self.files is not None:
+            image, question = self.files.make(family, tier, seed, index)
+            return Example(question, image_index=image, source=self.files.source)
         scenes = self.low if tier == "low" else self.high
         room = self.task.n_objects_low[1]
         scene, question = make_example(scenes, family, tier, seed, index, room=room, largest=self.largest)
@@ -135,7 +144,9 @@ def slot_families(config: FinetuneConfig, n: int) -> list[str]:
     ]
 
 
-def make_mixture(config: FinetuneConfig, ratio: float, seed: int, source: CocoSource | None = None) -> list[Example]:
+def make_mixture(
+    config: FinetuneConfig, ratio: float, seed: int, source: CocoSource | QuestionSource | None = None
+) -> list[Example]:
     """Make the `config.n_examples` examples of a mixture, in training order.
 
     Shares of captions and text-only examples take fixed slots, the same at every ratio; the ratio holds exactly (to
@@ -201,7 +212,7 @@ def _entropy(answers: Sequence[str]) -> float:
 
 
 def make_evaluation(
-    config: FinetuneConfig, source: CocoSource | None = None, n_per_family: int | None = None
+    config: FinetuneConfig, source: CocoSource | QuestionSource | None = None, n_per_family: int | None = None
 ) -> list[Example]:
     """Make the held-out questions: `n_eval_per_family` of each family, novel or not, and tier, from `eval_seed`.
 

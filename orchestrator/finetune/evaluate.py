@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from orchestrator.data.files.scoring import score
 from orchestrator.data.questions import Question
 from orchestrator.finetune.prepared import Asked, Prepared, in_halves
 from orchestrator.models.adapter import Adapter
@@ -55,6 +56,8 @@ def judge(question: Question, predicted: str) -> tuple[bool, float | None]:
 
     The error is None for other families and for answers without the numbers it needs.
     """
+    if rule := question.detail.get("scoring"):  # rows of question files name their benchmark's rule
+        return score(rule, predicted, question.detail["answers"], question.choices) >= 0.5, None
     if question.family == "point":
         return _judge_place(question.answer, predicted)
     correct = normalise(predicted) == normalise(question.answer)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
-from orchestrator.config import CocoConfig, RunConfig
+from orchestrator.config import CocoConfig, QuestionsConfig, RunConfig
 from orchestrator.data.coco import CocoSource, open_coco
+from orchestrator.data.files.source import QuestionSource, open_questions
 from orchestrator.data.source import SCENES_VERSION, make_source
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
@@ -44,10 +45,22 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
         raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
     if run.finetune.task.source == "coco" and not isinstance(run.data, CocoConfig):
         raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
+    if run.finetune.task.source == "questions" and not isinstance(run.data, QuestionsConfig):
+        raise ConfigError(f"finetune.task.source: questions needs data.source: questions, found {run.data.source}")
     if isinstance(run.data, CocoConfig) and run.finetune.task.eval_split == run.data.split:
         raise ConfigError(
             f"finetune.task.eval_split: {run.data.split} is data.split, so held-out images would be trained on. Name "
             "another split, or none: a half of the images is then kept from training"
+        )
+    held_out_split = run.finetune.task.eval_split
+    if (
+        isinstance(run.data, QuestionsConfig)
+        and held_out_split
+        and held_out_split in (run.data.splits or [held_out_split])
+    ):
+        raise ConfigError(
+            f"finetune.task.eval_split: name in data.splits the splits to train on, without {held_out_split}; else its "
+            "rows would be trained on"
         )
     settings = run.finetune.model_dump(mode="json")
     held_out = task_source(run, held_out=True)
@@ -77,8 +90,13 @@ def trial_stage(run: RunConfig, storage: Storage) -> Stage:
     return Stage(storage, "finetune", {"finetune": settings}, {"baseline": baseline_stage(run, storage).digest})
 
 
-def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | None:
+def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | QuestionSource | None:
     """The images that questions are asked about where they are not scenes of their own."""
+    if run.finetune.task.source == "questions":
+        assert isinstance(run.data, QuestionsConfig), "trial_stage refuses other sources"
+        data_split = run.finetune.task.eval_split
+        chosen = run.data.model_copy(update={"splits": (data_split,)}) if held_out and data_split else run.data
+        return open_questions(chosen)
     if run.finetune.task.source != "coco":
         return None
     assert isinstance(run.data, CocoConfig), "trial_stage refuses other sources"

@@ -51,7 +51,7 @@ class Worker:
 
     def prepared(self, run: RunConfig) -> Prepared:
         """Inputs of the run's task; a task of other settings takes the place of the last."""
-        data = make_source(run.data).fingerprint() if run.finetune.task.source == "coco" else None
+        data = make_source(run.data).fingerprint() if run.finetune.task.source != "scenes" else None
         key = digest([run.finetune.task.model_dump(mode="json"), run.finetune.instruction, data])
         if key not in self._prepared:
             self._prepared = {key: Prepared(self.adapter, run.finetune.instruction)}

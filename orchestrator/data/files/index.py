@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -92,12 +93,10 @@ def build_index(key: Mapping[str, Any], files: Files, layout: Layout, shape: Sha
 def _write(part: Any, files: Files, layout: Layout, shape: Shape) -> None:
     hashes, kinds = _Hashes(), _Kinds(shape.attributes, shape.missing)
     with pq.ParquetWriter(part, _SCHEMA, compression="zstd") as writer:
-        for batch in _batches(_rows(files, layout, shape.fields)):
+        for batch in _batches(_rows(files, layout, shape.fields, kinds)):
             for row in batch:
                 if row["reason"] is None:
                     hashes.add(row["id"])
-                    facts = json.loads(row["row"])
-                    kinds.add(facts["attributes"], facts["place"])
             writer.write_table(pa.Table.from_pylist(batch, _SCHEMA), row_group_size=BATCH)
         summary = {"kinds": kinds.found(), "twice": hashes.twice()}
         writer.add_key_value_metadata({"vtsweep": json.dumps(summary)})
@@ -114,7 +113,7 @@ def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def _rows(files: Files, layout: Layout, fields: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _rows(files: Files, layout: Layout, fields: Mapping[str, str], kinds: _Kinds) -> Iterator[dict[str, Any]]:
     names = {name: number for number, name in enumerate(files.names)}
     for number, (name, record) in enumerate(layout.read(files)):
         place = f"{name}, {record.place}"
@@ -123,12 +122,13 @@ def _rows(files: Files, layout: Layout, fields: Mapping[str, str]) -> Iterator[d
         except DataError as error:
             yield {"id": f"bad-{number:07d}", "row": "{}", "reason": f"{place}: {error}"}
             continue
+        kinds.add(row.attributes, place)
         yield {
             **{key: getattr(row, key) for key in ("id", "image", "family", "tier", "complexity", "group", "split")},
             "image_file": None if image_row is None else names[name],
             "image_row": image_row,
             "answer": row.answers[0] if row.answers else None,
-            "row": json.dumps({**asdict(row), "place": place}),
+            "row": orjson.dumps({**vars(row), "place": place}, option=orjson.OPT_NON_STR_KEYS).decode(),
             "reason": None,
         }
 

@@ -1,0 +1,72 @@
+"""Mixtures and evaluations from question files: tiers by a column, nested ratios, held-out images, answers by rule."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from orchestrator.config import FinetuneConfig, QuestionsConfig
+from orchestrator.data.files.source import QuestionSource
+from orchestrator.data.mixture import make_evaluation, make_mixture
+from orchestrator.errors import ConfigError
+from orchestrator.finetune.evaluate import judge
+
+N = 120
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> QuestionSource:
+    monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
+    lines = []
+    for i in range(N):
+        Image.new("RGB", (32, 32), (2 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        row = {"id": f"q{i}", "image": f"{i}.png", "question": f"is it {i} ?", "answer": "yes" if i % 2 else "no"}
+        lines.append(json.dumps({**row, "family": "ab"[i % 3 == 0], "complexity": i / N}))
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    return QuestionSource(QuestionsConfig(root=str(tmp_path), file=("q.jsonl",), layout="rows", scoring="exact"))
+
+
+def config(**task: object) -> FinetuneConfig:
+    given = {"source": "questions", "families": ["a", "b"], "complexity": "complexity", **task}
+    return FinetuneConfig.model_validate({"n_examples": 24, "n_eval_per_family": 8, "task": given})
+
+
+def test_tiers_are_thirds_of_a_column_and_ratios_are_exact_and_nested(source: QuestionSource) -> None:
+    by_ratio = {ratio: make_mixture(config(), ratio, 0, source) for ratio in (0.0, 0.25, 1.0)}
+    for ratio, examples in by_ratio.items():
+        high = [e for e in examples if float(e.question.detail["complexity"]) >= 2 / 3 - 0.01]
+        low = [e for e in examples if float(e.question.detail["complexity"]) <= 1 / 3 + 0.01]
+        assert (len(high), len(low)) == (round(24 * ratio), 24 - round(24 * ratio))
+        assert {e.question.family for e in examples} == {"a", "b"}
+    low, mixed = by_ratio[0.0], by_ratio[0.25]
+    changed = [a.question != b.question for a, b in zip(low, mixed, strict=True)]
+    assert sum(changed) == 6
+    image = mixed[0].image()
+    assert image is not None
+    assert image[0, 0, 0] == 2 * int(mixed[0].question.question_id[1:])
+
+
+def test_held_out_questions_are_about_other_images(source: QuestionSource) -> None:
+    trained = {e.question.image_id for e in make_mixture(config(), 0.5, 0, source)}
+    asked = make_evaluation(config(), source)
+    assert len(asked) == 32
+    assert not trained & {e.question.image_id for e in asked}
+    assert {e.question.tier for e in asked} == {"low", "high"}
+
+
+def test_answers_are_judged_by_the_rule_of_the_file(source: QuestionSource) -> None:
+    question = source.question(1)
+    assert judge(question, "Yes.") == (True, None)
+    assert judge(question, "no") == (False, None)
+
+
+def test_what_cannot_be_drawn_is_named(source: QuestionSource) -> None:
+    with pytest.raises(ConfigError, match=r"no numeric column 'complexty'.*Did you mean 'complexity'"):
+        make_mixture(config(complexity="complexty"), 0.5, 0, source)
+    with pytest.raises(ConfigError, match=r"no answered .* rows of family 'c'"):
+        make_mixture(config(families=["c"]), 0.5, 0, source)
+    with pytest.raises(ConfigError, match=r"no answered .* rows"):
+        make_mixture(config(complexity=None), 0.5, 0, source)

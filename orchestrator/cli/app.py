@@ -288,10 +288,13 @@ def submit(
 
 
 def _fail(error: BaseException, code: int, as_json: bool) -> NoReturn:
+    from orchestrator.scrub import scrub
+
+    message = scrub(str(error))
     if as_json:
-        typer.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))
+        typer.echo(json.dumps({"error": type(error).__name__, "message": message, "exit_code": code}))
     else:
-        typer.secho(f"error: {error}", fg="red", err=True)
+        typer.secho(f"error: {message}", fg="red", err=True)
     raise SystemExit(code)
 
 

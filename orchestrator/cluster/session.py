@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.cluster import guard
 from orchestrator.cluster.placement import (
     MIN_LOCAL_CPUS,
     Node,
@@ -89,10 +91,14 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    owned = not ray.is_initialized()
-    if owned:
-        address = cluster_address(how)
-        _join(ray, address) if address else _start_local(ray, how)
+    owned, address = not ray.is_initialized(), cluster_address(how)
+    with _guarded() if owned and not address else nullcontext() as folder:
+        if owned:
+            _join(ray, address) if address else _start_local(ray, how, str(folder))
+        yield from _connected(ray, storage, owned)
+
+
+def _connected(ray: Any, storage: Storage | None, owned: bool) -> Iterator[Cluster]:
     try:
         cluster = resources()
         if storage is not None:
@@ -103,10 +109,29 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
             ray.shutdown()
 
 
+@contextmanager
+def _guarded() -> Iterator[str]:
+    """A temporary folder for a local Ray, and a process that outlives this one by what cleaning it up takes.
+
+    Ray alone leaves its session's folder behind, and after kill -9 of a driver its agents for a minute.
+    """
+    folder = tempfile.mkdtemp(prefix="vts-", dir=os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), folder]
+    quiet = subprocess.DEVNULL
+    watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        yield folder
+    finally:
+        assert watch.stdin is not None
+        watch.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            watch.wait(guard.PATIENCE + 10)
+
+
 _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
 
 
-def _start_local(ray: Any, how: HowConfig) -> None:
+def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
     # Ray Data's own use of actors makes Ray's C++ core log an error that is none. Python errors are not touched by it.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from ray._private import ray_constants
@@ -122,6 +147,7 @@ def _start_local(ray: Any, how: HowConfig) -> None:
         "address": "local",
         "num_cpus": int(local_node().cpus),
         "include_dashboard": False,
+        "_temp_dir": folder,
         "object_store_memory": int((how.object_store_gb or default_object_store_gb()) * _GB),
         **_QUIET,
     }

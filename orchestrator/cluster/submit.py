@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import ConfigError, ResourceError
-from orchestrator.scrub import scrub
+from orchestrator.scrub import has_secret, scrub
 
 SWEEP_FILE = "sweep.yaml"
 """Name of the sweep file in the upload."""
@@ -70,6 +70,7 @@ def submit(
 
     sweep = load_sweep(file, overrides)
     check_job_storage(sweep.study.storage)
+    check_no_secrets(overrides, sweep.text)
     variables = {**_PASSED, **job_environment(env)}
     client, where = _connect(address)
     with tempfile.TemporaryDirectory(prefix="vtsweep-job-") as folder:
@@ -99,6 +100,21 @@ def check_job_storage(storage: str) -> None:
         )
 
 
+def check_no_secrets(overrides: Sequence[str], text: str) -> None:
+    """Refuse arguments and a sweep file with credentials: a job's command and files can be read by all who see jobs.
+
+    Raises:
+        ConfigError: naming the argument, without its value, or the line of the file.
+    """
+    places = [override.partition("=")[0] for override in overrides if has_secret(override)]
+    places += [f"line {n} of the sweep file" for n, line in enumerate(text.splitlines(), 1) if has_secret(line)]
+    if places:
+        raise ConfigError(
+            f"{', '.join(places)}: holds a credential, and everyone who sees the job could read it. Set it on the "
+            "nodes instead, for example MLFLOW_TRACKING_USERNAME and _PASSWORD (docs/cluster.md, Secrets)"
+        )
+
+
 def job_environment(env: Sequence[str]) -> dict[str, str]:
     """Environment variables asked for, by name.
 
@@ -115,6 +131,8 @@ def job_environment(env: Sequence[str]) -> dict[str, str]:
                 f"--env {name}: looks like a secret, and a job's environment is shown to everyone who sees the job. "
                 "Set it on the nodes instead (docs/cluster.md, Secrets)"
             )
+        if sign and has_secret(value):
+            raise ConfigError(f"--env {name}: its value looks like a credential; set it on the nodes instead")
         if not sign and name not in os.environ:
             raise ConfigError(f"--env {name}: not set here; give it a value with {name}=VALUE")
         found[name] = value if sign else os.environ[name]

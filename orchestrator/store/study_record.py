@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError, did_you_mean
+from orchestrator.scrub import scrub_tree
 from orchestrator.store.record_format import check_record
 from orchestrator.store.source_commit import source_commit
 from orchestrator.store.stage_folder import Stage, Storage, load_stage
@@ -197,7 +198,7 @@ def make_record(
 
     `command` runs the study again; without one (a notebook) it is the call that did.
     """
-    return {
+    record = {
         "name": sweep.study.name,
         "description": sweep.study.description,
         "file": sweep.file,
@@ -210,6 +211,7 @@ def make_record(
         "hardware": hardware(),
         "commit": source_commit(),
     }
+    return dict(scrub_tree(record))  # shared storage, the report and MLflow show what stands here
 
 
 def _installed(package: str) -> bool:

@@ -74,8 +74,9 @@ FIELDS = {
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_a_secret_in_every_field_is_in_no_byte_that_a_study_writes(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.report.build.study_figures", lambda _: ())  # a picture holds no setting
     sweep = tiny_study(
         tmp_path, *(f"{key}={value!r}" for key, value in FIELDS.items()), "data.n_images=6", "stages=[capture]"
     )

@@ -97,7 +97,10 @@ class Recorder:
         quantiles: `positions.vision_quantiles` of the config.
     """
 
-    def __init__(self, config: CaptureConfig, metrics: Sequence[str], quantiles: np.ndarray) -> None:
+    def __init__(
+        self, config: CaptureConfig, metrics: Sequence[str], quantiles: np.ndarray, own_prompts: bool = False
+    ) -> None:
+        self.own_prompts = own_prompts
         self.config, self.metrics, self.quantiles = config, tuple(metrics), quantiles
         self._groups: dict[int, _Group] = {}
         self._pending: dict[str, list[tuple[_Point, _Group, Tensor]]] = {"vision": [], "text": []}
@@ -163,8 +166,10 @@ class Recorder:
             if group == "vision":
                 ordinals = positions.vision_ordinals(self.quantiles, counts)
             else:
-                # The prompt is one and the same for all images of a stage, so all counts are equal.
-                ordinals = positions.text_ordinals(min(self.config.n_text_positions, most), counts)
+                # Counts are equal in a batch. With one prompt a stage no token is kept twice; where images have prompts
+                # of their own, short ones repeat tokens, so that all images keep the same positions.
+                n_kept = self.config.n_text_positions
+                ordinals = positions.text_ordinals(n_kept if self.own_prompts else min(n_kept, most), counts)
             before = order[:, :1] - 1
             known = self._groups[id(mask)] = _Group(
                 mask,

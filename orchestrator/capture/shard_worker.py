@@ -120,7 +120,7 @@ class CaptureWorker:
     def _pass(self, examples: list[Batch]) -> PassRecord | None:
         """One forward pass with taps, one at a time; None when memory ran out."""
         batch = self.adapter.collate(examples)
-        recorder = Recorder(self.run.capture, self.metrics, self.quantiles)
+        recorder = Recorder(self.run.capture, self.metrics, self.quantiles, self.run.data.source == "questions")
         try:
             with self._lock, torch.inference_mode(), Taps(self.adapter, self.select, on_state=recorder):
                 self.adapter.run(batch, **self._options)

@@ -222,7 +222,7 @@ def test_capture_asks_each_row_its_own_question(tmp_path: Path) -> None:
         {
             "model": {"name": "reference-joint"},
             "data": {"source": "questions", "root": str(root), "file": "q.jsonl"},
-            "capture": {"layers": [2], "taps": ["decoder"], "n_text_positions": 2},
+            "capture": {"layers": [2], "taps": ["decoder"], "n_text_positions": 8},
             "how": {"backend": "local", "batch_size": 4, "shard_size": 4, "torch_threads": 1},
         }
     )

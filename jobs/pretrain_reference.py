@@ -16,14 +16,15 @@ def main() -> None:
     parser.add_argument("--model", required=True, choices=["reference-joint", "reference-cross"])
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="pool of images, run checkpoint")
     parser.add_argument("--out", type=Path, help="checkpoint folder to write; the shipped one by default")
-    parser.add_argument("--start", type=Path, help="trained reference-joint to start reference-cross from")
+    parser.add_argument("--start", type=Path, help="trained reference-joint to start from")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--encoder-steps", type=int, default=Recipe.encoder_steps)
     parser.add_argument("--answer-steps", type=int, default=Recipe.answer_steps)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = Recipe(args.model, encoder_steps=args.encoder_steps, answer_steps=args.answer_steps)
-    Trainer(recipe, args.work, args.out or SHIPPED / args.model, start=args.start).run()
+    Trainer(recipe, args.work, args.out or SHIPPED / args.model, start=args.start, device=args.device).run()
 
 
 if __name__ == "__main__":

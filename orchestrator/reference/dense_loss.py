@@ -1,15 +1,14 @@
-"""Dense supervision of a vision encoder by a scene's truth: what lies in each patch.
+"""Dense supervision by a scene's truth: what lies in each patch, and what each word of a question names.
 
 An answer is one word; a patch grid is 64 small ones. Trained alone, this loss teaches the encoder shapes, colours and
-places at a fraction of the cost of answers; beside the answers, it keeps them. Its head is not part of a checkpoint.
+places at a fraction of the cost of answers; beside the answers, it keeps them. Heads are not part of a checkpoint.
 
-Legend: ``B`` images, ``P`` patches, ``D`` width.
+Legend: ``B`` images, ``P`` patches, ``D`` width, ``M`` words that name something.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Int8, Int64
 from torch import Tensor, nn
 from torch.nn import functional
@@ -19,7 +18,7 @@ COVERS = 0.42
 MAX_CENTRES = 3
 """Numbers of object centres in a patch are told apart up to this many."""
 COLUMNS = ("cover_shape", "cover_colour", "n_centres", "centre_shape", "centre_colour")
-"""Class targets of a patch, in the order of the target array; then three numbers: dx, dy, size."""
+"""Class targets of a patch, in the order of the target array; then five numbers: dx, dy, size, x, y."""
 
 
 def dense_targets(
@@ -29,7 +28,7 @@ def dense_targets(
     shape: Int[np.ndarray, " n"],
     colour: Int[np.ndarray, " n"],
     grid: int,
-) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3"]]:
+) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 5"]]:
     """Targets of every patch of one image.
 
     Args:
@@ -42,20 +41,23 @@ def dense_targets(
 
     Returns:
         Classes, int8 (grid * grid, 5), columns as `COLUMNS`: 0 in the cover columns is background, -1 in the centre
-        columns is "no centre here"; and numbers, float32 (grid * grid, 3): offset of the centre from the patch's
-        centre in patches, and diameter as a fraction.
+        columns is "no centre here"; and numbers, float32 (grid * grid, 5): offset of the centre from the patch's
+        centre in patches, and diameter as a fraction, where a centre lies in the patch; and everywhere the place, as
+        fractions, of the object centred in the patch, else of the one that covers it, else of the patch itself.
     """
     n_patches = grid * grid
     classes = np.zeros((n_patches, 5), dtype=np.int8)
     classes[:, 3:] = -1
-    numbers = np.zeros((n_patches, 3), dtype=np.float32)
+    numbers = np.zeros((n_patches, 5), dtype=np.float32)
     middle = (np.arange(grid) + 0.5) / grid
+    numbers[:, 3], numbers[:, 4] = np.tile(middle, grid), np.repeat(middle, grid)
     far_x, far_y = middle[None, :, None] - x, middle[:, None, None] - y  # (1, grid, n), (grid, 1, n)
     depth = np.sqrt(far_x**2 + far_y**2).reshape(n_patches, -1) / size
     nearest = depth.argmin(1)
     covered = np.take_along_axis(depth, nearest[:, None], 1)[:, 0] < COVERS
     classes[covered, 0] = shape[nearest[covered]] + 1
     classes[covered, 1] = colour[nearest[covered]] + 1
+    numbers[covered, 3], numbers[covered, 4] = x[nearest[covered]], y[nearest[covered]]
     column, row = np.minimum((x * grid).astype(int), grid - 1), np.minimum((y * grid).astype(int), grid - 1)
     patch = row * grid + column
     np.add.at(classes[:, 2], patch, 1)
@@ -66,53 +68,82 @@ def dense_targets(
     numbers[patch[order], 0] = x[order] * grid - column[order] - 0.5
     numbers[patch[order], 1] = y[order] * grid - row[order] - 0.5
     numbers[patch[order], 2] = size[order]
+    numbers[patch[order], 3], numbers[patch[order], 4] = x[order], y[order]
     return classes, numbers
 
 
 class DenseHead(nn.Module):
     """One linear layer that reads every target off a patch's state.
 
-    With a ``grid`` it reads the patch's own row and column too. A decoder that has the patches in its sequence knows
-    where each one lies and its encoder soon forgets (R2 of a linear read-out of row and column: 0.03 and 0.08); where
-    patches are read by cross-attention only, their states must tell.
+    The place is asked of every patch: a decoder that has the patches in its sequence knows where each one lies, and an
+    encoder that is not asked soon forgets (R2 of a linear read-out of row and column: 0.03 and 0.08). To compare places
+    of objects, the decoder needs them as numbers.
     """
 
-    def __init__(self, width: int, n_shapes: int, n_colours: int, grid: int | None = None) -> None:
+    def __init__(self, width: int, n_shapes: int, n_colours: int) -> None:
         super().__init__()
-        self.grid = grid
-        self.sizes: Sequence[int] = (n_shapes + 1, n_colours + 1, MAX_CENTRES + 1, n_shapes, n_colours, 3)
+        self.sizes: Sequence[int] = (n_shapes + 1, n_colours + 1, MAX_CENTRES + 1, n_shapes, n_colours, 5)
         self.norm = nn.LayerNorm(width)
         self.read = nn.Linear(width, sum(self.sizes))
-        self.place = nn.Linear(width, 2 * grid) if grid is not None else None
 
     def forward(
-        self, states: Float[Tensor, "B P D"], classes: Int64[Tensor, "B P 5"], numbers: Float[Tensor, "B P 3"]
+        self, states: Float[Tensor, "B P D"], classes: Int64[Tensor, "B P 5"], numbers: Float[Tensor, "B P 5"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Loss (a scalar) and the accuracy of each class target.
+        """Loss (a scalar), the accuracy of each class target and the mean error of places in hundredths.
 
         Args:
             states: Patch states.
             classes: Columns as `COLUMNS`.
-            numbers: Offset of the centre and size, as `dense_targets` gives them.
+            numbers: As `dense_targets` gives them.
         """
-        states = self.norm(states)
-        parts = self.read(states).split(tuple(self.sizes), dim=-1)
+        parts = self.read(self.norm(states)).split(tuple(self.sizes), dim=-1)
         loss = states.new_zeros(())
-        accuracy = {}
+        scores = {}
         for i, name in enumerate(COLUMNS):
-            target, scores = classes[..., i].flatten(), parts[i].flatten(0, 1)
-            loss = loss + functional.cross_entropy(scores, target, ignore_index=-1)
+            target, logits = classes[..., i].flatten(), parts[i].flatten(0, 1)
+            loss = loss + functional.cross_entropy(logits, target, ignore_index=-1)
             seen = target > 0 if i < 3 else target >= 0  # background is easy: leave it out of the score
-            accuracy[name] = (scores.argmax(-1) == target)[seen].float().mean().item()
-        if self.grid is not None and self.place is not None:
-            patch = torch.arange(states.shape[1]).repeat(len(states))
-            for scores, target in zip(
-                self.place(states).flatten(0, 1).chunk(2, dim=-1),
-                (patch // self.grid, patch % self.grid),
-                strict=True,
-            ):
-                loss = loss + functional.cross_entropy(scores, target)
-            accuracy["column"] = (scores.argmax(-1) == target).float().mean().item()
+            scores[name] = (logits.argmax(-1) == target)[seen].float().mean().item()
         centre = classes[..., 3] >= 0
-        loss = loss + functional.smooth_l1_loss(parts[5][centre], numbers[centre], beta=0.1)
-        return loss, accuracy
+        loss = loss + functional.smooth_l1_loss(parts[5][..., :3][centre], numbers[..., :3][centre], beta=0.1)
+        place, true = parts[5][..., 3:], numbers[..., 3:]
+        thing = centre | (classes[..., 0] > 0)
+        for chosen, weight in ((thing, 4.0), (~thing, 1.0)):
+            if chosen.any():
+                loss = loss + weight * functional.smooth_l1_loss(place[chosen], true[chosen], beta=0.05)
+        scores["place_error"] = 100 * (place[thing] - true[thing]).norm(dim=-1).mean().item()
+        return loss, scores
+
+
+class WordHead(nn.Module):
+    """One linear layer that reads off a word's state what is true of the ``n_things`` things it is about.
+
+    For each, place (x, y) of the only object of that name, as fractions, and log2(1 + number of objects of that name).
+    A relation compares two places and a comparison two numbers, so that both follow from these by a difference.
+    """
+
+    def __init__(self, width: int, n_things: int = 1) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.read = nn.Linear(width, 3 * n_things)
+
+    def forward(
+        self, states: Float[Tensor, "M D"], values: Float[Tensor, "M K"]
+    ) -> tuple[Float[Tensor, ""], dict[str, float]]:
+        """Loss (a scalar), mean error of a coordinate in hundredths, and of the logarithms of numbers.
+
+        Args:
+            states: Decoder states of the words.
+            values: x, y and log2(1 + n) of each thing; NaN where unknown.
+        """
+        given = self.read(self.norm(states)).unflatten(-1, (-1, 3)).flatten(0, 1)
+        values = values.unflatten(-1, (-1, 3)).flatten(0, 1)
+        placed, counted = ~values[:, 0].isnan(), ~values[:, 2].isnan()
+        place, true = given[placed, :2], values[placed, :2]
+        number, true_number = given[counted, 2], values[counted, 2]
+        loss = 8 * functional.smooth_l1_loss(place, true, beta=0.05)
+        loss = loss + functional.smooth_l1_loss(number, true_number, beta=0.2)
+        return loss, {
+            "place_error": 100 * (place - true).norm(dim=-1).mean().item(),
+            "number_error": (number - true_number).abs().mean().item(),
+        }

@@ -10,10 +10,12 @@ while the image is encoded once.
 Legend: ``B`` images, ``S`` sequence length, ``P`` patches.
 """
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import make_questions
+from orchestrator.data.questions import Question, make_questions
 from orchestrator.data.render import render
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, make_scene
+from orchestrator.data.templates import templates
 from orchestrator.reference.build import (
     ASSISTANT,
     BOS,
@@ -40,22 +43,52 @@ from orchestrator.reference.build import (
 )
 from orchestrator.reference.dense_loss import dense_targets
 
-MIX: tuple[tuple[float, dict[str, Any]], ...] = (
-    (0.45, {"n_objects": (1, 5), "n_objects_spacing": "uniform", "size": (0.14, 0.34)}),
-    (0.30, {"n_objects": (1, 5), "n_objects_spacing": "uniform", "size": (0.08, 0.30)}),
-    (0.25, {"n_objects": (6, 200), "n_objects_spacing": "log", "size": (0.04, 0.25)}),
+
+class Kind(NamedTuple):
+    """One kind of training scene."""
+
+    share: float
+    """Share of the pool."""
+    use: Literal["plain", "easy", "sparse", "crowded"]
+    """``plain`` and ``easy`` scenes get every family, ``sparse`` ones are counted, ``crowded`` ones get no question:
+    they teach the encoder alone, by the dense loss."""
+    options: dict[str, Any]
+    """Of `ScenesConfig`."""
+    palette: tuple[int, int] | None = None
+    """Range of the number of colours, and of shapes, that one scene draws from; all of them when absent. With few,
+    groups of two and three objects occur often enough to be counted and compared."""
+    shrink: float = 1.0
+    """Diameters are multiplied by this after objects are placed: below 1, the objects lie well apart."""
+
+
+MIX = (
+    Kind(0.30, "plain", {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.22)}),
+    Kind(0.14, "plain", {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.10, 0.34)}),
+    Kind(0.22, "plain", {"n_objects": (3, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.26)}, (2, 3)),
+    Kind(0.10, "easy", {"n_objects": (2, 3), "n_objects_spacing": "uniform", "size": (0.18, 0.34)}),
+    Kind(0.08, "sparse", {"n_objects": (5, 20), "n_objects_spacing": "uniform", "size": (0.13, 0.16)}, (1, 1), 0.45),
+    Kind(0.16, "crowded", {"n_objects": (5, 40), "n_objects_spacing": "log", "size": (0.05, 0.22)}),
 )
-"""Shares of the pool and their scenes. The first two are low-tier and get questions; crowded scenes teach the encoder
-alone, by the dense loss."""
+"""The pool. No question is ever asked about a crowded scene."""
 
-FAMILIES = ("existence", "existence", "existence", "colour", "colour", "shape", "shape", "count", "caption")
-"""Families asked of a low-tier scene, as often as they stand here, as far as the scene allows."""
+FAMILIES = (
+    *("existence", "existence", "existence", "colour", "colour", "colour", "shape", "count", "count_by_attribute"),
+    *("comparison", "relation", "relation", "relation", "relation", "point", "caption"),
+)
+"""Families asked of a simple scene, as often as they stand here, as far as the scene allows."""
 
-CAPTION_WEIGHT = 0.5
-"""Weight of a token of a caption against one of a short answer: captions have up to 14 tokens."""
+WEIGHTS = {"caption": 0.4, "point": 0.4, "relation": 1.5, "comparison": 1.5, "colour": 1.5, "existence": 1.5}
+"""Weight of an answer token, 1 where absent: captions have up to 11 tokens, boxes 8."""
+
+EASY_STEPS = 400
+"""Over so many steps the share of easy scenes falls from `EASY_SHARE[0]` to `EASY_SHARE[1]`."""
+EASY_SHARE = (0.6, 0.25)
+SPARSE_SHARE = 0.1
+"""Share of sparse scenes among those asked about."""
 
 _SHAPE = {name: i for i, name in enumerate(SHAPES)}
 _COLOUR = {name: i for i, name in enumerate(COLOURS)}
+_SINGULAR = {plural: shape for shape, plural in templates()["plurals"].items()}
 _MEAN = np.array(PIXELS["image_mean"], dtype=np.float32)
 _STD = np.array(PIXELS["image_std"], dtype=np.float32)
 
@@ -70,17 +103,31 @@ def normalise(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
     return torch.from_numpy(((pixels.astype(np.float32) / 255 - _MEAN) / _STD).transpose(0, 3, 1, 2).copy())
 
 
+def draw_scene(kind: Kind, seed: int, index: int) -> Scene:
+    """Draw training scene number ``index`` of a kind."""
+    options = dict(kind.options)
+    if kind.palette is not None:
+        rng = np.random.default_rng([seed, index, 1])
+        low, high = kind.palette
+        for name, known in (("colours", tuple(COLOURS)), ("shapes", SHAPES)):
+            chosen = rng.permutation(len(known))[: rng.integers(low, high + 1)]
+            options[name] = tuple(known[i] for i in chosen)
+    scene = make_scene(ScenesConfig(seed=seed, **options), index)
+    return replace(scene, objects=tuple(o._replace(size=o.size * kind.shrink) for o in scene.objects))
+
+
 class Pool:
-    """A fixed set of training images on disk, with their scenes. ``low`` and ``crowded`` list the two kinds."""
+    """A fixed set of training images on disk, with their scenes; ``of`` lists the indices of each use."""
 
     def __init__(self, folder: Path, n: int, seed: int) -> None:
         """Open the pool, drawing it first where it is not there yet (about 2 ms an image)."""
         rng = np.random.default_rng(seed)
-        kinds = rng.choice(len(MIX), size=n, p=[share for share, _ in MIX])
-        configs = [ScenesConfig(seed=seed, **options) for _, options in MIX]
-        self.scenes: list[Scene] = [make_scene(configs[kind], i) for i, kind in enumerate(kinds)]
-        self.low, self.crowded = np.flatnonzero(kinds < 2), np.flatnonzero(kinds == 2)
-        path = folder / f"pool-{seed}-{n}.npy"
+        kinds = rng.choice(len(MIX), size=n, p=[kind.share for kind in MIX])
+        self.scenes: list[Scene] = [draw_scene(MIX[kind], seed, i) for i, kind in enumerate(kinds)]
+        uses = np.array([kind.use for kind in MIX])[kinds]
+        self.of = {use: np.flatnonzero(uses == use) for use in np.unique(uses).tolist()}
+        digest = hashlib.sha256(repr((MIX, n, seed)).encode()).hexdigest()[:12]
+        path = folder / f"pool-{digest}.npy"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
@@ -97,7 +144,7 @@ def mirror(scene: Scene) -> Scene:
     return replace(scene, objects=tuple(o._replace(x=scene.width - o.x, angle=-o.angle) for o in scene.objects))
 
 
-def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3"]]:
+def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 5"]]:
     """Dense targets of a scene on the patch grid; see `dense_targets`."""
     x, y, size = (np.array([getattr(o, name) for o in scene.objects]) for name in ("x", "y", "size"))
     return dense_targets(
@@ -110,45 +157,120 @@ def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 3
     )
 
 
-def ask(scene: Scene, seed: int) -> list[tuple[str, str, float]]:
-    """Draw low-tier questions about a low-tier scene: (question, answer, weight of an answer token)."""
-    n = len(scene.objects)
-    families = [*FAMILIES, *["point", "point"] * (n == 1)]
-    return [
-        (q.text, q.answer, CAPTION_WEIGHT if q.family == "caption" else 1.0)
-        for q in make_questions(scene, families, len(families), seed)
-    ]
+class Mark(NamedTuple):
+    """What is true of the thing that a word of a question names; NaN where nothing is."""
+
+    word: int
+    """Index of the last word of the name in the question."""
+    x: float
+    """Place of the only object of that name, as fractions of the canvas."""
+    y: float
+    log_n: float
+    """log2(1 + number of objects of that name)."""
 
 
-def pack(
-    asked: Sequence[Sequence[tuple[str, str, float]]], tokenizer: PreTrainedTokenizerFast, *, cross: bool
-) -> dict[str, Tensor]:
+class Asked(NamedTuple):
+    """One question to train on."""
+
+    text: str
+    answer: str
+    family: int
+    """Index in `LOGGED`."""
+    weight: float
+    """Of an answer token."""
+    marks: tuple[Mark, ...]
+
+
+LOGGED = (
+    *("colour", "shape", "existence", "count", "count_sparse", "count_by_attribute", "comparison"),
+    *("relation_horizontal", "relation_vertical", "point", "caption"),
+)
+"""Kinds of questions whose accuracy is logged apart."""
+
+
+def marks_of(question: Question, scene: Scene) -> tuple[Mark, ...]:
+    """Truth about each thing that a question names: "red circle", "circle", "red objects", "circles"."""
+    words = question.text.split()
+    names = [question.detail[key] for key in ("object", "group", "other") if key in question.detail]
+    if not names and question.family == "shape":
+        names = [f"{question.detail['colour']} object"]
+    if not names and question.family == "colour":
+        names = [question.detail["shape"]]
+    if question.family == "count":
+        names = ["objects"]
+    marks = []
+    for name in names:
+        parts = name.split()
+        at = next(i for i in range(len(words)) if words[i : i + len(parts)] == parts)
+        colour = next((p for p in parts if p in _COLOUR), None)
+        shape = next((_SINGULAR.get(p, p) for p in parts if _SINGULAR.get(p, p) in _SHAPE), None)
+        named = [o for o in scene.objects if colour in (None, o.colour) and shape in (None, o.shape)]
+        x = named[0].x / scene.width if len(named) == 1 else math.nan
+        y = named[0].y / scene.height if len(named) == 1 else math.nan
+        marks.append(Mark(at + len(parts) - 1, x, y, math.log2(1 + len(named))))
+    return tuple(marks)
+
+
+def ask(scene: Scene, seed: int, *, sparse: bool = False) -> list[Asked]:
+    """Draw questions about a scene: all families of a simple one, numbers only of a sparse one."""
+    families = ("count", "count_by_attribute") if sparse else FAMILIES
+    asked = []
+    for q in make_questions(scene, families, len(families), seed):
+        name = f"relation_{q.detail['wording']}" if q.family == "relation" else q.family
+        name = "count_sparse" if sparse else name
+        marks = marks_of(q, scene)
+        asked.append(Asked(q.text, q.answer, LOGGED.index(name), WEIGHTS.get(q.family, 1.0), marks))
+    return asked
+
+
+def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerFast, *, cross: bool) -> dict[str, Tensor]:
     """Pack the questions about each image into one sequence an image.
 
     Returns:
         ``input_ids`` int64 (B, S); ``position_ids`` int64 (B, S); ``attention_mask`` bool (B, 1, S, S), True where a
         token (row) may look; ``labels`` int64 (B, S), the *next* token where it belongs to an answer, else -100;
-        ``weights`` float32 (B, S), the weight of each label.
+        ``weights`` float32 (B, S), the weight of each label; ``question`` int64 (B, S), the number of the question of
+        each label in the batch; ``family`` int64 (Q), of each question; ``marks`` int64 (M, 2), row and token of each
+        mark, and ``mark_values`` float32 (M, 3); ``asks`` int64 (Q, 2), row and token before each answer, and
+        ``ask_values`` float32 (Q, 6), the first two marks of its question, NaN where there are fewer.
     """
     prefix = [BOS, USER, *[IMAGE] * (1 if cross else N_PATCHES)]
-    flat = [text for questions in asked for question, answer, _ in questions for text in (question, answer)]
-    encoded = iter(tokenizer(flat, add_special_tokens=False)["input_ids"])
+    words = sorted({word for row in asked for q in row for text in q[:2] for word in text.split()})
+    ids_of = dict(zip(words, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
+
+    def encoded(text: str) -> list[int]:
+        """Token ids of a text whose tokens are words between spaces: ten times as fast as the tokenizer."""
+        return [token for word in text.split() for token in ids_of[word]]
+
     rows: list[tuple[list[Any], ...]] = []
+    families: list[int] = []
+    marks: list[tuple[int, int]] = []
+    values: list[tuple[float, ...]] = []
+    asks: list[tuple[int, int]] = []
+    pairs: list[list[float]] = []
     for questions in asked:
         ids, positions, part = list(prefix), list(range(len(prefix))), [0] * len(prefix)
-        labels, weights = [-100] * len(prefix), [0.0] * len(prefix)
-        for number, (_, _, weight) in enumerate(questions, start=1):
-            question, answer = [*next(encoded), ASSISTANT], [*next(encoded), EOS]
+        labels, weights, numbers = [-100] * len(prefix), [0.0] * len(prefix), [0] * len(prefix)
+        for number, q in enumerate(questions, start=1):
+            question, answer = [*encoded(q.text), ASSISTANT], [*encoded(q.answer), EOS]
             length = len(question) + len(answer)
+            marks += [(len(rows), len(ids) + mark.word) for mark in q.marks]
+            values += [mark[1:] for mark in q.marks]
+            asks.append((len(rows), len(ids) + len(question) - 1))
+            pairs.append([*(value for mark in q.marks[:2] for value in mark[1:]), *[math.nan] * 6][:6])
             ids += question + answer
             labels += [-100] * (len(question) - 1) + answer + [-100]
-            weights += [0.0] * (len(question) - 1) + [weight] * (len(answer) - 1) + [0.3, 0.0]
+            weights += [0.0] * (len(question) - 1) + [q.weight] * (len(answer) - 1) + [0.3, 0.0]
+            numbers += [len(families)] * length
+            families.append(q.family)
             positions += range(len(prefix), len(prefix) + length)
             part += [number] * length
-        rows.append((ids, positions, labels, weights, part))
+        rows.append((ids, positions, labels, weights, part, numbers))
     longest = -(-max(len(row[0]) for row in rows) // 8) * 8
-    fill: tuple[float, ...] = (PAD, 0, -100, 0.0, -1)
-    table = [torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(5)]
+    fill: tuple[float, ...] = (PAD, 0, -100, 0.0, -1, 0)
+    table = [
+        torch.from_numpy(np.array([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows])) for k in range(6)
+    ]
     parts = table[4]
     same = (parts[:, None, :] == parts[:, :, None]) | (parts[:, None, :] == 0)
     mask = same & torch.ones(longest, longest, dtype=torch.bool).tril()
@@ -157,7 +279,13 @@ def pack(
         "position_ids": table[1],
         "attention_mask": mask[:, None],
         "labels": table[2],
-        "weights": table[3],
+        "weights": table[3].float(),
+        "question": table[5],
+        "family": torch.tensor(families),
+        "marks": torch.tensor(marks, dtype=torch.long).reshape(-1, 2),
+        "mark_values": torch.tensor(values, dtype=torch.float32).reshape(-1, 3),
+        "asks": torch.tensor(asks, dtype=torch.long).reshape(-1, 2),
+        "ask_values": torch.tensor(pairs, dtype=torch.float32).reshape(-1, 6),
     }
 
 
@@ -168,37 +296,42 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         self,
         pool: Pool,
         tokenizer: PreTrainedTokenizerFast | None,
-        n_low: int,
+        n_asked: int,
         n_crowded: int,
         *,
         seed: int,
         cross: bool = False,
         length: int = 1_000_000,
     ) -> None:
-        """Batches of ``n_low`` images with questions, then ``n_crowded`` without; no questions without a tokenizer."""
+        """Batches of ``n_asked`` images with questions, then ``n_crowded`` without; none without a tokenizer."""
         self.pool, self.tokenizer, self.cross = pool, tokenizer, cross
-        self.n_low, self.n_crowded, self.seed, self.length = n_low, n_crowded, seed, length
+        self.n_asked, self.n_crowded, self.seed, self.length = n_asked, n_crowded, seed, length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([self.seed, i])
-        chosen = np.concatenate([rng.choice(self.pool.low, self.n_low), rng.choice(self.pool.crowded, self.n_crowded)])
+        progress = min(1.0, i / EASY_STEPS)
+        easy = EASY_SHARE[0] + progress * (EASY_SHARE[1] - EASY_SHARE[0])
+        shares = [1 - easy - SPARSE_SHARE, easy, SPARSE_SHARE]
+        uses = [*rng.choice(["plain", "easy", "sparse"], self.n_asked, p=shares), *["crowded"] * self.n_crowded]
+        chosen = [int(rng.choice(self.pool.of[use])) for use in uses]
         mirrored = rng.random(len(chosen)) < 0.5
-        images = np.stack(
-            [self.pool.images[k][:, ::-1] if m else self.pool.images[k] for k, m in zip(chosen, mirrored, strict=True)]
-        )
-        scenes = [
-            mirror(self.pool.scenes[k]) if m else self.pool.scenes[k] for k, m in zip(chosen, mirrored, strict=True)
-        ]
+        images, scenes = [], []
+        for k, m in zip(chosen, mirrored, strict=True):
+            images.append(self.pool.images[k][:, ::-1] if m else self.pool.images[k])
+            scenes.append(mirror(self.pool.scenes[k]) if m else self.pool.scenes[k])
         classes, numbers = zip(*map(truth, scenes), strict=True)
         batch = {
-            "pixels": normalise(images),
+            "pixels": normalise(np.stack(images)),
             "classes": torch.from_numpy(np.stack(classes)).long(),
             "numbers": torch.from_numpy(np.stack(numbers)),
         }
         if self.tokenizer is not None:
-            asked = [ask(scene, int(rng.integers(2**31))) for scene in scenes[: self.n_low]]
+            asked = [
+                ask(scene, int(rng.integers(2**31)), sparse=use == "sparse")
+                for scene, use in zip(scenes[: self.n_asked], uses, strict=False)
+            ]
             batch |= pack(asked, self.tokenizer, cross=self.cross)
         return batch

@@ -19,34 +19,23 @@ from scipy.stats import binomtest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import make_questions
+from orchestrator.data.examples import make_example
+from orchestrator.data.questions import HIGH_OBJECTS, LOW_OBJECTS, parse_point
 from orchestrator.data.render import render
-from orchestrator.data.scenes import make_scene
+from orchestrator.reference.pretrain_data import LOGGED
 
 HELD_OUT_SEED = 90_001
-"""Scene seed of held-out scenes; training scenes have seed 1."""
+"""Seed of held-out examples; training scenes have seed 1."""
 
-SIZES = (0.12, 0.34)
-"""Object diameters of held-out scenes, as fractions of the canvas side."""
-
+SIZES = (0.08, 0.22)
+"""Object diameters of held-out scenes, as fractions of the canvas side: those of both tiers."""
+CLOSED = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation")
+"""Families with a closed set of answers."""
 SETS: dict[str, tuple[str, tuple[int, int]]] = {
-    "colour": ("colour", (1, 5)),
-    "shape": ("shape", (1, 5)),
-    "existence": ("existence", (1, 5)),
-    "count 1 to 5": ("count", (1, 5)),
-    "count 6 to 20": ("count", (6, 20)),
-    "count by attribute": ("count_by_attribute", (2, 12)),
-    "comparison": ("comparison", (3, 12)),
-    "relation": ("relation", (2, 6)),
-    "point": ("point", (2, 6)),
-    "colour, crowded": ("colour", (7, 12)),
-    "existence, crowded": ("existence", (10, 30)),
-    "point, lone object": ("point", (1, 1)),
-    "caption": ("caption", (2, 4)),
+    **{family: (family, LOW_OBJECTS) for family in (*CLOSED, "point", "caption")},
+    **{f"{family}, crowded": (family, HIGH_OBJECTS) for family in (*CLOSED, "point", "caption")},
 }
 """Name of a row -> family, and range of the number of objects (drawn uniformly)."""
-LOW = ("colour", "shape", "existence", "count 1 to 5")
-"""The rows that pre-training aims at; it asks for points of lone objects and captions too."""
 
 
 @dataclass(frozen=True)
@@ -62,20 +51,36 @@ class Row:
     """Upper end."""
     chance: float
     """Share of the commonest true answer: what a blind model can reach by always giving it."""
+    error: float | None = None
+    """Points only: mean distance of the centres given and true, in hundredths of the canvas."""
+    unreadable: float | None = None
+    """Points only: share of answers that are no point and no box; they are left out of the error."""
 
 
 def held_out(name: str, n: int, sizes: tuple[float, float] = SIZES) -> list[tuple[np.ndarray, str, str]]:
-    """Draw n held-out questions of a set, one a scene: (image uint8 (H, W, 3), question, answer)."""
+    """Draw n held-out questions of a set, one a scene: (image uint8 (H, W, 3), question, answer).
+
+    The answer is drawn before the scene, so that answers balance; groups that are counted or compared have the sizes
+    that simple scenes hold, in crowded ones too.
+    """
     family, n_objects = SETS[name]
-    seed = HELD_OUT_SEED + list(SETS).index(name)
-    config = ScenesConfig(seed=seed, n_objects=n_objects, n_objects_spacing="uniform", size=sizes)
-    drawn: list[tuple[np.ndarray, str, str]] = []
-    index = 0
-    while len(drawn) < n:
-        scene = make_scene(config, index)
-        drawn += [(render(scene), q.text, q.answer) for q in make_questions(scene, [family], 1, seed)]
-        index += 1
+    config = ScenesConfig(n_objects=n_objects, n_objects_spacing="uniform", size=sizes)
+    drawn = []
+    for index in range(n):
+        scene, q = make_example(config, family, None, HELD_OUT_SEED, index, room=LOW_OBJECTS[1])
+        drawn.append((render(scene), q.text, q.answer))
     return drawn
+
+
+def point_errors(given: Sequence[str], true: Sequence[str]) -> tuple[float, float]:
+    """Mean distance of centres in hundredths, and the share of answers that are no point or box as asked."""
+    errors = []
+    for pair in zip(given, true, strict=True):
+        places = [parse_point(text) for text in pair]
+        if places[0] is not None and places[1] is not None and len(places[0]) == len(places[1]):
+            centres = [np.array(place).reshape(-1, 2).mean(0) for place in places if place]
+            errors.append(float(np.linalg.norm(centres[0] - centres[1])))
+    return float(np.mean(errors)) if errors else float("nan"), 1 - len(errors) / len(true)
 
 
 def answers(
@@ -111,41 +116,49 @@ def evaluate(
     for name in names:
         asked = held_out(name, n, sizes)
         truth = [answer for _, _, answer in asked]
-        right = sum(a == b for a, b in zip(answers(model, processor, asked), truth, strict=True))
+        given = answers(model, processor, asked)
+        right = sum(a == b for a, b in zip(given, truth, strict=True))
         interval = binomtest(right, n).proportion_ci(method="wilson")
         chance = Counter(truth).most_common(1)[0][1] / n
-        rows.append(Row(name, n, right / n, float(interval.low), float(interval.high), chance))
+        error, unreadable = point_errors(given, truth) if SETS[name][0] == "point" else (None, None)
+        rows.append(Row(name, n, right / n, float(interval.low), float(interval.high), chance, error, unreadable))
     return rows
 
 
 def draw_curves(curves: Sequence[Path], png: Path) -> None:
-    """Draw the training curves that runs left in their work folder: losses above, shares right below."""
+    """Draw the training curves that runs left in their work folder: share of questions right, by family."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(2, len(curves), figsize=(5 * len(curves), 5.5), sharex="col", squeeze=False)
-    for (losses, shares), path in zip(axes.T, curves, strict=True):
-        points = [json.loads(line) for line in path.read_text().splitlines()]
-        begin = max((point["step"] for point in points if point["phase"] == "encoder"), default=0)
-        for axis, names in (
-            (losses, ("dense_loss", "answer_loss")),
-            (shares, ("cover_shape", "cover_colour", "centre_shape", "answer_tokens_right")),
+    figure, axes = plt.subplots(2, len(curves), figsize=(7 * len(curves), 7), sharex="col", squeeze=False)
+    for (shares, errors), path in zip(axes.T, curves, strict=True):
+        points = [p for p in map(json.loads, path.read_text().splitlines()) if p["phase"] == "answers"]
+        for number, name in enumerate(LOGGED):
+            seen = [p for p in points if name in p]
+            label = name.replace("_", " ")
+            shares.plot(
+                [p["step"] for p in seen],
+                [p[name] for p in seen],
+                label=label,
+                lw=1.2,
+                color=f"C{number % 10}",
+                ls="--" if number >= 10 else "-",
+            )
+        for name, label in (
+            ("word_place_error", "place of a named object"),
+            ("place_error", "place of a patch's object"),
         ):
-            for name in names:
-                seen = [point for point in points if name in point]
-                steps = [point["step"] + begin * (point["phase"] == "answers") for point in seen]
-                axis.plot(steps, [point[name] for point in seen], label=name, lw=1.2)
-            if begin:
-                axis.axvline(begin, color="grey", lw=0.8, ls=":")
+            seen = [p for p in points if name in p]
+            errors.plot([p["step"] for p in seen], [p[name] for p in seen], label=label, lw=1.2)
+        shares.set(title=path.stem.removesuffix("-curve"), ylabel="share of questions right", ylim=(0, 1.02))
+        errors.set(xlabel="step", ylabel="mean error, hundredths", yscale="log")
+        for axis in (shares, errors):
             axis.grid(alpha=0.3)
-        losses.set(title=path.stem.removesuffix("-curve"), yscale="log", ylabel="loss")
-        shares.set(xlabel="step", ylabel="share right", ylim=(0, 1))
-        losses.legend(fontsize=8)
-        shares.legend(fontsize=8, loc="lower right")
+            axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
-    figure.savefig(png, dpi=110)
+    figure.savefig(png, dpi=100)
 
 
 def main() -> None:
@@ -164,10 +177,11 @@ def main() -> None:
     if args.folder is None:
         parser.error("a checkpoint folder or --curves is needed")
     rows = evaluate(args.folder, args.n, args.rows, tuple(args.sizes))
-    print("| questions | accuracy | 95 % interval | chance | n |\n|---|---|---|---|---|")
+    print("| questions | accuracy | 95 % interval | chance | n | mean error |\n|---|---|---|---|---|---|")
     for row in rows:
         shares = (f"{100 * share:.1f} %" for share in (row.accuracy, row.low, row.high, row.chance))
-        print("| {} | {} | {} to {} | {} | {} |".format(row.name, *shares, row.n))
+        error = "" if row.error is None else f"{row.error:.1f}"
+        print("| {} | {} | {} to {} | {} | {} | {} |".format(row.name, *shares, row.n, error))
     print(json.dumps([asdict(row) for row in rows]))
 
 

@@ -31,6 +31,12 @@ class ModelConfig(Section):
     """What is done to a picture whose processor would cut off its sides (LLaVA-1.5's): `pad` fills it to the shape the
     processor takes, `stretch` squeezes it, `crop` lets its sides go unseen, although questions speak of them."""
 
+    @property
+    def label(self) -> str:
+        """The name, and the adapter's after it, without the folders they lie in."""
+        parts = (self.name, *([self.adapter] if self.adapter else []))
+        return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in parts)
+
 
 TapName = Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"]
 

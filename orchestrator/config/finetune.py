@@ -118,8 +118,6 @@ class FinetuneConfig(Section):
     weight_decay: Annotated[float, Field(strict=True, ge=0.0)] = 0.0
     max_grad_norm: PositiveFloat = 1.0
     """Gradient clipping norm."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
     task: TaskConfig = TaskConfig()
     n_eval_per_family: PositiveInt = 100
     """Held-out questions of each family and tier."""

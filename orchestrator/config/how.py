@@ -50,6 +50,9 @@ class HowConfig(Section):
     """Let one worker process run trial after trial with the base model it has loaded."""
     checkpoint_steps: PositiveInt = 50
     """Optimiser steps between a trial's checkpoints."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in training's backward pass, which saves memory and costs half a step's time; `auto` does
+    so where the memory at hand asks for it."""
     keep_adapters: bool = True
     """Keep trained LoRA weights of each trial."""
 

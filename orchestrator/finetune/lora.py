@@ -50,12 +50,15 @@ class Tuned:
     settings: dict[str, GroupConfig]
     wrapped: peft.PeftModel | None
     """peft's view of the model; None in full fine-tuning."""
+    masters: dict[str, nn.Parameter]
+    """What the optimiser changes: the parameters themselves, or float32 copies of those that the model holds in less,
+    where small changes of a weight would be lost."""
 
     def optimiser_groups(self) -> list[dict[str, Any]]:
         """One optimiser group a part: its parameters and its peak learning rate."""
         return [
             {
-                "params": [p for name, p in self.parameters.items() if self.parts[name] == part],
+                "params": [p for name, p in self.masters.items() if self.parts[name] == part],
                 "lr": settings.learning_rate,
                 "part": part,
             }
@@ -63,8 +66,29 @@ class Tuned:
         ]
 
     def weights(self) -> dict[str, Tensor]:
-        """Trained weights by name, on the CPU."""
-        return {name: p.detach().cpu().contiguous().clone() for name, p in self.parameters.items()}
+        """Trained weights by name, on the CPU; in full precision."""
+        return {name: p.detach().cpu().contiguous().clone() for name, p in self.masters.items()}
+
+    def gather_gradients(self) -> None:
+        """Add the gradients of parameters to those of their masters."""
+        for name, master in self.masters.items():
+            parameter = self.parameters[name]
+            if master is parameter or parameter.grad is None:
+                continue
+            grad, parameter.grad = parameter.grad.float(), None
+            master.grad = grad if master.grad is None else master.grad.add_(grad)
+
+    def drop_gradients(self) -> None:
+        """Forget all gradients."""
+        for parameter in (*self.parameters.values(), *self.masters.values()):
+            parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Give the model its masters' values, rounded to its own precision."""
+        for name, master in self.masters.items():
+            if master is not self.parameters[name]:
+                self.parameters[name].copy_(master)
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
@@ -72,8 +96,9 @@ class Tuned:
         if set(weights) != set(self.parameters):
             odd = sorted(set(weights) ^ set(self.parameters))[:4]
             raise StageError(f"checkpoint and model differ in trained parameters, such as {odd}; delete the checkpoint")
-        for name, p in self.parameters.items():
+        for name, p in self.masters.items():
             p.copy_(weights[name])
+        self.publish()
 
     def files(self, base_name: str) -> dict[str, bytes]:
         """The trained weights as files: peft's adapter folder, or `weights.safetensors` after full fine-tuning.
@@ -115,7 +140,11 @@ def tunable(adapter: Adapter, config: FinetuneConfig) -> Iterator[Tuned]:
 def _lora(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupConfig]) -> Iterator[Tuned]:
     before = checksum(adapter.model)
     torch.manual_seed(config.seed)
-    wrapped = peft.get_peft_model(adapter.model, lora_config(adapter, config, settings))
+    # In bfloat16 as the model is, with masters in float32: mixed types would have to be cast in every pass.
+    cast = adapter.dtype != torch.bfloat16
+    wrapped: Any = peft.get_peft_model(
+        adapter.model, lora_config(adapter, config, settings), autocast_adapter_dtype=cast
+    )
     try:
         yield _tuned(adapter, settings, wrapped)
     finally:
@@ -145,7 +174,10 @@ def _tuned(adapter: Adapter, settings: dict[str, GroupConfig], wrapped: peft.Pef
     parameters = {name: p for name, p in adapter.model.named_parameters() if p.requires_grad}
     parts = {name: adapter.group_of(name) for name in parameters}
     assert set(parts.values()) == set(settings), "every chosen part has trained parameters, and no other has"
-    return Tuned(adapter.model, parameters, dict(parts), settings, wrapped)
+    masters = {
+        name: p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for name, p in parameters.items()
+    }
+    return Tuned(adapter.model, parameters, dict(parts), settings, wrapped, masters)
 
 
 def lora_config(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupConfig]) -> peft.LoraConfig:

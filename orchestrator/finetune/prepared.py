@@ -83,11 +83,13 @@ def in_halves(chunks: Iterable[Sequence[K]], work: Callable[[Sequence[K]], None]
         chunk = todo.pop(0)
         try:
             work(chunk)
+            continue
         except torch.OutOfMemoryError:
             if len(chunk) == 1:
                 raise
-            torch.cuda.empty_cache()
-            todo[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+        # Outside the handler, whose traceback holds the tensors of the pass.
+        torch.cuda.empty_cache()
+        todo[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
 
 
 def n_bytes(example: Batch) -> int:

@@ -81,6 +81,8 @@ class Worker:
             resume=_whole_checkpoint(store),
             save=lambda data: store.write(CHECKPOINT, data),
             save_every=run.how.checkpoint_steps,
+            recompute=None if run.how.gradient_checkpointing == "auto" else run.how.gradient_checkpointing,
+            sample=self.adapter.collate([prepared.with_answer(mixture[0])]),
             report=None if report is None else lambda record: report({"step": record.step + 1, "loss": record.loss}),
         )
 

@@ -29,6 +29,7 @@ from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
+from orchestrator.models.prompts import family_rules
 
 __all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter"]
 
@@ -74,6 +75,9 @@ class Adapter(Parts, ABC):
 
     def call_processor(self, image: np.ndarray | None, text: str) -> Batch:
         """Return the processor's tensors for one rendered prompt."""
+        if image is None and family_rules(self.family)["tokeniser_alone"]:
+            ids = torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.long)
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
         return call_processor(self.processor, image, text)
 
     def spoken(self, text: str) -> str:

@@ -187,13 +187,15 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
         raise ModelError(f"attention_to_vision: layers {list(layers or [])}; those that attend to vision are {there}.")
     if not all(hasattr(adapter.layers[i], "cross_attn" if cross else "self_attn") for i in wanted):
         raise ModelError(f"{adapter.family}: its blocks do not return attention weights; rank tokens another way.")
-    where = _vision_mask(adapter, batch, 0).to(adapter.device)
-    text = (adapter.groups(batch) == TEXT).to(adapter.device)
+    where = _vision_mask(adapter, batch, 0)
+    text = adapter.groups(batch) == TEXT
+    share = text / text.sum(dim=1, keepdim=True)
     total = torch.zeros(where.shape, device=adapter.device)
 
     def add(_: nn.Module, __: tuple, output: Any) -> None:
         weights = output[1].float().mean(dim=1)
-        total.add_(torch.einsum("bqk,bq->bk", weights, text / text.sum(dim=1, keepdim=True)))
+        # Layers of a model that is spread over devices have their weights on different ones.
+        total.add_(torch.einsum("bqk,bq->bk", weights, share.to(weights.device)).to(total.device))
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_eager(adapter))
@@ -201,7 +203,7 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
             module = adapter.layers[i].get_submodule("cross_attn" if cross else "self_attn")
             stack.callback(module.register_forward_hook(add).remove)
         adapter.run(batch, logits_to_keep=1)
-    rows = [row[mask] / len(wanted) for row, mask in zip(total, where, strict=True)]
+    rows = [row[mask] / len(wanted) for row, mask in zip(total.cpu(), where, strict=True)]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True).cpu()
 
 

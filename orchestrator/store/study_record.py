@@ -180,7 +180,7 @@ class Study:
 
 def describe_run(run: RunConfig) -> str:
     """`reference-joint on scenes`."""
-    return f"{run.model.name.rstrip('/').rsplit('/', 1)[-1]} on {run.data.source}"
+    return f"{run.model.label} on {run.data.source}"
 
 
 def _distinct_labels(views: list[View]) -> list[View]:

@@ -13,12 +13,15 @@ import torch
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_mixture
 from orchestrator.errors import StageError
+from orchestrator.finetune import recompute
+from orchestrator.finetune import train as train_module
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import Team
 from orchestrator.finetune.train import _backward, answer_logits, answer_loss, check_checkpoint, schedule, train
 from orchestrator.finetune.worker import step_indices
 from orchestrator.models.adapter import Adapter
+from orchestrator.models.loading import load_adapter
 
 MakeRun = Callable[..., RunConfig]
 
@@ -76,9 +79,62 @@ def test_accumulation_changes_nothing(adapter: Adapter, make_run: MakeRun) -> No
 
 def test_recomputing_activations_changes_nothing(adapter: Adapter, make_run: MakeRun) -> None:
     plain, losses = trained(adapter, make_run())
-    recomputed, same = trained(adapter, make_run(gradient_checkpointing=True))
+    recomputed, same = trained(adapter, make_run(), recompute=True)
     assert losses == pytest.approx(same, rel=1e-6)
     assert all(torch.allclose(recomputed[name], weight, atol=1e-5) for name, weight in plain.items())
+
+
+def test_a_step_without_room_recomputes_from_then_on(adapter: Adapter, make_run: MakeRun, monkeypatch) -> None:
+    plain, losses = trained(adapter, make_run())
+    asked: list[bool] = []
+    work = train_module._backward
+
+    def full(*args: Any, recompute: bool, **kwargs: Any) -> tuple[float, int]:
+        asked.append(recompute)
+        found = work(*args, recompute=recompute, **kwargs)
+        if not recompute:
+            raise torch.OutOfMemoryError
+        return found
+
+    monkeypatch.setattr(train_module, "_backward", full)
+    again, same = trained(adapter, make_run())
+    assert asked == [False, True, True, True, True]
+    assert losses == pytest.approx(same, rel=1e-6)
+    assert all(torch.allclose(again[name], weight, atol=1e-5) for name, weight in plain.items())
+
+
+def test_memory_at_hand_decides_about_recomputing(adapter: Adapter, monkeypatch) -> None:
+    monkeypatch.setattr(recompute, "free_bytes", lambda _: 10**9)
+    assert not recompute.needs_recomputing(adapter, 100)
+    assert recompute.needs_recomputing(adapter, 10**8)
+
+
+def test_counted_operations_do_not_depend_on_recomputing(adapter: Adapter, make_run: MakeRun) -> None:
+    run = make_run(n_steps=1)
+    counts = []
+    for again in (False, True):
+        with tunable(adapter, run.finetune) as tuned:
+            counts.append(train(adapter, tuned, fixed_batches(adapter, run), run.finetune, recompute=again).flops)
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_small_changes_of_bfloat16_weights_are_kept(make_run: MakeRun, method: str) -> None:
+    """A change below half a unit in the last place is lost in bfloat16, and adds up in the float32 master."""
+    part = {"rank": 4, "learning_rate": 1e-5}
+    run = make_run(method=method, language=part, projector=part, n_steps=4, warmup_share=0.0)
+    coarse = load_adapter(run.model.model_copy(update={"dtype": "bfloat16"}))
+    with tunable(coarse, run.finetune) as tuned:
+        assert {p.dtype for p in tuned.parameters.values()} == {torch.bfloat16}
+        before = tuned.weights()
+        train(coarse, tuned, fixed_batches(coarse, run), run.finetune)
+        after = tuned.weights()
+        for name, parameter in tuned.parameters.items():
+            assert torch.equal(parameter.detach(), after[name].to(torch.bfloat16))
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in after])
+    assert 1e-6 < float(moved.max()) < 1e-4
+    assert float((moved > 0).float().mean()) > 0.4
 
 
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.3}, {"method": "full"}])
@@ -113,7 +169,7 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
         with tunable(adapter, run.finetune) as tuned:
             adapter.model.train()
             torch.rand(torch.seed() % 5)
-            _backward(adapter, batches, team, seed)
+            _backward(adapter, tuned, batches, team, seed)
             found = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
             return torch.cat([grad.flatten() for grad in found])
 

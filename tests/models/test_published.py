@@ -60,17 +60,16 @@ def picture(i: int, height: int = 60, width: int = 60) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def learns_its_answers(adapter: Adapter, *, image: bool = False) -> bool:
-    """Whether a model that was trained on a few questions then generates their answers, and stops."""
-    shown = [picture(i) if image else None for i in range(len(ASKED))]
-    examples = [adapter.prepare(one, *asked) for one, asked in zip(shown, ASKED, strict=True)]
+def learns_its_answers(adapter: Adapter) -> bool:
+    """Whether a model that was trained on a few questions without a picture then generates their answers and stops."""
+    examples = [adapter.prepare(None, *asked) for asked in ASKED]
     part = {"rank": 16, "learning_rate": 1e-2}
     config = FinetuneConfig.model_validate(
-        {"n_steps": 40, "batch_size": 4, "language": part, "projector": {**part, "rank": 0}}
+        {"n_steps": 60, "batch_size": 4, "language": part, "projector": {**part, "rank": 0}}
     )
     with tunable(adapter, config) as tuned:
         train(adapter, tuned, lambda _: [adapter.collate(examples)], config)
-        prompts = [adapter.prepare(one, question) for one, (question, _) in zip(shown, ASKED, strict=True)]
+        prompts = [adapter.prepare(None, question) for question, _ in ASKED]
         return [adapter.generate(prompt, 8)[0] for prompt in prompts] == [answer for _, answer in ASKED]
 
 
@@ -83,7 +82,7 @@ def test_published_models_answer_what_they_were_trained_on(published, family: st
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_answers_what_it_was_trained_on(family: str) -> None:
     """The tests' tokeniser has letters for tokens, so that an answer is several of them."""
-    assert learns_its_answers(processed_adapter(family), image=family == "paligemma")
+    assert learns_its_answers(processed_adapter(family))
 
 
 def test_llava_1_5_learns_words_as_it_would_write_them(published) -> None:

@@ -21,7 +21,8 @@ from benchmarks.common import header, last_line
 from orchestrator.ablate.selection import _by_states, keep_mask, random_scores
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
-from orchestrator.models.random_models import Size, random_adapter, random_example
+from orchestrator.models.random_configs import Size
+from orchestrator.models.random_models import random_adapter, random_example
 
 SIZE = Size(width=256, layers=8, heads=8, vision_width=128, vision_layers=4, side=24, patch=14)
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.01, 0.0)

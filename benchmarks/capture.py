@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from orchestrator.config import HowConfig, ModelConfig, RunConfig, ScenesConfig
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
@@ -101,7 +101,8 @@ def time_ray(run: RunConfig, folder: Path) -> float:
     """Seconds all images would take at the rate after the first two shards, which an actor has in hand together."""
     from orchestrator.capture.capture_stage import capture_stage, make_job
     from orchestrator.capture.ray import stream_ray
-    from orchestrator.cluster.session import capture_pool, session
+    from orchestrator.cluster.placement import capture_pool
+    from orchestrator.cluster.session import session
     from orchestrator.data.source import make_source
 
     storage = Storage(str(folder))

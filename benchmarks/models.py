@@ -28,7 +28,8 @@ from orchestrator.config import CaptureConfig
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.families import make_adapter
-from orchestrator.models.random_models import FAMILIES, Size, random_adapter, random_example
+from orchestrator.models.random_configs import Size
+from orchestrator.models.random_models import FAMILIES, random_adapter, random_example
 
 WIDTH, LAYERS, TOKENS, IMAGES = 256, 8, 576, 2
 NORMS = ["gini", "participation_ratio", "norm_entropy", "hoyer", "tokens_90"]

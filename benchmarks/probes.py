@@ -29,7 +29,7 @@ import joblib
 import numpy as np
 import torch
 
-from orchestrator.cluster.session import n_cores
+from orchestrator.cluster.placement import n_cores
 from orchestrator.config import ProbeConfig
 from orchestrator.probes.engines import SOLVERS, Block, Fit
 from orchestrator.probes.factor import factorise, gram, standardise

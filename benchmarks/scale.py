@@ -29,7 +29,8 @@ from benchmarks.simulated import Simulation
 from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig, RunConfig, ScenesConfig
-from orchestrator.store.stage_folder import SUCCESS, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import SUCCESS
 
 SECONDS_PER_IMAGE = 0.04
 """A 7B model on one GPU captures about 25 images a second."""
@@ -85,7 +86,8 @@ def measure(n_images: int, n_actors: int, storage: Storage, seconds: float = SEC
     from orchestrator.capture.capture_stage import make_job
     from orchestrator.capture.ray import stream_ray
     from orchestrator.capture.shard_job import Tally
-    from orchestrator.cluster.session import capture_pool, resources
+    from orchestrator.cluster.placement import capture_pool
+    from orchestrator.cluster.session import resources
     from orchestrator.data.source import make_source
 
     run = make_run(n_images, n_actors)

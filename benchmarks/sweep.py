@@ -20,11 +20,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers; set before torch is loaded
 
-from orchestrator.cluster.session import n_cores
+from orchestrator.cluster.placement import n_cores
 from orchestrator.config import RunConfig
 from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.trials import plan_room, run_trials
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 
 def make_run(n_steps: int, ratio: float = 0.5, seed: int = 0, reuse: bool = True) -> RunConfig:
@@ -65,9 +65,9 @@ def step_times(n_steps: int, repeats: int) -> dict[str, float]:
     import peft
     import torch
 
+    from orchestrator.answers.prepared import Prepared
     from orchestrator.data.mixture import make_mixture
     from orchestrator.finetune.lora import lora_config, part_settings, tunable
-    from orchestrator.finetune.prepared import Prepared
     from orchestrator.finetune.train import train
     from orchestrator.models.loading import load_adapter
 

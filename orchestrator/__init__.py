@@ -3,7 +3,7 @@
 >>> import orchestrator as vt
 >>> study = vt.Study.load("results/studies/quickstart")   # doctest: +SKIP
 >>> study.layer_metrics.collect()   # doctest: +SKIP
->>> vt.capture("reference-joint", images).layer_metrics   # doctest: +SKIP
+>>> vt.capture_images("reference-joint", images).layer_metrics   # doctest: +SKIP
 
 Names are imported when they are first used, so that importing the package is instant.
 """
@@ -14,26 +14,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.capture.images import Captured
-    from orchestrator.capture.images import capture as capture
     from orchestrator.config.sweep import load_sweep, make_sweep
+    from orchestrator.notebook import Captured, capture_images
     from orchestrator.store.study_record import Study
     from orchestrator.study.run import run_study
 
 _HOMES = {
-    "Captured": "orchestrator.capture.images",
+    "Captured": "orchestrator.notebook",
+    "capture_images": "orchestrator.notebook",
     "Study": "orchestrator.store.study_record",
     "run_study": "orchestrator.study.run",
     "load_sweep": "orchestrator.config.sweep",
     "make_sweep": "orchestrator.config.sweep",
 }
 
-__all__ = ["Captured", "Study", "capture", "load_sweep", "make_sweep", "run_study"]
+__all__ = ["Captured", "Study", "capture_images", "load_sweep", "make_sweep", "run_study"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "capture":  # a package of that name stands beside the function and is callable
-        return importlib.import_module("orchestrator.capture")
     if name not in _HOMES:
         raise AttributeError(f"module 'orchestrator' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -83,7 +83,7 @@ def test_results_of_another_version_of_a_package_are_another_stage(site: Path, t
     (model / "model.safetensors").write_bytes(b"weights")
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from orchestrator.store.stage_folder import Storage\n"
+        "from orchestrator.store.filesystem import Storage\n"
         "from orchestrator.study.stage_kinds import STAGE_KINDS\n"
         "from orchestrator.config.sweep import make_sweep\n"
         "for stage, *overrides in (\n"

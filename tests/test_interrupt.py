@@ -12,7 +12,8 @@ import pytest
 from orchestrator import interrupt
 from orchestrator.cli import app
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import SUCCESS, Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import SUCCESS, Stage
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.errors import StorageError
-from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest, load_stage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage, canonical_json, digest, load_stage
 from orchestrator.study.preflight import check_storage
 
 JSON = st.recursive(

@@ -125,7 +125,7 @@ def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, s
 
 def test_next_commands_of_a_storage_with_spaces_can_be_pasted(tmp_path: Path) -> None:
     from orchestrator.report.collect import next_steps
-    from orchestrator.store.stage_folder import Storage
+    from orchestrator.store.filesystem import Storage
 
     storage = str(tmp_path / "my results")
     study = Study(Storage(storage), {"name": "mine", "stages": ["capture"]})

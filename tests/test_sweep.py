@@ -12,7 +12,7 @@ from orchestrator.config import CocoConfig, ScenesConfig
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import load_sweep, make_sweep
 from orchestrator.errors import ConfigError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.study.stage_kinds import STAGE_KINDS
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}

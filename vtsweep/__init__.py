@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 from vtsweep.version import __version__
 
 if TYPE_CHECKING:
-    from orchestrator.capture.images import Captured, capture
     from orchestrator.config.sweep import load_sweep, make_sweep
+    from orchestrator.notebook import Captured
+    from orchestrator.notebook import capture_images as capture
     from orchestrator.store.study_record import Study
     from orchestrator.study.run import run_study
 
 _HOMES = {
-    "Captured": ("orchestrator.capture.images", "Captured"),
+    "Captured": ("orchestrator.notebook", "Captured"),
     "Study": ("orchestrator.store.study_record", "Study"),
-    "capture": ("orchestrator.capture.images", "capture"),
+    "capture": ("orchestrator.notebook", "capture_images"),
     "load_sweep": ("orchestrator.config.sweep", "load_sweep"),
     "make_sweep": ("orchestrator.config.sweep", "make_sweep"),
     "run_study": ("orchestrator.study.run", "run_study"),

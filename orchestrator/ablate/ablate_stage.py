@@ -19,7 +19,8 @@ from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.catalogue import fingerprint, resolve
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import TABLES, check_table
 
 if TYPE_CHECKING:

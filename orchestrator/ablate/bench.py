@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
+from orchestrator.answers.evaluate import MAX_NEW_TOKENS, judge
+from orchestrator.answers.prepared import in_halves
 from orchestrator.data.mixture import Example
-from orchestrator.finetune.evaluate import MAX_NEW_TOKENS, judge
-from orchestrator.finetune.prepared import in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states

@@ -7,7 +7,7 @@ Importing this module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, what
 from orchestrator.ablate.policy import with_layer_share
-from orchestrator.cli.render import print_rows
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
 from orchestrator.config.sweep import Sweep, validate
 from orchestrator.config.yaml import read_yaml
@@ -25,7 +24,8 @@ from orchestrator.errors import ConfigError
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.stats.paired import paired_difference
 from orchestrator.stats.verdict import non_inferiority
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
@@ -100,26 +100,6 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
     stage.write_shard(0, {"evaluation": table})
     stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})
     return stage
-
-
-def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Print table `evaluation` of each model for people."""
-    for model, rows in tables.items():
-        shown = [
-            {
-                "questions": f"{row['tier']} {row['family']}",
-                "system": row["system"],
-                "right": row["accuracy"],
-                "change": row["difference"],
-                "from": row["difference_low"],
-                "to": row["difference_high"],
-                "tokens": row["kept_tokens"],
-                "ms": 1000 * row["seconds"],
-                "gflop": row["gflop"],
-            }
-            for row in sorted(rows, key=lambda r: (r["tier"] == "high", r["family"] != "all", r["family"]))
-        ]
-        print_rows(f"{model}: policy on fresh questions (change: from, to: 95 % interval)", shown)
 
 
 def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:

@@ -13,12 +13,13 @@ from typing import Any
 
 from orchestrator.ablate.ablate_stage import ablate_stage, finish, open_ablation, run_ablate, unfinished, work
 from orchestrator.ablate.cells import Cell
-from orchestrator.cluster.placement import n_places
-from orchestrator.cluster.session import Cluster, Pool, n_cores, session
+from orchestrator.cluster.placement import Pool, n_cores, n_places
+from orchestrator.cluster.session import Cluster, session
 from orchestrator.config import RunConfig
 from orchestrator.errors import StageError, VtsweepError
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 
 def run_ablate_stage(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:

@@ -16,13 +16,13 @@ from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.cost import decoder_flops, selection_flops
 from orchestrator.ablate.pairs import make_pairs
+from orchestrator.answers.evaluate import judge
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
 from orchestrator.config import CocoConfig, ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.coco import open_coco
 from orchestrator.data.mixture import Example, ExampleMaker
-from orchestrator.finetune.evaluate import judge
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.loading import load_adapter

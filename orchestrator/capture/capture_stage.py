@@ -20,7 +20,8 @@ from orchestrator.data.source import make_source
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 VERSION = 3
 """Raised whenever the same configuration gives other tables; part of the digest."""
@@ -124,7 +125,8 @@ def _backend(run: RunConfig, storage: Storage) -> Iterator[Backend]:
         yield Backend("bfloat16" if pick_device() == "cuda" else "float32", stream_local)
         return
     from orchestrator.capture.ray import stream_ray
-    from orchestrator.cluster.session import capture_pool, reader_pool, session
+    from orchestrator.cluster.placement import capture_pool, reader_pool
+    from orchestrator.cluster.session import session
 
     with session(run.how, storage) as cluster:
         pool = capture_pool(run.how, cluster.nodes, cluster.limits)

@@ -18,7 +18,7 @@ import pyarrow as pa
 from orchestrator import errors
 from orchestrator.capture.loading import from_row, load_shard, to_row
 from orchestrator.capture.shard_job import Job, ShardStats
-from orchestrator.cluster.session import Pool, n_cores
+from orchestrator.cluster.placement import Pool, n_cores
 from orchestrator.config import RunConfig
 from orchestrator.data.sample import Source
 from orchestrator.errors import ResourceError, StageError, VtsweepError

@@ -16,8 +16,8 @@ from torch import Tensor
 from orchestrator.capture import positions
 from orchestrator.capture.taps import State
 from orchestrator.compression.alignment import TOP, align_layers
+from orchestrator.compression.entries import ALIGNMENTS
 from orchestrator.compression.metrics import Measured, measure_layers
-from orchestrator.compression.registry import ALIGNMENTS
 from orchestrator.config import CaptureConfig
 
 _HELD = {"cpu": 2**21, "cuda": 2**28}

@@ -67,8 +67,9 @@ def run(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Q
 @app.command(epilog="Example:  vtsweep plan sweeps/paper_molmo.yaml")
 def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
     """Show points, digests, what is already done, estimates, and whether the machine can hold it. Starts nothing."""
+    from orchestrator.cli.printing import print_plan
     from orchestrator.config.sweep import load_sweep
-    from orchestrator.study.plan import make_plan, print_plan
+    from orchestrator.study.plan import make_plan
 
     made = make_plan(load_sweep(file, overrides or ()))
     _emit(made.as_json(), as_json, lambda: print_plan(made))
@@ -112,7 +113,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Apply a policy to fresh questions: accuracy, tokens, time and operations against all tokens and rivals."""
-    from orchestrator.ablate.evaluate import evaluate_sweep, print_evaluations
+    from orchestrator.ablate.evaluate import evaluate_sweep
+    from orchestrator.cli.printing import print_evaluations
     from orchestrator.config.sweep import load_sweep
 
     found = evaluate_sweep(load_sweep(file, overrides or ()), policy)
@@ -139,7 +141,7 @@ def status(
     study: Annotated[str, typer.Argument(help="Folder of a study: STORAGE/studies/NAME")], as_json: Json = False
 ) -> None:
     """Show how far a running or interrupted study is, from its files alone."""
-    from orchestrator.cli.closing import print_status, study_status
+    from orchestrator.cli.status import print_status, study_status
     from orchestrator.store.study_record import Study
 
     found = study_status(Study.load(study))
@@ -195,7 +197,7 @@ def track(
 ) -> None:
     """Log every finished stage and trial that MLflow does not have yet, from the files in storage."""
     from orchestrator.config import TrackConfig
-    from orchestrator.store.stage_folder import Storage
+    from orchestrator.store.filesystem import Storage
     from orchestrator.tracking.entries import track_studies
 
     sent, waiting = track_studies(Storage(storage), TrackConfig(uri=uri))

@@ -17,7 +17,7 @@ from orchestrator.progress import Progress
 from orchestrator.report.collect import next_steps
 from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
 from orchestrator.report.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
-from orchestrator.store.study_record import Study, View, describe_run
+from orchestrator.store.study_record import Study, View
 
 
 def finished(study: Study, stage: Any) -> list[View]:
@@ -153,41 +153,6 @@ def print_next(study: Study, report: str | None = None) -> None:
         console.print(f"  [cyan]{command}[/]  {why}")
 
 
-def study_status(study: Study) -> dict[str, Any]:
-    """How far a study is, from its files alone."""
-    rows = []
-    for name in study.stages:
-        views = {v.stage.digest: v for v in study.views(name)}
-        planned: dict[str, str] = {}
-        for point in study.record["points"]:
-            if name in point["stages"]:
-                label = point["label"]
-                if name != "finetune":  # one such stage serves every trial of its model and data
-                    label = describe_run(study.run_of(point))
-                planned.setdefault(point["stages"][name], label)
-        for stage_digest, label in planned.items():
-            view = views.get(stage_digest)
-            rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
-    return {"study": study.name, "created": study.record["created"], "command": study.record["command"], "stages": rows}
-
-
-def _state(view: View | None) -> dict[str, Any]:
-    if view is None:
-        return {"state": "not begun", "shards": 0}
-    shards = len(view.stage.finished_shards())
-    if view.stage.is_done():
-        return {"state": "done", "shards": shards}
-    return {"state": "unfinished", "shards": shards}
-
-
-def print_status(status: dict[str, Any]) -> None:
-    """Print `study_status` for people, with the command that goes on."""
-    console = Console(soft_wrap=True, highlight=False)
-    print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
-    if any(row["state"] != "done" for row in status["stages"]):
-        console.print(f"resume:  [cyan]{status['command']}[/]")
-
-
 def verified(study: Study, *, redo: bool, quiet: bool = False) -> dict[str, Any]:
     """What the files of a study's stages are now, as plain values; with `redo`, damaged shards are taken back."""
     from orchestrator.store.verify import redo as take_back
@@ -231,7 +196,7 @@ def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> st
     """
     from orchestrator.report import make_comparison
     from orchestrator.report.collect import gather_results
-    from orchestrator.store.stage_folder import Storage
+    from orchestrator.store.filesystem import Storage
 
     if len(folders) < 2:
         raise StorageError(f"compare needs two or more studies, found {len(folders)}")

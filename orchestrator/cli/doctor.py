@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from orchestrator.config import ModelConfig
 from orchestrator.models.examine import Finding, examine
 from orchestrator.models.hub import use_cache_where_unreachable
-from orchestrator.store.study_record import hardware
+from orchestrator.store.provenance import hardware
 
 _EXTRAS = {"s3": "s3fs", "gcs": "gcsfs", "molmo": "einops", "optuna": "optuna"}
 _MIN_FREE_GB = 5.0

@@ -16,36 +16,15 @@ from typing import Any
 
 from orchestrator.cluster import guard
 from orchestrator.cluster.placement import (
-    MIN_LOCAL_CPUS,
     Node,
     Pool,
-    capture_pool,
     check_pools,
     cluster_address,
     local_node,
-    n_cores,
-    reader_pool,
 )
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage
-
-__all__ = [
-    "MIN_LOCAL_CPUS",
-    "NAMESPACE",
-    "Cluster",
-    "Node",
-    "Pool",
-    "capture_pool",
-    "check_pools",
-    "check_shared",
-    "default_object_store_gb",
-    "local_node",
-    "n_cores",
-    "reader_pool",
-    "resources",
-    "session",
-]
 
 NAMESPACE = "vtsweep"
 _GB = 1_000_000_000

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
-from orchestrator.compression.metrics import gather_tokens
+from orchestrator.compression.shared import gather_tokens
 from orchestrator.errors import DataError
 
 TOP = 5

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from orchestrator.compression.entries import ALIGNMENTS, BASES, MASSIVE_RATIO, MASSIVE_SHARE, Metric
 from orchestrator.compression.metrics import compute
-from orchestrator.compression.registry import ALIGNMENTS, BASES, MASSIVE_RATIO, MASSIVE_SHARE, Metric
 
 PAGE = Path("docs/metrics.md")
 PICTURES = Path("docs/img")

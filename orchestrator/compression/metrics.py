@@ -16,7 +16,8 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
-from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, load_user_metric
+from orchestrator.compression.entries import ALIGNMENTS
+from orchestrator.compression.registry import METRICS, check_names, load_user_metric
 from orchestrator.compression.shared import Shared, gather_tokens
 
 _CHUNK = {"cpu": 2**22, "cuda": 2**28}

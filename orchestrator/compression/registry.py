@@ -12,28 +12,13 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.compression.entries import ALIGNMENTS, BASES, MASSIVE_RATIO, MASSIVE_SHARE, Metric
+from orchestrator.compression.entries import ALIGNMENTS, BASES, MASSIVE_SHARE, Metric
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from orchestrator.compression.shared import Shared
-
-__all__ = [
-    "ALIGNMENTS",
-    "BASES",
-    "MASSIVE_RATIO",
-    "MASSIVE_SHARE",
-    "METRICS",
-    "METRIC_NAMES",
-    "Metric",
-    "UserMetric",
-    "check_names",
-    "get_metric",
-    "load_user_metric",
-    "metric_names",
-]
 
 ENTRY_POINT_GROUP = "vtsweep.metrics"
 """A package adds metrics by an entry point in this group that names a `compression.metrics.UserMetric`."""

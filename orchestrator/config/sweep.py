@@ -16,7 +16,6 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.config import RunConfig, Section, StudyConfig
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
-from orchestrator.store.stage_folder import canonical_json
 
 MAX_POINTS = 10_000
 """Points of one study; more is a slip in an axis."""
@@ -100,7 +99,7 @@ def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: s
         run = run.model_copy(update={"search": searched})
         kept = {key: value for key, value in axes.items() if not _overridden(key, run_keys)}
         point = Point(run, kept)
-        first = points.setdefault(canonical_json(run.model_dump(mode="json", exclude={"how"})), point)
+        first = points.setdefault(run.model_dump_json(exclude={"how"}), point)
         if first.run.how != run.how:
             raise ConfigError(
                 f"{file}: the points {first.label!r} and {point.label!r} differ in `how` alone, which changes no "

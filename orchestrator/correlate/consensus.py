@@ -15,7 +15,8 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from orchestrator.compression.depth import third_expression
-from orchestrator.compression.registry import METRICS, Metric
+from orchestrator.compression.entries import Metric
+from orchestrator.compression.registry import METRICS
 
 MEMBERS: dict[str, Metric] = {
     name: metric

@@ -6,7 +6,8 @@ from orchestrator.config import RunConfig
 from orchestrator.correlate.correlation import correlate
 from orchestrator.data.source import make_source
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
 VERSION = 3

@@ -19,11 +19,10 @@ import polars as pl
 from jaxtyping import Float
 
 from orchestrator.compression.depth import THIRDS
-from orchestrator.compression.registry import Metric
+from orchestrator.compression.entries import Metric
 from orchestrator.correlate.consensus import MEMBERS, compression_scores, main_tap, norm_members, with_thirds
 from orchestrator.correlate.relations import (
     CONFIDENCE,
-    MIN_IMAGES,
     N_BOOTSTRAP,
     Relation,
     branch_interval,
@@ -33,7 +32,7 @@ from orchestrator.correlate.relations import (
     relations,
 )
 from orchestrator.stats import ranks
-from orchestrator.stats.conditional import residual_columns
+from orchestrator.stats.conditional import MIN_IMAGES, residual_columns
 from orchestrator.stats.multiplicity import benjamini_hochberg
 from orchestrator.stats.resample import resample_weights
 from orchestrator.stats.verdict import Verdict, exceeds, family_verdicts, verdict

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import BUILDERS, CLEAR, Built, Question, View, finish
+from orchestrator.data.questions import BUILDERS, CLEAR, Built, Question, SceneView, finish
 from orchestrator.data.scenes import Layout, Scene, colours_of, compose, draw_layout, draw_number, shapes_of
 from orchestrator.data.templates import LARGEST_NUMBER, check_families, group_name
 from orchestrator.errors import ConfigError
@@ -252,7 +252,7 @@ def make_example(
         layout = draw_layout(config, rng, len(kinds))
         kinds = [kinds[i] for i in rng.permutation(len(kinds))]
     scene = compose(config, layout, kinds, seed=seed, index=index, stream=stream)
-    view = View(scene, draw.shapes, draw.colours)
+    view = SceneView(scene, draw.shapes, draw.colours)
     if built is None:
         built = BUILDERS[family](view, rng)
     assert built is not None, f"no {family} question for its own scene"

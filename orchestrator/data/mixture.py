@@ -25,7 +25,7 @@ from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
 from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource
-from orchestrator.data.questions import Question, View, caption_question
+from orchestrator.data.questions import Question, SceneView, caption_question
 from orchestrator.data.render import render
 from orchestrator.data.sample import Source
 from orchestrator.data.scenes import Scene
@@ -106,7 +106,7 @@ class ExampleMaker:
     def text_only(self, seed: int, index: int) -> Example:
         """Make a low-tier colour question about a scene given in words instead of an image."""
         scene, question = make_example(self.low, "colour", "low", seed, index)
-        words = caption_question(View(scene), np.random.default_rng(0))
+        words = caption_question(SceneView(scene), np.random.default_rng(0))
         assert words is not None
         return Example(
             replace(

@@ -63,7 +63,7 @@ def tier_of(
     return "high" if high[0] <= n_objects <= high[1] else None
 
 
-class View:
+class SceneView:
     """What the question builders need to know of a scene, counted once and only when asked."""
 
     def __init__(
@@ -99,7 +99,7 @@ class View:
 
 Built = tuple[str, dict[str, str], str]
 """Group of wordings, words for its placeholders, answer."""
-Builder = Callable[[View, np.random.Generator], "Built | None"]
+Builder = Callable[[SceneView, np.random.Generator], "Built | None"]
 
 
 def pick(rng: np.random.Generator, items: Sequence[T] | np.ndarray) -> T | None:
@@ -112,19 +112,19 @@ def name_of(thing: SceneObject) -> str:
     return f"{thing.colour} {thing.shape}"
 
 
-def colour_question(view: View, rng: np.random.Generator) -> Built | None:
+def colour_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask the colour of an object whose shape is unique."""
     thing = pick(rng, [o for o in view.objects if view.by_shape[o.shape] == 1])
     return thing and ("object", {"shape": thing.shape}, thing.colour)
 
 
-def shape_question(view: View, rng: np.random.Generator) -> Built | None:
+def shape_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask the shape of an object whose colour is unique."""
     thing = pick(rng, [o for o in view.objects if view.by_colour[o.colour] == 1])
     return thing and ("object", {"colour": thing.colour}, thing.shape)
 
 
-def existence_question(view: View, rng: np.random.Generator) -> Built | None:
+def existence_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask for a kind of object: half present, half absent, half of the absent with its colour and shape both there."""
     kind: tuple[str, str] | None
     answer = "yes" if rng.random() < 0.5 else "no"
@@ -137,12 +137,12 @@ def existence_question(view: View, rng: np.random.Generator) -> Built | None:
     return kind and ("pair", {"object": " ".join(kind)}, answer)
 
 
-def count_question(view: View, _: np.random.Generator) -> Built | None:
+def count_question(view: SceneView, _: np.random.Generator) -> Built | None:
     """Ask the number of objects."""
     return "all", {}, str(view.n)
 
 
-def draw_group(rng: np.random.Generator, view: View) -> tuple[str | None, str | None]:
+def draw_group(rng: np.random.Generator, view: SceneView) -> tuple[str | None, str | None]:
     """Draw a colour, a shape, or both, as the description of a group of objects."""
     way = int(rng.integers(3))
     colour = None if way == 1 else pick(rng, view.colours)
@@ -150,7 +150,7 @@ def draw_group(rng: np.random.Generator, view: View) -> tuple[str | None, str | 
     return colour, shape
 
 
-def count_by_attribute_question(view: View, rng: np.random.Generator) -> Built | None:
+def count_by_attribute_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask the size of a group; a group that is empty is drawn again twice, so that 0 does not prevail."""
     for _ in range(3):
         group = draw_group(rng, view)
@@ -159,7 +159,7 @@ def count_by_attribute_question(view: View, rng: np.random.Generator) -> Built |
     return "group", {"group": group_name(*group)}, str(view.group_size(*group))
 
 
-def comparison_question(view: View, rng: np.random.Generator) -> Built | None:
+def comparison_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Compare two colours or two shapes that both occur, unequally often; or ask for the most common colour."""
     if rng.random() < 0.25:
         ranked = view.by_colour.most_common(2)
@@ -179,7 +179,7 @@ def comparison_question(view: View, rng: np.random.Generator) -> Built | None:
     return wording, {"group": words[0], "other": words[1]}, answer
 
 
-def relation_question(view: View, rng: np.random.Generator) -> Built | None:
+def relation_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask on which side of a unique object another unique object lies, along an axis where they differ clearly."""
     axis = int(rng.integers(2))
     limit = CLEAR * (view.scene.height if axis else view.scene.width)
@@ -200,7 +200,7 @@ def percent(value: float, full: float) -> str:
     return f"{min(99, max(0, int(100 * value / full))):02d}"
 
 
-def point_question(view: View, rng: np.random.Generator) -> Built | None:
+def point_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask for the centre ("x y") or the box ("x0 y0 x1 y1") of a unique object, in hundredths of width and height."""
     thing = pick(rng, view.unique)
     if thing is None:
@@ -212,7 +212,7 @@ def point_question(view: View, rng: np.random.Generator) -> Built | None:
     return "box", {"object": name_of(thing)}, " ".join(percent(x, width) + " " + percent(y, height) for x, y in corners)
 
 
-def caption_question(view: View, _: np.random.Generator) -> Built | None:
+def caption_question(view: SceneView, _: np.random.Generator) -> Built | None:
     """Ask for all objects from left to right."""
     ordered = sorted(view.objects, key=lambda o: o.x)
     return "ordered", {}, " , ".join(map(name_of, ordered))
@@ -235,7 +235,7 @@ FAMILIES = tuple(f for f in BUILDERS if f != "caption")
 def finish(
     family: str,
     built: Built,
-    view: View,
+    view: SceneView,
     image_id: str,
     number: int,
     rng: np.random.Generator,
@@ -275,7 +275,7 @@ def make_questions(
     """
     check_families(families, BUILDERS)
     rng = np.random.default_rng([seed, scene.seed, scene.index])
-    view = View(scene, shapes, colours)
+    view = SceneView(scene, shapes, colours)
     questions: dict[str, Question] = {}
     order = [families[i] for i in rng.permutation(len(families))]
     for attempt in range(3 * max(n, len(families))):

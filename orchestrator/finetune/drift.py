@@ -18,11 +18,11 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
+from orchestrator.answers.prepared import in_halves
 from orchestrator.capture.taps import State, Taps
 from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
 from orchestrator.compression.depth import THIRDS, third_of
 from orchestrator.compression.metrics import compute
-from orchestrator.finetune.prepared import in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.store.tables.core import check_table

@@ -14,7 +14,8 @@ from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.plugins import registered_by
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 VERSION = 5
 """Raised whenever equal inputs would give other values or columns; part of the digests."""

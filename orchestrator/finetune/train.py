@@ -11,7 +11,6 @@ Letters: B examples of a micro-batch, S sequence positions, K last positions tha
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import time
@@ -24,13 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from orchestrator.answers.logits import answer_logits, answer_loss
 from orchestrator.config import FinetuneConfig
 from orchestrator.errors import DivergedError
 from orchestrator.finetune.lora import Tuned
@@ -90,31 +88,6 @@ def schedule(step: int, config: FinetuneConfig) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.n_steps - warm)))
-
-
-def answer_loss(logits: Float[Tensor, "B K V"], labels: Int[Tensor, "B K"]) -> tuple[Float[Tensor, ""], int]:
-    """Sum of the cross-entropy of the labelled tokens, each predicted from the position before it, and their number.
-
-    Labels are on the CPU, so that neither their places nor their number wait for the device.
-    """
-    targets = labels[:, 1:].reshape(-1)
-    wanted = (targets != -100).nonzero()[:, 0]
-    predictions = logits[:, :-1].reshape(-1, logits.shape[-1])[wanted.to(logits.device, non_blocking=True)]
-    targets = targets[wanted].to(logits.device, non_blocking=True)
-    return nn.functional.cross_entropy(predictions.float(), targets, reduction="sum"), len(wanted)
-
-
-def answer_logits(adapter: Adapter, batch: Batch) -> tuple[Float[Tensor, "B K V"], Int[Tensor, "B K"]]:
-    """Logits and labels of the last K positions, from the one before the first labelled position of any row on.
-
-    Logits of earlier positions are not computed where the model can leave them out.
-    """
-    labels = batch["labels"]
-    first = int((labels != -100).any(dim=0).nonzero()[0])
-    keep = labels.shape[1] - first + 1
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    few = {"logits_to_keep": keep} if "logits_to_keep" in inspect.signature(adapter.model.forward).parameters else {}
-    return adapter.run(inputs, **few).logits[:, -keep:], labels[:, -keep:]
 
 
 def train(
@@ -270,7 +243,7 @@ def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog
     return to_safetensors(tensors, metadata={"log": record, "checksum": _checksum(tensors, record)})
 
 
-def _checksum(tensors: Mapping[str, Tensor], log: str) -> str:
+def _checksum(tensors: Mapping[str, torch.Tensor], log: str) -> str:
     """BLAKE2b of the log and of every tensor's name, type, shape and bytes."""
     made = hashlib.blake2b(log.encode(), digest_size=16)
     for name in sorted(tensors):

@@ -31,7 +31,8 @@ import polars as pl
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_evaluation, tier_facts
 from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, baseline_stage, task_source, trial_stage
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ def trial_row(
     """The trial's row of table `trials`."""
     from statistics import median
 
+    from orchestrator.answers.evaluate import accuracy_columns, blind_columns
     from orchestrator.finetune.drift import compare
-    from orchestrator.finetune.evaluate import accuracy_columns, blind_columns
 
     config = run.finetune
     base_answers, base_snapshot = load_baseline(baseline)

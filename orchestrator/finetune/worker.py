@@ -9,27 +9,28 @@ import numpy as np
 import polars as pl
 import torch
 
+from orchestrator.answers.evaluate import answer_table, predict
+from orchestrator.answers.prepared import Prepared
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import Example, make_evaluation, make_mixture
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
 from orchestrator.finetune.drift import Snapshot, take_snapshot
-from orchestrator.finetune.evaluate import answer_table, predict
 from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
 from orchestrator.finetune.lora import Tuned
-from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import this_team
 from orchestrator.finetune.train import TrainingLog, check_checkpoint, train
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.loading import load_adapter
-from orchestrator.store.stage_folder import Storage, digest
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import digest
 
-_WORKERS: dict[str, Worker] = {}
+_WORKERS: dict[str, TrialWorker] = {}
 
 
-def worker_for(run: RunConfig) -> Worker:
+def worker_for(run: RunConfig) -> TrialWorker:
     """This process's worker for the run's base model, loaded on first use; one model is held at a time."""
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
@@ -37,11 +38,11 @@ def worker_for(run: RunConfig) -> Worker:
     if key not in _WORKERS:
         _WORKERS.clear()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        _WORKERS[key] = Worker(load_adapter(run.model, device, run.how.device_map))
+        _WORKERS[key] = TrialWorker(load_adapter(run.model, device, run.how.device_map))
     return _WORKERS[key]
 
 
-class Worker:
+class TrialWorker:
     """Trains, asks and measures with one model. Every method leaves the model as it found it."""
 
     def __init__(self, adapter: Adapter) -> None:

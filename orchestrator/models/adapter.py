@@ -31,8 +31,6 @@ from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 from orchestrator.models.prompts import family_rules
 
-__all__ = ["OTHER", "PADDING", "TEXT", "VISION", "Adapter"]
-
 
 class Adapter(Parts, ABC):
     """A loaded model and its processor behind one interface.

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
-from orchestrator.models.adapter import PADDING, Adapter
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.geometry import NOWHERE, tile_grid
+from orchestrator.models.groups import PADDING
 from orchestrator.models.shortening import Shortening, shortening
 
 

@@ -20,8 +20,6 @@ from orchestrator.models.preparation import encoder_rows
 from orchestrator.models.random_configs import CONFIGS, IMAGE, Size
 from orchestrator.models.random_images import IMAGES
 
-__all__ = ["FAMILIES", "Size", "random_adapter", "random_example", "reinitialise"]
-
 FIRST_TEXT, LAST_TEXT = 5, 110
 
 FAMILIES = tuple(CONFIGS)

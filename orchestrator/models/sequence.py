@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
-from orchestrator.models.adapter import PADDING, VISION, Adapter, grid_of_row
+from orchestrator.models.adapter import Adapter, grid_of_row
 from orchestrator.models.batching import Batch
+from orchestrator.models.groups import PADDING, VISION
 from orchestrator.models.shortening import Shortening, block, shorten_decoder_inputs, shorten_mask, shortening
 
 

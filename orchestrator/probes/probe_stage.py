@@ -22,7 +22,8 @@ from orchestrator.probes.split import Split, check_leak, make_split
 from orchestrator.probes.targets import Target, make_targets
 from orchestrator.probes.user import ENTRY_POINT_GROUP
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import STAGE_FILE, Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
 VERSION = 3
 """Raised whenever equal inputs would give other values; part of the digest."""

@@ -36,7 +36,8 @@ from orchestrator.probes.search import (
     load_search_data,
 )
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
 PREFIX = "probe."
@@ -105,7 +106,8 @@ def _absolute(stage: Stage) -> Stage:
 def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
     import ray
 
-    from orchestrator.cluster.session import Pool, n_cores, session
+    from orchestrator.cluster.placement import Pool, n_cores
+    from orchestrator.cluster.session import session
 
     how = run.how
     with session(how, work.stage.storage) as cluster:
@@ -174,7 +176,8 @@ def _search_on_ray(
 ) -> pl.DataFrame:
     import ray
 
-    from orchestrator.cluster.session import n_cores, session
+    from orchestrator.cluster.placement import n_cores
+    from orchestrator.cluster.session import session
 
     samples, patience = _draw(space, run), run.how.no_progress_timeout_s
     with session(run.how, store) as cluster, Progress("probe search", None, "fits", quiet=quiet) as progress:

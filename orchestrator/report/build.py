@@ -17,7 +17,7 @@ from orchestrator.report.model import PointResults, StudyResults, distinct_point
 from orchestrator.report.page import render_page
 from orchestrator.report.probe_views import decoder_taps, vision_tap
 from orchestrator.report.trial_views import finished, outcomes
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"

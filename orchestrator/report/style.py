@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from orchestrator.compression.registry import METRICS, Metric, get_metric
+from orchestrator.compression.entries import Metric
+from orchestrator.compression.registry import METRICS, get_metric
 from orchestrator.errors import ConfigError
 
 # Okabe and Ito 2008, "Color Universal Design". Each thing has one colour everywhere.

@@ -32,8 +32,6 @@ from orchestrator import interrupt
 from orchestrator.errors import DamagedError, StorageError
 from orchestrator.store.filesystem import Storage, checksum, encode_json
 
-__all__ = ["STAGE_FILE", "SUCCESS", "Stage", "Storage", "canonical_json", "digest", "load_stage"]
-
 SUCCESS = "_SUCCESS"
 STAGE_FILE = "stage.json"
 

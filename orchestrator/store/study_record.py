@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -19,9 +14,10 @@ from orchestrator.config import RunConfig, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError, did_you_mean
 from orchestrator.scrub import scrub_tree
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.provenance import hardware, package_versions, source_commit
 from orchestrator.store.record_format import check_record
-from orchestrator.store.source_commit import source_commit
-from orchestrator.store.stage_folder import Stage, Storage, load_stage
+from orchestrator.store.stage_folder import Stage, load_stage
 
 STUDY_FILE = "study.json"
 TABLE_STAGE: dict[str, StageName] = {
@@ -41,8 +37,6 @@ TABLE_STAGE: dict[str, StageName] = {
     "link": "ablate",
 }
 """Which stage writes which table."""
-
-_PACKAGES = ("vtsweep", "torch", "transformers", "peft", "ray", "mlflow", "polars", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -207,35 +201,8 @@ def make_record(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "stages": list(stages),
         "points": points,
-        "versions": {p: importlib.metadata.version(p) for p in _PACKAGES if _installed(p)},
+        "versions": package_versions(),
         "hardware": hardware(),
         "commit": source_commit(),
     }
     return dict(scrub_tree(record))  # shared storage, the report and MLflow show what stands here
-
-
-def _installed(package: str) -> bool:
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores and memory of the driver's machine; GPUs where torch is already loaded."""
-    found: dict[str, Any] = {
-        "platform": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        found["processor"] = names[0] if names else platform.processor()
-    if hasattr(os, "sysconf"):
-        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.console import Console
-
-from orchestrator.cli.render import format_cell, print_rows
 from orchestrator.cluster.placement import (
     capture_pool,
     check_pools,
@@ -29,7 +26,8 @@ from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.models.planning import Footprint, footprint
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
-from orchestrator.store.stage_folder import Stage, Storage, canonical_json, digest
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage, canonical_json, digest
 from orchestrator.study.preflight import check_models, check_names
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
 
@@ -214,42 +212,3 @@ def _pools(sweep: Sweep, wanted: Sequence[StageName]) -> str:
         held = ", ".join(describe_pools(together[:1]) for together in pools) or "one worker"
         said.append(f"{held} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
     return "; ".join(said)
-
-
-def print_plan(plan: Plan) -> None:
-    """Print a plan for people."""
-    console = Console()
-    console.print(f"[bold]{plan.name}[/]  storage: {plan.storage}")
-    print_rows("Stages", [asdict(stage) for stage in plan.stages], console)
-    if plan.models:
-        # What a terminal of 80 columns holds; --json has the arithmetic and bytes an image too.
-        rows = [
-            {
-                "model": model.model,
-                "source": model.source,
-                "images": model.images,
-                "layers": model.layers,
-                "tokens": model.vision_tokens,
-                "actor GB": model.actor_memory_gb,
-                "total GB": model.total_gb,
-            }
-            for model in plan.models
-        ]
-        print_rows("Models and data (tokens of vision; more with --json)", rows, console)
-    if plan.attributes:
-        several = len({one.source for one in plan.attributes}) > 1
-        print_rows("Attributes", [_attribute_row(one, several) for one in plan.attributes], console)
-    console.print(f"workers: {plan.pools}")
-    if plan.power:
-        console.print(f"power: {plan.power}", highlight=False)
-    for problem in plan.problems:
-        console.print(f"[yellow]not known here:[/] {problem}", highlight=False)
-    left = sum(stage.done != "done" for stage in plan.stages)
-    console.print(f"{format_cell(left)} of {len(plan.stages)} stages left to do")
-
-
-def _attribute_row(one: AttributeSummary, with_source: bool) -> dict[str, Any]:
-    spelled = ", ".join(f"{spelling!r}" for spelling in one.spellings if spelling)
-    missing = f"{one.n_missing} of {one.n_images}" + (f" ({spelled})" if spelled else "")
-    source = {"source": one.source} if with_source else {}
-    return {**source, "attribute": one.attribute, "kind": one.kind, "missing": missing, "range": one.range}

@@ -12,7 +12,8 @@ from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import ConfigError, ModelError, StorageError, VtsweepError, did_you_mean
-from orchestrator.store.stage_folder import Storage, canonical_json
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import canonical_json
 
 
 def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:

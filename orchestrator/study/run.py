@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import STUDY_FILE, Study, make_record
 from orchestrator.study.preflight import preflight
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.config import RunConfig, SearchAxis, StageName
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 Search = Mapping[str, SearchAxis]
 """Dotted key -> space: the study's `search` section."""

@@ -11,7 +11,8 @@ import polars as pl
 from orchestrator.config import StageName, TrackConfig
 from orchestrator.errors import StorageError
 from orchestrator.report.summaries import summarise
-from orchestrator.store.stage_folder import SUCCESS, Storage, digest
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import SUCCESS, digest
 from orchestrator.store.study_record import STUDY_FILE, TABLE_STAGE, Study, View
 from orchestrator.tracking.content import Content, Entry
 from orchestrator.tracking.runs import Sent, Tracker

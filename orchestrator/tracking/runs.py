@@ -26,7 +26,7 @@ from filelock import FileLock
 from orchestrator.config import TrackConfig
 from orchestrator.errors import StorageError
 from orchestrator.scrub import scrub
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.tracking import views
 from orchestrator.tracking.content import Content, Entry, artifacts, dataset, finite_metrics, text_params
 

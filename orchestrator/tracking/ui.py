@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.scrub import scrub
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.tracking import views
 from orchestrator.tracking.runs import default_uri
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ablate.ablate_stage import ablate_stage, run_ablate
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from tests.ablate.test_stage import make_run
 
 SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["norm"], "deleted_shares": [0.5]}

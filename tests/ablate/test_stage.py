@@ -12,11 +12,12 @@ from orchestrator.ablate.ablate_stage import POLICY_FILE, ablate_stage, run_abla
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.evaluate import evaluate_sweep, load_policy
 from orchestrator.ablate.runner import Ablation, half_of, load_model, make_questions
+from orchestrator.answers.evaluate import judge
 from orchestrator.config import RunConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
-from orchestrator.finetune.evaluate import judge
-from orchestrator.store.stage_folder import SUCCESS, Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import SUCCESS, Stage
 
 ABLATE: dict[str, Any] = {
     "checks": ["deletion", "knockout", "patching", "policy", "link"],

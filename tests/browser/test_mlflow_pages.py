@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.report.intervals import layer_curves
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Content, Entry
 from orchestrator.tracking.runs import Tracker, default_uri
 from orchestrator.tracking.ui import study_pages, ui_server

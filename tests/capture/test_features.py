@@ -9,7 +9,7 @@ from orchestrator.capture.positions import to_float16
 from orchestrator.capture.shard_job import Job
 from orchestrator.capture.shard_result import ShardResult
 from orchestrator.probes.features import Features
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from tests.capture.conftest import make_run
 from tests.capture.test_pipeline import folder as folder  # a fixture
 from tests.capture.test_pipeline import folder_run, run_simulated

@@ -16,7 +16,8 @@ from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.capture.shard_job import Job, Tally
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.planning import METRIC_COLUMNS, footprint
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from tests.capture.conftest import make_run
 
 TABLES = ("images", "layer_metrics", "rejected")

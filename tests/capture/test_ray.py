@@ -6,7 +6,7 @@ from orchestrator.capture.capture_stage import run_capture
 from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ModelError, ResourceError, StorageError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from tests.capture.conftest import make_run
 from tests.capture.faulty import FullDisk, NoModel
 from tests.capture.test_pipeline import assert_equal, folder_run, run_simulated

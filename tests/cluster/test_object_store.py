@@ -13,7 +13,8 @@ from polars.testing import assert_frame_equal
 from orchestrator.config import FolderConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
-from orchestrator.store.stage_folder import Stage, Storage, load_stage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage, load_stage
 
 pytest.importorskip("s3fs")
 

@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.cluster.placement import cluster_address
-from orchestrator.cluster.session import Cluster, Node, Pool, capture_pool, check_pools, local_node, reader_pool
+from orchestrator.cluster.placement import (
+    Node,
+    Pool,
+    capture_pool,
+    check_pools,
+    cluster_address,
+    local_node,
+    reader_pool,
+)
+from orchestrator.cluster.session import Cluster
 from orchestrator.config import HowConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ResourceError

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.cluster.session import default_object_store_gb, session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 pytestmark = pytest.mark.ray
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from orchestrator.compression.registry import MASSIVE_RATIO, METRICS
+from orchestrator.compression.entries import MASSIVE_RATIO
+from orchestrator.compression.registry import METRICS
 
 
 def needed(energies: np.ndarray) -> int:

@@ -13,7 +13,8 @@ from orchestrator.compression.alignment import (
     subspace_overlap,
     top5_alignment,
 )
-from orchestrator.compression.metrics import gather_tokens, measure_layers
+from orchestrator.compression.metrics import measure_layers
+from orchestrator.compression.shared import gather_tokens
 from orchestrator.compression.spectrum import _leading
 from orchestrator.config import CaptureConfig
 from orchestrator.errors import DataError

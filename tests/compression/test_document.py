@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from orchestrator.compression import document
+from orchestrator.compression.entries import ALIGNMENTS, BASES
 from orchestrator.compression.pictures import draw, token_sets, value
-from orchestrator.compression.registry import ALIGNMENTS, BASES, METRICS
+from orchestrator.compression.registry import METRICS
 from tests.compression import oracle
 
 ROOT = Path(__file__).parents[2]

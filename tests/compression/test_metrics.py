@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.compression import registry
+from orchestrator.compression.entries import ALIGNMENTS, BASES, Metric
 from orchestrator.compression.metrics import compute, compute_layers
-from orchestrator.compression.registry import ALIGNMENTS, BASES, Metric, UserMetric
+from orchestrator.compression.registry import UserMetric
 from orchestrator.compression.shared import Shared
 from orchestrator.compression.spectrum import Spectrum, _matrices
 from orchestrator.errors import ConfigError

@@ -16,7 +16,8 @@ from PIL import Image
 from orchestrator.config import CocoConfig, FolderConfig
 from orchestrator.config.data import MISSING_SPELLINGS
 from orchestrator.data.columns import type_column
-from orchestrator.data.source import Source, make_source
+from orchestrator.data.sample import Source
+from orchestrator.data.source import make_source
 from orchestrator.data.summary import summarise_attributes
 from orchestrator.errors import ConfigError, DataError
 

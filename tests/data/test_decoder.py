@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from orchestrator.capture.capture_stage import run_capture
-from orchestrator.capture.images import _pixels
 from orchestrator.capture.loading import load_shard
 from orchestrator.config import CocoConfig, FolderConfig, RunConfig
 from orchestrator.data import reading
 from orchestrator.data.images import decode, safe_name
-from orchestrator.data.source import Source, make_source
+from orchestrator.data.sample import Source
+from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.notebook import _pixels
+from orchestrator.store.filesystem import Storage
 
 WIDTH, HEIGHT = 6, 4
 RNG = np.random.default_rng(0)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from orchestrator.answers.evaluate import judge
 from orchestrator.config import FinetuneConfig, QuestionsConfig
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.mixture import make_evaluation, make_mixture
 from orchestrator.errors import ConfigError
-from orchestrator.finetune.evaluate import judge
 
 N = 120
 

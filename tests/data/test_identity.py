@@ -20,7 +20,7 @@ from orchestrator.data import content
 from orchestrator.data.content import content_digest, file_digests
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (40, 30)) -> None:

@@ -25,7 +25,7 @@ from orchestrator.data.files import index
 from orchestrator.data.files.scoring import position_bias, score, shuffled_choices, vqa_score, yes_no_summary, yes_or_no
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.errors import ConfigError, DataError
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_pope = pytest.mark.skipif(

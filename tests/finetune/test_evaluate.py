@@ -12,13 +12,7 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from orchestrator.capture.taps import State
-from orchestrator.config import FinetuneConfig, RunConfig
-from orchestrator.data.mixture import make_evaluation
-from orchestrator.data.questions import Question
-from orchestrator.finetune import drift
-from orchestrator.finetune.drift import Snapshot, take_snapshot
-from orchestrator.finetune.evaluate import (
+from orchestrator.answers.evaluate import (
     Reply,
     accuracy_columns,
     answer_table,
@@ -28,7 +22,13 @@ from orchestrator.finetune.evaluate import (
     normalise,
     predict,
 )
-from orchestrator.finetune.prepared import Prepared
+from orchestrator.answers.prepared import Prepared
+from orchestrator.capture.taps import State
+from orchestrator.config import FinetuneConfig, RunConfig
+from orchestrator.data.mixture import make_evaluation
+from orchestrator.data.questions import Question
+from orchestrator.finetune import drift
+from orchestrator.finetune.drift import Snapshot, take_snapshot
 from orchestrator.models.adapter import Adapter
 
 MakeRun = Callable[..., RunConfig]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from orchestrator.answers.prepared import Prepared
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_evaluation
 from orchestrator.errors import ConfigError
 from orchestrator.finetune.lora import checksum, tunable
-from orchestrator.finetune.prepared import Prepared
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.random_models import random_adapter, random_example

@@ -16,7 +16,7 @@ from orchestrator.finetune.ray import experiment, trials
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples
 from orchestrator.finetune.ray.trials import run_trials, search_folder
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 MakeRun = Callable[..., RunConfig]
 SPACE = {

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.answers.logits import answer_logits, answer_loss
+from orchestrator.answers.prepared import Prepared
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_mixture
 from orchestrator.errors import StageError
 from orchestrator.finetune import recompute
 from orchestrator.finetune import train as train_module
 from orchestrator.finetune.lora import tunable
-from orchestrator.finetune.prepared import Prepared
 from orchestrator.finetune.team import Team
-from orchestrator.finetune.train import _backward, answer_logits, answer_loss, check_checkpoint, schedule, train
+from orchestrator.finetune.train import _backward, check_checkpoint, schedule, train
 from orchestrator.finetune.worker import step_indices
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.loading import load_adapter

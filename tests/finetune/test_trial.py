@@ -17,7 +17,8 @@ from orchestrator.finetune.drift import compare
 from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
 from orchestrator.finetune.trial import load_baseline, run_baseline, run_trial
 from orchestrator.finetune.worker import worker_for
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 MakeRun = Callable[..., RunConfig]
 
@@ -89,8 +90,10 @@ def test_a_finished_trial_is_not_run_again_and_the_base_is_measured_once(
 ) -> None:
     run_trial(make_run(), storage)
     calls: list[RunConfig] = []
-    original = worker_module.Worker.answers
-    monkeypatch.setattr(worker_module.Worker, "answers", lambda self, run: calls.append(run) or original(self, run))
+    original = worker_module.TrialWorker.answers
+    monkeypatch.setattr(
+        worker_module.TrialWorker, "answers", lambda self, run: calls.append(run) or original(self, run)
+    )
     run_trial(make_run(), storage)
     assert not calls
     run_trial(make_run(complexity_ratio=1.0), storage)

@@ -22,7 +22,7 @@ from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
 from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.trials import plan_room, run_trials
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]

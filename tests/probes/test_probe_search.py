@@ -19,7 +19,8 @@ from orchestrator.probes.ray import run_probe_stage, search_table
 from orchestrator.probes.search import Asked, groups, halve, judge, load_search_data, validation_split
 from orchestrator.probes.search import Trial as Tried
 from orchestrator.probes.split import make_split
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 SCENES = ScenesConfig(n_images=80, width=32, height=32, n_objects=(1, 6))
 POSITIONS = ["vision_mean", "vision_00", "text_mean"]

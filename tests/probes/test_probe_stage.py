@@ -18,7 +18,8 @@ from orchestrator.probes.features import Features
 from orchestrator.probes.probe_stage import probe_stage, run_probes
 from orchestrator.probes.summary import redundancy
 from orchestrator.report.probe_views import by_kind, first_layers
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 
 POSITIONS = ["vision_mean", "vision_00", "vision_01", "text_mean", "text_00", "last"]
 LAYERS = [0, 2, 4]

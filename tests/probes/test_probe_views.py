@@ -16,7 +16,8 @@ from orchestrator.report.model import PointResults, StudyResults
 from orchestrator.report.probe_views import encoder_baseline, first_layers, vision_tap
 from orchestrator.report.summaries import summarise
 from orchestrator.report.words import summary
-from orchestrator.store.stage_folder import Stage, Storage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import View
 
 KINDS = {"n_objects": "count", "dominant_colour": "categorical"}

@@ -15,7 +15,7 @@ from orchestrator.report.build import compared
 from orchestrator.report.page import render_page
 from orchestrator.report.payload import encode, payload
 from orchestrator.report.words import summary
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from tests.report.fake_study import fake_point, fake_study
 
 

@@ -15,7 +15,8 @@ import polars as pl
 import pytest
 
 from orchestrator.errors import ConfigError, StorageError, VtsweepError
-from orchestrator.store.stage_folder import Stage, Storage, load_stage
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage, load_stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import redo, verify_study
 from orchestrator.study.run import run_study, write_report

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.config import RunConfig, TrackConfig
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Content, Entry, finite_metrics, server_names
 from orchestrator.tracking.runs import Sent, Tracker, default_uri
 from orchestrator.tracking.views import TAG, page

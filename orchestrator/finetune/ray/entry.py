@@ -11,7 +11,8 @@ from typing import Any
 
 from orchestrator.config import RunConfig
 from orchestrator.config.search_space import sampled
-from orchestrator.store.stage_folder import Storage, digest
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import digest
 
 
 def describe(run: RunConfig) -> str:

@@ -27,7 +27,8 @@ from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, State
 from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Stage, Storage, canonical_json
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import Stage, canonical_json
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import StageError
 from orchestrator.finetune.finetune_stage import trial_stage
-from orchestrator.store.stage_folder import Storage, digest
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.stage_folder import digest
 
 State = Literal["done", "pruned", "diverged"]
 

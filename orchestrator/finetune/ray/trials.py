@@ -22,7 +22,7 @@ from orchestrator.finetune.ray.experiment import Experiment, Room, score
 from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, check_samples, draw_samples
 from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 
 def run_trials(
@@ -136,7 +136,8 @@ def trial_pool(
 def _run_ray(
     runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
 ) -> list[RunConfig]:
-    from orchestrator.cluster.session import n_cores, session
+    from orchestrator.cluster.placement import n_cores
+    from orchestrator.cluster.session import session
 
     how = runs[0].how
     algorithm = how_searched(runs) if search else ""

@@ -20,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.style import DIVERGING, SEQUENTIAL
-from orchestrator.store.stage_folder import Storage
+from orchestrator.store.filesystem import Storage
 
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",

@@ -22,8 +22,6 @@ from orchestrator.store.tables.columns import (
     Table,
 )
 
-__all__ = ["GROUPS", "TABLES", "Column", "Table", "check_table", "to_markdown"]
-
 GROUPS = ("vision", "text")
 
 TABLES: dict[str, Table] = {

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from orchestrator.answers.prepared import Asked, Prepared, in_halves
 from orchestrator.data.files.scoring import score
 from orchestrator.data.questions import Question
-from orchestrator.finetune.prepared import Asked, Prepared, in_halves
 from orchestrator.models.adapter import Adapter
 from orchestrator.stats.blind import blind_scores
 from orchestrator.stats.intervals import clustered_share

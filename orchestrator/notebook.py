@@ -44,7 +44,7 @@ class Captured:
         return layer_curves_figure(layer_curves(self.layer_metrics), "captured images", metrics)
 
 
-def capture(
+def capture_images(
     model: str | ModelConfig,
     images: Sequence[Picture] | Mapping[str, Picture],
     **settings: Any,

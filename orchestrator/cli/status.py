@@ -1,0 +1,45 @@
+"""How far a study is, from its files alone. Imports neither the report nor any science."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.cli.render import print_rows
+from orchestrator.store.study_record import Study, View, describe_run
+
+
+def study_status(study: Study) -> dict[str, Any]:
+    """How far a study is, from its files alone."""
+    rows = []
+    for name in study.stages:
+        views = {v.stage.digest: v for v in study.views(name)}
+        planned: dict[str, str] = {}
+        for point in study.record["points"]:
+            if name in point["stages"]:
+                label = point["label"]
+                if name != "finetune":  # one such stage serves every trial of its model and data
+                    label = describe_run(study.run_of(point))
+                planned.setdefault(point["stages"][name], label)
+        for stage_digest, label in planned.items():
+            view = views.get(stage_digest)
+            rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
+    return {"study": study.name, "created": study.record["created"], "command": study.record["command"], "stages": rows}
+
+
+def _state(view: View | None) -> dict[str, Any]:
+    if view is None:
+        return {"state": "not begun", "shards": 0}
+    shards = len(view.stage.finished_shards())
+    if view.stage.is_done():
+        return {"state": "done", "shards": shards}
+    return {"state": "unfinished", "shards": shards}
+
+
+def print_status(status: dict[str, Any]) -> None:
+    """Print `study_status` for people, with the command that goes on."""
+    console = Console(soft_wrap=True, highlight=False)
+    print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
+    if any(row["state"] != "done" for row in status["stages"]):
+        console.print(f"resume:  [cyan]{status['command']}[/]")

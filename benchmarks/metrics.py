@@ -1,9 +1,10 @@
 """`python -m benchmarks.metrics [--quick]`: cost of all compression metrics.
 
-Beside (a) the forward pass of decoder layers of the same size and (b) `torch.linalg.svdvals`, once for each layer's raw
-states, which alone would give no centred, trimmed, norm or cosine metric. States are drawn with a large mean token and
-a falling spectrum, as hidden states have. `suite_over_forward` is the whole suite over the forward pass: on a CPU of
-`reference-joint` on scenes (vision and text tokens, all tap points), on a GPU of a 7B-shaped decoder in bfloat16.
+The default set, and with the exact or the estimated spectrum, beside (a) the forward pass of decoder layers of the
+same size and (b) `torch.linalg.svdvals`, once for each layer's raw states, which alone would give no centred,
+trimmed, norm or cosine metric. States are drawn with a large mean token and a falling spectrum, as hidden states
+have. `suite_over_forward` is the whole suite over the forward pass: on a CPU of `reference-joint` on scenes (vision
+and text tokens, all tap points), on a GPU of a 7B-shaped decoder in bfloat16.
 
 Medians of interleaved rounds: on a CPU processor time of one core, on a GPU wall time. The last line is JSON.
 """
@@ -23,7 +24,8 @@ from transformers import Qwen2Config, Qwen2Model
 
 from benchmarks.common import header, last_line, seconds
 from orchestrator.capture.taps import Taps
-from orchestrator.compression.metrics import compute_layers
+from orchestrator.compression.metrics import compute
+from orchestrator.compression.registry import ALIGNMENTS, default_names
 from orchestrator.config import ModelConfig, ScenesConfig
 from orchestrator.data.source import make_source
 from orchestrator.models.loading import load_adapter
@@ -31,6 +33,9 @@ from orchestrator.models.loading import load_adapter
 SIZES = {(144, 128): 32, (576, 1024): 4, (704, 3584): 2, (1152, 4096): 1}
 """(N, d) -> layers measured together on a CPU; on a GPU it is `GPU_LAYERS` for all."""
 GPU_LAYERS = 28
+EXACT, ESTIMATED = (
+    tuple(name for name in default_names(kind) if name not in ALIGNMENTS) for kind in ("exact", "estimate")
+)
 HEAD = 64
 """Width of an attention head in the layers compared with."""
 
@@ -69,13 +74,15 @@ def measure_size(n: int, d: int, n_layers: int, device: str, repeats: int) -> di
     run_layers = n_layers if device == "cuda" else 1
     model = decoder(run_layers, d, device, heads=28 if d == 3584 else d // HEAD)
     functions: dict[str, Callable[[], object]] = {
-        "ours": lambda: compute_layers([(state, mask) for state in states]),
+        "ours": lambda: compute(torch.cat(states), mask.expand(n_layers, n)),
+        "exact": lambda: compute(torch.cat(states), mask.expand(n_layers, n), EXACT),
+        "estimate": lambda: compute(torch.cat(states), mask.expand(n_layers, n), ESTIMATED),
         "svdvals": lambda: [torch.linalg.svdvals(state.float()) for state in states],
         "forward": lambda: model(inputs_embeds=states[0]),
     }
     found = seconds(functions, repeats, device)
-    per = {"ours": n_layers, "svdvals": n_layers, "forward": run_layers}
-    return {name: value / per[name] for name, value in found.items()}
+    per = {"forward": run_layers}
+    return {name: value / per.get(name, n_layers) for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -88,7 +95,9 @@ def reference_share(n_images: int, repeats: int) -> float:
         adapter.run(batch)
         states = list(taps.states(batch))
     groups = [(state.hidden, mask) for state in states for mask in (state.vision, state.text) if mask is not None]
-    found = seconds({"suite": lambda: compute_layers(groups), "forward": lambda: adapter.run(batch)}, repeats, "cpu")
+    found = seconds(
+        {"suite": lambda: [compute(*group) for group in groups], "forward": lambda: adapter.run(batch)}, repeats, "cpu"
+    )
     print(
         f"reference-joint, {n_images} images, {len(groups)} (tap point, group) states: forward "
         f"{1e3 * found['forward'] / n_images:.2f} ms/image, suite {1e3 * found['suite'] / n_images:.2f} ms/image"
@@ -106,11 +115,15 @@ def main() -> None:
     repeats = 3
     figures: dict[str, float] = {}
     shares: dict[tuple[int, int], float] = {}
-    print(f"{'N x d':>12} {'ours':>10} {'svdvals':>10} {'forward':>10}   ms a layer")
+    print(f"{'N x d':>12} {'ours':>10} {'exact':>10} {'estimate':>10} {'svdvals':>10} {'forward':>10}   ms a layer")
     for (n, d), n_layers in list(SIZES.items())[: 2 if options.quick else None]:
         found = measure_size(n, d, GPU_LAYERS if options.device == "cuda" else n_layers, options.device, repeats)
-        print(f"{f'{n} x {d}':>12} " + " ".join(f"{1e3 * found[k]:10.2f}" for k in ("ours", "svdvals", "forward")))
+        print(
+            f"{f'{n} x {d}':>12} "
+            + " ".join(f"{1e3 * found[k]:10.2f}" for k in ("ours", "exact", "estimate", "svdvals", "forward"))
+        )
         figures[f"svdvals_over_ours_{n}x{d}"] = round(found["svdvals"] / found["ours"], 2)
+        figures[f"svdvals_over_exact_{n}x{d}"] = round(found["svdvals"] / found["exact"], 2)
         shares[n, d] = found["ours"] / found["forward"]
         figures[f"suite_over_forward_{n}x{d}"] = round(shares[n, d], 4)
     if options.device == "cpu":

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
 from orchestrator.answers.evaluate import MAX_NEW_TOKENS, judge
-from orchestrator.answers.prepared import in_halves
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states
+from orchestrator.models.memory import retry_with_smaller_batch
 
 Answer = Callable[[Batch, list[int]], tuple[Batch, list[str]]]
 """Takes a batch and the numbers of its questions; returns the batch as it was answered, and the answers."""
@@ -88,7 +88,7 @@ class Bench:
             predicted.update(zip(chunk, texts, strict=True))
             kept.update(zip(chunk, counts.tolist(), strict=True))
 
-        in_halves(self.batches(numbers, inputs), ask_some)
+        retry_with_smaller_batch(self.batches(numbers, inputs), ask_some)
         correct = [judge(self.asked[i].question, predicted[i])[0] for i in numbers]
         return Answered(
             [predicted[i] for i in numbers], np.array(correct), np.array([kept[i] for i in numbers]), seconds

@@ -18,10 +18,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
-from orchestrator.answers.prepared import Asked, Prepared, in_halves
+from orchestrator.answers.prepared import Asked, Prepared
 from orchestrator.data.files.scoring import score
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
+from orchestrator.models.memory import retry_with_smaller_batch
 from orchestrator.stats.blind import blind_scores
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.store.tables.core import check_table
@@ -145,7 +146,7 @@ def predict(
         for i, (generated, chosen) in zip(chunk, found, strict=True):
             replies[i] = Reply(generated if chosen is None else chosen, generated)
 
-    in_halves(prepared.batches(examples, batch_size), answer)
+    retry_with_smaller_batch(prepared.batches(examples, batch_size), answer)
     return [replies[i] for i in range(len(asked))]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
@@ -70,26 +69,6 @@ class Prepared:
             keys.sort(key=lambda k: examples[k]["input_ids"].shape[1], reverse=True)
             for start in range(0, len(keys), size):
                 yield keys[start : start + size]
-
-
-def in_halves(chunks: Iterable[Sequence[K]], work: Callable[[Sequence[K]], None]) -> None:
-    """Do `work` on each chunk; one that does not fit the GPU's memory is done in halves, and these in theirs.
-
-    Raises:
-        OutOfMemoryError: not even one fits.
-    """
-    todo = list(chunks)
-    while todo:
-        chunk = todo.pop(0)
-        try:
-            work(chunk)
-            continue
-        except torch.OutOfMemoryError:
-            if len(chunk) == 1:
-                raise
-        # Outside the handler, whose traceback holds the tensors of the pass.
-        torch.cuda.empty_cache()
-        todo[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
 
 
 def n_bytes(example: Batch) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from orchestrator.capture.loading import load_shard
 from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, Worker
-from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
+from orchestrator.compression.registry import ENTRY_POINT_GROUP, chosen_names
 from orchestrator.config import RunConfig
 from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
@@ -23,7 +23,7 @@ from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same configuration gives other tables; part of the digest."""
 
 
@@ -34,7 +34,7 @@ def capture_stage(run: RunConfig, storage: Storage) -> Stage:
 
 def _stage(run: RunConfig, storage: Storage, source: Source) -> Stage:
     capture = run.capture.model_dump(mode="json")
-    capture["metrics"] = list(check_names(run.capture.metrics))
+    capture["metrics"] = list(chosen_names(run.capture.metrics, run.capture.spectrum))
     what = {
         "version": VERSION,
         "model": fingerprint(run.model),

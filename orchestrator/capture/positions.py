@@ -55,18 +55,22 @@ def position_names(n_vision: int | None, n_text: int | None, before: bool = Fals
     return names
 
 
-def masked_mean(tokens: Float[Tensor, "B T D"], present: Bool[Tensor, "B T"] | None) -> Float32[Tensor, "B D"]:
+def masked_mean(tokens: Float[Tensor, "*L B T D"], present: Bool[Tensor, "B T"] | None) -> Float32[Tensor, "*L B D"]:
     """Mean over the tokens that are present (all of them for None). A state that is not finite shows in it."""
     if present is None:
-        return tokens.float().mean(1)
+        return tokens.mean(-2, dtype=torch.float32)
     # Absent states are zeroed, not weighted by zero: padding may hold anything, and 0 x inf is NaN.
-    return tokens.float().masked_fill(~present[..., None], 0.0).sum(1) / present.sum(1, keepdim=True).clamp(min=1)
+    total = tokens.masked_fill(~present[..., None], 0.0).sum(-2, dtype=torch.float32)
+    return total / present.sum(1, keepdim=True).clamp(min=1)
 
 
-def take(hidden: Float[Tensor, "B N D"], places: Int64[Tensor, "B P"]) -> Float[Tensor, "B P D"]:
+def take(tokens: Float[Tensor, "*L B N D"], places: Int64[Tensor, "B P"]) -> Float[Tensor, "*L B P D"]:
     """States at places along the token axis, as whole rows: several times faster than `gather` of each number."""
-    first = torch.arange(len(hidden), device=hidden.device)[:, None] * hidden.shape[1]
-    return hidden.flatten(0, 1).index_select(0, (places + first).flatten()).view(*places.shape, hidden.shape[2])
+    *layers, n_images, n_tokens, width = tokens.shape
+    first = torch.arange(n_images, device=places.device)[:, None] * n_tokens
+    rows = tokens.reshape(*layers, n_images * n_tokens, width)
+    taken = rows.index_select(len(layers), (places + first).flatten())
+    return taken.view(*layers, n_images, places.shape[1], width)
 
 
 def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -1,215 +1,204 @@
 """What is kept of one forward pass: compression metrics and a few tokens' states, taken while the model runs.
 
-Letters: B images, N tokens, D width, P positions.
+Hooks only copy: each layer's kept tokens go into a buffer that is allocated once a pass. After the pass (on a CPU:
+whenever the buffer is full, while states are still in its caches) the metrics of all layers in it are launched
+together, and everything travels to the host in one copy. A GPU's host waits for nothing until it asks for the result,
+by which time the next pass runs.
+
+Shapes: B images, N tokens, T kept tokens, D width, C layers of a buffer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from orchestrator.capture import positions
+from orchestrator.capture.pass_record import Outbound, PassRecord, Pending, SentLayers
 from orchestrator.capture.taps import State
-from orchestrator.compression.alignment import TOP, align_layers
-from orchestrator.compression.entries import ALIGNMENTS
-from orchestrator.compression.metrics import Measured, measure_layers
+from orchestrator.capture.token_layout import GroupLayout, TokenLayout, make_layout
+from orchestrator.compression.gram import Variant
+from orchestrator.compression.metrics import Launched, measure
+from orchestrator.compression.registry import ALIGNMENTS, METRICS
 from orchestrator.config import CaptureConfig
 
-_HELD = {"cpu": 2**21, "cuda": 2**28}
-"""Elements of hidden state held before their metrics are computed together. On a GPU eigenproblems of several layers
-are solved at once; on a CPU this only spares small models the cost of many small calls."""
-
+HELD = {"cpu": 2**21, "cuda": 2**30}
+"""Elements of a buffer: on a CPU what stays near its caches, on a GPU all layers of a pass of a 7B model."""
 
 MAP_TAPS = ("decoder", "cross_v")
 """Taps whose vision tokens' norms are kept for maps over the image: a model has them in one of the two."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """Metrics of one group at one tap point, for the B images of a pass."""
+class _Buffer:
+    """Kept tokens of several layers of a tap: `tokens` (C, B, T, D) in the states' own dtype."""
 
-    tap: str
-    layer: int
-    group: str
-    n_tokens: np.ndarray
-    """int64 (B,)."""
-    values: np.ndarray
-    """float32 (n_metrics, B)."""
+    def __init__(self, layout: TokenLayout, hidden: Tensor, n_layers: int) -> None:
+        shape = (len(hidden), layout.n_tokens, hidden.shape[2])
+        limit = HELD.get(hidden.device.type, HELD["cuda"])
+        capacity = max(1, min(n_layers, limit // max(1, shape[0] * shape[1] * shape[2])))
+        self.layout = layout
+        self.tokens = hidden.new_empty((capacity, *shape))
+        self.layers: list[int] = []
 
+    def fits(self, layout: TokenLayout, hidden: Tensor) -> bool:
+        same = layout is self.layout and hidden.device == self.tokens.device and hidden.dtype == self.tokens.dtype
+        return same and len(self.layers) < len(self.tokens)
 
-@dataclass
-class PassRecord:
-    """All that one pass gave, on the CPU."""
-
-    rows: list[Row] = field(default_factory=list)
-    features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """tap -> layer -> float32 (B, P, D)."""
-    position_names: dict[str, list[str]] = field(default_factory=dict)
-    token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """tap -> layer -> float32 (B, V), norms of the vision tokens in their order, NaN past an image's own."""
-    broken: dict[int, str] = field(default_factory=dict)
-    """Row of the batch -> where its states are not finite."""
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One group's mask at a tap point, with what follows from it alone and is shared by all layers that have it."""
-
-    mask: Bool[Tensor, "B N"]
-    counts: Int64[Tensor, " B"]
-    order: Int64[Tensor, "B T"]
-    """Places of the group's tokens, T the most that an image has; past an image's own, places of other tokens."""
-    present: Bool[Tensor, "B T"]
-    """Which of these are the group's."""
-    full: bool
-    """Whether all are: each image has T."""
-    ordinals: Int64[Tensor, "B P"]
-    """Which of the group's tokens are kept for probes."""
-    before: Int64[Tensor, "B 1"] | None
-    """Place of the last token before the group; None where an image begins with the group."""
-
-    def take(self, hidden: Tensor) -> Tensor:
-        """The group's tokens, (B, T, D), in the dtype of `hidden` (B, N, D)."""
-        if self.full and self.order.shape[1] == hidden.shape[1]:
-            return hidden
-        return positions.take(hidden, self.order)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """Where in the model; holds no tensor, so that a state is freed as soon as it is measured."""
-
-    tap: str
-    layer: int
+    def take(self, layer: int, hidden: Tensor) -> None:
+        out = self.tokens[len(self.layers)].view(-1, hidden.shape[2])
+        torch.index_select(hidden.flatten(0, 1), 0, self.layout.places, out=out)
+        self.layers.append(layer)
 
 
 class Recorder:
-    """Receives the states of one pass (`Taps(on_state=recorder)`); `finish` gives its record.
+    """Receives the states of one pass (`Taps(on_state=recorder)`); `launch` sends off its record.
 
     Args:
         config: metrics, kept positions and their seed.
         metrics: names, in the order of `Row.values`.
         quantiles: `positions.vision_quantiles` of the config.
+        n_layers: layers that each tap will give, which its buffer has room for.
+        own_prompts: images have prompts of their own, so that short ones repeat text positions.
     """
 
     def __init__(
-        self, config: CaptureConfig, metrics: Sequence[str], quantiles: np.ndarray, own_prompts: bool = False
+        self,
+        config: CaptureConfig,
+        metrics: Sequence[str],
+        quantiles: np.ndarray,
+        n_layers: Mapping[str, int] | None = None,
+        own_prompts: bool = False,
     ) -> None:
         self.own_prompts = own_prompts
         self.config, self.metrics, self.quantiles = config, tuple(metrics), quantiles
-        self._groups: dict[int, _Group] = {}
-        self._pending: dict[str, list[tuple[_Point, _Group, Tensor]]] = {"vision": [], "text": []}
-        self._held = 0
-        self._device: torch.device | None = None
-        self._n_directions = 0 if ALIGNMENTS.keys().isdisjoint(metrics) else TOP
-        self._measured: list[tuple[_Point, str, _Group, Measured]] = []
-        self._means: list[tuple[_Point, Tensor]] = []
-        self._features: list[tuple[_Point, Tensor]] = []
-        self._norms: list[tuple[_Point, Tensor]] = []
+        self._n_layers = n_layers or {}
+        self._layouts: dict[tuple[object, ...], tuple[TokenLayout, State]] = {}
+        self._buffers: dict[str, _Buffer] = {}
+        self._outbound = Outbound()
+        self._sent: list[SentLayers] = []
         self._names: dict[str, list[str]] = {}
+        self._last: dict[tuple[str, str, Variant], Tensor] = {}
+        aligned = [METRICS[name] for name in self.metrics if name in ALIGNMENTS]
+        self._pairs = {
+            base: sorted({Variant(m.centred, m.trimmed) for m in aligned if m.base == base})
+            for base in ("top5_alignment_text", "top5_alignment_next")
+        }
 
     def __call__(self, state: State) -> None:
-        if state.hidden.device != self._device:
-            # A model spread over several GPUs: what is measured together lies on one.
-            self._measure()
-            self._device = state.hidden.device
-        point = _Point(state.tap, state.layer)
-        parts: list[Tensor] = []
-        for group, mask in (("vision", state.vision), ("text", state.text)):
-            if mask is None:
-                continue
-            known = self._group(group, mask)
-            tokens = known.take(state.hidden)
-            self._pending[group].append((point, known, tokens))
-            self._held += tokens.numel()
-            mean = positions.masked_mean(tokens, None if known.full else known.present)
-            self._means.append((point, mean))
-            if group == "vision" and state.tap in MAP_TAPS:
-                norms = torch.linalg.vector_norm(tokens, dim=2, dtype=torch.float32)
-                self._norms.append((point, norms if known.full else norms.masked_fill(~known.present, torch.nan)))
-            if self.config.keep_features:
-                parts += [mean[:, None], positions.take(tokens, known.ordinals).float()]
-                if group == "text":
-                    parts.append(state.hidden[:, -1:].float())
-        if parts and (before := self._before_image(state)) is not None:
-            parts.append(positions.take(state.hidden, before).float())
-        if parts:
-            self._features.append((point, torch.cat(parts, dim=1)))
-            self._names.setdefault(state.tap, self._position_names(state))
-        if self._held > _HELD[state.hidden.device.type]:
-            self._measure()
+        layout = self._layout(state)
+        buffer = self._buffers.get(state.tap)
+        if buffer is None or not buffer.fits(layout, state.hidden):
+            self._flush(state.tap)
+            n_left = self._n_layers.get(state.tap, 1)
+            reuse = buffer is not None and buffer.layout is layout and buffer.tokens.device == state.hidden.device
+            if buffer is None or not reuse or buffer.tokens.dtype != state.hidden.dtype:
+                buffer = self._buffers[state.tap] = _Buffer(layout, state.hidden, n_left)
+        buffer.take(state.layer, state.hidden)
 
-    def _position_names(self, state: State) -> list[str]:
-        n_text = None
-        if state.text is not None:
-            n_text = self._group("text", state.text).ordinals.shape[1]
-        n_vision = None if state.vision is None else len(self.quantiles)
-        return positions.position_names(n_vision, n_text, self._before_image(state) is not None)
-
-    def _before_image(self, state: State) -> Tensor | None:
-        """Place of the last token before the image, (B, 1), of states that hold image and text."""
-        return None if state.vision is None or state.text is None else self._group("vision", state.vision).before
-
-    def _group(self, group: str, mask: Bool[Tensor, "B N"]) -> _Group:
-        # Taps give every layer of a pass the same mask object; keeping it here keeps its identity unique.
-        known = self._groups.get(id(mask))
-        if known is None:
-            counts = mask.sum(1)
-            most = int(counts.max())
-            order = torch.argsort((~mask).to(torch.uint8), dim=1, stable=True)[:, :most]
-            present = torch.arange(most, device=mask.device) < counts[:, None]
-            if group == "vision":
-                ordinals = positions.vision_ordinals(self.quantiles, counts)
-            else:
-                # Counts are equal in a batch. With one prompt a stage no token is kept twice; where images have prompts
-                # of their own, short ones repeat tokens, so that all images keep the same positions.
-                n_kept = self.config.n_text_positions
-                ordinals = positions.text_ordinals(n_kept if self.own_prompts else min(n_kept, most), counts)
-            before = order[:, :1] - 1
-            known = self._groups[id(mask)] = _Group(
-                mask,
-                counts,
-                order,
-                present,
-                int(counts.min()) == most,
-                ordinals,
-                before if before.numel() and int(before.min()) >= 0 else None,
+    def _layout(self, state: State) -> TokenLayout:
+        # Taps give every layer of a pass the same mask objects; keeping the state keeps their identity unique.
+        key = (id(state.vision), id(state.text), state.hidden.device)
+        if key not in self._layouts:
+            masks = {"vision": state.vision, "text": state.text}
+            layout = make_layout(
+                {group: mask for group, mask in masks.items() if mask is not None},
+                state.hidden.device,
+                self.quantiles,
+                self.config.n_text_positions,
+                self.own_prompts,
             )
-        return known
+            empty = State(state.tap, state.layer, state.hidden[:0], state.vision, state.text)
+            self._layouts[key] = layout, empty
+        return self._layouts[key][0]
 
-    def _measure(self) -> None:
-        for group, pending in self._pending.items():
-            states = [(tokens, known.present) for _, known, tokens in pending]
-            found = measure_layers(states, self.metrics, self._n_directions)
-            for (point, known, _), measured in zip(pending, found, strict=True):
-                self._measured.append((point, group, known, measured))
-            pending.clear()
-        self._held = 0
+    # ------------------------------------------------------------ metrics and features of the layers in a buffer
+
+    def _flush(self, tap: str) -> None:
+        buffer = self._buffers.get(tap)
+        if buffer is None or not buffer.layers:
+            return
+        layout, tokens = buffer.layout, buffer.tokens[: len(buffer.layers)]
+        counts = {group: part.counts for group, part in layout.groups.items()}
+        sent = SentLayers(tap, list(buffer.layers), counts, tokens.shape[3])
+        launched: dict[str, Launched] = {}
+        kept: list[Tensor] = []
+        for group, part in layout.groups.items():
+            own = tokens[:, :, part.start : part.end]
+            launched[group] = self._measure(sent, group, part, own)
+            mean = _means(own, part)
+            sent.finite.append(self._outbound.add(mean.isfinite().all(2)))
+            if group == "vision" and tap in MAP_TAPS:
+                sent.norms = self._outbound.add(_norms(own, part))
+            if self.config.keep_features:
+                kept += [mean[:, :, None], positions.take(tokens, part.ordinals).float()]
+                if group == "text":
+                    kept.append(tokens[:, :, layout.extra[0], None].float())
+        if kept:
+            kept += [tokens[:, :, place, None].float() for place in layout.extra[1:]]
+            sent.features = self._outbound.add(torch.cat(kept, 2))
+            self._names.setdefault(tap, layout.position_names)
+        self._compare(sent, launched)
+        self._sent.append(sent)
+        buffer.layers.clear()
+
+    def _measure(self, sent: SentLayers, group: str, part: GroupLayout, own: Tensor) -> Launched:
+        n_layers = own.shape[0]
+        launched = measure(own.flatten(0, 1), part.device_counts.repeat(n_layers), self.metrics, full=part.full)
+        names = tuple(launched.columns)
+        table = torch.stack([launched.columns[n] for n in names]) if names else own.new_empty(0, launched.n_rows)
+        sent.columns[group] = names, self._outbound.add(table)
+        for variant, found in launched.leading.items():
+            add = self._outbound.add
+            numbers = add(found.trace), add(found.frobenius), add(found.ritz), add(found.metric)
+            sent.blocks[group, variant] = numbers
+        return launched
+
+    def _compare(self, sent: SentLayers, launched: Mapping[str, Launched]) -> None:
+        """Products of leading bases: of vision with text, and of each layer with the next."""
+        if len(launched) == 2:
+            for variant in self._pairs["top5_alignment_text"]:
+                vision, text = (launched[group].leading[variant].basis for group in ("vision", "text"))
+                sent.with_text[variant] = self._outbound.add(vision.mT @ text)
+        for group, found in launched.items():
+            n_images = len(sent.counts[group])
+            for variant in self._pairs["top5_alignment_next"]:
+                basis = found.leading[variant].basis
+                last = self._last.get((sent.tap, group, variant))
+                first = basis if last is None else torch.cat([last.to(basis.device), basis])
+                later = basis[n_images:] if last is None else basis
+                sent.with_next[group, variant] = self._outbound.add(first[:-n_images].mT @ later)
+                self._last[sent.tap, group, variant] = basis[-n_images:]
+
+    # ------------------------------------------------------------ the end of the pass
+
+    def launch(self) -> Pending:
+        """Launch what is left and start the copy to the host; the recorder is done with."""
+        for tap in list(self._buffers):
+            self._flush(tap)
+        self._outbound.send()
+        self._buffers.clear()
+        self._last.clear()
+        return Pending(self._outbound, self._sent, self.metrics, self._names)
 
     def finish(self) -> PassRecord:
-        """Measure what is left and bring everything to the CPU."""
-        self._measure()
-        record = PassRecord(position_names=self._names)
-        directions = {
-            (point.tap, point.layer, group): measured.directions
-            for point, group, _, measured in self._measured
-            if measured.directions is not None
-        }
-        aligned = align_layers(directions)
-        for point, group, known, measured in self._measured:
-            columns = measured.values | aligned.get((point.tap, point.layer, group), {})
-            values = torch.stack([columns[name] for name in self.metrics])
-            record.rows.append(Row(point.tap, point.layer, group, known.counts.cpu().numpy(), values.cpu().numpy()))
-        for point, mean in self._means:
-            for row in (~mean.isfinite().all(1)).nonzero()[:, 0].tolist():
-                record.broken.setdefault(row, f"states are not finite at {point.tap} layer {point.layer}")
-        for point, kept in self._features:
-            record.features.setdefault(point.tap, {})[point.layer] = kept.cpu().numpy()
-        for point, norms in self._norms:
-            record.token_norms.setdefault(point.tap, {})[point.layer] = norms.cpu().numpy()
-        return record
+        """The record of the pass, waited for."""
+        return self.launch().result()
+
+
+def _means(own: Tensor, part: GroupLayout) -> Tensor:
+    """Mean over each image's tokens, (L, B, D) float32."""
+    present = None if part.full else _present(part)
+    return positions.masked_mean(own, present)
+
+
+def _present(part: GroupLayout) -> Tensor:
+    return torch.arange(part.size, device=part.device_counts.device) < part.device_counts[:, None]
+
+
+def _norms(own: Tensor, part: GroupLayout) -> Tensor:
+    """Norms of an image's tokens, (L, B, V) float32, NaN past them."""
+    norms = torch.linalg.vector_norm(own, dim=3, dtype=torch.float32)
+    return norms if part.full else norms.masked_fill(~_present(part), torch.nan)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,19 @@ import torch
 
 from orchestrator.capture import positions
 from orchestrator.capture.loading import Loaded, describe
+from orchestrator.capture.pass_record import PassRecord, Pending
 from orchestrator.capture.preparing import Preparer
-from orchestrator.capture.recorder import PassRecord, Recorder
+from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.tables import images_table, metrics_table, rejected_table
 from orchestrator.capture.taps import Taps
-from orchestrator.compression.registry import check_names
+from orchestrator.compression.registry import chosen_names
 from orchestrator.config import RunConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.loading import load_adapter
+from orchestrator.models.memory import Limit, TokenBudget, pack, padded_tokens, retry_with_smaller_batch
 from orchestrator.models.tap_names import chosen_taps
 
 
@@ -68,11 +70,13 @@ class CaptureWorker:
         self.run, self.attribute_kinds = run, attribute_kinds
         self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
         self.prepare = Preparer(self.adapter, run.capture.prompt)
-        self.metrics = check_names(run.capture.metrics)
+        self.metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
         self.quantiles = positions.vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
         self.select = select_taps(self.adapter, run)
-        Taps(self.adapter, self.select)  # names and layers are checked before the first image
-        self.batch_size = run.how.batch_size
+        # names and layers are checked before the first image
+        self.n_layers = {tap: len(layers) for tap, layers in Taps(self.adapter, self.select).select.items()}
+        self.limit = Limit()
+        self.budget = TokenBudget(self.adapter.device, _first_budget(run))
         self._lock = threading.Lock()
         takes = inspect.signature(self.adapter.model.forward).parameters
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
@@ -92,47 +96,77 @@ class CaptureWorker:
                 rejected[one.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}
         names: dict[str, list[str]] = {}
-        for bucket in self._buckets(examples):
-            while bucket:
-                chunk = bucket[: self.batch_size]
-                record = self._pass([examples[index] for index in chunk])
-                if record is None and len(chunk) == 1:
-                    rejected[chunk[0]] = "out of memory with this image alone"
-                elif record is None:
-                    self.batch_size = len(chunk) // 2
-                    continue
-                else:
-                    names = names or record.position_names
-                    self._unpack(record, chunk, kept, rejected)
-                    for index in set(chunk) & kept.keys():
-                        kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
-                bucket = bucket[len(chunk) :]
+        waiting: deque[tuple[Sequence[int], Pending]] = deque()
+
+        def unpack(chunk: Sequence[int], pending: Pending) -> None:
+            record = pending.result()
+            names.update(record.position_names)
+            self._unpack(record, chunk, kept, rejected)
+            for index in set(chunk) & kept.keys():
+                kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
+
+        def work(chunk: Sequence[int]) -> None:
+            pending = self._pass([examples[index] for index in chunk])
+            while waiting:  # the pass before this one has been copied meanwhile
+                unpack(*waiting.popleft())
+            waiting.append((chunk, pending))
+
+        def too_large(index: int) -> None:
+            rejected[index] = "out of memory with this image alone"
+
+        for keys in self._buckets(examples):
+            self._run(examples, keys, work, too_large)
+        while waiting:
+            unpack(*waiting.popleft())
         return self._result([one for one in images if one.index in kept], images, kept, names, rejected)
 
     def _buckets(self, examples: dict[int, Batch]) -> list[list[int]]:
-        """Examples whose tensors agree in shape: no padding, so that a batch gives exactly what singles give."""
+        """Examples that may share a pass: of equal shapes, or with `how.max_batch_tokens` of equal keys, padded."""
         buckets: dict[Any, list[int]] = defaultdict(list)
+        mixed = self.run.how.max_batch_tokens is not None
         for index, example in examples.items():
-            shapes = tuple((key, tuple(example[key].shape)) for key in sorted(example))
+            shapes = () if mixed else tuple((key, tuple(example[key].shape)) for key in sorted(example))
             buckets[self.adapter.bucket(example), shapes].append(index)
         return list(buckets.values())
 
-    def _pass(self, examples: list[Batch]) -> PassRecord | None:
-        """One forward pass with taps, one at a time; None when memory ran out."""
+    def _run(
+        self,
+        examples: Mapping[int, Batch],
+        keys: Sequence[int],
+        work: Callable[[Sequence[int]], None],
+        too_large: Callable[[int], None],
+    ) -> None:
+        """Do `work` on batches of a bucket; with `max_batch_tokens: auto` the first one tells how large they may be."""
+        left = list(keys)
+        while left:
+            found = self.budget.most
+            batches = pack(examples, left, self.run.how.batch_size, found)
+            for done, batch in enumerate(batches):
+                retry_with_smaller_batch(
+                    [batch],
+                    work,
+                    cost=lambda chunk: padded_tokens([examples[index] for index in chunk]),
+                    limit=self.limit,
+                    too_large=too_large,
+                )
+                if self.budget.most != found:
+                    left = [index for rest in batches[done + 1 :] for index in rest]
+                    break
+            else:
+                left = []
+
+    def _pass(self, examples: list[Batch]) -> Pending:
+        """One forward pass with taps, one at a time; its record is on its way."""
         batch = self.adapter.collate(examples)
-        recorder = Recorder(self.run.capture, self.metrics, self.quantiles, self.run.data.source == "questions")
-        try:
-            with self._lock, torch.inference_mode(), Taps(self.adapter, self.select, on_state=recorder):
+        recorder = Recorder(
+            self.run.capture, self.metrics, self.quantiles, self.n_layers, self.run.data.source == "questions"
+        )
+        with self._lock, torch.inference_mode(), self.budget:
+            with Taps(self.adapter, self.select, on_state=recorder):
                 self.adapter.run(batch, **self._options)
-                return recorder.finish()
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler, where the traceback no longer holds the pass's tensors.
-        del recorder
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
+            pending = recorder.launch()
+            self.budget.measured(padded_tokens(examples))
+        return pending
 
     def _unpack(
         self, record: PassRecord, chunk: Sequence[int], kept: dict[int, _Kept], rejected: dict[int, str]
@@ -188,12 +222,12 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, or the CPU's allocator, had no room for a tensor."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "DefaultCPUAllocator" in text or "CUDA out of memory" in text or "CUBLAS_STATUS_ALLOC_FAILED" in text
+def _first_budget(run: RunConfig) -> float:
+    """Tokens of a pass before memory has told more: no limit, the given one, or with `auto` a first small batch."""
+    tokens = run.how.max_batch_tokens
+    if tokens is None:
+        return float("inf")
+    return 1 if tokens == "auto" and torch.cuda.is_available() else float("inf") if tokens == "auto" else tokens
 
 
 def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

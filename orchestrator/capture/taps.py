@@ -35,8 +35,8 @@ from orchestrator.models.tap_names import chosen_taps, taps_of
 class State:
     """One tap's states at one layer: `hidden` (B, N, D) as the model computed it, and which tokens are what.
 
-    `vision` and `text` (B, N) are `None` where a tap holds no token of that group. Rows past an image's own are false
-    in both.
+    `vision` and `text` (B, N) lie on the CPU, whatever the device of `hidden`, so that nobody has to wait for a GPU to
+    know them. They are `None` where a tap holds no token of that group. Rows past an image's own are false in both.
     """
 
     tap: str
@@ -94,7 +94,7 @@ class Taps:
         self._held: list[State] = []
         self._handles: list[Any] = []
         self._masked: Batch | None = None
-        self._masks: dict[tuple[str, bool, torch.device], Tensor] = {}
+        self._masks: dict[tuple[str, bool], Tensor] = {}
 
     def _layers(self, tap: str, layers: Collection[int] | None) -> list[int]:
         known = available_taps(self.adapter)
@@ -160,9 +160,6 @@ class Taps:
         self._handles.append(module.register_forward_hook(hook))
 
     def _emit(self, tap: str, layer: int, hidden: Tensor, vision: Tensor | None, text: Tensor | None) -> None:
-        device = hidden.device
-        vision = vision if vision is None else vision.to(device, non_blocking=True)
-        text = text if text is None else text.to(device, non_blocking=True)
         self._on_state(State(tap, layer, hidden.detach(), vision, text))
 
     # ------------------------------------------------------------ decoder and projector
@@ -175,17 +172,17 @@ class Taps:
     def _decoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
         vision = None
         if self.adapter.vision_kind == "residual":
-            vision = self._mask("vision", batch, layer, hidden, lambda: self.adapter.groups_at(batch, layer) == VISION)
-        text = self._mask("text", batch, layer, hidden, lambda: self.adapter.groups_at(batch, layer) == TEXT)
+            vision = self._mask("vision", batch, layer, lambda: self.adapter.groups_at(batch, layer) == VISION)
+        text = self._mask("text", batch, layer, lambda: self.adapter.groups_at(batch, layer) == TEXT)
         self._emit("decoder", layer, hidden, vision, text)
 
-    def _mask(self, name: str, batch: Batch, layer: int, hidden: Tensor, make: Callable[[], Tensor]) -> Tensor:
-        """Return a mask on the device of `hidden`: one and the same object for all layers of a pass that share it."""
+    def _mask(self, name: str, batch: Batch, layer: int, make: Callable[[], Tensor]) -> Tensor:
+        """Return a mask on the CPU: one and the same object for all layers of a pass that share it."""
         if self._masked is not batch:
             self._masked, self._masks = batch, {}
-        key = (name, "keep" in batch and layer >= int(batch["keep_layer"]), hidden.device)
+        key = (name, "keep" in batch and layer >= int(batch["keep_layer"]))
         if key not in self._masks:
-            self._masks[key] = make().to(hidden.device)
+            self._masks[key] = make().cpu()
         return self._masks[key]
 
     def _attach_projector(self, layers: list[int]) -> None:
@@ -205,11 +202,14 @@ class Taps:
         groups = self.adapter.full_groups(batch)
         if embeds.shape[1] != groups.shape[1]:
             groups = self.adapter.groups(batch)
-        where = (groups == VISION).to(embeds.device)
-        hidden = nn.utils.rnn.pad_sequence([row[mask] for row, mask in zip(embeds, where, strict=True)], True)
+        where = (groups == VISION).cpu()
         counts = where.sum(dim=1)
-        vision = torch.arange(hidden.shape[1], device=hidden.device)[None] < counts[:, None]
-        self._emit("projector", 0, hidden, vision, None)
+        most = int(counts.max())
+        order = where.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        places = (order + torch.arange(len(order))[:, None] * embeds.shape[1]).flatten()
+        vision = torch.arange(most)[None] < counts[:, None]
+        hidden = embeds.flatten(0, 1).index_select(0, places.to(embeds.device, non_blocking=True))
+        self._emit("projector", 0, hidden.view(*vision.shape, -1), vision, None)
 
     # ------------------------------------------------------------ cross-attention
 
@@ -236,7 +236,7 @@ class Taps:
         self._key_or_value("cross_k", layer, hidden.transpose(1, 2), batch)
 
     def _key_or_value(self, tap: str, layer: int, hidden: Tensor, batch: Batch) -> None:
-        vision = self._mask("across", batch, layer, hidden, lambda: self._cross().vision_mask_at(batch, layer))
+        vision = self._mask("across", batch, layer, lambda: self._cross().vision_mask_at(batch, layer))
         self._emit(tap, layer, hidden.reshape(*vision.shape, -1), vision, None)
 
     def _attach_cross_out(self, layers: list[int]) -> None:
@@ -244,7 +244,7 @@ class Taps:
             block: Any = self.adapter.layers[i]
 
             def give(hidden: Tensor, batch: Batch, i: int = i, block: Any = block) -> None:
-                text = self._mask("text", batch, i, hidden, lambda: self.adapter.groups_at(batch, i) == TEXT)
+                text = self._mask("text", batch, i, lambda: self.adapter.groups_at(batch, i) == TEXT)
                 self._emit("cross_out", i, block.cross_attn_attn_gate.tanh() * hidden, None, text)
 
             self._after(block.cross_attn, give)
@@ -262,4 +262,4 @@ class Taps:
 
     def _encoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
         states, patches = self.adapter.encoder_states(hidden, batch)
-        self._emit("encoder", layer, states, self._mask("patches", batch, 0, hidden, lambda: patches), None)
+        self._emit("encoder", layer, states, self._mask("patches", batch, 0, lambda: patches), None)

@@ -1,79 +1,50 @@
 """Comparisons of two sets of states: subspace alignment, linear CKA, relative drift.
 
-`B` images, `N` tokens, `D` width, `k` directions. The top-k subspace of a token matrix is spanned by the right singular
-vectors of its k largest singular values (raw, not centred); `Shared.top_directions` reads them off the same reduction
-that gives the spectrum, so that alignment adds little to the other metrics.
+`B` images, `N` tokens, `D` width. The top-5 subspace of a token matrix is spanned by the right singular vectors of its
+five largest singular values, read off the leading block that the rank metrics use (`gram.py`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Float32, Float64
 from torch import Tensor
 
+from orchestrator.compression import finish
+from orchestrator.compression.gram import Variant
+from orchestrator.compression.metrics import measure
 from orchestrator.compression.shared import gather_tokens
 from orchestrator.errors import DataError
-
-TOP = 5
-"""Directions compared: the studied paper's top-5 singular subspaces."""
-
-
-def subspace_overlap(a: Float[Tensor, "B D k"], b: Float[Tensor, "B D k"]) -> Float32[Tensor, " B"]:
-    """|V_a^T V_b|_F^2 / m: mean squared cosine of the principal angles, in [0, 1]; 1 for the same subspace.
-
-    Args:
-        a, b: orthonormal columns; a zero column stands for a direction the tokens do not have (fewer tokens than k).
-
-    Returns:
-        m is the smaller number of directions present (k as a rule); NaN where one side has none. Two random subspaces
-        of D dimensions have k / D on average.
-    """
-    present = torch.minimum(*(v.square().sum(1).round().sum(1) for v in (a, b)))
-    overlap = (a.mT @ b).square().sum((1, 2))
-    return (overlap / present).clamp(max=1.0).where(present > 0, torch.nan).float()
 
 
 @torch.no_grad()
 def top5_alignment(
-    a: Float[Tensor, "B N D"], mask_a: Bool[Tensor, "B N"], b: Float[Tensor, "B M D"], mask_b: Bool[Tensor, "B M"]
+    a: Float[Tensor, "B N D"],
+    mask_a: Bool[Tensor, "B N"],
+    b: Float[Tensor, "B M D"],
+    mask_b: Bool[Tensor, "B M"],
+    *,
+    centred: bool = False,
 ) -> Float32[Tensor, " B"]:
-    """Alignment of the top-5 right singular subspaces of two token sets of each image.
+    """Alignment of the top-5 right singular subspaces of two token sets of each image, computed where the states are.
 
     Vision with text in a layer: same states, two masks. A layer with the next, or a model with its fine-tuned self:
-    two states, one mask. Raises `DataError` where widths differ: directions of different spaces do not compare.
+    two states, one mask. Two independent random subspaces have 5 / D. Raises `DataError` where widths differ:
+    directions of different spaces do not compare.
+
+    Returns:
+        (B,) float32 on the CPU; NaN where one side has no direction.
     """
     if a.shape[2] != b.shape[2]:
         raise DataError(f"alignment compares directions of one space; widths are {a.shape[2]} and {b.shape[2]}")
-    return subspace_overlap(gather_tokens(a, mask_a).top_directions(TOP), gather_tokens(b, mask_b).top_directions(TOP))
-
-
-def align_layers(
-    directions: Mapping[tuple[str, int, str], Float[Tensor, "B D k"]],
-) -> dict[tuple[str, int, str], dict[str, Float32[Tensor, " B"]]]:
-    """Columns `top5_alignment_text` and `top5_alignment_next` of `layer_metrics`.
-
-    Args:
-        directions: (tap, layer, group) -> leading directions, as `metrics.measure_layers` gives them.
-
-    Returns:
-        By the same keys: vision with text of the same tap and layer (in the rows of both groups), and with the next
-        layer of the same tap and group. NaN where there is no partner: one group only, or the last layer.
-    """
-    layers: dict[tuple[str, str], list[int]] = {}
-    for tap, layer, group in sorted(directions):
-        layers.setdefault((tap, group), []).append(layer)
-    found = {}
-    for (tap, layer, group), own in directions.items():
-        other_group = directions.get((tap, layer, "text" if group == "vision" else "vision"))
-        later = [at for at in layers[tap, group] if at > layer]
-        follower = directions[tap, later[0], group] if later else None
-        found[tap, layer, group] = {
-            name: own.new_full((len(own),), torch.nan) if partner is None else subspace_overlap(own, partner.to(own))
-            for name, partner in (("top5_alignment_text", other_group), ("top5_alignment_next", follower))
-        }
-    return found
+    sides = []
+    for hidden, mask in ((a, mask_a), (b, mask_b)):
+        tokens, counts, full = gather_tokens(hidden, mask)
+        name = "top5_alignment_text" + "_centred" * centred
+        sides.append(measure(tokens, counts, (name,), full=full).leading[Variant(centred)])
+    cross = (sides[0].basis.mT @ sides[1].basis).cpu().numpy()
+    one, two = (finish.solve(side.ritz.cpu().numpy(), side.metric.cpu().numpy()) for side in sides)
+    return torch.from_numpy(finish.overlap(one, two, cross)).float()
 
 
 @torch.no_grad()

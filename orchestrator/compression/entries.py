@@ -11,6 +11,10 @@ from typing import Literal
 
 Invariance = Literal["rotation", "scale", "permutation", "duplication"]
 Family = Literal["norm", "spectrum", "similarity", "alignment"]
+Needs = Literal["norms", "gram", "spectrum", "estimate"]
+"""Class of cost: one pass over the tokens; one Gram matrix; all its eigenvalues; an estimate from some of them."""
+Spectrum = Literal["none", "exact", "estimate"]
+"""Which metrics of the full spectrum are part of the default set."""
 
 MASSIVE_RATIO = 10.0
 """A token is massive when its norm exceeds this multiple of the median token norm of its image, group and layer.
@@ -36,6 +40,7 @@ class Metric:
     high: str
     low: str
     invariances: frozenset[Invariance]
+    needs: Needs = "norms"
     base: str = ""
     centred: bool = False
     trimmed: bool = False
@@ -49,7 +54,9 @@ class Metric:
 _ALL: frozenset[Invariance] = frozenset(("rotation", "scale", "permutation", "duplication"))
 _NO_DUPLICATION = _ALL - {"duplication"}
 _NORM_COST = "O(N d) for the norms, shared; then O(N log N)"
-_SPECTRUM_COST = "one Gram matrix on the smaller side and one tridiagonal reduction, shared by raw and centred"
+_GRAM_COST = "one Gram matrix on the smaller side, shared by all variants, and 12 products with 8 columns"
+_SPECTRUM_COST = "all eigenvalues of a Gram matrix for each variant: as much as the forward pass itself at N = 700"
+_ESTIMATE_COST = "products of a Gram matrix with 64 columns, then 24 times with 16: a tenth of all eigenvalues"
 
 BASES: dict[str, Metric] = {
     m.name: m
@@ -146,11 +153,12 @@ BASES: dict[str, Metric] = {
             "[1, min(N, d)]",
             -1,
             "Rudelson and Vershynin 2007, J. ACM 54(4)",
-            _SPECTRUM_COST,
+            _GRAM_COST,
             "Raw, it mostly measures the mean token: one massive dimension brings it to 1. Read it beside `_centred`.",
             "energy in many directions",
             "one direction holds it",
             _ALL,
+            needs="gram",
         ),
         Metric(
             "effective_rank",
@@ -165,6 +173,7 @@ BASES: dict[str, Metric] = {
             "singular values alike",
             "one direction holds all",
             _ALL,
+            needs="spectrum",
         ),
         Metric(
             "spectral_participation",
@@ -174,11 +183,12 @@ BASES: dict[str, Metric] = {
             "[1, min(N, d)]",
             -1,
             "Gao et al. 2017, bioRxiv 214262 (dimensionality of neural activity)",
-            "as the spectrum it shares",
+            _GRAM_COST,
             "Dominated by the first few directions; a long tail of fine detail hardly moves it.",
             "energy in many directions",
             "one direction holds it",
             _ALL,
+            needs="gram",
         ),
         Metric(
             "rank_90",
@@ -193,6 +203,7 @@ BASES: dict[str, Metric] = {
             "many components are needed",
             "one component is enough",
             _ALL,
+            needs="spectrum",
         ),
         Metric(
             "mean_cosine",
@@ -228,6 +239,37 @@ MASSIVE_SHARE = Metric(
     base="massive_share",
 )
 
+_ESTIMATED = (
+    " An estimate: read it with its standard error (`_se`), which is large where few directions hold nearly all."
+)
+ESTIMATES: dict[str, Metric] = {}
+"""Estimates of metrics of the full spectrum, under names of their own, each with a column for its standard error."""
+for _base, _unit in (("effective_rank", "directions"), ("rank_90", "components")):
+    ESTIMATES[f"{_base}_estimate"] = replace(
+        BASES[_base],
+        name=f"{_base}_estimate",
+        title=f"{BASES[_base].title}, estimated",
+        source="stochastic Lanczos quadrature: Ubaru, Chen and Saad 2017, SIAM J. Matrix Anal. Appl. 38(4)",
+        cost=_ESTIMATE_COST,
+        misleads=BASES[_base].misleads + _ESTIMATED,
+        needs="estimate",
+    )
+    ESTIMATES[f"{_base}_estimate_se"] = Metric(
+        f"{_base}_estimate_se",
+        "spectrum",
+        f"Standard error of the estimated {_base}",
+        f"standard error of {_base}_estimate, from its probes and from rounding",
+        "[0, inf)",
+        0,
+        f"as {_base}_estimate",
+        "with the estimate",
+        "An error of this image's estimate alone; it says nothing of the spread over images.",
+        f"the estimate may be off by many {_unit}",
+        "the estimate is nearly exact",
+        frozenset(),
+        needs="estimate",
+    )
+
 _ALIGNMENT = Metric(
     "top5_alignment_text",
     "alignment",
@@ -236,26 +278,35 @@ _ALIGNMENT = Metric(
     "[0, 1]",
     0,
     "mean squared cosine of principal angles: Bjoerck and Golub 1973; Krzanowski 1979, JASA 74(367)",
-    "tridiagonal inverse iteration on the reduction that the spectrum uses",
+    _GRAM_COST,
     "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone. A"
     " side of fewer than five tokens has fewer directions, and their number takes the place of 5.",
     "both lie in the same few directions",
     "they share no direction",
     frozenset(("scale", "permutation", "duplication")),
-    base="top5_alignment_text",
 )
-ALIGNMENTS: dict[str, Metric] = {
-    "top5_alignment_text": _ALIGNMENT,
-    "top5_alignment_next": replace(
-        _ALIGNMENT,
-        name="top5_alignment_next",
-        base="top5_alignment_next",
-        title="Top-5 subspace alignment with the next layer",
-        formula="|V_l^T V_(l+1)|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
-        misleads=_ALIGNMENT.misleads
-        + " l + 1 is the tap's next layer captured: where layers are skipped, it is the change over all between.",
-        high="the layer keeps the leading directions",
-        low="the layer turns to new directions",
-    ),
+_NEXT = replace(
+    _ALIGNMENT,
+    name="top5_alignment_next",
+    title="Top-5 subspace alignment with the next layer",
+    formula="|V_l^T V_(l+1)|_F^2 / 5, V the right singular vectors of the 5 largest sigma",
+    misleads=_ALIGNMENT.misleads
+    + " l + 1 is the tap's next layer captured: where layers are skipped, it is the change over all between.",
+    high="the layer keeps the leading directions",
+    low="the layer turns to new directions",
+)
+_CHANCE = replace(
+    _ALIGNMENT,
+    name="top5_alignment_chance",
+    title="Chance level of the top-5 alignment of vision with text",
+    formula="5 / d: mean of |V^T W|_F^2 / 5 over independent random subspaces of five directions",
+    cost="nothing",
+    misleads="Of directions drawn evenly from all d. Tokens of one model share a smaller space, so that unrelated ones"
+    " align somewhat above it; shuffled images are the stricter comparison.",
+    high="few dimensions: alignment comes easily",
+    low="many dimensions",
+)
+ALIGNMENT_BASES: dict[str, Metric] = {
+    m.name: replace(m, base=m.name, needs="gram") for m in (_ALIGNMENT, _NEXT, _CHANCE)
 }
 """Columns that compare two sets of tokens. They say what is shared, not how compressed either is: direction 0."""

@@ -1,43 +1,181 @@
 """Compression metrics of hidden states. `B` images, `N` tokens, `D` width, `R` rows (images of all layers together).
 
-    compute(hidden, mask)                    one layer, as a forward hook calls it
-    compute_layers([(hidden, mask), ...])    many layers at once: their eigenproblems go in one batch (best on a GPU)
+    compute(hidden, mask)                    one layer
+    measure(hidden, counts, names)           rows of all layers of a pass at once, as the recorder calls it
 
-Norms, the mean token and one Gram matrix are shared by all metrics; see `spectrum.py` for precision.
+Three classes by cost (`Metric.needs`): norms need one pass over the tokens; Gram metrics one Gram matrix, of which
+trace, Frobenius norm and a leading block are taken (`gram.py`); those of the full spectrum all eigenvalues
+(`spectrum.py`) or an estimate (`estimate.py`). One code for CPU and GPU: nothing but the exact spectrum is decided by a
+value on a GPU, so that its host never waits; what is left is solved on the host (`finish.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
+from orchestrator.compression import finish
 from orchestrator.compression import norms as on_norms
-from orchestrator.compression.entries import ALIGNMENTS
-from orchestrator.compression.registry import METRICS, check_names, load_user_metric
-from orchestrator.compression.shared import Shared, gather_tokens
+from orchestrator.compression.entries import Metric
+from orchestrator.compression.gram import Leading, Variant
+from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, default_names, load_user_metric
+from orchestrator.compression.shared import Shared, gather_tokens, may_be
 
-_CHUNK = {"cpu": 2**22, "cuda": 2**28}
-"""Elements of hidden state handled at once: on a CPU a pass of small models, on a GPU all layers of a 7B model."""
+CHUNK = {"cpu": 2**22, "cuda": 2**29}
+"""Elements of hidden state measured at once: on a CPU what stays near its caches, on a GPU most layers of a 7B pass."""
 
-FUNCTIONS: dict[str, Callable[[Shared, bool], Tensor]] = {
-    "gini": lambda s, _: on_norms.gini(s.sorted_norms, s.counts),
-    "participation_ratio": lambda s, _: on_norms.participation(s.energies),
-    "participation_ratio_share": lambda s, _: on_norms.participation(s.energies) / s.counts,
-    "norm_entropy": lambda s, _: on_norms.entropy_number(s.energies) / s.counts,
-    "hoyer": lambda s, _: on_norms.hoyer(s.sorted_norms, s.counts),
-    "tokens_90": lambda s, _: on_norms.share_needed(s.energies) / s.counts,
-    "stable_rank": lambda s, centred: s.spectrum(centred).sum(1) / s.spectrum(centred)[:, 0],
-    "effective_rank": lambda s, centred: on_norms.entropy_number(s.spectrum(centred).sqrt()),
-    "spectral_participation": lambda s, centred: on_norms.participation(s.spectrum(centred)),
-    "rank_90": lambda s, centred: on_norms.share_needed(s.spectrum(centred)),
-    "mean_cosine": lambda s, centred: s.mean_cosine(centred),
-    "massive_share": lambda s, _: s.massive.sum(1) / s.counts,
+
+NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gini": on_norms.gini,
+    "participation_ratio": lambda a, _: on_norms.participation(a.square()),
+    "participation_ratio_share": lambda a, n: on_norms.participation(a.square()) / n,
+    "norm_entropy": lambda a, n: on_norms.entropy_number(a.square()) / n,
+    "hoyer": on_norms.hoyer,
+    "tokens_90": lambda a, n: on_norms.share_needed(a.square()) / n,
 }
-"""How each base metric is computed from what is shared; the flag asks for the centred variant."""
+"""Norm metrics of sorted norms and their number."""
+
+SPECTRAL: dict[str, Callable[[Shared, Variant], Tensor]] = {
+    "effective_rank": lambda s, v: on_norms.entropy_number(s.spectrum(*v).sqrt()),
+    "rank_90": lambda s, v: on_norms.share_needed(s.spectrum(*v)),
+    "effective_rank_estimate": lambda s, v: s.estimate(v).effective_rank,
+    "effective_rank_estimate_se": lambda s, v: s.estimate(v).effective_rank_se,
+    "rank_90_estimate": lambda s, v: s.estimate(v).rank_90,
+    "rank_90_estimate_se": lambda s, v: s.estimate(v).rank_90_se,
+}
+"""Metrics of all singular values."""
+
+FROM_BLOCK = ("stable_rank", "spectral_participation")
+"""Metrics of trace, Frobenius norm and largest eigenvalue, which the host finishes."""
+
+
+@dataclass
+class Launched:
+    """Metrics of R rows, on their device and not yet waited for.
+
+    Attributes:
+        columns: metrics that are finished there, (R,) each.
+        leading: what `finish` makes the others of, by variant.
+    """
+
+    n_rows: int
+    columns: dict[str, Tensor] = field(default_factory=dict)
+    leading: dict[Variant, Leading] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def measure(
+    hidden: Float[Tensor, "R N D"], counts: Int64[Tensor, " R"], names: Sequence[str], *, full: bool = False
+) -> Launched:
+    """Launch the metrics of some rows; nothing is waited for (but by the exact spectrum).
+
+    Args:
+        hidden: the tokens of each row first, anything after them, of any floating dtype.
+        counts: tokens of each row.
+        names: metric names. For an alignment, the leading blocks of its variant are made.
+        full: that all rows have N tokens is known.
+
+    Returns:
+        Rows whose states are not finite have NaN in every column.
+    """
+    device = hidden.device.type
+    rows = max(1, CHUNK.get(device, CHUNK["cuda"]) // max(1, hidden.shape[1] * hidden.shape[2]))
+    n_parts = max(1, -(-len(hidden) // rows))  # of even size
+    parts = [
+        _measure(some, n, names, full)
+        for some, n in zip(hidden.tensor_split(n_parts), counts.tensor_split(n_parts), strict=True)
+    ]
+    return parts[0] if n_parts == 1 else _join(parts)
+
+
+def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -> Launched:
+    builtin = [METRICS[name] for name in names if name in METRICS]
+    tokens = Shared(hidden.float(), counts, exact=any(m.needs == "spectrum" for m in builtin), full=full)
+    if not full:
+        tokens.hidden = tokens.hidden.masked_fill(~tokens.mask[..., None], 0.0)
+    finite = tokens.norms.isfinite().all(1)
+    if may_be(~finite):
+        clean = tokens.hidden.where(finite[:, None, None], 0.0)
+        tokens = Shared(clean, counts, exact=tokens.exact, full=full)
+    launched = Launched(len(hidden))
+    plain: dict[tuple[str, Variant], Tensor] = {}
+    for metric in builtin:
+        variant = Variant(metric.centred, metric.trimmed)
+        if metric.base in FROM_BLOCK or metric.name in ALIGNMENTS:
+            launched.leading[variant] = tokens.leading(variant)
+            continue
+        key = (metric.base, variant if tokens.trims else Variant(metric.centred))
+        if key not in plain:
+            plain[key] = _column(tokens, metric, variant).float().masked_fill(~finite, torch.nan)
+        launched.columns[metric.name] = plain[key]
+    for name in names:
+        if name not in METRICS:
+            values = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
+            launched.columns[name] = values.float().masked_fill(~finite | (counts == 0), torch.nan)
+    launched.leading = {
+        v: Leading(found.trace.masked_fill(~finite, torch.nan), *_fields(found)[1:])
+        for v, found in launched.leading.items()
+    }
+    return launched
+
+
+def _column(tokens: Shared, metric: Metric, variant: Variant) -> Tensor:
+    if metric.base in NORMS:
+        return NORMS[metric.base](*tokens.sizes(variant))
+    if metric.base in SPECTRAL:
+        return SPECTRAL[metric.base](tokens, variant)
+    if metric.base == "massive_share":
+        return tokens.massive.sum(1) / tokens.counts
+    return tokens.mean_cosine(variant)
+
+
+def _fields(leading: Leading) -> tuple[Tensor, ...]:
+    return leading.trace, leading.frobenius, leading.ritz, leading.metric, leading.basis
+
+
+def _join(parts: Sequence[Launched]) -> Launched:
+    first = parts[0]
+    columns = {name: torch.cat([part.columns[name] for part in parts]) for name in first.columns}
+    leading = {
+        v: Leading(*(torch.cat(some) for some in zip(*(_fields(part.leading[v]) for part in parts), strict=True)))
+        for v in first.leading
+    }
+    return Launched(sum(part.n_rows for part in parts), columns, leading)
+
+
+def from_blocks(
+    names: Iterable[str],
+    traces: dict[Variant, np.ndarray],
+    norms: dict[Variant, np.ndarray],
+    found: dict[Variant, finish.Ritz],
+) -> dict[str, Float64[np.ndarray, " R"]]:
+    """The metrics among `names` that the host finishes, (R,) each.
+
+    Args:
+        traces, norms: trace and Frobenius norm of each variant's Gram matrix, (R,).
+        found: its solved leading block.
+    """
+    columns = {}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for name in names:
+            metric = METRICS.get(name)
+            if metric is None or metric.base not in FROM_BLOCK:
+                continue
+            variant = Variant(metric.centred, metric.trimmed)
+            trace = traces[variant].astype(np.float64)
+            if metric.base == "stable_rank":
+                columns[name] = trace / found[variant].values[:, 0]
+            else:
+                columns[name] = (trace / norms[variant].astype(np.float64)) ** 2
+    return columns
+
+
+# ---------------------------------------------------------------- one layer
 
 
 def compute(
@@ -48,110 +186,30 @@ def compute(
     Args:
         hidden: token states of any floating dtype; cast to float32 first.
         mask: which tokens belong to the group. Rows may differ in number.
-        names: metric names (`registry.METRICS`, or those of installed packages); all when None. Alignments, which
-            compare two sets of tokens, are passed over.
+        names: metric names (`registry.METRICS`, or those of installed packages); the default set when None.
+            Alignments, which compare two sets of tokens, are passed over.
 
     Returns:
-        float32 values by name on the device of `hidden`. NaN where a metric is undefined: no token, no energy, a
-        state that is not finite, a single token (`hoyer`, `mean_cosine`), or equal tokens (centred variants).
+        (B,) float32 per metric, on the device of `hidden`. NaN where a metric is undefined: no tokens or no energy,
+        states that are not finite, one token (hoyer, mean_cosine, centred variants), equal tokens (centred variants).
+        `hidden` is not changed, and no graph is kept.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: unknown metric, or shapes that do not fit.
     """
-    return compute_layers([(hidden, mask)], names)[0]
-
-
-def compute_layers(
-    states: Sequence[tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]], names: Iterable[str] | None = None
-) -> list[dict[str, Float32[Tensor, " B"]]]:
-    """Metrics of several layers (taps, groups): the same values as `compute` on each, in as few batches as fit."""
-    return [measured.values for measured in measure_layers(states, names)]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One state's metrics by name, (B,) float32 each, and its leading directions (B, D, k) float32 if asked for."""
-
-    values: dict[str, Tensor]
-    directions: Tensor | None
-
-
-@torch.no_grad()
-def measure_layers(
-    states: Sequence[tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]],
-    names: Iterable[str] | None = None,
-    n_directions: int = 0,
-) -> list[Measured]:
-    """`compute_layers` that also gives the `n_directions` leading right singular vectors from the same reduction.
-
-    They are what `alignment.align_layers` compares. Rows without that many directions have zero columns. Names of
-    alignments are passed over: they are of two sets of tokens.
-    """
-    chosen = tuple(name for name in check_names(names) if name not in ALIGNMENTS)
-    parts: list[list[tuple[Tensor, Tensor | None]]] = [[] for _ in states]
-    for batch in _batches(states):
-        tokens = _stack([tokens for _, tokens in batch])
-        sizes = [len(tokens.counts) for _, tokens in batch]
-        finite = tokens.norms.isfinite().all(1)
-        if not finite.all():
-            tokens = Shared(tokens.hidden.where(finite[:, None, None], 0.0), tokens.counts)
-        values = _values(tokens, chosen)
-        table = (
-            torch.stack([values[name].float() for name in chosen]) if chosen else tokens.norms.new_empty(0, len(finite))
-        )
-        directions = tokens.top_directions(n_directions).split(sizes) if n_directions else [None] * len(batch)
-        columns = table.where(finite, torch.nan).split(sizes, dim=1)
-        for k, (state, _) in enumerate(batch):
-            parts[state].append((columns[k], directions[k]))
-    return [
-        Measured(
-            dict(zip(chosen, torch.cat([columns for columns, _ in of_state], dim=1).unbind(), strict=True)),
-            torch.cat([d for _, d in of_state if d is not None]) if n_directions else None,
-        )
-        for of_state in parts
-    ]
-
-
-def _batches(states: Sequence[tuple[Tensor, Tensor]]) -> Iterator[list[tuple[int, Shared]]]:
-    """Runs of (state, tokens of some of its rows) of one width and one number of places, of about `_CHUNK` elements."""
-    open_batches: dict[tuple[int, ...], list[tuple[int, Shared]]] = {}
-    for i, (hidden, mask) in enumerate(states):
-        limit = _CHUNK[hidden.device.type]
-        most = int(mask.sum(1).max()) if len(mask) else 0
-        rows = max(1, limit // max(1, most * hidden.shape[2]))
-        n_parts = max(1, -(-len(mask) // rows))  # of even size: kernels work on many rows at once
-        for some, present in zip(hidden.tensor_split(n_parts), mask.tensor_split(n_parts), strict=True):
-            tokens = gather_tokens(some, present)
-            batch = open_batches.setdefault(tokens.hidden.shape[1:], [])
-            if batch and sum(len(t.counts) for _, t in batch) + len(tokens.counts) > rows:
-                yield batch
-                batch = open_batches[tokens.hidden.shape[1:]] = []
-            batch.append((i, tokens))
-    yield from open_batches.values()
-
-
-def _stack(parts: Sequence[Shared]) -> Shared:
-    if len(parts) == 1:
-        return parts[0]
-    return Shared(torch.cat([part.hidden for part in parts]), torch.cat([part.counts for part in parts]))
-
-
-def _values(tokens: Shared, names: Sequence[str]) -> dict[str, Tensor]:
-    """Each named metric of each row, (R,)."""
-    if tokens.hidden.shape[1] == 0:
-        return {name: torch.full_like(tokens.counts, torch.nan, dtype=torch.float32) for name in names}
-    builtin = [METRICS[name] for name in names if name in METRICS]
-    rows, trimmed = tokens.without_massive() if any(m.trimmed for m in builtin) else (tokens.counts[:0], None)
-    values: dict[str, Tensor] = {}
-    plain: dict[tuple[str, bool], Tensor] = {}
-    for metric in builtin:
-        key = (metric.base, metric.centred)
-        if key not in plain:
-            plain[key] = FUNCTIONS[metric.base](tokens, metric.centred)
-        values[metric.name] = plain[key]
-        if metric.trimmed and trimmed is not None:
-            values[metric.name] = plain[key].index_copy(0, rows, FUNCTIONS[metric.base](trimmed, metric.centred))
-    for name in names:
-        if name not in METRICS:
-            values[name] = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
-    return values
+    wanted = default_names() if names is None else check_names(names)
+    chosen = tuple(name for name in wanted if name not in ALIGNMENTS)
+    with torch.no_grad():
+        tokens, counts, full = gather_tokens(hidden, mask)
+        launched = measure(tokens, counts, chosen, full=full)
+    host = {v: [t.cpu().numpy() for t in _fields(found)[:4]] for v, found in launched.leading.items()}
+    finished = from_blocks(
+        chosen,
+        {v: arrays[0] for v, arrays in host.items()},
+        {v: arrays[1] for v, arrays in host.items()},
+        {v: finish.solve(arrays[2], arrays[3]) for v, arrays in host.items()},
+    )
+    columns = launched.columns | {
+        name: torch.from_numpy(values).float().to(hidden.device) for name, values in finished.items()
+    }
+    return {name: columns[name] for name in chosen}

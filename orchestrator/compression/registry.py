@@ -12,7 +12,14 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.compression.entries import ALIGNMENTS, BASES, MASSIVE_SHARE, Metric
+from orchestrator.compression.entries import (
+    ALIGNMENT_BASES,
+    BASES,
+    ESTIMATES,
+    MASSIVE_SHARE,
+    Metric,
+    Spectrum,
+)
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,21 +39,27 @@ _TRIMMED = (
 def _variants(metric: Metric) -> Iterable[Metric]:
     for trimmed in (False, True):
         for centred in (False, True) if metric.family != "norm" else (False,):
+            ends = "_se" * metric.name.endswith("_se")
             yield replace(
                 metric,
-                name=metric.name + "_centred" * centred + "_trimmed" * trimmed,
+                name=metric.name.removesuffix("_se") + "_centred" * centred + "_trimmed" * trimmed + ends,
                 base=metric.name,
                 centred=centred,
                 trimmed=trimmed,
-                cost=metric.cost + "; again for images with massive tokens" * trimmed,
                 misleads=" ".join([metric.misleads, *[_CENTRED] * centred, *[_TRIMMED] * trimmed]),
             )
 
+
+ALIGNMENTS: dict[str, Metric] = {
+    v.name: v for m in ALIGNMENT_BASES.values() for v in (_variants(m) if m.name != "top5_alignment_chance" else (m,))
+}
+"""Alignments by name, variants included."""
 
 METRICS: dict[str, Metric] = {
     **{v.name: v for m in BASES.values() for v in _variants(m)},
     "massive_share": MASSIVE_SHARE,
     **ALIGNMENTS,
+    **{v.name: v for m in ESTIMATES.values() for v in _variants(m)},
 }
 """Every built-in column of `layer_metrics` by name, variants included."""
 
@@ -100,11 +113,41 @@ def get_metric(name: str) -> Metric:
     return METRICS.get(name) or load_user_metric(name).metric
 
 
-def check_names(names: Iterable[str] | None) -> tuple[str, ...]:
-    """`names` without repeats, or all metrics for None; raises `ConfigError` for an unknown one. Imports nothing."""
+def check_names(names: Iterable[str]) -> tuple[str, ...]:
+    """`names` without repeats; raises `ConfigError` for an unknown one. Imports nothing."""
     known = metric_names()
-    chosen = tuple(dict.fromkeys(known if names is None else names))
+    chosen = tuple(dict.fromkeys(names))
     for name in chosen:
         if name not in known:
             raise ConfigError(f"unknown compression metric {name!r}.{did_you_mean(name, known)}")
+    return chosen
+
+
+def default_names(spectrum: Spectrum = "none") -> tuple[str, ...]:
+    """The default set: metrics of norms and of one Gram matrix, those of the full spectrum if asked for, and those of
+    installed packages."""
+    wanted = {"norms", "gram", *({"exact": ("spectrum",), "estimate": ("estimate",)}.get(spectrum, ()))}
+    return tuple(name for name in metric_names() if name not in METRICS or METRICS[name].needs in wanted)
+
+
+def chosen_names(names: Iterable[str] | None, spectrum: Spectrum = "none") -> tuple[str, ...]:
+    """What `capture.metrics` and `capture.spectrum` together ask for.
+
+    Raises:
+        ConfigError: an unknown name, or one of the full spectrum that `spectrum` does not provide: an estimate never
+            takes the place of the exact value, nor is a costly spectrum computed unasked.
+    """
+    if names is None:
+        return default_names(spectrum)
+    chosen = check_names(names)
+    for name in chosen:
+        needs = METRICS[name].needs if name in METRICS else "norms"
+        wanted = {"spectrum": "exact", "estimate": "estimate"}.get(needs)
+        if wanted not in (None, spectrum):
+            other = name.replace("effective_rank", "effective_rank_estimate").replace("rank_90", "rank_90_estimate")
+            hint = f"; its estimate is {other!r}" if needs == "spectrum" and spectrum == "estimate" else ""
+            raise ConfigError(
+                f"capture.metrics: {name!r} needs capture.spectrum: {wanted}; found {spectrum!r}{hint}. It costs about "
+                + ("as much as the forward pass itself." if wanted == "exact" else "a tenth of the forward pass.")
+            )
     return chosen

@@ -9,7 +9,9 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
-from orchestrator.compression.spectrum import Spectrum
+from orchestrator.compression.estimate import Estimate, estimate
+from orchestrator.compression.gram import Grams, Leading, Variant
+from orchestrator.compression.spectrum import squared_singular_values
 from orchestrator.errors import ConfigError
 
 _ROUNDING = 2e-6
@@ -23,13 +25,14 @@ class Shared:
         hidden: (R, N, D) float32, the tokens of each row first, zeros after them.
         mask: (R, N) bool, where tokens are.
         counts: (R,) int64, tokens of each row.
+        exact: products in full float32 on a GPU too, as an exact spectrum needs them.
     """
 
-    def __init__(self, hidden: Float32[Tensor, "R N D"], counts: Int64[Tensor, " R"]) -> None:
-        self.hidden = hidden
-        self.counts = counts
+    def __init__(
+        self, hidden: Float32[Tensor, "R N D"], counts: Int64[Tensor, " R"], *, exact: bool = False, full: bool = False
+    ) -> None:
+        self.hidden, self.counts, self.exact, self.full = hidden, counts, exact, full
         self.mask = torch.arange(hidden.shape[1], device=hidden.device) < counts[:, None]
-        self.full = bool(self.mask.all())
 
     @cached_property
     def norms(self) -> Float32[Tensor, "R N"]:
@@ -47,87 +50,145 @@ class Shared:
         return self.sorted_norms.square()
 
     @cached_property
-    def _mean_and_direction(self) -> Tensor:
-        """(R, 2, D): the mean token and the sum of unit tokens, from one pass."""
-        weights = torch.stack([self.mask / self.counts[:, None].clamp(min=1), self.inverse_norms(self.norms)], 1)
-        return weights @ self.hidden
-
-    @property
-    def mean(self) -> Float32[Tensor, "R D"]:
-        """The mean token mu."""
-        return self._mean_and_direction[:, 0]
-
-    @cached_property
-    def _centred_and_norms(self) -> tuple[Tensor, Tensor]:
-        centred = self.hidden - self.mean[:, None]
-        if not self.full:
-            centred *= self.mask[..., None]
-        norms = torch.linalg.vector_norm(centred, dim=2)
-        equal = torch.linalg.vector_norm(norms, dim=1) <= _ROUNDING * torch.linalg.vector_norm(self.norms, dim=1)
-        if equal.any():
-            centred[equal], norms[equal] = 0.0, 0.0
-        return centred, norms
-
-    @property
-    def centred(self) -> Float32[Tensor, "R N D"]:
-        """Tokens minus their mean; zeros at padding, and in rows whose tokens are equal but for rounding."""
-        return self._centred_and_norms[0]
-
-    def spectrum(self, centred: bool = False) -> Float64[Tensor, "R K"]:
-        """Squared singular values sigma_i^2 from large to small, K = min(N, D)."""
-        return self._spectrum.eigenvalues[int(centred)]
-
-    def top_directions(self, k: int = 5) -> Float32[Tensor, "R D k"]:
-        """Right singular vectors of the k largest singular values; zero columns beyond the rank."""
-        if self.hidden.shape[1] == 0:
-            return self.hidden.new_zeros(len(self.hidden), self.hidden.shape[2], k)
-        return self._spectrum.top_directions(k)
-
-    @cached_property
-    def _spectrum(self) -> Spectrum:
-        return Spectrum(self.centred, self.mean, self.counts)
-
-    def mean_cosine(self, centred: bool = False) -> Float64[Tensor, " R"]:
-        """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
-        if centred:
-            inverse = self.inverse_norms(self._centred_and_norms[1], _ROUNDING * self.norms)
-            direction = (inverse[:, None] @ self.centred)[:, 0]
-        else:
-            inverse, direction = self.inverse_norms(self.norms), self._mean_and_direction[:, 1]
-        n = (inverse > 0).sum(1).double()
-        return ((direction.double().square().sum(1) - n) / (n * (n - 1))).where(n > 1, torch.nan)
-
-    def without_massive(self) -> tuple[Int64[Tensor, " M"], Shared | None]:
-        """Rows that have massive tokens, and the tokens of these rows without them."""
-        rows = self.massive.any(1).nonzero()[:, 0]
-        if not len(rows):
-            return rows, None
-        return rows, gather_tokens(self.hidden[rows], (self.mask & ~self.massive)[rows])
-
-    @cached_property
     def massive(self) -> Bool[Tensor, "R N"]:
         """Which tokens are massive (`registry.MASSIVE_RATIO`)."""
         return on_norms.massive_tokens(self.norms.double(), self.sorted_norms)
 
-    @staticmethod
-    def inverse_norms(norms: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-        """1 / norm, and zero where the norm does not exceed `floor`."""
-        return torch.where(norms > floor, norms.reciprocal(), 0.0)
+    @cached_property
+    def trims(self) -> bool:
+        """Whether a token may be massive; asked for only where the answer is at hand."""
+        return may_be(self.massive)
+
+    @cached_property
+    def kept(self) -> Bool[Tensor, "R N"]:
+        """Tokens that are not massive."""
+        return self.mask & ~self.massive if self.trims else self.mask
+
+    def sizes(self, variant: Variant) -> tuple[Float64[Tensor, "R N"], Int64[Tensor, " R"]]:
+        """Sorted norms and number of the tokens that a variant sees."""
+        if not (variant.trimmed and self.trims):
+            return self.sorted_norms, self.counts
+        norms = self.norms.double().masked_fill(self.massive, 0.0).sort(1, descending=True).values
+        return norms, self.kept.sum(1)
+
+    # ------------------------------------------------------------ relative to the mean
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        """(R, 3, D): mean of the tokens that are not massive, and sums of unit tokens, of all and of these."""
+        units = inverse(self.norms)
+        weights = [self.kept / self.kept.sum(1, keepdim=True).clamp(min=1), units]
+        if self.trims:
+            weights.append(units * self.kept)
+        return torch.stack([weight.to(self.hidden.dtype) for weight in weights], 1) @ self.hidden
+
+    @property
+    def pivot(self) -> Float32[Tensor, "R D"]:
+        """The mean of the tokens that are not massive: of all tokens, where none is."""
+        return self._sums[:, 0]
+
+    @cached_property
+    def spread(self) -> Float32[Tensor, "R N D"]:
+        """Tokens minus the pivot; zeros at padding, and for tokens that are equal but for rounding."""
+        spread = self.hidden - self.pivot[:, None]
+        if not self.full:
+            spread = spread * self.mask[..., None]
+        norms = torch.linalg.vector_norm(spread, dim=2)
+        rest, raw = (torch.linalg.vector_norm(n * self.kept, dim=1) for n in (norms, self.norms))
+        equal = rest <= _ROUNDING * raw
+        return spread.masked_fill((equal[:, None] & self.kept)[..., None], 0.0) if may_be(equal) else spread
+
+    @cached_property
+    def grams(self) -> Grams:
+        """Gram matrices of all variants."""
+        return Grams(self.spread, self.pivot, self.mask, self.kept, self.trims, self.exact)
+
+    @cached_property
+    def _leading(self) -> dict[Variant, Leading]:
+        return {}
+
+    def leading(self, variant: Variant) -> Leading:
+        """Trace, norm and leading block of a variant's Gram matrix."""
+        variant = self.grams.plain(variant)
+        if variant not in self._leading:
+            self._leading[variant] = self.grams.leading(variant)
+        return self._leading[variant]
+
+    @cached_property
+    def _spectra(self) -> dict[Variant, Tensor]:
+        return {}
+
+    def spectrum(self, centred: bool = False, trimmed: bool = False) -> Float64[Tensor, "R K"]:
+        """Squared singular values sigma_i^2 from large to small, K = min(N, D): all of them, exactly."""
+        variant = self.grams.plain(Variant(centred, trimmed))
+        if variant not in self._spectra:
+            self._spectra[variant] = squared_singular_values(self.grams, variant)
+        return self._spectra[variant]
+
+    @cached_property
+    def _estimates(self) -> dict[Variant, Estimate]:
+        return {}
+
+    def estimate(self, variant: Variant) -> Estimate:
+        """Estimates of what needs all singular values, with standard errors."""
+        variant = self.grams.plain(variant)
+        if variant not in self._estimates:
+            self._estimates[variant] = estimate(self.grams, variant)
+        return self._estimates[variant]
+
+    def mean_cosine(self, variant: Variant) -> Float64[Tensor, " R"]:
+        """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
+        trimmed = variant.trimmed and self.trims
+        kept = self.kept if trimmed else self.mask
+        if not variant.centred:
+            units, direction = inverse(self.norms) * kept, self._sums[:, 2 if trimmed else 1]
+        else:
+            # relative to the variant's own mean: the pivot, but for all tokens where some are massive
+            offset = self.spread.sum(1) / self.counts[:, None].clamp(min=1) if self.trims and not trimmed else None
+            squares = self.spread.square().sum(2)
+            if offset is not None:
+                cross = (self.spread @ offset[..., None])[..., 0]
+                squares = (squares - 2 * cross + offset.square().sum(1, keepdim=True)).clamp(min=0)
+            units = inverse(squares.sqrt(), _ROUNDING * self.norms) * kept
+            direction = (units[:, None] @ self.spread)[:, 0]
+            if offset is not None:
+                direction = direction - units.sum(1, keepdim=True) * offset
+        n = (units > 0).sum(1).double()
+        return ((direction.double().square().sum(1) - n) / (n * (n - 1))).where(n > 1, torch.nan)
 
 
-def gather_tokens(hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]) -> Shared:
-    """The masked tokens of each row moved to the front, as float32, with no more places than the longest row needs."""
+def may_be(flags: Bool[Tensor, ...]) -> bool:
+    """Whether a flag is set, where asking is free; on a GPU, whose host would have to wait, always True."""
+    return flags.device.type != "cpu" or bool(flags.any())
+
+
+def inverse(norms: Tensor, floor: Tensor | float = 0.0) -> Tensor:
+    """1 / norm, and zero where the norm does not exceed `floor`."""
+    return torch.where(norms > floor, norms.reciprocal(), 0.0)
+
+
+def gather_tokens(
+    hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
+) -> tuple[Float[Tensor, "B T D"], Int64[Tensor, " B"], bool]:
+    """The masked tokens of each row moved to the front, T the most that a row has; their counts; whether all have T.
+
+    Raises:
+        ConfigError: shapes that do not fit.
+    """
     if hidden.shape[:2] != mask.shape:
         raise ConfigError(
             f"mask has shape {tuple(mask.shape)}; expected {tuple(hidden.shape[:2])} as the hidden states"
         )
-    counts = mask.sum(1)
-    fewest, most = (int(c) for c in counts.aminmax()) if len(counts) else (0, 0)
-    if fewest == mask.shape[1]:
-        return Shared(hidden.float(), counts)
-    tokens = hidden.flatten(0, 1).index_select(0, mask.flatten().nonzero()[:, 0]).float()
-    if fewest == most:
-        return Shared(tokens.view(len(counts), most, hidden.shape[2]), counts)
-    packed = tokens.new_zeros(len(counts), most, hidden.shape[2])
-    packed[torch.arange(most, device=mask.device) < counts[:, None]] = tokens
-    return Shared(packed, counts)
+    here = mask.cpu()
+    counts = here.sum(1)
+    if hidden.shape[1] == 0:
+        hidden, here = hidden.new_zeros(len(hidden), 1, hidden.shape[2]), here.new_zeros(len(hidden), 1)
+    most = max(1, int(counts.max()) if len(counts) else 0)
+    full = bool((counts == most).all())
+    on_device = counts.to(hidden.device)
+    if full and most == here.shape[1]:
+        return hidden, on_device, True
+    order = here.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    places = order + torch.arange(len(here))[:, None] * hidden.shape[1]
+    tokens = hidden.flatten(0, 1).index_select(0, places.flatten().to(hidden.device))
+    return tokens.view(len(here), most, hidden.shape[2]), on_device, full

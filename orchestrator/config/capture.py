@@ -51,7 +51,10 @@ class CaptureConfig(Section):
     layers: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     """Decoder tap points (0 = input of the first layer, L = before the final norm); all when absent."""
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Compression metrics; all of the registry when absent."""
+    """Compression metrics; when absent those of norms and of one Gram matrix, and what `spectrum` adds."""
+    spectrum: Literal["none", "exact", "estimate"] = "none"
+    """Metrics of all singular values (effective rank, rank_90): left out; exact, at about the cost of another forward
+    pass; or estimated with standard errors, in columns of their own, at about a tenth of it."""
     keep_features: bool = True
     """Keep float16 features for probes."""
     n_vision_positions: Count = 16

@@ -16,6 +16,9 @@ class HowConfig(Section):
     """`local` runs in this process, for small work and debugging."""
     batch_size: PositiveInt = 16
     """Images a forward pass; halved automatically when memory runs out."""
+    max_batch_tokens: PositiveInt | Literal["auto"] | None = None
+    """Tokens a forward pass of capture, padding included: images of different sizes share a pass as far as they fit,
+    instead of images of one size alone. `auto` finds the number from the memory of a GPU; `batch_size` still holds."""
     shard_size: PositiveInt = 64
     """Images a shard, the unit of work and of resume; the first run's value is kept on resume."""
     n_actors: PositiveInt | None = None

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from orchestrator.answers.prepared import in_halves
 from orchestrator.capture.taps import State, Taps
 from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
 from orchestrator.compression.depth import THIRDS, third_of
 from orchestrator.compression.metrics import compute
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.memory import retry_with_smaller_batch
 from orchestrator.store.tables.core import check_table
 
 N_BOOTSTRAP = 500
@@ -90,7 +90,7 @@ def take_snapshot(
                     by_layer[i] = keep_tokens(state.hidden[row][mask[row]], n_tokens, seed=i)
         rows.extend(found)
 
-    in_halves(batches, measure)
+    retry_with_smaller_batch(batches, measure)
     order = pl.DataFrame({"image_id": list(image_ids), "place": range(len(image_ids))})
     table = pl.concat(rows).join(order, on="image_id", maintain_order="left").sort("place", "tap", "layer", "group")
     stacked = {name: _stack(by_layer, len(examples)) for name, by_layer in kept.items()}

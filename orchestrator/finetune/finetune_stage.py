@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from orchestrator.compression.registry import ENTRY_POINT_GROUP, check_names
+from orchestrator.compression.registry import ENTRY_POINT_GROUP, chosen_names
 from orchestrator.config import CocoConfig, QuestionsConfig, RunConfig
 from orchestrator.data.coco import CocoSource, open_coco
 from orchestrator.data.files.source import QuestionSource, open_questions
@@ -74,7 +74,7 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
             "data": make_source(run.data).fingerprint(),
             "capture": {
                 "prompt": run.capture.prompt,
-                "metrics": list(metrics := check_names(run.capture.metrics)),
+                "metrics": list(metrics := chosen_names(run.capture.metrics, run.capture.spectrum)),
                 "packages": registered_by(ENTRY_POINT_GROUP, metrics),
             },
             "task": settings["task"],

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.answers.evaluate import answer_table, predict
 from orchestrator.answers.prepared import Prepared
+from orchestrator.compression.registry import chosen_names
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import Example, make_evaluation, make_mixture
 from orchestrator.data.source import make_source
@@ -111,7 +112,8 @@ class TrialWorker:
         """The model's states on the first `n_capture_images` readable images of the run's data."""
         ids, examples = self._capture_examples(run)
         batches = self.prepared(run).batches(dict(enumerate(examples)), run.how.batch_size)
-        return take_snapshot(self.adapter, examples, ids, batches, run.capture.metrics, run.finetune.n_drift_tokens)
+        metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
+        return take_snapshot(self.adapter, examples, ids, batches, metrics, run.finetune.n_drift_tokens)
 
     def _capture_examples(self, run: RunConfig) -> tuple[list[str], list[Batch]]:
         source, wanted = make_source(run.data), run.finetune.n_capture_images

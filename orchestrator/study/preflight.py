@@ -110,7 +110,7 @@ def _source_attributes(run: RunConfig) -> list[str]:
 
 def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str] | None) -> None:
     """Refuse unknown metrics, probes and question families, and attributes that the source lacks (None: not known)."""
-    from orchestrator.compression.registry import metric_names
+    from orchestrator.compression.registry import chosen_names, metric_names
     from orchestrator.probes.user import probe_names
 
     asked: list[tuple[str, tuple[str, ...] | None, Sequence[str] | None]] = [
@@ -127,6 +127,7 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
         for name in names or ():
             if known is not None and name not in known:
                 raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
+    chosen_names(run.capture.metrics, run.capture.spectrum)
     if "finetune" in stages:
         _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
     if "ablate" in stages:

@@ -124,10 +124,10 @@ def test_how_work_is_done_does_not_change_the_digest(tmp_path):
 
 
 def test_naming_all_metrics_is_the_default(tmp_path):
-    from orchestrator.compression.registry import METRICS
+    from orchestrator.compression.registry import default_names
 
     storage = Storage(str(tmp_path))
-    named = capture_stage(make_run(capture__metrics=list(METRICS)), storage)
+    named = capture_stage(make_run(capture__metrics=list(default_names())), storage)
     assert named.digest == capture_stage(make_run(), storage).digest
     with pytest.raises(ConfigError, match="Did you mean 'gini'"):
         capture_stage(make_run(capture__metrics=["ginny"]), storage)

@@ -10,14 +10,14 @@ import torch
 from polars.testing import assert_frame_equal
 
 from orchestrator.capture.loading import Loaded, from_row, load_shard, to_row
-from orchestrator.capture.shard_worker import is_out_of_memory, select_taps
+from orchestrator.capture.shard_worker import select_taps
 from orchestrator.capture.taps import Taps
 from orchestrator.compression.metrics import compute
-from orchestrator.compression.registry import METRICS
 from orchestrator.config import ModelConfig, RunConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, ModelError
 from orchestrator.models.loading import load_adapter
+from orchestrator.models.memory import is_out_of_memory
 from tests.capture.conftest import load, make_run
 
 MODELS = ("reference-joint", "reference-cross")
@@ -58,7 +58,7 @@ def test_every_row_is_what_the_metrics_give_on_the_states_themselves(model, make
                 row = table.filter(key)
                 assert row.height == 1
                 assert row["n_tokens"].item() == int(mask.sum())
-                for name, value in compute(state.hidden, mask, METRICS).items():
+                for name, value in compute(state.hidden, mask).items():
                     found = row[name].item()
                     if torch.isnan(value).any():
                         assert found is None

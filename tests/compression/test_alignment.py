@@ -6,16 +6,8 @@ import torch
 
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import State
-from orchestrator.compression.alignment import (
-    align_layers,
-    linear_cka,
-    relative_drift,
-    subspace_overlap,
-    top5_alignment,
-)
-from orchestrator.compression.metrics import measure_layers
-from orchestrator.compression.shared import gather_tokens
-from orchestrator.compression.spectrum import _leading
+from orchestrator.compression import finish
+from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
 from orchestrator.config import CaptureConfig
 from orchestrator.errors import DataError
 
@@ -37,17 +29,36 @@ def test_top5_alignment_equals_svd(n: int, m: int, d: int) -> None:
         assert float(got[i]) == pytest.approx(np.sum((v @ w.T) ** 2) / 5, abs=2e-4)
 
 
+def svd_alignment(a: np.ndarray, b: np.ndarray, centred: bool = False) -> float:
+    tokens = [x.astype(np.float32).astype(np.float64) for x in (a, b)]
+    v, w = (np.linalg.svd(x - centred * x.mean(0), full_matrices=False)[2][:5] for x in tokens)
+    return float(np.sum((v @ w.T) ** 2) / 5)
+
+
 @pytest.mark.parametrize(("n", "d"), [(60, 200), (200, 60)])
-def test_faint_directions_beside_a_large_mean_are_told_apart_on_a_gpu_too(n: int, d: int) -> None:
+@pytest.mark.parametrize(("mean", "massive"), [(0.0, 1.0), (30.0, 1.0), (300.0, 1.0), (0.0, 1000.0)])
+def test_faint_directions_beside_a_large_mean_or_token_are_told_apart(
+    n: int, d: int, mean: float, massive: float
+) -> None:
     rng = np.random.default_rng(0)
-    tokens = rng.normal(size=(n, d)) / np.arange(1, d + 1)
-    tokens[:, 7] += 1000
-    shared = gather_tokens(torch.from_numpy(tokens[None]).float(), torch.ones(1, n, dtype=torch.bool))
-    raw = shared.spectrum()
-    found = _leading(shared.centred, shared.mean, shared.counts, raw, 5)[0].double().numpy()
-    left, _, right = np.linalg.svd(tokens.astype(np.float32).astype(np.float64), full_matrices=False)
-    exact = left[:, :5] if n <= d else right[:5].T
-    assert np.sum((found.T @ exact) ** 2) / 5 == pytest.approx(1, abs=1e-5)
+    sides = []
+    for noise in (0.0, 0.1):
+        tokens = np.random.default_rng(1).normal(size=(n, d)) / np.arange(1, d + 1)
+        tokens += noise * rng.normal(size=(n, d)) / np.arange(1, d + 1)
+        tokens[:, 7] += mean
+        tokens[7] *= massive
+        sides.append(tokens)
+    a, b = (torch.from_numpy(side[None]).float() for side in sides)
+    for centred in (False, True):
+        got = float(top5_alignment(a, everything(a), b, everything(b), centred=centred))
+        assert got == pytest.approx(svd_alignment(*sides, centred), abs=2e-3)
+
+
+def test_centred_alignment_does_not_count_the_mean_that_both_share() -> None:
+    a, b = states(1, 40, 300, 0, 5.0), states(1, 40, 300, 1, 5.0)
+    raw, centred = (float(top5_alignment(a, everything(a), b, everything(b), centred=c)) for c in (False, True))
+    assert raw > 0.2
+    assert centred < 0.1
 
 
 def test_a_state_aligns_fully_with_itself_scaled_and_with_few_tokens() -> None:
@@ -68,24 +79,12 @@ def test_widths_must_agree() -> None:
         top5_alignment(states(1, 2, 8), torch.ones(1, 2, dtype=torch.bool), states(1, 2, 9), torch.ones(1, 2).bool())
 
 
-def test_layers_align_with_text_and_with_their_next() -> None:
-    hidden = {layer: states(2, 12, 16, layer, 0.3) for layer in (0, 2)}
-    mask = {"vision": torch.arange(12) < 7, "text": torch.arange(12) >= 7}
-    keys = [("decoder", layer, group) for layer in hidden for group in mask]
-    found = measure_layers([(hidden[k[1]], mask[k[2]].expand(2, 12)) for k in keys], ["gini"], n_directions=5)
-    columns = align_layers({k: m.directions for k, m in zip(keys, found, strict=True) if m.directions is not None})
-    vision, text = (m.expand(2, 12) for m in mask.values())
-    want = top5_alignment(hidden[0], vision, hidden[0], text)
-    assert columns["decoder", 0, "vision"]["top5_alignment_text"] == pytest.approx(want)
-    assert columns["decoder", 0, "text"]["top5_alignment_text"] == pytest.approx(want)
-    after = top5_alignment(hidden[0], vision, hidden[2], vision)
-    assert columns["decoder", 0, "vision"]["top5_alignment_next"] == pytest.approx(after)
-    assert columns["decoder", 2, "vision"]["top5_alignment_next"].isnan().all()
-
-
-def test_overlap_of_random_subspaces_is_k_over_d() -> None:
-    q = torch.linalg.qr(states(200, 40, 5, 3))[0]
-    assert float(subspace_overlap(q[:100], q[100:]).mean()) == pytest.approx(5 / 40, abs=0.01)
+def test_overlap_of_random_subspaces_is_its_chance_level() -> None:
+    q = np.linalg.qr(np.random.default_rng(3).normal(size=(400, 40, 5)))[0]
+    one = finish.solve(np.tile(np.eye(5), (200, 1, 1)), np.tile(np.eye(5), (200, 1, 1)))
+    found = finish.overlap(one, one, q[:200].swapaxes(1, 2) @ q[200:])
+    assert finish.chance(one, one, 40) == pytest.approx(np.full(200, 5 / 40))
+    assert found.mean() == pytest.approx(5 / 40, abs=0.01)
 
 
 def unbiased_hsic(k: np.ndarray, m: np.ndarray) -> float:
@@ -133,18 +132,29 @@ def test_drift_is_relative_and_masked() -> None:
     assert float(relative_drift(a, a, mask)) == 0
 
 
-def test_a_captured_pass_has_the_alignment_columns() -> None:
-    """The same values whether layers are measured together or, past the held limit, one by one."""
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 9])
+@pytest.mark.parametrize("centred", [False, True])
+def test_a_captured_pass_has_the_alignment_columns(n_layers: int, centred: bool) -> None:
+    """The same values whether layers are measured together or, with a smaller buffer, one by one."""
     hidden = [states(2, 12, 16, layer, 0.3) for layer in range(3)]
     vision, text = torch.arange(12).expand(2, 12) < 7, torch.arange(12).expand(2, 12) >= 7
-    names = ("gini", "top5_alignment_text", "top5_alignment_next")
-    recorder = Recorder(CaptureConfig(keep_features=False), names, np.linspace(0, 1, 4))
+    ending = "_centred" * centred
+    names = ("gini", f"top5_alignment_text{ending}", f"top5_alignment_next{ending}", "top5_alignment_chance")
+    recorder = Recorder(CaptureConfig(keep_features=False), names, np.linspace(0, 1, 4), {"decoder": n_layers})
     for layer, state in enumerate(hidden):
         recorder(State("decoder", layer, state, vision, text))
     rows = {(row.layer, row.group): row.values for row in recorder.finish().rows}
+
+    def align(*sides: torch.Tensor) -> np.ndarray:
+        return top5_alignment(*sides, centred=centred).numpy()
+
     for layer in range(3):
-        want = top5_alignment(hidden[layer], vision, hidden[layer], text).numpy()
+        want = align(hidden[layer], vision, hidden[layer], text)
         assert rows[layer, "vision"][1] == pytest.approx(want)
         assert rows[layer, "text"][1] == pytest.approx(want)
-    assert rows[0, "text"][2] == pytest.approx(top5_alignment(hidden[0], text, hidden[1], text).numpy())
+        assert rows[layer, "text"][3] == pytest.approx([5 / 16] * 2)
+    for layer in range(2):
+        for group, mask in (("vision", vision), ("text", text)):
+            want = align(hidden[layer], mask, hidden[layer + 1], mask)
+            assert rows[layer, group][2] == pytest.approx(want)
     assert np.isnan(rows[2, "vision"][2]).all()

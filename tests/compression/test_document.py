@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from orchestrator.compression import document
-from orchestrator.compression.entries import ALIGNMENTS, BASES
+from orchestrator.compression.entries import BASES
 from orchestrator.compression.pictures import draw, token_sets, value
-from orchestrator.compression.registry import METRICS
+from orchestrator.compression.registry import ALIGNMENTS, METRICS
 from tests.compression import oracle
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +28,7 @@ def test_every_metric_has_its_section_and_its_picture() -> None:
 
 
 def test_worked_example_is_right() -> None:
-    names = [n for n in METRICS if not METRICS[n].trimmed and n not in ALIGNMENTS]
+    names = [n for n in METRICS if not METRICS[n].trimmed and n not in ALIGNMENTS and METRICS[n].needs != "estimate"]
     for name, got in document.example_values(names).items():
         assert got == pytest.approx(oracle.metric(name, document.EXAMPLE), rel=1e-5, abs=1e-6), name
 

@@ -12,17 +12,20 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.compression import registry
-from orchestrator.compression.entries import ALIGNMENTS, BASES, Metric
-from orchestrator.compression.metrics import compute, compute_layers
-from orchestrator.compression.registry import UserMetric
+from orchestrator.compression.entries import BASES, Metric
+from orchestrator.compression.gram import Variant
+from orchestrator.compression.metrics import CHUNK, compute
+from orchestrator.compression.metrics import measure as launch
+from orchestrator.compression.registry import ALIGNMENTS, UserMetric
 from orchestrator.compression.shared import Shared
-from orchestrator.compression.spectrum import Spectrum, _matrices
 from orchestrator.errors import ConfigError
 from tests.compression import oracle
 
-METRICS = {name: metric for name, metric in registry.METRICS.items() if name not in ALIGNMENTS}
+METRICS = {
+    name: metric for name, metric in registry.METRICS.items() if name not in ALIGNMENTS and metric.needs != "estimate"
+}
 METRIC_NAMES = tuple(METRICS)
-"""Metrics of one set of tokens."""
+"""Metrics of one set of tokens that have one exact value."""
 
 INTEGER_VALUED = {"rank_90", "tokens_90"}
 
@@ -31,7 +34,7 @@ def everything(hidden: torch.Tensor) -> torch.Tensor:
     return torch.ones(hidden.shape[:2], dtype=torch.bool)
 
 
-def measure(tokens: np.ndarray, names: tuple[str, ...] | None = None) -> dict[str, float]:
+def measure(tokens: np.ndarray, names: tuple[str, ...] = METRIC_NAMES) -> dict[str, float]:
     hidden = torch.as_tensor(np.asarray(tokens), dtype=torch.float32)[None]
     return {name: float(value) for name, value in compute(hidden, everything(hidden), names).items()}
 
@@ -127,17 +130,17 @@ def test_single_token() -> None:
 def test_no_token_no_energy_or_a_state_that_is_not_finite_give_nan_and_leave_other_rows_alone() -> None:
     hidden = torch.from_numpy(normal(4 * 6, 5).reshape(4, 6, 5)).float()
     mask = everything(hidden)
-    alone = compute(hidden[3:], mask[3:])
+    alone = compute(hidden[3:], mask[3:], METRIC_NAMES)
     mask[0] = False
     hidden[1] = 0
     hidden[2, 3, 1] = float("inf")
-    got = compute(hidden, mask)
+    got = compute(hidden, mask, METRIC_NAMES)
     for name, values in got.items():
         undefined = values[:3] if name != "massive_share" else values[[0, 2]]
         assert undefined.isnan().all(), name
         assert float(values[3]) == pytest.approx(float(alone[name][0]), rel=1e-5, abs=1e-6), name
     assert got["massive_share"][1] == 0
-    nothing = compute(hidden, torch.zeros(4, 6, dtype=torch.bool))
+    nothing = compute(hidden, torch.zeros(4, 6, dtype=torch.bool), METRIC_NAMES)
     assert all(v.isnan().all() for v in nothing.values())
 
 
@@ -192,16 +195,28 @@ def test_steep_spectra_of_large_sides_are_within_the_stated_error() -> None:
             check(left * rate ** np.arange(60) @ right.T * 10)
 
 
-@pytest.mark.parametrize(("n", "d"), [(12, 20), (20, 12), (280, 300), (300, 280)])
-def test_matrices_solved_on_a_gpu_have_the_spectra_of_the_reduction(n: int, d: int) -> None:
-    tokens = torch.from_numpy(np.stack([normal(n, d, 1, 2.0), normal(n, d, 2)])).float()
+@pytest.mark.parametrize(("n", "d"), [(12, 20), (20, 12), (70, 300), (300, 70)])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_every_variant_of_the_gram_matrix_has_the_singular_values_of_its_tokens(n: int, d: int, mean: float) -> None:
+    tokens = np.stack([normal(n, d, 1, 2.0), normal(n, d, 2)]) + mean * np.eye(d)[3]
+    tokens[0, 2] *= 40
     counts = torch.tensor([n, n - 4])
-    mask = torch.arange(n) < counts[:, None]
-    mean = (tokens * mask[..., None]).sum(1) / counts[:, None]
-    spectrum = Spectrum((tokens - mean[:, None]) * mask[..., None], mean, counts)
-    dense = torch.linalg.eigvalsh(_matrices(spectrum.centred, mean, counts).double()).flip(2)
-    for here, there in zip(spectrum.eigenvalues, dense, strict=True):
-        assert here.numpy() == pytest.approx(there.numpy(), abs=3e-6 * float(there.max()))
+    shared = Shared(torch.from_numpy(tokens).float() * (torch.arange(n) < counts[:, None])[..., None], counts)
+    for variant in (Variant(c, t) for c in (False, True) for t in (False, True)):
+        found = torch.linalg.eigvalsh(shared.grams.matrix(variant).double()).flip(1)
+        leading = shared.leading(variant)
+        for row in range(2):
+            exact = tokens[row, : counts[row]].astype(np.float32).astype(np.float64)
+            if variant.trimmed:
+                exact = exact[~oracle.is_massive(exact)]
+            if variant.centred:
+                exact = exact - exact.mean(0)
+            want = np.zeros(found.shape[1])
+            sigma = np.linalg.svd(exact, compute_uv=False)[: len(want)]
+            want[: len(sigma)] = sigma**2
+            scale = float(leading.trace[row]) / want.sum()
+            assert found[row].numpy() == pytest.approx(scale * want, abs=3e-6 * scale * want.max())
+            assert float(leading.frobenius[row]) == pytest.approx(scale * np.linalg.norm(want), rel=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-4, 1e5, 1e12])
@@ -215,29 +230,31 @@ def test_ragged_rows_and_scattered_masks_equal_each_image_alone() -> None:
     rng = np.random.default_rng(2)
     hidden = torch.from_numpy(rng.normal(size=(5, 20, 12))).float()
     mask = torch.from_numpy(rng.random((5, 20)) < np.array([[0.9], [0.2], [0.6], [1.1], [0.5]]))
-    got = compute(hidden, mask)
+    got = compute(hidden, mask, METRIC_NAMES)
     for b in range(5):
         alone = measure(hidden[b][mask[b]].numpy())
         for name in METRIC_NAMES:
             assert float(got[name][b]) == pytest.approx(alone[name], rel=2e-5, abs=1e-6, nan_ok=True), name
 
 
-def test_layers_together_equal_layers_alone_in_order() -> None:
-    states = [
-        (torch.from_numpy(normal(3 * n, d, n).reshape(3, n, d)).float(), n, d) for n, d in ((6, 9), (9, 6), (6, 9))
-    ]
-    pairs = [(hidden, everything(hidden)) for hidden, _, _ in states]
-    for together, (hidden, mask) in zip(compute_layers(pairs), pairs, strict=True):
-        alone = compute(hidden, mask)
-        assert tuple(together) == METRIC_NAMES
-        for name in METRIC_NAMES:
-            assert together[name].numpy() == pytest.approx(alone[name].numpy(), rel=1e-5, abs=1e-6, nan_ok=True)
+def test_rows_together_equal_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden = torch.from_numpy(normal(6 * 9, 12, 1).reshape(6, 9, 12)).float()
+    counts = torch.tensor([9, 3, 9, 1, 7, 9])
+    names = registry.default_names("exact")[:-9]
+    together = launch(hidden, counts, names)
+    monkeypatch.setitem(CHUNK, "cpu", 2 * 9 * 12)
+    parts = launch(hidden, counts, names)
+    assert parts.n_rows == together.n_rows == 6
+    for name, column in together.columns.items():
+        assert parts.columns[name].numpy() == pytest.approx(column.numpy(), rel=1e-5, abs=1e-6, nan_ok=True), name
+    for variant, found in together.leading.items():
+        assert parts.leading[variant].trace.numpy() == pytest.approx(found.trace.numpy(), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_are_cast_up_first(dtype: torch.dtype) -> None:
     hidden = torch.from_numpy(normal(8, 6)[None]).to(dtype)
-    got, want = compute(hidden, everything(hidden)), measure(hidden[0].float().numpy())
+    got, want = compute(hidden, everything(hidden), METRIC_NAMES), measure(hidden[0].float().numpy())
     assert all(got[name].dtype == torch.float32 for name in METRIC_NAMES)
     assert {n: float(v) for n, v in got.items()} == pytest.approx(want, nan_ok=True)
 
@@ -330,7 +347,7 @@ def test_every_entry_is_complete() -> None:
         assert metric.name == name
         texts = (metric.title, metric.formula, metric.range, metric.source, metric.cost, metric.misleads)
         assert all(texts), name
-        assert metric.base in name
+        assert metric.base.removesuffix("_se") in name
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
@@ -368,3 +385,24 @@ def test_an_entry_point_that_is_no_metric_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(registry, "_user_points", lambda: {"other": point})
     with pytest.raises(ConfigError, match="UserMetric called 'other'"):
         measure(np.eye(2), ("other",))
+
+
+# ---------------------------------------------------------------- which metrics are computed
+
+
+def test_the_default_set_needs_no_spectrum_and_asking_for_one_adds_to_it() -> None:
+    plain, exact, estimated = (registry.default_names(kind) for kind in ("none", "exact", "estimate"))
+    assert {registry.METRICS[name].needs for name in plain} == {"norms", "gram"}
+    assert {registry.METRICS[name].needs for name in set(exact) - set(plain)} == {"spectrum"}
+    assert {registry.METRICS[name].needs for name in set(estimated) - set(plain)} == {"estimate"}
+    assert {"effective_rank_estimate_centred", "effective_rank_estimate_centred_se"} <= set(estimated)
+
+
+def test_an_estimate_never_takes_the_place_of_the_exact_value() -> None:
+    assert registry.chosen_names(["gini", "effective_rank"], "exact") == ("gini", "effective_rank")
+    with pytest.raises(ConfigError, match=r"capture\.spectrum: exact; found 'none'"):
+        registry.chosen_names(["effective_rank"])
+    with pytest.raises(ConfigError, match="its estimate is 'rank_90_estimate_centred'"):
+        registry.chosen_names(["rank_90_centred"], "estimate")
+    with pytest.raises(ConfigError, match=r"capture\.spectrum: estimate; found 'exact'"):
+        registry.chosen_names(["effective_rank_estimate"], "exact")

@@ -1,0 +1,215 @@
+"""Estimates of metrics of the full spectrum: deflated stochastic Lanczos quadrature, with standard errors.
+
+The leading directions are found by subspace iteration and counted exactly. What is left is sampled: random probes
+orthogonal to them, each with a Lanczos recurrence whose quadrature stands for the spectrum as that probe sees it
+(Ubaru, Chen and Saad 2017). Trace and dimension of the rest are known, so that each probe's error in a linear function
+of the eigenvalues is taken off (control variates). Errors follow from the scatter over probes; see `_with_error`.
+
+Shapes: R matrices, K their side, P probes, S steps, k deflated directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from orchestrator.compression.gram import Grams, Variant
+from orchestrator.compression.subspace import leading_block
+
+DEFLATED, PROBES, STEPS = 64, 16, 24
+"""Directions taken out, probes, and Lanczos steps of each."""
+FLOOR = 2.0**-25
+"""Eigenvalues below this share of the largest are rounding noise of float32 products, taken as zero."""
+WIDER = 1.4
+"""Factor of the sampled variance: the control variates are fitted to the same probes."""
+ROUNDING = 2.0**-22
+"""Error of an eigenvalue, and of the sum of the deflated ones, as a share of the largest and of that sum."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimates and standard errors, (R,) float64 each."""
+
+    effective_rank: Float64[Tensor, " R"]
+    effective_rank_se: Float64[Tensor, " R"]
+    rank_90: Float64[Tensor, " R"]
+    rank_90_se: Float64[Tensor, " R"]
+
+
+def estimate(grams: Grams, variant: Variant) -> Estimate:
+    """Effective rank and rank_90 of a variant's matrices."""
+    matrix = grams.matrix(variant)
+    variant = grams.plain(variant)
+    if grams.by_tokens:
+        present = (grams.kept if variant.trimmed else grams.mask).to(matrix.dtype)
+    else:
+        present = torch.ones(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
+    constant = variant.centred and grams.by_tokens  # tokens' sum is zero: one direction less
+    return quadrature(matrix, present, constant, lambda block: grams.turned(block, variant))
+
+
+def quadrature(
+    matrix: Float[Tensor, "R K K"],
+    present: Float[Tensor, "R K"],
+    constant: bool = False,
+    turn: Callable[[Tensor], Tensor] = lambda block: block,
+) -> Estimate:
+    """Estimates for positive semidefinite matrices.
+
+    Args:
+        present: 1 for rows and columns that are there, 0 for padding.
+        constant: the vector of ones is known to belong to the eigenvalue 0.
+        turn: takes columns from the coordinates of `present` to those of the matrix.
+    """
+    scale = matrix.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(matrix.dtype).tiny)
+    matrix = matrix / scale[:, None, None]
+    k = min(DEFLATED, matrix.shape[1])
+    block = leading_block(matrix, k)
+    values, vectors = torch.linalg.eigh(block.mT @ (matrix @ block))
+    top = values.flip(1).clamp(min=0).double()
+    block = block @ vectors
+    fixed = torch.cat([block, _unit(present)[..., None]], 2) if constant else block
+    size = present.sum(1).double() - block.square().sum((1, 2)).round().double() - int(constant)
+    size = size.clamp(min=0)
+    nodes, weights = _lanczos(matrix, _probes(matrix, present, fixed, turn), fixed)
+    floor = FLOOR * top[:, :1]
+    nodes = nodes.double().where(nodes > floor[:, :, None], 0.0)
+    top = top.where(top > floor, 0.0)
+    return _combine(top, nodes, weights.double() * size[:, None, None], floor[:, 0])
+
+
+def _unit(x: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
+    return torch.nn.functional.normalize(x, dim=1)
+
+
+def _probes(matrix: Tensor, present: Tensor, fixed: Tensor, turn: Callable[[Tensor], Tensor]) -> Float[Tensor, "R K P"]:
+    """Unit random vectors of the tokens that are there, orthogonal to the deflated directions."""
+    start = np.random.default_rng(1).standard_normal((matrix.shape[1], PROBES), dtype=np.float32)
+    probes = torch.from_numpy(start).to(matrix.device, matrix.dtype) * present[..., None]
+    probes = turn(probes)
+    for _ in range(2):
+        probes = probes - fixed @ (fixed.mT @ probes)
+    return torch.nn.functional.normalize(probes, dim=1)
+
+
+def _lanczos(matrix: Tensor, start: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights (R, P, S) of each probe's quadrature; each probe's weights sum to 1."""
+    steps = min(STEPS, matrix.shape[1])
+    basis = [start]
+    alphas, betas = [], []
+    for step in range(steps):
+        image = matrix @ basis[-1]
+        alphas.append((basis[-1] * image).sum(1))
+        if step == steps - 1:
+            break
+        image = image - fixed @ (fixed.mT @ image)
+        known = torch.stack(basis, 2)  # R, K, step, P
+        for _ in range(2):
+            shares = torch.einsum("rksp,rkp->rsp", known, image)
+            image = image - torch.einsum("rksp,rsp->rkp", known, shares)
+        beta = torch.linalg.vector_norm(image, dim=1)
+        # A recurrence that has ended (few distinct eigenvalues) goes on with zeros, which have no weight.
+        ended = beta <= 1e-6 * alphas[0].clamp(min=torch.finfo(beta.dtype).tiny)
+        beta = beta.masked_fill(ended, 0.0)
+        basis.append(torch.where(ended[:, None], 0.0, image / beta.clamp(min=1e-30)[:, None]))
+        betas.append(beta)
+    side = torch.diag_embed(torch.stack(alphas, 2))
+    if betas:
+        off = torch.diag_embed(torch.stack(betas, 2), offset=1)
+        side = side + off + off.mT
+    nodes, vectors = torch.linalg.eigh(side.double())
+    return nodes, vectors[:, :, 0].square()
+
+
+def _combine(top: Tensor, nodes: Tensor, weights: Tensor, floor: Tensor) -> Estimate:
+    """Estimates of both metrics from the deflated eigenvalues and each probe's quadrature of the rest.
+
+    `weights` (R, P, S) of a probe sum to `size`, the number of eigenvalues that are left.
+    """
+    roots, logs = nodes.sqrt(), nodes.sqrt() * nodes.clamp(min=1e-300).log() / 2
+    rest = (1 - top.sum(1)).clamp(min=0)  # matrices have trace 1
+    sums = [_controlled(values, nodes, weights, rest) for values in (roots, logs)]
+    total = top.sqrt().sum(1)[:, None] + sums[0]  # R, P
+    turned = (top.sqrt() * top.clamp(min=1e-300).log() / 2).sum(1)[:, None] + sums[1]
+    mean, mean_turned = total.mean(1), turned.mean(1)
+    entropy = mean.log() - mean_turned / mean
+    influence = total * (1 / mean + mean_turned / mean.square())[:, None] - turned / mean[:, None]
+    rank = entropy.exp()
+    rounding = _rounding(nodes, weights, mean, entropy, floor)
+    rank_se = _with_error(rank[:, None] * influence, rank * (1e-4 + rounding))
+    components = _components(top, nodes, weights)
+    return Estimate(rank, rank_se, *components)
+
+
+def _controlled(values: Tensor, nodes: Tensor, weights: Tensor, rest: Tensor) -> Tensor:
+    """Each probe's sum of `values` over the rest, (R, P), less its error in the part that is linear in the nodes."""
+    flat = weights.sum((1, 2))
+    centre = (weights * nodes).sum((1, 2)) / flat.clamp(min=1e-300)
+    moved = nodes - centre[:, None, None]
+    slope = (weights * moved * values).sum((1, 2)) / (weights * moved.square()).sum((1, 2)).clamp(min=1e-300)
+    sums, traces = (weights * values).sum(2), (weights * nodes).sum(2)
+    sampled = traces.var(1) / traces.shape[1]
+    trust = sampled / (sampled + ROUNDING**2).clamp(min=1e-300)
+    return sums - (slope * trust)[:, None] * (traces - rest[:, None])
+
+
+def _rounding(nodes: Tensor, weights: Tensor, total: Tensor, entropy: Tensor, floor: Tensor) -> Float64[Tensor, " R"]:
+    """Half the bound of the effective rank's relative error from rounding of small eigenvalues; see `rank_error`."""
+    roots = nodes.sqrt()
+    lost = floor.sqrt()[:, None, None]
+    moved = torch.minimum(ROUNDING / FLOOR * floor[:, None, None] / (2 * roots), lost) / total[:, None, None]
+    log_p = (roots / total[:, None, None]).clamp(min=1e-12).log()
+    return 0.5 * (weights * moved * (log_p + entropy[:, None, None]).abs()).sum((1, 2)) / nodes.shape[1]
+
+
+def _with_error(influence: Float64[Tensor, "R P"], other: Float64[Tensor, " R"]) -> Float64[Tensor, " R"]:
+    """Standard error of a mean over probes; of few probes, so that two errors cover as often as with many.
+
+    A t distribution of P - 1 degrees has the standard deviation sqrt((P - 1) / (P - 3)). `other` is what does not
+    average out: rounding and quadrature.
+    """
+    n = influence.shape[1]
+    sampled = WIDER * influence.var(1) / n * (n - 1) / (n - 3)
+    return (sampled + other.square()).sqrt()
+
+
+def _components(top: Tensor, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """rank_90 and its standard error: from the deflated eigenvalues alone where these hold 90 %."""
+    shares = top.cumsum(1)
+    short = shares < 0.9 - 1e-6
+    exact = (short.sum(1) + 1).double()
+    inside = shares[:, -1] >= 0.9 - 1e-6
+    every = torch.full((nodes.shape[1],), 1 / nodes.shape[1], dtype=torch.float64, device=nodes.device)
+    without = (1 - torch.eye(nodes.shape[1], dtype=torch.float64, device=nodes.device)) / (nodes.shape[1] - 1)
+    found = _crossing(top, nodes, weights, every[None])[:, 0]
+    jackknife = _crossing(top, nodes, weights, without)
+    n = nodes.shape[1]
+    sampled = (jackknife - jackknife.mean(1, keepdim=True)).square().sum(1) * (n - 1) / n * (n - 1) / (n - 3)
+    # Within a step of the quadrature the spectrum is taken as even; and a count is whole.
+    steps = weights.sum(2).mean(1) / nodes.shape[2]
+    sampled = (sampled + (0.1 * steps).square() + 0.25).sqrt()
+    return exact.where(inside, found), torch.where(inside, 0.5, sampled)
+
+
+def _crossing(top: Tensor, nodes: Tensor, weights: Tensor, mixes: Float64[Tensor, "M P"]) -> Float64[Tensor, "R M"]:
+    """How many components hold 90 % of the energy under each mixture of probes."""
+    order = nodes.flatten(1).argsort(1, descending=True)
+    values = nodes.flatten(1).gather(1, order)
+    mixed = (weights[:, None] * mixes[None, :, :, None]).flatten(2)  # R, M, P S
+    counts = mixed.gather(2, order[:, None].expand_as(mixed))
+    energy = counts * values[:, None]
+    # the energy left is known: each mixture is brought to it
+    rest = (1 - top.sum(1)).clamp(min=0)[:, None]
+    energy = energy * (rest / energy.sum(2).clamp(min=1e-300))[..., None]
+    target = (0.9 - top.sum(1))[:, None, None].expand(-1, len(mixes), 1)
+    reached = energy.cumsum(2)
+    place = torch.searchsorted(reached.contiguous(), target.contiguous()).clamp(max=values.shape[1] - 1)
+    before = (reached - energy).gather(2, place)
+    share = ((target - before) / energy.gather(2, place).clamp(min=1e-300)).clamp(0, 1)
+    passed = (counts.cumsum(2) - counts).gather(2, place) + share * counts.gather(2, place)
+    return (top > 0).sum(1)[:, None] + passed[..., 0]

@@ -189,7 +189,7 @@ def read_tables(study: Study) -> None:
 
 
 def test_a_pickle_planted_in_any_file_of_a_study_is_never_run(study: Path, tmp_path: Path) -> None:
-    from orchestrator.cli.closing import study_status
+    from orchestrator.cli.status import study_status
 
     marker = tmp_path / "ran"
     payload = pickle.dumps(Planted(marker))

@@ -65,5 +65,5 @@ def _panel(axes: Axes, family: str, tokens: Float[np.ndarray, "N D"], colour: st
     else:
         units = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
         cosines = (units @ units.T)[np.triu_indices(len(units), 1)]
-        axes.hist(cosines, bins=np.linspace(-1, 1, 41).tolist().tolist(), color=colour)
+        axes.hist(cosines, bins=np.linspace(-1, 1, 41).tolist(), color=colour)
         axes.set(xlabel="cosine of two tokens", ylabel="pairs", xlim=(-1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ class Statement:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """`0.4567` -> `0.46`, with a true minus sign; `n/a` for None."""
-    return "n/a" if value is None else f"{value:.{digits}f}".replace("-", "−")
+    """`0.4567` -> `0.46`, with a true minus sign; `n/a` for None and NaN."""
+    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
 
 
 def percent(value: float | None) -> str:
-    """`0.4567` -> `46 %`."""
-    return "n/a" if value is None else f"{100 * value:.0f} %".replace("-", "−")
+    """`0.4567` -> `46 %`; `n/a` for None and NaN."""
+    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.0f} %".replace("-", "−")
 
 
 def interval(low: float | None, high: float | None, shown: Any = number) -> str:
@@ -141,6 +142,7 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
     table = over_seeds(point.deletion).filter(
         (pl.col("checkpoint") == "base") & (pl.col("layer") == 0) & (pl.col("method") == "random")
     )
+    table = table.drop_nulls(["accuracy", "ci_low", "ci_high"])
     told = []
     for (family, tier), part in table.group_by("family", "tier", maintain_order=True):
         rows = part.sort("deleted_share").to_dicts()
@@ -148,7 +150,7 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         full = rows[0]
         if full["deleted_share"] > 0 or half is None or full["ci_low"] <= rows[-1]["ci_high"]:
             continue  # nothing to lose: the model does no better with all tokens than with hardly any
-        kept = max(r["deleted_share"] for r in rows if r["ci_high"] >= full["accuracy"])
+        kept = max((r["deleted_share"] for r in rows if r["ci_high"] >= full["accuracy"]), default=0.0)
         told.append((half["accuracy"] / full["accuracy"], f"{name_of(str(family))} ({tier} tier)", full, half, kept))
     told.sort(key=lambda t: t[0])
     for (_, question, full, half, kept), words in zip(
@@ -166,8 +168,10 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
 def _knockout(point: PointResults) -> Iterator[Statement]:
     if point.knockout is None or point.knockout.is_empty():
         return
-    base = point.knockout.filter(pl.col("checkpoint") == "base")
+    base = point.knockout.filter((pl.col("checkpoint") == "base") & pl.col("accuracy").is_not_null())
     plain, blocked = without_knockout(base), windows(base)
+    width = pl.col("last_layer") - pl.col("first_layer")
+    blocked = blocked.filter(width == width.min())  # the whole model always costs most and names no place
     if plain.is_empty() or blocked.is_empty():
         return
     loss = (
@@ -189,7 +193,8 @@ def _knockout(point: PointResults) -> Iterator[Statement]:
 def _patching(point: PointResults) -> Iterator[Statement]:
     if point.patching is None or point.patching.is_empty():
         return
-    base = point.patching.filter(pl.col("checkpoint") == "base").sort("layer")
+    usable = (pl.col("checkpoint") == "base") & pl.col("flip_share").is_not_null()
+    base = point.patching.filter(usable).sort("layer")
     said, evidence = [], []
     for (attribute,), part in base.group_by(["attribute"], maintain_order=True):
         name = name_of(str(attribute))

@@ -101,21 +101,22 @@ def layer_axis(axes: Axes, label: str = "decoder layer (0 = input)") -> None:
 def band(
     axes: Axes,
     x: Sequence[float],
-    mean: Sequence[float],
-    low: Sequence[float],
-    high: Sequence[float],
+    mean: Sequence[float | None],
+    low: Sequence[float | None],
+    high: Sequence[float | None],
     colour: str,
     label: str,
     dash: str = "-",
     marker: str = "o",
 ) -> None:
-    """A curve with its interval as a band; one point only becomes a marker with an error bar."""
+    """A curve with its interval as a band; one point only becomes a marker with an error bar. None is a gap."""
+    middle, below, above = (np.asarray(values, dtype=np.float64) for values in (mean, low, high))
     if len(x) == 1:
-        error = [[max(0.0, mean[0] - low[0])], [max(0.0, high[0] - mean[0])]]
-        axes.errorbar(x, mean, yerr=error, color=colour, label=label, fmt=marker, capsize=3)
+        error = np.nan_to_num(np.maximum(0.0, np.stack([middle - below, above - middle])))
+        axes.errorbar(x, middle, yerr=error, color=colour, label=label, fmt=marker, capsize=3)
         return
-    axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, mean, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
+    axes.fill_between(x, below, above, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, middle, color=colour, label=label, linestyle=dash, marker=marker, markersize=3)
 
 
 def heat_map(

@@ -77,6 +77,9 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
     figure, panels = new_panels(max(1, len(chosen)), width=3.4, height=2.9, columns=4)
     for axes, column in zip(panels, chosen, strict=False):
         part = done.select(column, outcome, "complexity_ratio").drop_nulls()
+        if part.is_empty():
+            axes.set_axis_off()
+            continue
         x, y = part[column].to_list(), part[outcome].to_list()
         sign = column_direction(column) or 1
         front = pareto_front([sign * v for v in x], y)

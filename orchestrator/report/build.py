@@ -86,7 +86,7 @@ def study_figures(results: StudyResults) -> Iterator[Drawing]:
             yield f"{point.slug}/{name}", draw
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
-        if finished(trials).height and (columns := outcomes(trials)):
+        if finished(trials).height and (columns := outcomes(finished(trials))):
             outcome = "accuracy/high" if "accuracy/high" in columns else columns[0]
             yield f"trials/{model}_compression_accuracy", partial(figures.trials_figure, trials, model, outcome)
             yield f"trials/{model}_ratio", partial(figures.ratio_figure, trials, model, sweeps.get(model))
@@ -97,6 +97,7 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
     title = point.label
     curves = curves_of(point)
     if curves is not None:
+        curves = curves.filter(pl.col("mean").is_finite())
         for (tap,), part in curves.group_by("tap", maintain_order=True):
             if part["layer"].n_unique() > 1:
                 suffix = "" if tap == "decoder" else f"_{tap}"

@@ -19,8 +19,10 @@ _ENDS = ("_low", "_high")
 
 
 def finished(trials: pl.DataFrame) -> pl.DataFrame:
-    """Trials that ended well, by ratio and seed."""
-    return trials.filter(pl.col("status") == "done").sort("complexity_ratio", "seed")
+    """Trials that ended well, by ratio and seed, without the outcomes that none of them has."""
+    done = trials.filter(pl.col("status") == "done").sort("complexity_ratio", "seed")
+    absent = [c for c in done.columns if "/" in c and done.height and done[c].null_count() == done.height]
+    return done.drop(absent)
 
 
 def outcomes(trials: pl.DataFrame) -> list[str]:

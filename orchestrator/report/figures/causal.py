@@ -68,7 +68,7 @@ def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
             x, mean, low, high = (rows[c].to_list() for c in ("centre", "accuracy", "ci_low", "ci_high"))
             dash, marker = TIERS[tier]
             band(axes, x, mean, low, high, colour_of(family), f"{name_of(family)}, {tier} tier", dash, marker)
-            whole = plain.filter((pl.col("family") == family) & (pl.col("tier") == tier))["accuracy"]
+            whole = plain.filter((pl.col("family") == family) & (pl.col("tier") == tier))["accuracy"].drop_nulls()
             if whole.len():
                 axes.axhline(whole[0], color=colour_of(family), lw=0.8, ls=":")
         axes.set_title(f"{tier.capitalize()} tier")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.errors import StorageError
+from orchestrator.errors import DamagedError, StorageError
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage, canonical_json, digest, load_stage
 from orchestrator.study.preflight import check_storage
@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path, monkeypat
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"Python objects|allow_pickle"):
+    with pytest.raises(DamagedError, match=r"Python objects|allow_pickle"):
         storage.read_array("evil.npy")
 
 

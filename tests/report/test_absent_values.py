@@ -43,7 +43,7 @@ def study_of(point: PointResults) -> StudyResults:
 
 
 def assert_nothing_undefined(page: str) -> None:
-    """No undefined value is told: in the words and tables (scripts left out), and in the numbers given to the charts."""
+    """No undefined value is told in the words and tables (scripts left out)."""
     told = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
     assert not re.search(r"\b(?:nan|NaN|None|null|inf)\b", re.sub(r"<[^>]+>", " ", told))
 

@@ -45,7 +45,7 @@ def leading_block(a: Float[Tensor, "R K K"], n: int = BLOCK) -> Float[Tensor, "R
         y = a @ x
         end = _SAFETY * (x * y).sum(1).amin(1)[:, None, None]
         for step, share in enumerate(_shifts(steps)):
-            x = orthonormal((y if step == 0 else a @ x) - share * end * x)
+            x = orthonormal(torch.addcmul(y if step == 0 else a @ x, x, end, value=-share))
     x = orthonormal(x)  # columns that came out short, though not dependent, get their length
     x = x * (x.square().sum(1, keepdim=True) > 0.5)
     x = orthonormal(x)
@@ -54,11 +54,12 @@ def leading_block(a: Float[Tensor, "R K K"], n: int = BLOCK) -> Float[Tensor, "R
 
 def orthonormal(x: Float[Tensor, "R K b"], ridge: float = _RIDGE) -> Float[Tensor, "R K b"]:
     """The columns made orthonormal by a Cholesky factorisation; those that depend on earlier ones come out short."""
-    x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
     gram = x.mT @ x
+    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()  # columns of length 1
+    gram = gram * (scale[:, :, None] * scale[:, None, :])
     gram.diagonal(dim1=1, dim2=2).add_(max(ridge, _RIDGE_A_COLUMN * x.shape[2]) if ridge >= _RIDGE else ridge)
     factor = torch.linalg.cholesky_ex(gram)[0]
-    return torch.linalg.solve_triangular(factor.mT, x, upper=True, left=False)
+    return torch.linalg.solve_triangular(factor.mT, x * scale[:, None], upper=True, left=False)
 
 
 @cache

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.compression import registry
-from orchestrator.compression.entries import BASES, Metric
+from orchestrator.compression.entries import BASES, MASSIVE_RATIO, Metric
 from orchestrator.compression.gram import Variant
 from orchestrator.compression.metrics import CHUNK, compute
 from orchestrator.compression.metrics import measure as launch
@@ -285,7 +285,7 @@ def near_step(tokens: np.ndarray) -> bool:
     sets = [norms**2, *(np.linalg.svd(t, compute_uv=False) ** 2 for t in (tokens, tokens - tokens.mean(0)))]
     steps = [np.abs(np.cumsum(np.sort(e)[::-1]) / max(e.sum(), 1e-30) - 0.9).min() for e in sets]
     ratio = norms / some[(len(some) - 1) // 2] if len(some) else norms
-    return min(steps) < 1e-4 or bool(np.abs(ratio - registry.MASSIVE_RATIO).min() < 1e-2)
+    return min(steps) < 1e-4 or bool(np.abs(ratio - MASSIVE_RATIO).min() < 1e-2)
 
 
 def transformed(tokens: np.ndarray, invariance: str, seed: int) -> np.ndarray:

@@ -56,7 +56,7 @@ _NO_DUPLICATION = _ALL - {"duplication"}
 _NORM_COST = "O(N d) for the norms, shared; then O(N log N)"
 _GRAM_COST = "one Gram matrix on the smaller side, shared by all variants, and 12 products with 8 columns"
 _SPECTRUM_COST = "all eigenvalues of a Gram matrix for each variant: as much as the forward pass itself at N = 700"
-_ESTIMATE_COST = "products of a Gram matrix with 64 columns, then 24 times with 16: a tenth of all eigenvalues"
+_ESTIMATE_COST = "products of a Gram matrix with 64 columns, then 24 times with 16: on a GPU a tenth of all eigenvalues"
 
 BASES: dict[str, Metric] = {
     m.name: m

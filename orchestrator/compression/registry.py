@@ -148,6 +148,10 @@ def chosen_names(names: Iterable[str] | None, spectrum: Spectrum = "none") -> tu
             hint = f"; its estimate is {other!r}" if needs == "spectrum" and spectrum == "estimate" else ""
             raise ConfigError(
                 f"capture.metrics: {name!r} needs capture.spectrum: {wanted}; found {spectrum!r}{hint}. It costs about "
-                + ("as much as the forward pass itself." if wanted == "exact" else "a tenth of the forward pass.")
+                + (
+                    "as much as the forward pass itself."
+                    if wanted == "exact"
+                    else "a tenth of the forward pass on a GPU."
+                )
             )
     return chosen

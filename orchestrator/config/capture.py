@@ -54,7 +54,8 @@ class CaptureConfig(Section):
     """Compression metrics; when absent those of norms and of one Gram matrix, and what `spectrum` adds."""
     spectrum: Literal["none", "exact", "estimate"] = "none"
     """Metrics of all singular values (effective rank, rank_90): left out; exact, at about the cost of another forward
-    pass; or estimated with standard errors, in columns of their own, at about a tenth of it."""
+    pass; or estimated with standard errors, in columns of their own: on a GPU at about a tenth of it, on a CPU slower
+    than exact."""
     keep_features: bool = True
     """Keep float16 features for probes."""
     n_vision_positions: Count = 16

@@ -141,8 +141,9 @@ def test_a_study_of_another_version_is_named_not_a_traceback(
 ) -> None:
     folder = tmp_path / "studies" / "mine"
     folder.mkdir(parents=True)
-    point = {"label": "base", "axes": {}, "config": {"capture": {"gone": 1}}, "stages": {"capture": "0"}}
+    point = {"label": "base", "axes": {}, "config": {"capture": {"gone": 1}}, "stages": {"capture": "0" * 16}}
     record = {"name": "mine", "versions": {"vtsweep": "0.0.1"}, "stages": ["capture"], "points": [point]}
+    record |= dict.fromkeys(("description", "file", "text", "command", "created"), "") | {"hardware": {}, "seconds": {}}
     (folder / "study.json").write_text(json.dumps(record))
     code, _, err = run(capsys, "status", str(folder))
     assert code == 5

@@ -14,7 +14,13 @@ from orchestrator.config import StageName
 from orchestrator.correlate import consensus
 from orchestrator.store.study_record import View
 
-HEADLINE = ("gini", "participation_ratio_share", "stable_rank_centred", "effective_rank_centred", "mean_cosine")
+HEADLINE = (
+    "gini",
+    "participation_ratio_share",
+    "stable_rank_centred",
+    "spectral_participation_centred",
+    "mean_cosine",
+)
 """Metrics the terminal shows: two of norms, two of rank, one of similarity."""
 
 

@@ -55,7 +55,7 @@ def test_a_finished_stage_is_not_touched(tmp_path):
 @pytest.mark.parametrize("model", ["reference-joint", "reference-cross"])
 def test_a_plan_s_bytes_are_those_that_are_written(tmp_path, model):
     """Features and maps to the byte (the prompt fills all kept text positions), all files within a fifth."""
-    run = make_run(model, capture__prompt="how many red circles are there in the image ?", data__n_images=48)
+    run = make_run(model, capture__prompt="how many red circles are there above or below ?", data__n_images=48)
     run = run.model_copy(update={"how": run.how.model_copy(update={"shard_size": 48})})
     stage = run_capture(run, Storage(str(tmp_path)), quiet=True)
     arrays = sum(shard.nbytes for name in stage.finished_shards()[0]["arrays"] for shard in stage.arrays(name))

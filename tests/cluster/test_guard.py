@@ -14,7 +14,8 @@ import pytest
 from orchestrator.cluster import guard
 
 DRIVER = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits it ignored
 from orchestrator.cluster.session import _guarded
 with _guarded() as folder:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(99)"

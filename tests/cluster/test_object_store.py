@@ -13,7 +13,7 @@ from polars.testing import assert_frame_equal
 from orchestrator.config import FolderConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.filesystem import Storage, checksum, encode_json
 from orchestrator.store.stage_folder import Stage, load_stage
 
 pytest.importorskip("s3fs")
@@ -79,7 +79,9 @@ def test_what_another_process_wrote_is_seen_at_once(storage):
 
     other = s3fs.S3FileSystem(skip_instance_cache=True)
     root = stage.store.path("").removeprefix("s3://")
-    other.pipe_file(f"{root}/shards/00004.json", json.dumps({"tables": {}, "arrays": {}, "extra": {}}).encode())
+    record = {"tables": {}, "arrays": {}, "files": {}, "extra": {}}
+    signed = {**record, "checksum": checksum(encode_json(record))}
+    other.pipe_file(f"{root}/shards/00004.json", json.dumps(signed).encode())
     assert list(stage.finished_shards()) == [4]
     other.pipe_file(f"{root}/_SUCCESS", b"{}")
     assert stage.is_done()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.compression.shared import Shared
 
 ENTRY_POINT_GROUP = "vtsweep.metrics"
-"""A package adds metrics by an entry point in this group that names a `compression.metrics.UserMetric`."""
+"""A package adds metrics by an entry point in this group that names a `compression.registry.UserMetric`."""
 
 _CENTRED = "Centred: the mean token is subtracted first (PCA of the tokens); NaN where all tokens are equal."
 _TRIMMED = (

@@ -51,7 +51,7 @@ class Shared:
 
     @cached_property
     def massive(self) -> Bool[Tensor, "R N"]:
-        """Which tokens are massive (`registry.MASSIVE_RATIO`)."""
+        """Which tokens are massive (`entries.MASSIVE_RATIO`)."""
         return on_norms.massive_tokens(self.norms.double(), self.sorted_norms)
 
     @cached_property

@@ -20,11 +20,14 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--encoder-steps", type=int, default=Recipe.encoder_steps)
     parser.add_argument("--answer-steps", type=int, default=Recipe.answer_steps)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, help="end the second phase, learning rates included, after so long")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
+    parser.add_argument("--processes", type=int, default=1, help="that draw scenes and make batches")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    recipe = Recipe(args.model, encoder_steps=args.encoder_steps, answer_steps=args.answer_steps)
-    Trainer(recipe, args.work, args.out or SHIPPED / args.model, start=args.start, device=args.device).run()
+    recipe = Recipe(args.model, args.encoder_steps, args.answer_steps, args.minutes)
+    out = args.out or SHIPPED / args.model
+    Trainer(recipe, args.work, out, start=args.start, device=args.device, processes=args.processes).run()
 
 
 if __name__ == "__main__":

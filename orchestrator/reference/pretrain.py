@@ -7,6 +7,7 @@ A run can be stopped at any moment and goes on from its last checkpoint with the
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,6 @@ from orchestrator.reference.build import (
     make_joint,
     make_processor,
     save,
-    sincos_positions,
     transplant,
 )
 from orchestrator.reference.dense_loss import DenseHead, WordHead
@@ -46,13 +46,15 @@ class Recipe:
     """Steps of the first phase."""
     answer_steps: int = 1800
     """Steps of the second phase."""
+    minutes: float | None = None
+    """The second phase, learning rates included, ends after so many minutes of training where its steps are not done."""
     encoder_batch: tuple[int, int] = (64, 16)
     """Images that questions may be asked about, and crowded ones, a step of the first phase."""
-    answer_batch: tuple[int, int] = (24, 4)
+    answer_batch: tuple[int, int] = (64, 6)
     """The same in the second."""
-    lr: float = 2e-3
+    lr: float = 3e-3
     """Peak learning rate of matrices (Muon)."""
-    lr_other: float = 1e-3
+    lr_other: float = 1.5e-3
     """Peak learning rate of embeddings, norms, biases and gates (AdamW)."""
     dense_weight: float = 0.3
     """Weight of the dense loss in the second phase."""
@@ -60,7 +62,7 @@ class Recipe:
     """Weight of the two losses of named things in the second phase."""
     bfloat16: bool = True
     """Multiply matrices in bfloat16 (weights stay float32): six times as fast on a CPU with AMX."""
-    pool: int = 36_000
+    pool: int = 60_000
     """Training images."""
     seed: int = 1
     """Seed of scenes, questions and weights. Held-out scenes use other scene seeds."""
@@ -174,6 +176,8 @@ class State:
     phase: str = "encoder"
     step: int = 0
     seconds: float = 0.0
+    began: float = 0.0
+    """Seconds of training when the phase began."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -189,6 +193,7 @@ class Trainer:
         start: Path | None = None,
         device: str = "cpu",
         every: float = 300,
+        processes: int = 1,
         compiled: bool = True,
     ) -> None:
         """Prepare a run, or resume the one whose checkpoint lies in ``work``.
@@ -200,10 +205,12 @@ class Trainer:
             start: Folder of a trained ``reference-joint`` to start from.
             device: ``cpu`` or ``cuda``.
             every: Seconds between checkpoints.
-            compiled: Compile the blocks (about 1.8 times as fast on a CPU; needs a C++ compiler).
+            processes: Processes that draw the pool and make batches (about 5 ms an image).
+            compiled: Compile the blocks on a CPU (about 1.8 times as fast; needs a C++ compiler).
         """
         self.recipe, self.work, self.out, self.every = recipe, work, out, every
-        self.compiled, self.device = compiled, torch.device(device)
+        self.processes, self.device = processes, torch.device(device)
+        self.compiled = compiled and self.device.type == "cpu"
         self.cross = recipe.model == "reference-cross"
         torch.manual_seed(recipe.seed)
         self.processor = make_processor(vocabulary(), cross=self.cross)
@@ -215,15 +222,13 @@ class Trainer:
                 transplant(trained, self.model)
             else:
                 self.model.load_state_dict(trained.state_dict())
-                with torch.no_grad():  # an encoder that was never asked for places has forgotten them
-                    self.model.model.vision_tower.embeddings.position_embedding.weight[1:] += sincos_positions()
         self.model.set_attn_implementation("eager")  # the fused one is slow backwards with a mask
         self.model.to(self.device)
         self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS)).to(self.device)
         self.word_head = WordHead(WIDTH).to(self.device)
         self.ask_head = WordHead(WIDTH, 2).to(self.device)
         self.state = State()
-        self.pool = Pool(work, recipe.pool, recipe.seed)
+        self.pool = Pool(work, recipe.pool, recipe.seed, processes=processes)
         self.file = work / f"{recipe.model}.pt"
         self.saved = torch.load(self.file, weights_only=True, map_location=device) if self.file.exists() else None
         if self.saved is not None:
@@ -237,6 +242,7 @@ class Trainer:
             if self.recipe.encoder_steps:
                 self._phase("encoder", self.recipe.encoder_steps)
             self.state.phase, self.state.step, self.saved = "answers", 0, None
+            self.state.began = self.state.seconds
         self._phase("answers", self.recipe.answer_steps)
 
     def _batches(self, phase: str, start: int, stop: int) -> Iterator[dict[str, Tensor]]:
@@ -245,9 +251,16 @@ class Trainer:
         tokenizer = self.processor.tokenizer if answers else None
         seed = self.recipe.seed * 1000 + 7 * answers
         batches = Batches(self.pool, tokenizer, n_asked, n_crowded, seed=seed, cross=self.cross)
-        loader = DataLoader(batches, sampler=range(start, stop), batch_size=None, num_workers=1, prefetch_factor=6)
+        loader = DataLoader(
+            batches,
+            sampler=range(start, stop),
+            batch_size=None,
+            num_workers=self.processes,
+            prefetch_factor=6,
+            pin_memory=self.device.type == "cuda",
+        )
         for batch in loader:
-            yield {name: value.to(self.device) for name, value in batch.items()}
+            yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _optimizers(self, *, answers: bool) -> list[torch.optim.Optimizer]:
         """Optimizers of a phase, with the saved state where the phase is resumed; the blocks are compiled."""
@@ -296,8 +309,14 @@ class Trainer:
         self.model.train()
         last_save = last_log = time.monotonic()
         sums: dict[str, list[float]] = {}
+        limit = 60 * self.recipe.minutes if answers and self.recipe.minutes else math.inf
+        spent = self.state.seconds - self.state.began
+        if spent >= limit:
+            return
         for batch in self._batches(phase, self.state.step, n_steps):
-            share = self.state.step / n_steps
+            spent = self.state.seconds - self.state.began + time.monotonic() - last_log
+            share = max(self.state.step / n_steps, spent / limit)
+            ended = share >= 1 or self.state.step + 1 == n_steps
             for optimizer, peak in zip(optimizers, (self.recipe.lr, self.recipe.lr_other), strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = peak * learning_rate(share)
@@ -311,7 +330,7 @@ class Trainer:
             for name, (value, n) in scores.items():
                 before = sums.get(name, [0.0, 0.0])
                 sums[name] = [before[0] + value, before[1] + n]
-            if self.state.step % 20 == 0 or self.state.step == n_steps:
+            if self.state.step % 20 == 0 or ended:
                 self.state.seconds += time.monotonic() - last_log
                 last_log = time.monotonic()
                 point: dict[str, Any] = {"phase": phase, "step": self.state.step}
@@ -320,9 +339,11 @@ class Trainer:
                 self.state.curve.append(point)
                 print(json.dumps(point), flush=True)
                 sums = {}
-            if time.monotonic() - last_save > self.every or self.state.step == n_steps:
+            if time.monotonic() - last_save > self.every or ended:
                 last_save = time.monotonic()
                 self._save(optimizers)
+            if ended:
+                break
 
     def _save(self, optimizers: list[torch.optim.Optimizer]) -> None:
         """Write the resumable checkpoint, the model's folder and the curve; each by renaming or file by file."""

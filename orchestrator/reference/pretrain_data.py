@@ -13,6 +13,7 @@ Legend: ``B`` images, ``S`` sequence length, ``P`` patches.
 import hashlib
 import math
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,7 +26,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import Question, make_questions
+from orchestrator.data.examples import make_example
+from orchestrator.data.questions import LOW_OBJECTS, Question, make_questions
 from orchestrator.data.render import render
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, make_scene
 from orchestrator.data.templates import templates
@@ -59,21 +61,29 @@ class Kind(NamedTuple):
     groups of two and three objects occur often enough to be counted and compared."""
     shrink: float = 1.0
     """Diameters are multiplied by this after objects are placed: below 1, the objects lie well apart."""
+    family: str | None = None
+    """Scenes built around an answer to a question of this family, as those of fine-tuning are; that question comes
+    before the others. In scenes drawn freely, most groups are empty or hold one object."""
 
 
+_SIMPLE: dict[str, Any] = {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.22)}
 MIX = (
-    Kind(0.30, "plain", {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.22)}),
-    Kind(0.14, "plain", {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.10, 0.34)}),
-    Kind(0.22, "plain", {"n_objects": (3, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.26)}, (2, 3)),
-    Kind(0.10, "easy", {"n_objects": (2, 3), "n_objects_spacing": "uniform", "size": (0.18, 0.34)}),
+    Kind(0.12, "plain", _SIMPLE),
+    Kind(0.04, "plain", {**_SIMPLE, "background": "gradient", "texture": 0.5, "noise": 0.05}),
+    Kind(0.04, "plain", {**_SIMPLE, "overlap": True, "size": (0.10, 0.30)}),
+    Kind(0.12, "plain", {**_SIMPLE, "size": (0.10, 0.34)}),
+    Kind(0.14, "plain", {**_SIMPLE, "n_objects": (3, 4), "size": (0.08, 0.26)}, (2, 3)),
+    Kind(0.14, "plain", _SIMPLE, family="comparison"),
+    Kind(0.14, "plain", _SIMPLE, family="count_by_attribute"),
+    Kind(0.06, "easy", {"n_objects": (2, 3), "n_objects_spacing": "uniform", "size": (0.18, 0.34)}),
     Kind(0.08, "sparse", {"n_objects": (5, 20), "n_objects_spacing": "uniform", "size": (0.13, 0.16)}, (1, 1), 0.45),
-    Kind(0.16, "crowded", {"n_objects": (5, 40), "n_objects_spacing": "log", "size": (0.05, 0.22)}),
+    Kind(0.12, "crowded", {"n_objects": (5, 40), "n_objects_spacing": "log", "size": (0.05, 0.22)}),
 )
 """The pool. No question is ever asked about a crowded scene."""
 
 FAMILIES = (
-    *("existence", "existence", "existence", "colour", "colour", "colour", "shape", "count", "count_by_attribute"),
-    *("comparison", "relation", "relation", "relation", "relation", "point", "caption"),
+    *("existence", "existence", "colour", "colour", "shape", "count", "count_by_attribute", "count_by_attribute"),
+    *("comparison", "comparison", "comparison", "relation", "relation", "relation", "point", "caption"),
 )
 """Families asked of a simple scene, as often as they stand here, as far as the scene allows."""
 
@@ -103,9 +113,19 @@ def normalise(pixels: UInt8[np.ndarray, "B H W 3"]) -> Float[Tensor, "B 3 H W"]:
     return torch.from_numpy(((pixels.astype(np.float32) / 255 - _MEAN) / _STD).transpose(0, 3, 1, 2).copy())
 
 
-def draw_scene(kind: Kind, seed: int, index: int) -> Scene:
+class Drawn(NamedTuple):
+    """One training scene."""
+
+    scene: Scene
+    question: Question | None
+    """The question it was built for; true of its mirror image too."""
+
+
+def draw_scene(kind: Kind, seed: int, index: int) -> Drawn:
     """Draw training scene number ``index`` of a kind."""
     options = dict(kind.options)
+    if kind.family is not None:
+        return Drawn(*make_example(ScenesConfig(**options), kind.family, None, seed, index, room=LOW_OBJECTS[1]))
     if kind.palette is not None:
         rng = np.random.default_rng([seed, index, 1])
         low, high = kind.palette
@@ -113,17 +133,21 @@ def draw_scene(kind: Kind, seed: int, index: int) -> Scene:
             chosen = rng.permutation(len(known))[: rng.integers(low, high + 1)]
             options[name] = tuple(known[i] for i in chosen)
     scene = make_scene(ScenesConfig(seed=seed, **options), index)
-    return replace(scene, objects=tuple(o._replace(size=o.size * kind.shrink) for o in scene.objects))
+    return Drawn(replace(scene, objects=tuple(o._replace(size=o.size * kind.shrink) for o in scene.objects)), None)
+
+
+def _picture(scene: Scene) -> UInt8[np.ndarray, "112 112 3"]:
+    return resize(render(scene))
 
 
 class Pool:
     """A fixed set of training images on disk, with their scenes; ``of`` lists the indices of each use."""
 
-    def __init__(self, folder: Path, n: int, seed: int) -> None:
-        """Open the pool, drawing it first where it is not there yet (about 2 ms an image)."""
+    def __init__(self, folder: Path, n: int, seed: int, *, processes: int = 1) -> None:
+        """Open the pool, drawing it first where it is not there yet (about 2 ms an image and process)."""
         rng = np.random.default_rng(seed)
         kinds = rng.choice(len(MIX), size=n, p=[kind.share for kind in MIX])
-        self.scenes: list[Scene] = [draw_scene(MIX[kind], seed, i) for i, kind in enumerate(kinds)]
+        self.scenes = [draw_scene(MIX[kind], seed, i) for i, kind in enumerate(kinds)]
         uses = np.array([kind.use for kind in MIX])[kinds]
         self.of = {use: np.flatnonzero(uses == use) for use in np.unique(uses).tolist()}
         digest = hashlib.sha256(repr((MIX, n, seed)).encode()).hexdigest()[:12]
@@ -132,8 +156,9 @@ class Pool:
             folder.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")
             images = np.lib.format.open_memmap(partial, "w+", np.uint8, (n, IMAGE_SIZE, IMAGE_SIZE, 3))
-            for i, scene in enumerate(self.scenes):
-                images[i] = resize(render(scene))
+            with ProcessPoolExecutor(processes) as workers:
+                for i, image in enumerate(workers.map(_picture, (d.scene for d in self.scenes), chunksize=200)):
+                    images[i] = image
             images.flush()
             partial.rename(path)
         self.images = np.load(path, mmap_mode="r")
@@ -211,11 +236,12 @@ def marks_of(question: Question, scene: Scene) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
-def ask(scene: Scene, seed: int, *, sparse: bool = False) -> list[Asked]:
-    """Draw questions about a scene: all families of a simple one, numbers only of a sparse one."""
+def ask(scene: Scene, seed: int, *, first: Question | None = None, sparse: bool = False) -> list[Asked]:
+    """Draw questions about a scene, after a first one: all families of a simple scene, only numbers of a sparse one."""
     families = ("count", "count_by_attribute") if sparse else FAMILIES
     asked = []
-    for q in make_questions(scene, families, len(families), seed):
+    drawn = make_questions(scene, families, len(families), seed)
+    for q in drawn if first is None else [first, *(q for q in drawn if q.text != first.text)]:
         name = f"relation_{q.detail['wording']}" if q.family == "relation" else q.family
         name = "count_sparse" if sparse else name
         marks = marks_of(q, scene)
@@ -321,7 +347,7 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         images, scenes = [], []
         for k, m in zip(chosen, mirrored, strict=True):
             images.append(self.pool.images[k][:, ::-1] if m else self.pool.images[k])
-            scenes.append(mirror(self.pool.scenes[k]) if m else self.pool.scenes[k])
+            scenes.append(mirror(self.pool.scenes[k].scene) if m else self.pool.scenes[k].scene)
         classes, numbers = zip(*map(truth, scenes), strict=True)
         batch = {
             "pixels": normalise(np.stack(images)),
@@ -330,8 +356,8 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
         }
         if self.tokenizer is not None:
             asked = [
-                ask(scene, int(rng.integers(2**31)), sparse=use == "sparse")
-                for scene, use in zip(scenes[: self.n_asked], uses, strict=False)
+                ask(scene, int(rng.integers(2**31)), first=self.pool.scenes[k].question, sparse=use == "sparse")
+                for scene, k, use in zip(scenes[: self.n_asked], chosen, uses, strict=False)
             ]
             batch |= pack(asked, self.tokenizer, cross=self.cross)
         return batch

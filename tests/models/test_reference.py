@@ -16,7 +16,7 @@ from orchestrator.data.templates import templates, vocabulary
 from orchestrator.reference.build import make_cross, make_joint, make_processor, transplant
 from orchestrator.reference.dense_loss import DenseHead, WordHead, dense_targets
 from orchestrator.reference.pretrain import Recipe, Trainer, encode, packed_logits
-from orchestrator.reference.pretrain_data import LOGGED, MIX, ask, draw_scene, mirror, normalise, pack, resize
+from orchestrator.reference.pretrain_data import LOGGED, MIX, Pool, ask, draw_scene, mirror, normalise, pack, resize
 from orchestrator.reference.pretrain_eval import HELD_OUT_SEED, evaluate, point_errors
 
 REFERENCE = Path(__file__).parents[2] / "orchestrator" / "reference" / "checkpoints"
@@ -117,8 +117,8 @@ def test_dense_loss_falls_to_nothing_where_the_states_tell_the_truth():
 
 def test_named_words_are_marked_with_what_is_true_of_them():
     tokenizer = make_processor(vocabulary()).tokenizer
-    scenes = [draw_scene(kind, 5, i) for kind in MIX if kind.use == "plain" for i in range(20)]
-    asked = [ask(scene, 0) for scene in scenes]
+    drawn = [draw_scene(kind, 5, i) for kind in MIX if kind.use == "plain" for i in range(20)]
+    asked = [ask(scene, 0, first=first) for scene, first in drawn]
     packed = pack(asked, tokenizer, cross=False)
     words = tokenizer.convert_ids_to_tokens(packed["input_ids"][tuple(packed["marks"].T)].tolist())
     plurals = templates()["plurals"]
@@ -161,7 +161,7 @@ def test_word_loss_falls_to_nothing_where_the_states_tell_the_truth():
 def test_no_question_is_asked_about_a_crowded_scene():
     """Only crowding is new to the models: every scene with questions holds up to four objects, or equal ones apart."""
     for kind in MIX:
-        scene = draw_scene(kind, 5, 1)
+        scene = draw_scene(kind, 5, 1).scene
         if kind.use in ("plain", "easy"):
             assert kind.options["n_objects"][1] <= LOW_OBJECTS[1]
         elif kind.use == "sparse":
@@ -170,6 +170,34 @@ def test_no_question_is_asked_about_a_crowded_scene():
                 math.hypot(a.x - b.x, a.y - b.y) / a.size for a in scene.objects for b in scene.objects if a is not b
             )
             assert nearest > 1.8
+
+
+def test_a_scene_built_for_an_answer_is_asked_that_question_first_whether_mirrored_or_not():
+    for kind in MIX:
+        if kind.family is not None:
+            scene, question = draw_scene(kind, 5, 3)
+            assert question is not None
+            assert question.family == kind.family
+            for seen in (scene, mirror(scene)):
+                asked = ask(seen, 1, first=question)
+                assert (asked[0].text, asked[0].answer) == (question.text, question.answer)
+                assert len({q.text for q in asked}) == len(asked)
+
+
+def test_the_pool_holds_the_same_images_however_many_processes_draw_it(tmp_path):
+    one, two = (Pool(tmp_path / str(n), 30, 5, processes=n).images for n in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_ends_at_its_minutes_with_a_finished_checkpoint(tmp_path):
+    recipe = Recipe("reference-joint", 0, 10_000, minutes=0.02, answer_batch=(2, 1), pool=40, bfloat16=False)
+    trainer = Trainer(recipe, tmp_path, tmp_path / "out", compiled=False)
+    trainer.run()
+    assert 1 <= trainer.state.step < 10_000
+    again = Trainer(recipe, tmp_path, tmp_path / "out", compiled=False)
+    again.run()
+    assert again.state == trainer.state
+    assert (tmp_path / "out" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize("cross", [False, True], ids=["joint", "cross"])

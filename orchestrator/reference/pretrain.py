@@ -47,7 +47,7 @@ class Recipe:
     answer_steps: int = 1800
     """Steps of the second phase."""
     minutes: float | None = None
-    """The second phase, learning rates included, ends after so many minutes of training where its steps are not done."""
+    """The second phase, learning rates included, ends after so many minutes where its steps are not done."""
     encoder_batch: tuple[int, int] = (64, 16)
     """Images that questions may be asked about, and crowded ones, a step of the first phase."""
     answer_batch: tuple[int, int] = (64, 6)

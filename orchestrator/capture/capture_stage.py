@@ -23,7 +23,7 @@ from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 
-VERSION = 4
+VERSION = 5
 """Raised whenever the same configuration gives other tables; part of the digest."""
 
 

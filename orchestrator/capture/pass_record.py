@@ -179,7 +179,11 @@ class Pending:
         self, part: SentLayers, record: PassRecord, previous: dict[tuple[str, str, Variant], finish.Ritz]
     ) -> None:
         get = self.outbound.get
-        solved = {key: finish.solve(get(n[2]), get(n[3])) for key, n in part.blocks.items()}
+        most = {group: np.tile(counts, len(part.layers)) for group, counts in part.counts.items()}
+        solved = {
+            (group, variant): finish.solve(get(n[2]), get(n[3]), most[group] - int(variant.centred))
+            for (group, variant), n in part.blocks.items()
+        }
         for group, (column_names, number) in part.columns.items():
             n_images = len(part.counts[group])
             variants = {v: n for (g, v), n in part.blocks.items() if g == group}

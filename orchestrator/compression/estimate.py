@@ -70,9 +70,10 @@ def quadrature(
     matrix = matrix / scale[:, None, None]
     k = min(DEFLATED, matrix.shape[1])
     block = leading_block(matrix, k)
-    values, vectors = torch.linalg.eigh(block.mT @ (matrix @ block))
-    top = values.flip(1).clamp(min=0).double()
-    block = block @ vectors
+    inside = (block.mT @ (matrix @ block)).double()  # float32 may fail to converge where the spectrum is very steep
+    values, vectors = torch.linalg.eigh((inside + inside.mT) / 2)
+    top = values.flip(1).clamp(min=0)
+    block = block @ vectors.to(block.dtype)
     fixed = torch.cat([block, _unit(present)[..., None]], 2) if constant else block
     size = present.sum(1).double() - block.square().sum((1, 2)).round().double() - int(constant)
     size = size.clamp(min=0)

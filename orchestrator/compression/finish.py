@@ -32,13 +32,23 @@ class Ritz:
     present: Int64[np.ndarray, " R"]
 
 
-def solve(ritz: Float[np.ndarray, "R b b"], metric: Float[np.ndarray, "R b b"]) -> Ritz:
-    """Solve the blocks of `gram.Leading`. Rows that are not finite give NaN values and no direction."""
+def solve(
+    ritz: Float[np.ndarray, "R b b"], metric: Float[np.ndarray, "R b b"], most: Int64[np.ndarray, " R"] | None = None
+) -> Ritz:
+    """Solve the blocks of `gram.Leading`. Rows that are not finite give NaN values and no direction.
+
+    Args:
+        ritz, metric: as there.
+        most: directions that a row can have: its tokens, less one where they are centred. Rounding noise may exceed
+            `ABSENT` in the direction that centring leaves empty.
+    """
     finite = np.isfinite(ritz).all((1, 2))
     inside = np.where(finite[:, None, None], ritz, 0.0).astype(np.float64)
     values, vectors = np.linalg.eigh((inside + inside.swapaxes(1, 2)) / 2)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1][:, :, :TOP]
     there = (values[:, :TOP] > ABSENT * values[:, :1]) & finite[:, None] & (values[:, :1] > 0)
+    if most is not None:
+        there &= np.arange(there.shape[1]) < most[:, None]
     lengths = np.einsum("rik,rij,rjk->rk", vectors, np.where(finite[:, None, None], metric, 0.0), vectors)
     scale = np.where(there, 1 / np.sqrt(np.where(there & (lengths > 0), lengths, 1.0)), 0.0)
     values = np.where(finite[:, None], values.clip(min=0), np.nan)

@@ -158,3 +158,20 @@ def test_a_captured_pass_has_the_alignment_columns(n_layers: int, centred: bool)
             want = align(hidden[layer], mask, hidden[layer + 1], mask)
             assert rows[layer, group][2] == pytest.approx(want)
     assert np.isnan(rows[2, "vision"][2]).all()
+
+
+def test_centred_tokens_have_one_direction_less_than_there_are_tokens() -> None:
+    """Of four tokens three directions are left; the fourth is rounding noise, however large it comes out."""
+    generator = torch.Generator().manual_seed(0)
+    for seed in range(40):
+        a = torch.randn(1, 4, 32, generator=generator) + 3 * torch.randn(1, 1, 32, generator=generator)
+        mask = torch.ones(1, 4, dtype=torch.bool)
+        padded = torch.cat([a, torch.zeros(1, 5, 32)], 1)
+        wide = torch.nn.functional.pad(mask, (0, 5))
+        other = torch.randn(1, 9, 32, generator=generator)
+        every = torch.ones(1, 9, dtype=torch.bool)
+        found = [float(top5_alignment(x, m, other, every, centred=True)) for x, m in ((a, mask), (padded, wide))]
+        x, y = ((v - v.mean(1, keepdim=True))[0].double() for v in (a, other))
+        left, right = (torch.linalg.svd(v)[2][:k] for v, k in ((x, 3), (y, 5)))
+        expected = float((left @ right.T).square().sum() / 3)
+        assert found == pytest.approx([expected, expected], rel=1e-3), seed

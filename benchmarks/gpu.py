@@ -1,0 +1,99 @@
+"""Every stage on one GPU beside the bare work, in under eight minutes.
+
+    python -m benchmarks.gpu [--only capture,metrics,probes,train,ablation,small,ray,quickstart] [--tiny] [--profile]
+
+A randomly weighted 7B-shaped LLaVA (28 blocks of width 3,584, 729 visual tokens, bfloat16) made in the GPU's memory,
+eight images a pass, and the shipped `reference-joint`. Every part prints a JSON line as soon as it is done, so that
+a run that is cut short loses nothing; the last line holds the figures of all parts that ran:
+
+    capture_X_over_bare     time of a pass with features and the metrics X over the pass alone: `norms`, `default`
+                            (norms and Gram), `full_exact` and `full_estimate` (those and one full spectrum a layer)
+    ray_over_local          images/s of the steady part on Ray over those in this process, a model loaded from disk
+    probe_block_s           one (tap, layer) of probes in a process that is warm, s
+    probe_sklearn_over_ours a joblib-free loop of scikit-learn on one core over ours, by time a feature matrix
+    step_over_peft          LoRA step over that of a bare peft loop, same batches, adapters and recomputing
+    decoder_at_25_percent   decoder time with a quarter of the visual tokens over the plain pass
+    quickstart_s            `vtsweep run sweeps/quickstart.yaml`, wall time
+    images_per_s, mfu       of capture with the default set; floating-point operations of the bare pass over
+                            time times the card's dense bfloat16 rate
+
+`--profile` prints the kernels of one capture pass that take longest. `--tiny` runs the same code at small sizes, on a
+CPU too. Without a GPU the costs are counted instead (`benchmarks/counted.py`): kernels launched, bytes moved and
+operations of the same passes, and the time that these would take at an H200's rates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import gpu_parts
+from benchmarks.common import header
+
+PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
+    "capture": gpu_parts.capture,
+    "metrics": gpu_parts.metrics,
+    "ablation": gpu_parts.ablation,
+    "train": gpu_parts.training,
+    "probes": gpu_parts.probes,
+    "small": gpu_parts.small,
+    "quickstart": gpu_parts.quickstart,
+    "ray": gpu_parts.on_ray,
+}
+"""In the order they run: those that need most of the memory first, those that start processes last."""
+
+
+def counted(settings: gpu_parts.Settings) -> dict[str, Any]:
+    """The counted table, printed, and its figures."""
+    from benchmarks.counted import table
+
+    return {"counted": True, **table(tiny=settings.tiny)}
+
+
+def main() -> None:
+    """Run the parts that are asked for; print a line of each, and one of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="comma-separated parts")
+    parser.add_argument("--tiny", action="store_true", help="small sizes: shows that it runs, measures nothing")
+    parser.add_argument("--profile", action="store_true", help="print the top kernels of one capture pass, and end")
+    parser.add_argument("--counted", action="store_true", help="count instead of measuring, with a GPU too")
+    arguments = parser.parse_args()
+    wanted = arguments.only.split(",")
+    if unknown := sorted(set(wanted) - set(PARTS)):
+        parser.error(f"no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+    header("python -m benchmarks.gpu")
+    has_gpu = torch.cuda.is_available()
+    settings = gpu_parts.Settings("cuda" if has_gpu else "cpu", arguments.tiny)
+    card = torch.cuda.get_device_name() if has_gpu else "none"
+    figures: dict[str, Any] = {"card": card, "torch": torch.__version__, "tiny": arguments.tiny}
+    if arguments.profile:
+        gpu_parts.profile(settings)
+        return
+    if arguments.counted or not (has_gpu or arguments.tiny):
+        print("no GPU: figures are counted, not measured" if not has_gpu else "figures are counted, not measured")
+        print(json.dumps({**figures, **counted(settings)}))
+        return
+    for name, part in PARTS.items():
+        if name not in wanted:
+            continue
+        started = time.perf_counter()
+        try:
+            found = part(settings)
+        except Exception as error:
+            traceback.print_exc()
+            found = {f"{name}_failed": f"{type(error).__name__}: {str(error)[:200]}"}  # type: ignore[dict-item]
+        gpu_parts.free()
+        found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+        figures |= found
+        print(json.dumps({"part": name, "seconds": round(time.perf_counter() - started, 1), **found}), flush=True)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,379 @@
+"""The parts of `benchmarks.gpu`; see there for what their figures mean."""
+
+from __future__ import annotations
+
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import gpu_model
+from benchmarks.common import seconds
+from orchestrator.capture import positions
+from orchestrator.capture.recorder import Recorder
+from orchestrator.capture.taps import Taps, default_taps
+from orchestrator.compression.metrics import NORMS, measure
+from orchestrator.compression.registry import default_names
+from orchestrator.config import CaptureConfig, FinetuneConfig, ProbeConfig, RunConfig
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.random_models import random_example
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+"""Dense bfloat16 rate of a card by its data sheet, operations/s."""
+SETS: dict[str, tuple[str, ...]] = {
+    "norms": (*NORMS, "massive_share"),
+    "default": default_names(),
+    "full_exact": (*default_names(), "effective_rank", "rank_90"),
+    "full_estimate": (*default_names(), "effective_rank_estimate", "effective_rank_estimate_se", "rank_90_estimate"),
+    "full_exact_all": default_names("exact"),
+}
+"""Metric sets; `full_exact_all` has the spectra of all four variants, as `capture.spectrum: exact` asks for."""
+
+
+@dataclass
+class Settings:
+    """Device and size, and the 7B-shaped model once it is made."""
+
+    device: str
+    tiny: bool
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> gpu_model.Shape:
+        return gpu_model.TINY if self.tiny else gpu_model.SEVEN_B
+
+    def model(self) -> tuple[Adapter, Batch]:
+        """The 7B-shaped model in memory and a batch for it."""
+        if "model" not in self.made:
+            adapter = gpu_model.in_memory(self.shape, self.device)
+            examples = [random_example(adapter, n_text=self.shape.text, seed=i) for i in range(self.shape.images)]
+            self.made["model"] = adapter, adapter.collate(examples)
+        return self.made["model"]  # type: ignore[no-any-return]
+
+    def wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+def free() -> None:
+    """Give memory back that the part before has left in caches."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+# ---------------------------------------------------------------- capture
+
+
+def passes(adapter: Adapter, batch: Batch, metrics: Sequence[str] | None, n: int) -> None:
+    """`n` passes as a worker makes them: results are taken while the next one runs. Bare passes for None."""
+    config = CaptureConfig()
+    quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
+    layers = {tap: len(found) for tap, found in Taps(adapter, default_taps(adapter)).select.items()}
+    waiting = None
+    for _ in range(n):
+        if metrics is None:
+            with torch.inference_mode():
+                adapter.run(batch, logits_to_keep=1)
+            continue
+        recorder = Recorder(config, metrics, quantiles, layers)
+        with torch.inference_mode():
+            with Taps(adapter, default_taps(adapter), on_state=recorder):
+                adapter.run(batch, logits_to_keep=1)
+            pending = recorder.launch()
+        if waiting is not None:
+            waiting.result()
+        waiting = pending
+    if waiting is not None:
+        waiting.result()
+
+
+def capture(settings: Settings) -> dict[str, float]:
+    """A pass of the 7B-shaped model with each set of metrics."""
+    adapter, batch = settings.model()
+    n, repeats = (2, 1) if settings.tiny else (4, 3)
+    works: dict[str, Callable[[], object]] = {"bare": lambda: passes(adapter, batch, None, n)}
+    for name, metrics in SETS.items():
+        works[name] = lambda metrics=metrics: passes(adapter, batch, metrics, n)  # type: ignore[misc]
+    found: dict[str, float] = {}
+    times = {name: seconds({name: works[name]}, 1, settings.device)[name] for name in ("full_exact", "full_exact_all")}
+    quick = {name: work for name, work in works.items() if not name.startswith("full_exact")}
+    if settings.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times |= seconds(quick, repeats, settings.device)
+    each = {name: value / n for name, value in times.items()}
+    for name in SETS:
+        found[f"capture_{name}_over_bare"] = each[name] / each["bare"]
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        adapter.run(batch, logits_to_keep=1)
+    found["bare_ms"] = 1e3 * each["bare"]
+    found["images_per_s_bare"] = settings.shape.images / each["bare"]
+    found["images_per_s"] = settings.shape.images / each["default"]
+    found["tflop_a_pass"] = counter.get_total_flops() / 1e12
+    if settings.device == "cuda":
+        name = torch.cuda.get_device_name()
+        peak = next((rate for card, rate in PEAK.items() if card in name), None)
+        if peak is not None:
+            found["mfu_bare"] = counter.get_total_flops() / each["bare"] / peak
+            found["mfu"] = counter.get_total_flops() / each["default"] / peak
+        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return found
+
+
+def metrics(settings: Settings) -> dict[str, float]:
+    """Metrics alone on the states of a pass, all layers together, ms."""
+    shape = settings.shape
+    rows, n = (shape.layers + 1) * shape.images, -(-(shape.side**2) // 16) * 16
+    hidden = torch.randn(rows, n, shape.width, dtype=torch.bfloat16, device=settings.device)
+    hidden += 2 * torch.randn(1, 1, shape.width, dtype=torch.bfloat16, device=settings.device)
+    counts = torch.full((rows,), shape.side**2, device=settings.device)
+    found: dict[str, float] = {}
+    for name in ("norms", "default", "full_estimate", "full_exact"):
+        times = seconds({name: lambda name=name: measure(hidden, counts, SETS[name])}, 2, settings.device)  # type: ignore[misc]
+        found[f"metrics_{name}_ms"] = 1e3 * times[name]
+    if settings.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        measure(hidden, counts, SETS["default"])
+        settings.wait()
+        found["metrics_default_gb"] = (torch.cuda.max_memory_allocated() - base) / 1e9
+    return found
+
+
+def profile(settings: Settings) -> None:
+    """Print what takes longest in one capture pass with the default set, and in the metrics of the estimate."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as torch_profile
+
+    adapter, batch = settings.model()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (settings.device == "cuda")
+    by = "self_device_time_total" if settings.device == "cuda" else "self_cpu_time_total"
+    for name in ("default", "full_estimate"):
+        passes(adapter, batch, SETS[name], 1)
+        settings.wait()
+        with torch_profile(activities=activities) as found:
+            passes(adapter, batch, SETS[name], 1)
+            settings.wait()
+        events = found.key_averages()
+        print(f"== {name}: {sum(e.count for e in events if e.device_type != torch.autograd.DeviceType.CPU)} kernels")
+        print(events.table(sort_by=by, row_limit=32, max_name_column_width=70), flush=True)
+
+
+# ---------------------------------------------------------------- ablation and training
+
+
+def ablation(settings: Settings) -> dict[str, float]:
+    """The decoder with a quarter of the visual tokens kept, over the plain pass."""
+    adapter, batch = settings.model()
+    counts = adapter.n_vision(batch).tolist()
+    keep = torch.zeros(len(counts), max(counts), dtype=torch.bool)
+    keep[:, ::4] = True
+    short = adapter.drop(batch, keep)
+    spent: list[float] = []
+    began = [0.0]
+
+    def begin(*_: Any) -> None:
+        settings.wait()
+        began[0] = time.perf_counter()
+
+    def end(*_: Any) -> None:
+        settings.wait()
+        spent.append(time.perf_counter() - began[0])
+
+    handles = [adapter.decoder.register_forward_pre_hook(begin), adapter.decoder.register_forward_hook(end)]
+    times = {}
+    for name, inputs in (("plain", batch), ("short", short)):
+        spent.clear()
+        for _ in range(4):
+            with torch.inference_mode():
+                adapter.run(inputs, logits_to_keep=1)
+        times[name] = statistics.median(spent[1:])
+    for handle in handles:
+        handle.remove()
+    return {"decoder_at_25_percent": times["short"] / times["plain"], "decoder_ms": 1e3 * times["plain"]}
+
+
+def training(settings: Settings) -> dict[str, float]:
+    """A LoRA step by `finetune.train` and by a bare loop over the same peft model and batches."""
+    import peft
+
+    from orchestrator.answers.logits import answer_logits, answer_loss
+    from orchestrator.finetune.lora import lora_config, part_settings, tunable
+    from orchestrator.finetune.recompute import needs_recomputing, recomputing
+    from orchestrator.finetune.train import train
+
+    adapter, batch = settings.model()
+    n_steps = 3 if settings.tiny else 7
+    config = FinetuneConfig(n_steps=n_steps, dropout=0.0, batch_size=settings.shape.images)
+    labels = torch.full_like(batch["input_ids"], -100)
+    labels[:, -4:] = batch["input_ids"][:, -4:]
+    batch = {**batch, "labels": labels}
+    again = needs_recomputing(adapter, batch["input_ids"].numel())
+    free()
+    with tunable(adapter, config) as tuned:
+        log = train(adapter, tuned, lambda _: [batch], config, recompute=again)
+    ours = statistics.median(step.seconds for step in log.steps[1:])
+    free()
+    cast = adapter.dtype != torch.bfloat16
+    wrapped = peft.get_peft_model(
+        adapter.model,  # type: ignore[arg-type]
+        lora_config(adapter, config, part_settings(config)),
+        autocast_adapter_dtype=cast,
+    )
+    trained = [p for p in wrapped.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4, fused=settings.device == "cuda" or None)
+    spent = []
+    for _ in range(n_steps):
+        settings.wait()
+        started = time.perf_counter()
+        with recomputing(adapter, again, dropout=False):
+            loss, n = answer_loss(*answer_logits(adapter, batch))
+            (loss / n).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        settings.wait()
+        spent.append(time.perf_counter() - started)
+    bare = statistics.median(spent[1:])
+    wrapped.unload()
+    adapter.model.eval().requires_grad_(False)
+    return {"step_over_peft": ours / bare, "step_ms": 1e3 * ours, "peft_ms": 1e3 * bare, "recomputing": float(again)}
+
+
+# ---------------------------------------------------------------- probes
+
+
+def probe_problem(n: int, n_positions: int, width: int) -> tuple[np.ndarray, list, Any, list[str]]:
+    """Features of one (tap, layer) and ten attributes, as a study of scenes has."""
+    from orchestrator.probes.split import make_split
+    from orchestrator.probes.targets import make_target
+
+    random = np.random.default_rng(0)
+    latent = random.normal(size=(n, 10)).astype(np.float32)
+    features = np.stack([latent @ random.standard_normal((10, width), np.float32) for _ in range(n_positions)], 1)
+    features += random.standard_normal(features.shape, np.float32) * np.logspace(0.5, -1, width, dtype=np.float32)
+    targets = [make_target(f"number{i}", "continuous", latent[:, i] + random.normal(size=n)) for i in range(5)]
+    targets += [make_target(f"class{c}", "categorical", latent[:, :c].argmax(1)) for c in (2, 2, 3, 4, 5)]
+    names = [f"vision_{p:02d}" for p in range(n_positions)]
+    return features.astype(np.float16), targets, make_split(range(n), 0.3, 5, 0), names
+
+
+def probes(settings: Settings) -> dict[str, float]:
+    """One block of probes, warm, by width and device, and scikit-learn's time a matrix over ours."""
+    from orchestrator.probes.grid import fit_grid
+
+    config = ProbeConfig(solvers=("ridge", "logistic"))
+    sizes = {"128": (400, 27, 128), "4096": (128, 27, 4096), "3584x2000": (2000, 8, 3584)}
+    if settings.tiny:
+        sizes = {"128": (60, 3, 16), "4096": (40, 3, 80)}
+    found: dict[str, float] = {}
+    for name, size in sizes.items():
+        features, targets, split, positions_of = probe_problem(*size)
+        for device in dict.fromkeys((settings.device, "cpu")):
+            if device == "cpu" and name == "3584x2000":
+                continue
+            before = torch.get_num_threads()
+            torch.set_num_threads(1 if device == "cpu" else before)
+            spent = []
+            for _ in range(2):
+                started = time.perf_counter()
+                fit_grid(
+                    features, targets, config, split, tap="decoder", layer=0, positions=positions_of, device=device
+                )
+                spent.append(time.perf_counter() - started)
+            torch.set_num_threads(before)
+            found[f"probe_block_{name}_{device}_s"] = spent[-1]
+    device = settings.device
+    found["probe_block_s"] = max(min(found[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in ("128", "4096"))
+    n, _, width = sizes["128"]
+    features, targets, split, positions_of = probe_problem(n, 1, width)
+    single = config.model_copy(update={"engine": "sklearn"})
+    started = time.perf_counter()
+    fit_grid(features, targets, single, split, tap="decoder", layer=0, positions=positions_of)
+    a_matrix = time.perf_counter() - started
+    ours = min(found[f"probe_block_128_{d}_s"] for d in (device, "cpu")) / sizes["128"][1]
+    return {**found, "probe_sklearn_over_ours": a_matrix / ours}
+
+
+# ---------------------------------------------------------------- the small model, Ray, a whole study
+
+
+def small(settings: Settings) -> dict[str, float]:
+    """`reference-joint`: a pass with the default set over the bare one, 64 scenes a pass."""
+    from orchestrator.data.source import make_source
+    from orchestrator.models.loading import load_adapter
+
+    run = study_run("reference-joint", 8 if settings.tiny else 64, 112, "local")
+    adapter = load_adapter(run.model, settings.device)
+    source = make_source(run.data)
+    images = [source.load(i).image for i in range(len(source))]
+    batch = adapter.collate([adapter.prepare(image, run.capture.prompt) for image in images])
+    works: dict[str, Callable[[], object]] = {
+        "bare": lambda: passes(adapter, batch, None, 4),
+        "norms": lambda: passes(adapter, batch, SETS["norms"], 4),
+        "default": lambda: passes(adapter, batch, SETS["default"], 4),
+    }
+    times = seconds(works, 3, settings.device)
+    return {
+        "small_norms_over_bare": times["norms"] / times["bare"],
+        "small_default_over_bare": times["default"] / times["bare"],
+        "small_images_per_s": 4 * len(images) / times["default"],
+    }
+
+
+def study_run(model: str, n_images: int, side: int, backend: str, **how: Any) -> RunConfig:
+    """A capture run of scenes."""
+    data = {"source": "scenes", "n_images": n_images, "n_objects": [1, 50], "width": side, "height": side}
+    given = {"backend": backend, "batch_size": 8, "shard_size": 16, **how}
+    return RunConfig.model_validate({"model": {"name": model}, "data": data, "how": given})
+
+
+def on_ray(settings: Settings) -> dict[str, float]:
+    """Capture of a model loaded from disk, in this process and on Ray with one actor: images/s of the steady part."""
+    from benchmarks.capture import time_local, time_ray
+
+    settings.made.clear()
+    free()
+    n_images = 48 if settings.tiny else 256
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
+        name = gpu_model.checkpoint(settings.shape, settings.device, Path(folder, "model"))
+        free()
+        for backend, measured in (("local", time_local), ("ray", time_ray)):
+            run = study_run(name, n_images, 14 * settings.shape.side, backend, object_store_gb=1.0)
+            started = time.perf_counter()
+            steady = measured(run, Path(folder, backend))
+            found[f"{backend}_images_per_s"] = n_images / steady
+            found[f"{backend}_total_s"] = time.perf_counter() - started
+            free()
+    found["ray_over_local"] = found["ray_images_per_s"] / found["local_images_per_s"]
+    return found
+
+
+def quickstart(settings: Settings) -> dict[str, float]:
+    """The quick start's wall time, in a process of its own."""
+    with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
+        changes = [f"storage={folder}", "track.enabled=false"]
+        if settings.tiny:
+            changes += ["base.data.n_images=24", "base.finetune.n_steps=2", "base.finetune.n_examples=64"]
+            changes += ["base.finetune.n_eval_per_family=2", "base.finetune.n_capture_images=4", "how.backend=local"]
+        command = [sys.executable, "-m", "orchestrator", "run", "sweeps/quickstart.yaml", *changes]
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=400, check=False)
+        wall = time.perf_counter() - started
+    print("\n".join(done.stdout.splitlines()[-25:]))
+    if done.returncode:
+        raise RuntimeError(f"quickstart ended with {done.returncode}: {done.stderr[-1500:]}")
+    return {"quickstart_s": wall}

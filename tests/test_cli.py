@@ -13,6 +13,7 @@ import pytest
 from orchestrator.cli.app import app, main
 from orchestrator.errors import StorageError
 
+HEAVY = ("torch", "ray", "mlflow", "transformers", "matplotlib", "scipy.stats", "sklearn")
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
 
 
@@ -39,6 +40,58 @@ def test_help_needs_no_heavy_import() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "no-such.yaml"],
+        ["plan", "sweeps/quickstart.yaml", "data.n_imges=3"],
+        ["evaluate", "no-such.yaml", "--policy", "p.yaml"],
+        ["status", "no-such-study"],
+        ["report", "no-such-study"],
+        ["compare", "no-such-study", "other"],
+        ["ui", "no-such-folder"],
+        ["--version"],
+    ],
+)
+def test_a_slip_is_answered_before_anything_heavy_is_imported(command: list[str]) -> None:
+    code = (
+        "import sys\nfrom orchestrator.cli.app import main\n"
+        f"try: main({command})\nfinally: print('imported', [m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.stderr.splitlines()[-1] == "imported []"
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    import vtsweep
+
+    assert run(capsys, "--version") == (0, f"vtsweep {vtsweep.__version__}\n", "")
+
+
+def test_studies_are_listed_and_found_by_name(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "status", str(tmp_path), "--json")
+    assert code == 5  # no storage of studies, and no study either
+    (tmp_path / "studies").mkdir()
+    code, out, _ = run(capsys, "status", str(tmp_path), "--json")
+    assert (code, json.loads(out)) == (0, {"studies": []})
+
+
+def test_a_run_that_finished_says_nothing_to_do_and_prints_its_results(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["correlate", "sweeps/quickstart.yaml", f"storage={tmp_path}", "how.backend=local", "data.n_images=12"]
+    arguments += ["correlate.n_bootstrap=20", "finetune.complexity_ratio=0.0", "track.enabled=false"]
+    code, out, err = run(capsys, *arguments)
+    assert code == 0
+    assert "nothing to do" not in err
+    code, again, err = run(capsys, *arguments)
+    assert code == 0
+    assert "nothing to do" in err
+    assert again == out
+    code, _, err = run(capsys, *arguments, "data.seed=1")
+    assert "kept as quickstart.v2" in err
 
 
 def test_a_wrong_key_ends_with_code_2_and_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +166,12 @@ def test_the_record_holds_a_command_that_can_be_pasted(
     file.write_text("name: mine")
     code, _, err = run(capsys, command, str(file), "capture.layers=[0, 2]")
     assert code == 5
-    assert shlex.split(err.removeprefix("error: ")) == ["vtsweep", command, str(file), "capture.layers=[0, 2]"]
+    assert shlex.split(err.splitlines()[-1].removeprefix("error: ")) == [
+        "vtsweep",
+        command,
+        str(file),
+        "capture.layers=[0, 2]",
+    ]
 
 
 def test_tables_of_plan_and_models_keep_names_whole_in_80_columns(

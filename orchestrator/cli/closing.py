@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -12,7 +11,6 @@ from rich.markup import escape
 from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
-from orchestrator.errors import StorageError
 from orchestrator.progress import Progress
 from orchestrator.report.collect import next_steps
 from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
@@ -186,22 +184,3 @@ def print_verified(found: dict[str, Any]) -> None:
         console.print(f"taken back; run again:  [cyan]{found['command']}[/]")
     elif found["damaged"]:
         console.print("do it again:  [cyan]vtsweep verify --redo STUDY[/], then the study's own command")
-
-
-def compare_studies(folders: Sequence[str], out: str, quiet: bool = False) -> str:
-    """Write one report over several studies; returns the path of its page.
-
-    Raises:
-        StorageError: a folder holds no study, or fewer than two are named.
-    """
-    from orchestrator.report import make_comparison
-    from orchestrator.report.collect import gather_results
-    from orchestrator.store.filesystem import Storage
-
-    if len(folders) < 2:
-        raise StorageError(f"compare needs two or more studies, found {len(folders)}")
-    storage = Storage(out)
-    studies = [gather_results(Study.load(folder)) for folder in folders]
-    with Progress("comparison", None, "files", quiet=quiet) as progress:
-        written = make_comparison(studies, storage, lambda name: progress.advance(1, name))
-    return storage.locate(written[0])

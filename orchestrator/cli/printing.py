@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from orchestrator.cli.render import format_cell, print_rows
 from orchestrator.data.summary import AttributeSummary
-from orchestrator.study.plan import Plan
+from orchestrator.progress import format_seconds
+from orchestrator.study.plan import Plan, PlannedStage
+
+MOST_STAGES = 16
+"""Stages shown on the terminal: a plan fits a screen."""
 
 
 def print_plan(plan: Plan) -> None:
     """Print a plan for people."""
     console = Console()
     console.print(f"[bold]{plan.name}[/]  storage: {plan.storage}")
-    print_rows("Stages", [asdict(stage) for stage in plan.stages], console)
+    if plan.kept_as != plan.name:
+        console.print(f"{plan.name} holds other settings there: these results are kept as [bold]{plan.kept_as}[/]")
+    for key, values in plan.axes.items():
+        console.print(f"axis {key}: {', '.join(map(format_cell, values))}", highlight=False)
+    print_rows("Stages", [_stage_row(stage) for stage in plan.stages[:MOST_STAGES]], console)
+    if len(plan.stages) > MOST_STAGES:
+        console.print(f"... and {len(plan.stages) - MOST_STAGES} more (--json has all)")
     if plan.models:
         # What a terminal of 80 columns holds; --json has the arithmetic and bytes an image too.
         rows = [
@@ -33,23 +43,39 @@ def print_plan(plan: Plan) -> None:
             for model in plan.models
         ]
         print_rows("Models and data (tokens of vision; more with --json)", rows, console)
-    if plan.attributes:
-        several = len({one.source for one in plan.attributes}) > 1
-        print_rows("Attributes", [_attribute_row(one, several) for one in plan.attributes], console)
+    for source in dict.fromkeys(one.source for one in plan.attributes):
+        said = ", ".join(_attribute(one) for one in plan.attributes if one.source == source)
+        console.print(f"attributes of {source}: {said}", highlight=False)
     console.print(f"workers: {plan.pools}")
     if plan.power:
         console.print(f"power: {plan.power}", highlight=False)
     for problem in plan.problems:
         console.print(f"[yellow]not known here:[/] {problem}", highlight=False)
     left = sum(stage.done != "done" for stage in plan.stages)
-    console.print(f"{format_cell(left)} of {len(plan.stages)} stages left to do")
+    points = f"{plan.points} point{'s' * (plan.points > 1)}"
+    stages = f"{format_cell(left)} of {len(plan.stages)} stages left to do"
+    console.print(f"[bold]{points}, {stages}: {_duration(plan)}[/]", highlight=False)
 
 
-def _attribute_row(one: AttributeSummary, with_source: bool) -> dict[str, Any]:
-    spelled = ", ".join(f"{spelling!r}" for spelling in one.spellings if spelling)
-    missing = f"{one.n_missing} of {one.n_images}" + (f" ({spelled})" if spelled else "")
-    source = {"source": one.source} if with_source else {}
-    return {**source, "attribute": one.attribute, "kind": one.kind, "missing": missing, "range": one.range}
+def _stage_row(stage: PlannedStage) -> dict[str, Any]:
+    took = "-" if stage.done == "done" or stage.seconds is None else format_seconds(stage.seconds)
+    return {"stage": stage.stage, "label": stage.label, "points": stage.points, "done": stage.done, "about": took}
+
+
+def _duration(plan: Plan) -> str:
+    """What is left to do in hours of this machine, with what the estimate is worth."""
+    if not any(stage.done != "done" for stage in plan.stages):
+        return "nothing"
+    if plan.seconds is None:
+        return "duration not known here"
+    gpu = f", {plan.gpu_hours:.2g} GPU-hours" if plan.gpu_hours else ""
+    return f"about {format_seconds(plan.seconds)}{gpu} on {plan.machine} (half to twice that)"
+
+
+def _attribute(one: AttributeSummary) -> str:
+    spelled = "".join(f" {spelling!r}" for spelling in one.spellings if spelling)
+    missing = f"; {one.n_missing} of {one.n_images} missing{spelled}" if one.n_missing else ""
+    return escape(f"{one.attribute} ({one.range}{missing})")
 
 
 def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

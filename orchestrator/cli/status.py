@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
 from orchestrator.cli.render import print_rows
+from orchestrator.store.study_list import versions_of
 from orchestrator.store.study_record import Study, View, describe_run
 
 
@@ -25,7 +27,14 @@ def study_status(study: Study) -> dict[str, Any]:
         for stage_digest, label in planned.items():
             view = views.get(stage_digest)
             rows.append({"stage": name, "point": view.label if view else label, **_state(view), "digest": stage_digest})
-    return {"study": study.name, "created": study.record["created"], "command": study.record["command"], "stages": rows}
+    record = study.record
+    return {
+        "study": study.name,
+        "created": record["created"],
+        "command": record["command"],
+        "stages": rows,
+        "versions": versions_of(study.storage, study.name),
+    }
 
 
 def _state(view: View | None) -> dict[str, Any]:
@@ -43,3 +52,24 @@ def print_status(status: dict[str, Any]) -> None:
     print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
     if any(row["state"] != "done" for row in status["stages"]):
         console.print(f"resume:  [cyan]{status['command']}[/]")
+    if status["versions"]:
+        console.print(f"other versions: {', '.join(status['versions'])}")
+
+
+def print_studies(storage: str, studies: Sequence[Mapping[str, Any]]) -> None:
+    """Print the studies of a storage for people."""
+    console = Console(soft_wrap=True, highlight=False)
+    if not studies:
+        console.print(f"no study in {storage!r} yet; begin with:  [cyan]vtsweep run sweeps/quickstart.yaml[/]")
+        return
+    rows = [
+        {
+            "study": one["name"],
+            "points": one["points"],
+            "stages done": f"{one['stages_done']} of {one['stages']}" if not one["problem"] else one["problem"],
+            "report": "yes" if one["report"] else "-",
+            "begun": one["created"][:16].replace("T", " "),
+        }
+        for one in studies
+    ]
+    print_rows(f"Studies in {storage}", rows, console)

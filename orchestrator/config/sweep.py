@@ -13,7 +13,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.config import RunConfig, Section, StudyConfig
+from orchestrator.config import RunConfig, StudyConfig
+from orchestrator.config.overrides import nested_key, split_overrides
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
 
@@ -52,7 +53,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     """Read a sweep file, apply `key=value` overrides, expand and validate every point.
 
     Overrides win over the file, axes included. `storage`, `name`, `stages` and `track.*` belong to the study; every
-    other key belongs to each point. Values are YAML (`capture.layers=[0,4]`, `model.name=reference-cross`).
+    other key belongs to each point. Values are YAML (`capture.layers=[0,4]`, `model.name=reference-cross`); several
+    values make an axis (`finetune.seed=0,1,2`), see `overrides.split_overrides`.
 
     Raises:
         ConfigError: naming file, key, what was found, what was expected and the nearest right name.
@@ -76,10 +78,17 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: str = "study", text: str = "") -> Sweep:
     """As `load_sweep`, from a mapping already read."""
-    study_keys, run_keys = split_overrides(overrides)
+    given = split_overrides(overrides)
+    run_keys = given.run
     tree: dict[str, Any] = dict(raw)
-    for key, value in study_keys.items():
-        tree = set_key(tree, key, value, where="override")
+    for key, value in given.study.items():
+        if nested := nested_key(key):
+            tree[nested[0]] = {**_mapping(tree, nested[0]), nested[1]: value}
+        else:
+            tree = set_key(tree, key, value, where="override")
+    if given.axes:
+        tree["axes"] = {**_mapping(tree, "axes"), **given.axes}
+        tree["zip"] = {key: value for key, value in _mapping(tree, "zip").items() if key not in given.axes}
     study = validate(StudyConfig, tree, file)
     _check_axes(study, file)
     points: dict[str, Point] = {}
@@ -108,6 +117,11 @@ def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: s
     return Sweep(study, tuple(points.values()), file, text)
 
 
+def _mapping(tree: Mapping[str, Any], section: str) -> dict[str, Any]:
+    found = tree.get(section) or {}
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
 def _check_axes(study: StudyConfig, file: str) -> None:
     for section in ("axes", "zip"):
         for key, values in getattr(study, section).items():
@@ -133,31 +147,6 @@ def _expand(study: StudyConfig) -> Iterator[dict[str, Any]]:
 
 def _overridden(key: str, overrides: Mapping[str, Any]) -> bool:
     return any(f"{key}.".startswith(f"{k}.") for k in overrides)
-
-
-def split_overrides(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`key=value` texts -> (study keys, run keys), values read as YAML."""
-    study: dict[str, Any] = {}
-    run: dict[str, Any] = {}
-    for text in overrides:
-        key, sign, value = text.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example data.n_images=500")
-        try:
-            parsed = read_yaml(value) if value else ""
-        except yaml.YAMLError as error:
-            raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
-        if "#" in value and "#" not in str(parsed):
-            raise ConfigError(f"override {text!r}: what follows # is a comment in YAML; quote the value to keep it")
-        head = key.split(".")[0]
-        if head in StudyConfig.model_fields:
-            study[key] = parsed
-        elif head in RunConfig.model_fields:
-            run[key] = parsed
-        else:
-            known = list(StudyConfig.model_fields) + _dotted_keys(RunConfig)
-            raise ConfigError(f"override {text!r}: unknown key {key!r}.{did_you_mean(key, known)}")
-    return study, run
 
 
 def set_key(tree: Mapping[str, Any], key: str, value: Any, *, where: str) -> dict[str, Any]:
@@ -234,16 +223,6 @@ def _siblings(model: type[BaseModel], path: Sequence[str]) -> list[str]:
             break
         current = sections[0]
     return list(current.model_fields)
-
-
-def _dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for annotation in (field.annotation, *get_args(field.annotation)):
-            if isinstance(annotation, type) and issubclass(annotation, Section):
-                keys += _dotted_keys(annotation, f"{prefix}{name}.")
-    return keys
 
 
 def _short(value: Any) -> str:

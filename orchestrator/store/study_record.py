@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 from pydantic import ValidationError
 
-from orchestrator.config import RunConfig, StageName
+from orchestrator.config import RunConfig, StageName, StudyConfig
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError, did_you_mean
 from orchestrator.scrub import scrub_tree
@@ -20,6 +20,7 @@ from orchestrator.store.record_format import check_record
 from orchestrator.store.stage_folder import Stage, load_stage
 
 STUDY_FILE = "study.json"
+DEFAULT_STORAGE = str(StudyConfig.model_fields["storage"].default)
 TABLE_STAGE: dict[str, StageName] = {
     "images": "capture",
     "rejected": "capture",
@@ -62,13 +63,15 @@ class Study:
 
     @classmethod
     def load(cls, folder: str) -> Study:
-        """Read `STORAGE/studies/NAME`.
+        """Read `STORAGE/studies/NAME`; a bare `NAME` is looked for in the storage `results`.
 
         Raises:
             StorageError: there is no study; the message names those that are there.
         """
         uri = folder.rstrip("/").removesuffix(f"/{STUDY_FILE}")
         root, _, name = uri.rpartition("/")
+        if not root and not Storage(".").exists(f"studies/{name}/{STUDY_FILE}"):
+            root = f"{DEFAULT_STORAGE}/studies"
         if not root.endswith("studies"):  # `results/quickstart` for `results/studies/quickstart` is an easy slip
             root = f"{root}/studies" if root else "studies"
         storage = Storage(root.removesuffix("/studies") if root != "studies" else ".")

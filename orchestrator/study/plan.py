@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from orchestrator.cluster.placement import (
-    capture_pool,
-    check_pools,
-    cluster_address,
-    describe_pools,
-    local_node,
-    n_cores,
-    reader_pool,
-)
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
 from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, VtsweepError
-from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.models.planning import Footprint, footprint
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
-from orchestrator.store.stage_folder import Stage, canonical_json, digest
+from orchestrator.store.stage_folder import Stage, canonical_json
+from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.preflight import check_models, check_names
+from orchestrator.study.room import describe_room
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
+from orchestrator.study.versions import version_name
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,8 @@ class PlannedStage:
     digest: str
     points: int
     done: str
+    seconds: float | None = None
+    """Estimated seconds of what is left to do; None where the model's sizes are not known here."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,17 @@ class Plan:
     attributes: list[AttributeSummary]
     power: str = ""
     """What contrasts over seeds can show; empty without fine-tuning at several ratios."""
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    """Values of each axis."""
+    points: int = 1
+    machine: str = ""
+    seconds: float | None = None
+    """Estimated seconds of everything left to do on this machine; None where something is not known here."""
+    gpu_hours: float | None = None
+    too_large: list[str] = field(default_factory=list)
+    """Workers whose models this machine's memory cannot hold: a run here would be refused."""
+    kept_as: str = ""
+    """Name of the record: another than the study's where that holds other settings."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -106,12 +112,58 @@ def make_plan(sweep: Sweep) -> Plan:
             points = seen.points + 1 if seen else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
-    pools = _pools(sweep, wanted)
+    pools, too_large = describe_room(sweep, wanted)
+    timed = _timed(sweep, stages, storage)
+    machine = this_machine()
+    left = [stage.seconds for stage in timed if stage.done != "done"]
+    total = None if None in left else START_SECONDS * bool(left) + sum(s or 0.0 for s in left)
     attributes = _attributes([point.run for point in sweep.points])
     return Plan(
-        sweep.study.name, storage.uri, list(stages.values()), models, pools, list(dict.fromkeys(problems)), attributes,
+        sweep.study.name, storage.uri, timed, models, pools, list(dict.fromkeys(problems)), attributes,
         power_of_seeds([point.run for point in sweep.points]) if "finetune" in wanted else "",
+        axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
+        gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
+        kept_as=version_name(sweep, storage)[0],
     )  # fmt: skip
+
+
+def _axes(sweep: Sweep) -> dict[str, list[Any]]:
+    """Each axis and its values, in the order of the points."""
+    values: dict[str, list[Any]] = {}
+    for point in sweep.points:
+        for key, value in point.axes.items():
+            there = values.setdefault(key, [])
+            if value not in there:
+                there.append(value)
+    return values
+
+
+def _timed(sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], storage: Storage) -> list[PlannedStage]:
+    """The stages with the seconds that each is estimated to take here; finished ones take none."""
+    runs: dict[tuple[StageName, str], RunConfig] = {}
+    for point in sweep.points:
+        for name in {name for name, _ in stages}:
+            with contextlib.suppress(VtsweepError):
+                runs.setdefault((name, STAGE_KINDS[name].make(point.run, storage).digest), point.run)
+    timed = []
+    for (name, key), stage in stages.items():
+        seconds: float | None = 0.0
+        if stage.done != "done":
+            seconds = None
+            with contextlib.suppress(VtsweepError):
+                run = runs[name, key]
+                images = len(make_source(run.data)) if name in ("capture", "correlate", "probe") else 0
+                seconds = stage_seconds(name, run, images, footprint(run), this_machine())
+                seconds *= _samples(sweep, name, run)
+        timed.append(replace(stage, seconds=seconds))
+    return timed
+
+
+def _samples(sweep: Sweep, name: StageName, run: RunConfig) -> int:
+    """How often a stage is done for the search of its hyperparameters."""
+    if not any(key.startswith(f"{name}.") for key in sweep.study.search):
+        return 1
+    return run.finetune.search_trials if name == "finetune" else run.probe.search_trials
 
 
 def power_of_seeds(runs: Sequence[RunConfig]) -> str:
@@ -179,36 +231,3 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
             )
         )
     return rows
-
-
-def _pools(sweep: Sweep, wanted: Sequence[StageName]) -> str:
-    """Whether the workers of every distinct `how` fit, in words; stages follow one another, so each has all the room.
-
-    The trials of a study run on the first point's `how`, as does the Ray that the study starts.
-    """
-    runs = [point.run for point in sweep.points]
-    said = []
-    for how in dict.fromkeys(run.how for run in runs):
-        if how.backend == "local":
-            said.append("runs in this process")
-            continue
-        if address := cluster_address(how):
-            said.append(f"checked when it joins the cluster at {address}")
-            continue
-        nodes = [local_node()]
-        pools = []
-        if "capture" in wanted:
-            pools.append([capture_pool(how, nodes), reader_pool()])
-        if "finetune" in wanted and how == runs[0].how:
-            search = {key: axis for key, axis in sweep.study.search.items() if key.startswith("finetune.")}
-            trials = list(
-                {
-                    digest(run.model_dump(mode="json", include={"model", "data", "finetune"})): run for run in runs
-                }.values()
-            )
-            pools.append([trial_pool(trials, n_cores(), nodes[0].gpus, search)[1]])
-        for together in pools:
-            check_pools(nodes, together)
-        held = ", ".join(describe_pools(together[:1]) for together in pools) or "one worker"
-        said.append(f"{held} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
-    return "; ".join(said)

@@ -11,9 +11,10 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import STUDY_FILE, Study, make_record
-from orchestrator.study.preflight import preflight
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
-from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
+from orchestrator.study.versions import version_name
+
+REPORT_FILE = "report/report.html"
 
 
 def run_study(
@@ -35,6 +36,13 @@ def run_study(
     """
     wanted = with_inputs(stages or sweep.study.stages)
     storage = Storage(sweep.study.storage)
+    if done := finished_study(sweep, stages):
+        return done, done.folder.locate(REPORT_FILE)
+    from orchestrator.study.preflight import preflight
+    from orchestrator.study.room import check_room
+    from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
+
+    check_room(sweep, wanted)
     preflight(sweep, wanted)
     study = open_study(sweep, storage, wanted, command)
     tracker = study_tracker(study, sweep.study.track)
@@ -42,28 +50,62 @@ def run_study(
         for stage in wanted:
             started = time.monotonic()
             runs = distinct_runs(sweep, storage, stage)
+            pending = any(not STAGE_KINDS[stage].make(run, storage).is_done() for run in runs)
             done = STAGE_KINDS[stage].run(runs, storage, sweep.study.search, quiet)
             add_samples(study, stage, [run for run in done if run not in runs])
-            study.record["seconds"][stage] = round(time.monotonic() - started, 2)
+            if pending or stage not in study.record["seconds"]:
+                study.record["seconds"][stage] = round(time.monotonic() - started, 2)
             tracker.log(stage_entries(study, stage))
     started = time.monotonic()
     written = write_report(study, quiet=quiet)
     study.record["seconds"]["report"] = round(time.monotonic() - started, 2)
     study.folder.write_json(STUDY_FILE, study.record)
-    tracker.log(report_entry(study))
+    sent = tracker.log(report_entry(study))
+    study.record["tracked"] = not sent.waiting
+    study.folder.write_json(STUDY_FILE, study.record)
     return study, written[0]
 
 
+def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> Study | None:
+    """The study, where nothing is left of it to do: every stage, the report and the MLflow runs are there.
+
+    Looks at names of files alone: neither Ray nor a model is started, nor MLflow asked.
+    """
+    storage = Storage(sweep.study.storage)
+    _, record = version_name(sweep, storage)
+    track = sweep.study.track
+    if record is None or not (record.get("tracked") or not track.enabled):
+        return None
+    if track.enabled and track.uri is None and not storage.exists("mlflow.db"):
+        return None
+    study = Study(storage, record)
+    wanted = with_inputs(stages or sweep.study.stages)
+    if not set(wanted) <= set(study.stages) or not study.folder.exists(REPORT_FILE):
+        return None
+    planned = {d for point in record["points"] for stage, d in point["stages"].items() if stage in wanted}
+    for point in sweep.points:
+        for stage in wanted:
+            made = STAGE_KINDS[stage].make(point.run, storage)
+            if made.digest not in planned or not made.is_done():
+                return None
+    return study if all(view.stage.is_done() for stage in wanted for view in study.views(stage)) else None
+
+
 def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName], command: str | None = None) -> Study:
-    """Write `study.json`, which names every point and the directory of each of its stages, before any work."""
-    listed = [stage for stage in STAGE_KINDS if stage in {*sweep.study.stages, *wanted}]
+    """Write `study.json`, which names every point and the directory of each of its stages, before any work.
+
+    A record of other settings is left alone: these get a name of their own (`versions.version_name`).
+    """
+    name, before = version_name(sweep, storage)
+    known = before["stages"] if before else ()
+    listed = [stage for stage in STAGE_KINDS if stage in {*sweep.study.stages, *wanted, *known}]
     points = []
     for point in sweep.points:
         stages = {stage: STAGE_KINDS[stage].make(point.run, storage).digest for stage in listed}
         config = point.run.model_dump(mode="json")
         points.append({"label": point.label, "axes": dict(point.axes), "config": config, "stages": stages})
     record = make_record(sweep, listed, points, command)
-    study = Study(storage, {**record, "seconds": {}})
+    study = Study(storage, {**record, "name": name, "seconds": dict(before["seconds"]) if before else {}})
     study.folder.write_json(STUDY_FILE, study.record)
     return study
 

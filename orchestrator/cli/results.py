@@ -1,0 +1,113 @@
+"""Commands that read finished or running studies: report, status, verify, compare, MLflow."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import Json, Quiet, StudyName, app, complete_studies, emit, say
+
+
+@app.command(epilog="Example:  vtsweep report quickstart")
+def report(study: StudyName, as_json: Json = False) -> None:
+    """Write the report of a finished study again, from its tables."""
+    from orchestrator.store.study_record import Study
+
+    loaded = Study.load(study)
+    say(f"reading the tables of {loaded.name}", as_json)
+    from orchestrator.cli.closing import print_next
+    from orchestrator.study.run import write_report
+
+    written = write_report(loaded, quiet=as_json)
+    emit({"report": written}, as_json, lambda: print_next(loaded, written[0]))
+
+
+@app.command(epilog="Examples:  vtsweep status    vtsweep status quickstart    vtsweep status s3://bucket/results")
+def status(
+    study: Annotated[
+        str | None,
+        typer.Argument(help="Name of a study in `results`, its folder, or a storage", autocompletion=complete_studies),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show how far a running or interrupted study is, from its files alone; without a name list the studies."""
+    from orchestrator.cli.status import print_status, print_studies, study_status
+    from orchestrator.store.filesystem import Storage
+    from orchestrator.store.study_list import list_studies
+    from orchestrator.store.study_record import DEFAULT_STORAGE, Study
+
+    if study is None or Storage(study).exists("studies"):
+        listed = [vars(one) for one in list_studies(Storage(study or DEFAULT_STORAGE))]
+        emit({"studies": listed}, as_json, lambda: print_studies(study or DEFAULT_STORAGE, listed))
+        return
+    found = study_status(Study.load(study))
+    emit(found, as_json, lambda: print_status(found))
+
+
+@app.command(epilog="Example:  vtsweep verify quickstart")
+def verify(
+    study: StudyName,
+    redo: Annotated[bool, typer.Option(help="Take damaged shards back, so that the next run does them again")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read every file of a study's stages against the checksums of when it was written; 5 when something is damaged."""
+    from orchestrator.cli.closing import print_verified, verified
+    from orchestrator.store.study_record import Study
+
+    found = verified(Study.load(study), redo=redo, quiet=quiet or as_json)
+    emit(found, as_json, lambda: print_verified(found))
+    if found["damaged"]:
+        raise typer.Exit(5)
+
+
+@app.command(epilog="Example:  vtsweep compare quickstart quickstart.v2 --out comparison")
+def compare(
+    studies: Annotated[
+        list[str], typer.Argument(help="Two or more studies, by name or folder", autocompletion=complete_studies)
+    ],
+    out: Annotated[str, typer.Option(help="Folder of the comparison")] = "comparison",
+    as_json: Json = False,
+) -> None:
+    """Put models or studies side by side in one report."""
+    from orchestrator.store.study_record import Study
+
+    loaded = [Study.load(study) for study in studies]
+    say(f"comparing {', '.join(study.name for study in loaded)}", as_json)
+    from orchestrator.cli.compare import compare_studies
+
+    written = compare_studies(loaded, out, quiet=as_json)
+    emit({"report": written}, as_json, lambda: typer.echo(f"comparison: {written}"))
+
+
+@app.command(epilog="Example:  vtsweep ui results")
+def ui(
+    storage: Annotated[str, typer.Argument(help="Storage folder of your studies, or a tracking URI")] = "results",
+    port: Annotated[int | None, typer.Option(help="Port on this machine; a free one when absent")] = None,
+) -> None:
+    """Open the MLflow comparison UI, on this machine only."""
+    say("starting the MLflow server ...")
+    from orchestrator.tracking.ui import serve_ui
+
+    serve_ui(storage, port)
+
+
+@app.command(epilog="Example:  vtsweep track results")
+def track(
+    storage: Annotated[str, typer.Argument(help="Storage folder of your studies")] = "results",
+    uri: Annotated[str | None, typer.Option(help="Tracking server; STORAGE/mlflow.db when absent")] = None,
+    as_json: Json = False,
+) -> None:
+    """Log every finished stage and trial that MLflow does not have yet, from the files in storage."""
+    say(f"logging what MLflow lacks of {storage}", as_json)
+    from orchestrator.config import TrackConfig
+    from orchestrator.store.filesystem import Storage
+    from orchestrator.tracking.entries import track_studies
+
+    sent, waiting = track_studies(Storage(storage), TrackConfig(uri=uri))
+    emit(
+        {"sent": sent, "waiting": waiting}, as_json, lambda: typer.echo(f"logged {sent} run(s), {waiting} still to log")
+    )
+    if waiting:
+        raise typer.Exit(1)

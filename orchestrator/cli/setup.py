@@ -1,0 +1,96 @@
+"""Commands before and around a study: data, starter file, models, checks of the machine, jobs on clusters."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.common import File, Json, Overrides, app, complete_models, emit, say
+
+
+@app.command(epilog="Examples:  vtsweep data questions.jsonl --html data.html    vtsweep data sweeps/pope.yaml")
+def data(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Question file, or sweep file with a data section")],
+    overrides: Overrides = None,
+    layout: Annotated[str, typer.Option(help="Layout of a question file: rows, gqa, pope, vqa, ...")] = "rows",
+    html: Annotated[str | None, typer.Option(help="Write six pictures and the tables as a page")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a source holds: rows, families, balance of answers, sizes, missing files, attributes."""
+    from orchestrator.cli.data import data_command, print_overview
+
+    found = data_command(file, overrides or [], layout, html)
+    emit(found.as_json(), as_json, lambda: print_overview(found))
+
+
+@app.command(epilog="Example:  vtsweep init my_study.yaml --model reference-cross --data coco --root /data/coco")
+def init(
+    file: Annotated[str, typer.Argument(help="Sweep file to write")] = "study.yaml",
+    model: Annotated[
+        str, typer.Option(help="Catalogue name, repository id or local folder", autocompletion=complete_models)
+    ] = "reference-joint",
+    data: Annotated[str, typer.Option(help="scenes, coco, folder, questions, gqa or pope")] = "scenes",
+    root: Annotated[str | None, typer.Option(help="Folder of the images")] = None,
+) -> None:
+    """Write a commented sweep file for a chosen model and data."""
+    from orchestrator.cli.init import write_starter
+
+    write_starter(file, model, data, root)
+    typer.echo(f"wrote {file}\nnext:  vtsweep plan {shlex.quote(file)}    vtsweep run {shlex.quote(file)}")
+
+
+@app.command(epilog="Example:  vtsweep models --json")
+def models(as_json: Json = False) -> None:
+    """List known models with family, kind, parameters and needs."""
+    from orchestrator.cli.render import print_rows
+    from orchestrator.models.catalogue import catalogue_rows
+
+    rows = catalogue_rows()
+    # What a terminal of 80 columns holds; --json has kind, licence, repository and memory too.
+    shown = [{key: row[key] for key in ("name", "family", "parameters_b", "needs")} for row in rows]
+    emit(rows, as_json, lambda: print_rows("Models (parameters in billions; more with --json)", shown))
+
+
+@app.command(epilog="Examples:  vtsweep doctor    vtsweep doctor reference-joint    vtsweep doctor org/model")
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(help="Catalogue name, repository id or local folder", autocompletion=complete_models)
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit of a repository")] = None,
+    trust_remote_code: Annotated[bool, typer.Option(help="Allow the repository's own code (needs --revision)")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or whether a model can be used here: access, extras, memory, one image."""
+    say(f"checking {model or 'this machine'} ...", as_json)
+    from orchestrator.cli.doctor import diagnose
+    from orchestrator.cli.render import print_rows
+
+    findings = diagnose(model, revision, trust_remote_code)
+    rows = [{"check": f.check, "status": f.status, "found": f.found, "mend": f.mend} for f in findings]
+    emit(rows, as_json, lambda: print_rows(f"vtsweep doctor {model or ''}".strip(), rows))
+    if any(f.status == "fail" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example:  vtsweep submit sweeps/quickstart.yaml storage=/shared/results --address http://head:8265"
+)
+def submit(
+    file: File,
+    overrides: Overrides = None,
+    address: Annotated[str | None, typer.Option(help="Job server; RAY_API_SERVER_ADDRESS or this machine")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME to pass on; not for secrets")] = None,
+    follow: Annotated[bool, typer.Option(help="Print the job's log until it ends")] = True,
+    as_json: Json = False,
+) -> None:
+    """Run a study as a job on a Ray cluster: pack what it needs, submit, follow its log, end with its exit code."""
+    from dataclasses import asdict
+
+    from orchestrator.cluster.submit import submit as submit_job
+
+    job = submit_job(file, overrides or (), address=address, env=env or (), follow=follow and not as_json)
+    emit(asdict(job), as_json, lambda: typer.echo(f"job {job.job_id}: {job.status}"))
+    if job.exit_code:
+        raise typer.Exit(job.exit_code)

@@ -36,8 +36,8 @@ def run_study(
     """
     wanted = with_inputs(stages or sweep.study.stages)
     storage = Storage(sweep.study.storage)
-    if done := finished_study(sweep, stages):
-        return done, done.folder.locate(REPORT_FILE)
+    if finished := finished_study(sweep, stages):
+        return finished, finished.folder.locate(REPORT_FILE)
     from orchestrator.study.preflight import preflight
     from orchestrator.study.room import check_room
     from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker

@@ -43,6 +43,10 @@ class DamagedError(StorageError):
     """A file of ours is not what was written: what it stood for has to be done again."""
 
 
+class AbsentError(StorageError):
+    """No stage or table of that name: it was not begun, or does not write that."""
+
+
 class ResourceError(VtsweepError, RuntimeError):
     """The machine or cluster cannot hold what was asked; running it would hang or run out of memory."""
 

@@ -119,7 +119,7 @@ def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, s
     shutil.copytree(finished[0], tmp_path / "copy")
     (table,) = (tmp_path / "copy" / "correlate").rglob("*.parquet")
     table.write_bytes(table.read_bytes()[:100])
-    with pytest.raises(StorageError, match=r"correlations.*correlate.*cannot be read"):
+    with pytest.raises(StorageError, match=r"correlate.*correlations/00000.parquet is damaged.*verify STUDY --redo"):
         gather_results(Study.load(str(tmp_path / "copy" / "studies" / "tiny")))
 
 

@@ -110,9 +110,8 @@ def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
         reading = plan["cross_layers"] or list(range(plan["n_layers"]))
         answers = with_layer_share(stage.scan("deletion_answers").collect(), reading)
         tables, policy = draw_policy(run, answers, _metrics(stage, cells))
-        stage.write_shard(len(cells), tables)
-        if policy is not None:
-            stage.store.write(POLICY_FILE, policy_text(policy, tables["policy"]).encode())
+        text = {} if policy is None else {POLICY_FILE: policy_text(policy, tables["policy"]).encode()}
+        stage.write_shard(len(cells), tables, files=text)
         summary |= {"rules": tables["policy"].height, "links": tables["link"].height}
     stage.mark_done(summary)
     return stage

@@ -83,9 +83,7 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
             return stage
         started = time.perf_counter()
         n_trained = sum(p.numel() for p in tuned.parameters.values())
-        if run.how.keep_adapters:
-            for name, data in tuned.files(run.model.name).items():
-                stage.store.write(f"adapter/{name}", data)
+        adapter = tuned.files(run.model.name) if run.how.keep_adapters else {}
         answers, snapshot, asked = worker.answers(run), worker.snapshot(run), worker.asked_metrics(run)
     # Steps of earlier attempts count: their seconds are in the checkpoint.
     seconds = log.seconds + time.perf_counter() - started
@@ -102,7 +100,7 @@ def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) ->
         **({} if asked is None else {"asked_metrics": asked}),
         "training": check_table(training, "training"),
     }
-    stage.write_shard(0, tables)
+    stage.write_shard(0, tables, files={f"adapter/{name}": data for name, data in adapter.items()})
     stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
     stage.store.remove(CHECKPOINT)
     return stage

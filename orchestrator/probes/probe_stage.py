@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from orchestrator.config import ProbeConfig, RunConfig
 from orchestrator.data.source import make_source
-from orchestrator.errors import StageError
+from orchestrator.errors import StageError, StorageError
 from orchestrator.plugins import registered_by
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
@@ -22,7 +23,7 @@ from orchestrator.probes.split import Split, check_leak, make_split
 from orchestrator.probes.targets import Target, make_targets
 from orchestrator.probes.user import ENTRY_POINT_GROUP
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.filesystem import Storage, checksum
 from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
 VERSION = 3
@@ -65,6 +66,8 @@ class Work:
     blocks: list[tuple[str, int, list[str]]]
     copy_of: list[int]
     targets: list[Target]
+    pixels: Mapping[str, Any] | None = None
+    """Size and checksum of the file of small pictures, where they are a control."""
 
     @cached_property
     def split(self) -> Split:
@@ -95,18 +98,37 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
     blocks = features.select(config.taps, config.layers, config.positions)
     if stage.store.exists(STAGE_FILE):
         plan = stage.open()
-        return Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets)
+        work = Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets, plan.get("pixels"))
+        if work.missing():
+            check_features(work)
+        return work
     indices = features.images["index"].to_list()
     with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
         pixels, keys = load_pixels(source, indices, progress.advance)
+    mark = None
     if "pixels" in config.controls:
-        stage.store.write_array(PIXEL_FILE, pixels)
+        mark = stage.store.write_array(PIXEL_FILE, pixels)
         blocks.append((PIXELS, 0, [PIXELS]))
     first: dict[str, int] = {}
-    work = Work(stage, capture, config, blocks, [first.setdefault(key, i) for i, key in enumerate(keys)], targets)
+    copy_of = [first.setdefault(key, i) for i, key in enumerate(keys)]
+    work = Work(stage, capture, config, blocks, copy_of, targets, mark)
     assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
-    stage.open({"blocks": blocks, "copy_of": work.copy_of})
+    plan = {"blocks": blocks, "copy_of": work.copy_of, "pixels": mark}
+    if stage.open(plan)["pixels"] != mark:  # another run was first, and its plan holds: on equal pictures
+        raise StageError(f"probe: another run of this study began {stage.folder} with other images; run again")
+    check_features(work)
     return work
+
+
+def check_features(work: Work) -> None:
+    """Read the features that are asked for against their checksums, once, before any block is fitted.
+
+    Raises:
+        DamagedError: a file of the capture is not what was written.
+    """
+    for tap in dict.fromkeys(tap for tap, _, _ in work.blocks if tap != PIXELS):
+        for folder in (f"features/{tap}", f"feature_scales/{tap}"):
+            work.capture.check_files(folder)
 
 
 def fit_block(work: Work, index: int, device: str) -> None:
@@ -116,6 +138,9 @@ def fit_block(work: Work, index: int, device: str) -> None:
     tap, layer, positions = work.blocks[index]
     if tap == PIXELS:
         pixels = work.stage.store.read_array(PIXEL_FILE)
+        if work.pixels and checksum(work.stage.store.read(PIXEL_FILE)) != work.pixels["blake2b"]:
+            store = work.stage.storage.locate(work.stage.folder)
+            raise StorageError(f"{PIXEL_FILE} is damaged; remove the folder {store} to begin the stage again")
         features = np.asarray(pixels, np.float32).reshape(len(pixels), 1, -1) / 255.0
     else:
         features = Features(work.capture).slice(tap, layer, positions)

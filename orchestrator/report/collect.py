@@ -17,7 +17,7 @@ from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate.findings import find
 from orchestrator.data.source import make_source
-from orchestrator.errors import DataError, StorageError, VtsweepError
+from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.store.stage_folder import canonical_json
@@ -126,13 +126,8 @@ def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
     for view in views:
         try:
             frames.append(view.stage.scan(table).collect())
-        except StorageError:
+        except AbsentError:
             continue
-        except pl.exceptions.PolarsError as error:
-            raise StorageError(
-                f"table {table!r} in {view.stage.store.uri} cannot be read ({error}); delete that folder and run the "
-                "study again"
-            ) from error
     return pl.concat(frames, how="diagonal_relaxed") if frames else None
 
 

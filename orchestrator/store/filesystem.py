@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import hashlib
 import io
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -134,6 +135,17 @@ class Storage:
                 return []
         return sorted(PurePosixPath(p).name for p in found)
 
+    def states(self, folder: str) -> dict[str, FileState]:
+        """Name below `folder` -> size and time of writing of each of its files, by one listing."""
+        self.fs.invalidate_cache()
+        with self._named_errors(f"cannot list {folder}", missing=(FileNotFoundError,)):
+            try:
+                found = retried(lambda: self.fs.ls(self.path(folder), detail=True))
+            except FileNotFoundError:
+                return {}
+        lead = f"{folder}/" if folder else ""
+        return {lead + PurePosixPath(info["name"]).name: _state(info) for info in found}
+
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, encode_json(value))
 
@@ -148,15 +160,16 @@ class Storage:
         """Publish `table` as zstd Parquet; returns what it can be known by later."""
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
-        return self._write_marked(name, buffer.getvalue())
+        return self.write_marked(name, buffer.getvalue())
 
     def write_array(self, name: str, array: np.ndarray) -> FileMark:
         """Publish `array` as `.npy` (never pickled); returns what it can be known by later."""
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        return self._write_marked(name, buffer.getvalue())
+        return self.write_marked(name, buffer.getvalue())
 
-    def _write_marked(self, name: str, data: bytes) -> FileMark:
+    def write_marked(self, name: str, data: bytes) -> FileMark:
+        """Publish `data`; returns what it can be known by later."""
         self.write(name, data)
         return {"bytes": len(data), "blake2b": checksum(data)}
 
@@ -164,22 +177,47 @@ class Storage:
         """The array at `name`: memory-mapped on a local disk, read whole from an object store."""
         try:
             if self.is_local:
-                return np.load(self.path(name), mmap_mode="r", allow_pickle=False)
+                with self._named_errors(f"cannot read {name}", missing=(ValueError, EOFError)):
+                    return retried(lambda: np.load(self.path(name), mmap_mode="r", allow_pickle=False))
             return np.load(io.BytesIO(self.read(name)), allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 
     def scan(self, names: list[str]) -> pl.LazyFrame:
-        """Lazy table over Parquet files of this storage."""
-        if self.is_local:
-            return pl.scan_parquet([self.path(n) for n in names])
-        import pyarrow.dataset as pads  # slow to import (it pulls in pandas), and needed for object stores only
-
-        return pl.scan_pyarrow_dataset(pads.dataset([self.path(n) for n in names], filesystem=self.fs))
+        """Lazy table over Parquet files: read column by column from a local disk, whole from an object store."""
+        try:
+            if self.is_local:
+                return pl.scan_parquet([self.path(n) for n in names])
+            return pl.concat([pl.read_parquet(self.read(n)).lazy() for n in names])
+        except pl.exceptions.PolarsError as error:
+            raise DamagedError(f"a table in {self.uri} is damaged: {str(error)[:200]}") from error
 
 
 FileMark = dict[str, Any]
 """Size and checksum of a file."""
+
+
+class FileState(NamedTuple):
+    """A file as a listing shows it."""
+
+    size: int
+    modified: float | None
+    """Seconds since 1970; None where the store does not say."""
+    identity: str
+    """Another one for another writing of the file, as far as the store tells them apart."""
+
+
+def _state(info: dict[str, Any]) -> FileState:
+    """Stores have their own names for the time of writing, and their own types."""
+    keys = ("mtime", "LastModified", "last_modified", "updated", "created")
+    when = next((info[key] for key in keys if info.get(key) is not None), None)
+    if isinstance(when, str):
+        with contextlib.suppress(ValueError):
+            when = datetime.datetime.fromisoformat(when)
+    if isinstance(when, datetime.datetime):
+        when = when.timestamp()
+    modified = float(when) if isinstance(when, int | float) else None
+    return FileState(int(info.get("size") or 0), modified, f"{info.get('size')} {when} {info.get('ETag')}")
 
 
 def checksum(data: bytes | memoryview) -> str:

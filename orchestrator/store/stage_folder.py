@@ -19,7 +19,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -29,8 +28,9 @@ import numpy as np
 import polars as pl
 
 from orchestrator import interrupt
-from orchestrator.errors import DamagedError, StorageError
-from orchestrator.store.filesystem import Storage, checksum, encode_json
+from orchestrator.errors import AbsentError, DamagedError, StorageError
+from orchestrator.store.filesystem import FileMark, Storage, checksum, encode_json
+from orchestrator.store.shard_files import Listings, read_against, side_by_side
 
 SUCCESS = "_SUCCESS"
 STAGE_FILE = "stage.json"
@@ -103,11 +103,12 @@ class Stage:
     def mark_done(self, summary: Mapping[str, Any] | None = None) -> None:
         """Write `_SUCCESS`, unless this process was asked to stop: what was verified may then be what was left."""
         interrupt.check()
-        self.store.write_json(SUCCESS, dict(summary or {}))
+        record = json.loads(encode_json(dict(summary or {})))
+        self.store.write_json(SUCCESS, {**record, "checksum": checksum(encode_json(record))})
 
     def summary(self) -> dict[str, Any]:
         """What `mark_done` recorded."""
-        return dict(self.store.read_json(SUCCESS))
+        return self._signed(SUCCESS)
 
     # -- shards
 
@@ -117,8 +118,17 @@ class Stage:
         tables: Mapping[str, pl.DataFrame],
         arrays: Mapping[str, np.ndarray] | None = None,
         extra: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
-        """Write a shard's files under deterministic names, then its record. Writing a shard twice is harmless."""
+        """Write a shard's files under deterministic names, then its record. Writing a shard twice is harmless.
+
+        Args:
+            index: number of the shard.
+            tables: name -> rows.
+            arrays: name -> array, never pickled.
+            extra: plain values for the record.
+            files: name below the stage's folder -> content of further files, which the record vouches for too.
+        """
         record: dict[str, Any] = {"tables": {}, "arrays": {}, "dtypes": {}, "files": {}, "extra": dict(extra or {})}
         for name, table in tables.items():
             file = f"{name}/{index:05d}.parquet"
@@ -128,6 +138,8 @@ class Stage:
             file = f"{name}/{index:05d}.npy"
             record["files"][file] = self.store.write_array(file, array)
             record["arrays"][name], record["dtypes"][name] = list(array.shape), str(array.dtype)
+        for file, data in (files or {}).items():
+            record["files"][file] = self.store.write_marked(file, data)
         record = json.loads(encode_json(record))  # as it will be read: keys are text, tuples are lists
         self.store.write_json(f"shards/{index:05d}.json", {**record, "checksum": checksum(encode_json(record))})
 
@@ -165,42 +177,101 @@ class Stage:
     def finished_shards(self) -> dict[int, dict[str, Any]]:
         """Index -> record of every whole shard, ascending. Read side by side: an object store answers in its own time.
 
-        Of a finished stage only the records are read, as every file was checked before `_SUCCESS` was written;
-        `store.verify` reads them all.
+        Of a finished stage only the records are read. Of an unfinished one a file counts that has its recorded size and
+        was not written after its record; the others are read. Whoever uses a table or an array reads all of it against
+        its checksum (`scan`, `arrays`), as does `store.verify`.
         """
-        read = self._shard_record if self.is_done() else self.read_shard
-        with ThreadPoolExecutor(4 if self.store.is_local else 32) as readers:
-            indices = self.written_shards()
-            found = dict(zip(indices, readers.map(read, indices), strict=True))
-        return {index: record for index, record in found.items() if record is not None}
+        states = None if self.is_done() else Listings(self.store)
+
+        def read(index: int) -> dict[str, Any] | None:
+            if states is None:
+                return self._shard_record(index)
+            try:
+                record = self._shard_record(index)
+            except (DamagedError, FileNotFoundError):
+                return None
+            untouched = all(states.untouched(name, mark["bytes"], index) for name, mark in record["files"].items())
+            return record if untouched else self.read_shard(index)
+
+        indices = self.written_shards()
+        found = zip(indices, side_by_side(self.store, read, indices), strict=True)
+        return {index: record for index, record in found if record is not None}
 
     def _shard_record(self, index: int) -> dict[str, Any]:
-        name = f"shards/{index:05d}.json"
+        return self._signed(f"shards/{index:05d}.json")
+
+    def _signed(self, name: str) -> dict[str, Any]:
+        """A JSON object that equals the checksum it holds."""
         found = self.store.read_json(name)
         record = {key: value for key, value in found.items() if key != "checksum"} if isinstance(found, dict) else {}
-        if not record or found.get("checksum") != checksum(encode_json(record)):
-            raise DamagedError(f"{name} of {self.folder} is damaged; `vtsweep verify` says what to redo")
+        if not isinstance(found, dict) or found.get("checksum") != checksum(encode_json(record)):
+            raise self._damaged(name, "it does not equal its checksum")
         return record
+
+    def _damaged(self, name: str, problem: str) -> DamagedError:
+        return DamagedError(
+            f"{self.storage.locate(self.folder)}: {name} is damaged: {problem}. "
+            "`vtsweep verify STUDY --redo` takes it back; the same command then does it again"
+        )
 
     # -- reading
 
     def scan(self, table: str) -> pl.LazyFrame:
-        """Lazy table over the shards of `table`, in shard order.
+        """Lazy table over the shards of `table`, in shard order, each file read once a process against its checksum.
 
         Raises:
-            StorageError: the stage has no such table.
+            AbsentError: the stage has no such table.
+            DamagedError: a file is not what was written.
         """
-        names = self._shard_files(table, ".parquet")
+        names = self.check_files(table, ".parquet")
         if not names:
-            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
+            raise AbsentError(f"{self.name} {self.digest} in {self.storage.uri} holds no table {table!r}")
         return self.store.scan(names)
 
     def arrays(self, name: str) -> list[np.ndarray]:
-        """The shards of array `name`, in shard order, memory-mapped where storage is local."""
-        names = self._shard_files(name, ".npy")
+        """The shards of array `name`, in shard order, memory-mapped where storage is local.
+
+        Each file is read once a process against its checksum.
+
+        Raises:
+            AbsentError: the stage has no such array.
+            DamagedError: a file is not what was written.
+        """
+        names = self.check_files(name, ".npy")
         if not names:
-            raise StorageError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
+            raise AbsentError(f"{self.name} {self.digest} in {self.storage.uri} holds no array {name!r}")
         return [self.store.read_array(n) for n in names]
+
+    def check_files(self, folder: str, suffix: str = ".npy") -> list[str]:
+        """Read the shards' files of a table or array against their checksums; those that were read before in this
+        process and not written since are not read again.
+
+        Returns:
+            names of the files, in shard order.
+
+        Raises:
+            DamagedError: a file is not what was written.
+        """
+        names = self._shard_files(folder, suffix)
+        read_against(self.store, names, self._mark, self._damaged)
+        return names
+
+    def _mark(self, name: str) -> FileMark | None:
+        """What was recorded of a table's or an array's file when it was written."""
+        return dict(self._shard_record(int(PurePosixPath(name).stem))["files"]).get(name)
+
+    def read_file(self, name: str) -> bytes:
+        """One of the further files of a shard (`write_shard`), against its checksum.
+
+        Raises:
+            DamagedError: it is not what was written, or no shard vouches for it.
+        """
+        data = self.store.read(name)
+        marks = (self._shard_record(index)["files"].get(name) for index in reversed(self.written_shards()))
+        mark = next((mark for mark in marks if mark), None)
+        if mark is None or checksum(data) != mark["blake2b"]:
+            raise self._damaged(name, "its content is not what was written")
+        return data
 
     def _shard_files(self, folder: str, suffix: str) -> list[str]:
         """Files of `folder` that belong to a recorded shard, in the order of the shards.
@@ -228,13 +299,14 @@ def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
     """The stage directory `name/stage_digest` of `storage`, from its files alone.
 
     Raises:
-        StorageError: there is no such directory, or its `stage.json` does not match its name.
+        AbsentError: there is no such directory.
+        StorageError: its `stage.json` does not match its name.
     """
     _check_name(name, stage_digest)
     try:
         record = storage.read_json(f"{name}/{stage_digest}/{STAGE_FILE}")
     except FileNotFoundError as error:
-        raise StorageError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
+        raise AbsentError(f"no stage {name}/{stage_digest} in {storage.uri}") from error
     try:
         if not isinstance(record["what"], dict):
             raise TypeError("`what` is no mapping")

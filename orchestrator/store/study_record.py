@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from orchestrator.config import RunConfig, StageName, StudyConfig
 from orchestrator.config.sweep import Sweep
-from orchestrator.errors import StorageError, did_you_mean
+from orchestrator.errors import AbsentError, StorageError, did_you_mean
 from orchestrator.scrub import scrub_tree
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.provenance import hardware, package_versions, source_commit
@@ -123,7 +123,7 @@ class Study:
             label = point["label"] if stage == "finetune" else describe_run(run)
             try:
                 loaded = load_stage(self.storage, stage, stage_digest)
-            except StorageError:  # not begun yet
+            except AbsentError:  # not begun yet
                 continue
             found[stage_digest] = View(label, run, loaded, point["axes"])
         return _distinct_labels(list(found.values()))
@@ -132,7 +132,7 @@ class Study:
         """All rows of a table over the study, with the columns `point`, `model` and `source` in front.
 
         Raises:
-            StorageError: no finished stage of this study holds that table.
+            AbsentError: no finished stage of this study holds that table.
         """
         if name not in TABLE_STAGE:
             raise StorageError(f"unknown table {name!r}.{did_you_mean(name, TABLE_STAGE)}")
@@ -140,14 +140,14 @@ class Study:
         for view in self.views(TABLE_STAGE[name]):
             try:
                 frame = view.stage.scan(name)
-            except StorageError:
+            except AbsentError:
                 continue
             marks = {"point": view.label, "model": view.run.model.name, "source": view.run.data.source}
             lead = [pl.lit(value).alias(key) for key, value in marks.items()]
             present = frame.collect_schema().names()
             frames.append(frame.select(*lead, *[pl.col(c) for c in present if c not in marks]))
         if not frames:
-            raise StorageError(f"study {self.name!r} holds no table {name!r}; run `vtsweep status {self.folder.uri}`")
+            raise AbsentError(f"study {self.name!r} holds no table {name!r}; run `vtsweep status {self.folder.uri}`")
         return pl.concat(frames, how="diagonal_relaxed")
 
     @property

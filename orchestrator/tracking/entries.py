@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from orchestrator.config import StageName, TrackConfig
-from orchestrator.errors import StorageError
+from orchestrator.errors import AbsentError
 from orchestrator.report.summaries import summarise
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import SUCCESS, digest
@@ -87,7 +87,7 @@ def _stage_content(study: Study, name: StageName, view: View) -> Content:
             continue
         try:
             tables[table] = view.stage.scan(table).collect()
-        except StorageError:
+        except AbsentError:
             continue
     return Content(
         params=summary.params,
@@ -102,7 +102,7 @@ def _stage_content(study: Study, name: StageName, view: View) -> Content:
 
 def _adapter(view: View) -> dict[str, bytes]:
     """Files of a trial's adapter, if it was kept."""
-    return {name: view.stage.store.read(f"adapter/{name}") for name in view.stage.store.files("adapter")}
+    return {name: view.stage.read_file(f"adapter/{name}") for name in view.stage.store.files("adapter")}
 
 
 def _seconds(study: Study, name: StageName, tables: dict[str, pl.DataFrame]) -> float:

@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.errors import ConfigError, StorageError, VtsweepError
+from orchestrator.errors import ConfigError, DamagedError, StorageError, VtsweepError
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.shard_files import _CHECKED
 from orchestrator.store.stage_folder import Stage, load_stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import redo, verify_study
@@ -57,6 +58,71 @@ def test_an_array_of_another_type_and_the_same_size_is_another_array(tmp_path: P
     stage.store.write_array("features/decoder/00000.npy", np.arange(60, dtype=np.int16).reshape(30, 2))
     assert stage.read_shard(0) is None
     assert stage.read_shard(1) is not None
+
+
+def test_resume_reads_no_byte_of_files_that_were_not_written_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = make_stage(tmp_path)
+    read: list[str] = []
+    whole = Storage.read
+    monkeypatch.setattr(Storage, "read", lambda storage, name: read.append(name) or whole(storage, name))
+    assert list(stage.finished_shards()) == [0, 1]
+    assert read == ["shards/00000.json", "shards/00001.json"]
+    path = Path(stage.store.path("features/decoder/00000.npy"))
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert list(stage.finished_shards()) == [1]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_nothing_is_read_from_a_finished_stage_but_what_was_written(tmp_path: Path, file: str) -> None:
+    stage = make_stage(tmp_path)
+    stage.mark_done({"n": 2})
+    assert stage.scan("images").collect().height == 60
+    path = Path(stage.store.path(file))
+    kept = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+    def use() -> None:
+        stage.finished_shards()
+        stage.scan("images")
+        stage.arrays("features/decoder")
+
+    with pytest.raises(DamagedError, match=r"is damaged.*vtsweep verify STUDY --redo"):
+        use()
+    os.utime(path, ns=(kept.st_atime_ns, kept.st_mtime_ns))  # a disk that errs leaves times as they are
+    _CHECKED.clear()
+    with pytest.raises(DamagedError, match=file):
+        use()
+
+
+def test_further_files_and_the_closing_record_are_vouched_for(tmp_path: Path) -> None:
+    stage = Stage(Storage(str(tmp_path)), "ablate", {"x": 1})
+    stage.open()
+    stage.write_shard(0, {}, files={"policy.yaml": b"share: 0.5"})
+    stage.mark_done({"rules": 3})
+    assert stage.read_file("policy.yaml") == b"share: 0.5"
+    assert stage.summary() == {"rules": 3}
+    Path(stage.store.path("policy.yaml")).write_bytes(b"share: 0.7")
+    assert "policy.yaml" in (stage.check_shard(0)[0] or "")
+    with pytest.raises(DamagedError, match=r"policy\.yaml"):
+        stage.read_file("policy.yaml")
+    closing = Path(stage.store.path("_SUCCESS"))
+    closing.write_bytes(closing.read_bytes().replace(b"3", b"4", 1))
+    with pytest.raises(DamagedError, match="_SUCCESS"):
+        stage.summary()
+
+
+def test_a_report_never_leaves_out_what_cannot_be_read(study: Path) -> None:
+    loaded = Study.load(f"{study}/studies/tiny")
+    (view,) = loaded.views("correlate")
+    Path(view.stage.store.path("stage.json")).write_bytes(b"{")
+    with pytest.raises(StorageError, match=r"stage\.json"):
+        write_report(loaded, quiet=True)
 
 
 def test_storage_that_does_not_answer_is_no_reason_to_do_a_shard_again(

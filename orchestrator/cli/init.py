@@ -15,7 +15,7 @@ from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError, did_you_mean
 
 _SOURCES: dict[str, dict[str, Any]] = {
-    "scenes": {"source": "scenes", "n_images": 400, "n_objects": [1, 200], "seed": 0},
+    "scenes": {"source": "scenes", "n_images": 400, "design": {}, "seed": 0},
     "coco": {"source": "coco", "root": "DIR", "split": "val2017", "n_images": 500},
     "questions": {"source": "questions", "root": "DIR", "file": "questions.jsonl"},
     "gqa": {"source": "questions", "root": "DIR", "layout": "gqa", "n_images": 1000},

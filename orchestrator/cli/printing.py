@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.cli.render import format_cell, print_rows
+from orchestrator.data.associations import Pair
 from orchestrator.data.summary import AttributeSummary
 from orchestrator.progress import format_seconds
 from orchestrator.study.plan import Plan, PlannedStage
+from orchestrator.study.planned_design import PlannedDesign
 
 MOST_STAGES = 16
 """Stages shown on the terminal: a plan fits a screen."""
+MOST_IMPOSSIBLE = 4
+"""Impossible combinations of levels shown."""
 
 
 def print_plan(plan: Plan) -> None:
@@ -46,6 +50,9 @@ def print_plan(plan: Plan) -> None:
     for source in dict.fromkeys(one.source for one in plan.attributes):
         said = ", ".join(_attribute(one) for one in plan.attributes if one.source == source)
         console.print(f"attributes of {source}: {said}", highlight=False)
+    for design in plan.designs:
+        for line in _design(design):
+            console.print(line, highlight=False)
     console.print(f"workers: {plan.pools}")
     if plan.power:
         console.print(f"power: {plan.power}", highlight=False)
@@ -76,6 +83,31 @@ def _attribute(one: AttributeSummary) -> str:
     spelled = "".join(f" {spelling!r}" for spelling in one.spellings if spelling)
     missing = f"; {one.n_missing} of {one.n_images} missing{spelled}" if one.n_missing else ""
     return escape(f"{one.attribute} ({one.range}{missing})")
+
+
+def _design(design: PlannedDesign) -> Iterator[str]:
+    """Factors with their levels, their largest rank correlation, derived attributes and impossible cells, in words."""
+    summary = design.summary
+    factors = "; ".join(f"{name} {', '.join(map(str, levels))}" for name, levels in summary.factors.items())
+    yield escape(f"designed scenes, {summary.n_possible} of {summary.n_cells} cells: {factors}")
+    if design.among_factors:
+        top = design.among_factors[0]
+        yield f"largest rank correlation of two factors, {design.n_images} scenes: {top.rho:+.3f} ({_names(top)})"
+    shown: dict[str, str] = {}
+    for pair in design.derived:
+        name, factor = (pair.first, pair.second) if pair.first_role == "derived" else (pair.second, pair.first)
+        shown.setdefault(name, f"{name} ({pair.rho:+.2f} with {factor})")
+    if shown:
+        yield f"derived from several factors: {', '.join(shown.values())}"
+    for one in summary.impossible[:MOST_IMPOSSIBLE]:
+        together = ", ".join(f"{name} {level}" for name, level in one.levels.items())
+        yield escape(f"left out, {one.n_cells} cells: {together}: {one.reason}")
+    if (more := len(summary.impossible) - MOST_IMPOSSIBLE) > 0:
+        yield f"left out: {more} more combinations of levels (--json has all)"
+
+
+def _names(pair: Pair) -> str:
+    return f"{pair.first} with {pair.second}"
 
 
 def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:

@@ -7,7 +7,7 @@ neither torch nor ray.
 
 from orchestrator.config.ablate import AblateConfig, AdaptiveRule, PolicyFile, PolicyRule
 from orchestrator.config.capture import CaptureConfig, CorrelateConfig, ModelConfig
-from orchestrator.config.data import CocoConfig, DataConfig, FolderConfig, QuestionsConfig, ScenesConfig
+from orchestrator.config.data import CocoConfig, DataConfig, FolderConfig, QuestionsConfig, SceneDesign, ScenesConfig
 from orchestrator.config.finetune import FinetuneConfig, GroupConfig, TaskConfig
 from orchestrator.config.how import HowConfig, TrackConfig
 from orchestrator.config.probe import ProbeConfig
@@ -37,6 +37,7 @@ __all__ = [
     "PositiveInt",
     "ProbeConfig",
     "RunConfig",
+    "SceneDesign",
     "ScenesConfig",
     "SearchAxis",
     "Section",

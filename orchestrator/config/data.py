@@ -2,11 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.section import Count, Int, PositiveFloat, PositiveInt, Section, Share
+
+Background = Literal["white", "gradient", "clutter"]
+Hidden = Annotated[float, Field(ge=0, le=0.2)]
+
+
+class SceneDesign(Section):
+    """Factors of designed scenes: levels of each, crossed with all others. A factor of one level is held there."""
+
+    n_objects: tuple[PositiveInt, ...] = (4, 8, 12, 20, 32)
+    """Numbers of objects."""
+    size_mean: tuple[PositiveFloat, ...] = (0.05, 0.07, 0.09)
+    """Mean diameters of objects as fractions of the shorter side."""
+    size_spread: tuple[Share, ...] = (0.0, 0.01)
+    """Standard deviations of the same."""
+    n_colours: tuple[PositiveInt, ...] = (1, 2, 4)
+    """Numbers of distinct colours."""
+    n_shapes: tuple[PositiveInt, ...] = (1, 2, 4)
+    """Numbers of distinct shapes."""
+    spatial_spread: tuple[Share, ...] = (0.35, 0.5)
+    """Layouts, clumped to even: root mean square distance of centres from their mean over half the diagonal; places
+    drawn evenly over the canvas have about 0.55."""
+    occlusion: tuple[Hidden, ...] = (0.0,)
+    """Shares of the objects' area that other objects hide, met within 0.02."""
+    texture: tuple[Share, ...] = (0.0,)
+    """Strengths of a pattern inside objects."""
+    background_texture: tuple[Share, ...] = (0.0,)
+    """Strengths of a pattern on the background."""
+    lighting: tuple[Share, ...] = (0.0,)
+    """Strengths of light that falls off towards one side."""
+    background: tuple[Background, ...] = ("white",)
+    """What lies behind the objects."""
+
+    @field_validator("*")
+    @classmethod
+    def _levels(cls, levels: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not levels or len(set(levels)) < len(levels):
+            raise ValueError(f"expected at least one level and none twice, found {list(levels)}")
+        return levels
+
+    @model_validator(mode="after")
+    def _several_objects(self) -> SceneDesign:
+        if min(self.n_objects) < 2:
+            raise ValueError(f"n_objects: one object has no layout; expected 2 and more, found {list(self.n_objects)}")
+        return self
+
+
+_UNDESIGNED = ("n_objects", "n_objects_spacing", "size", "overlap", "texture", "background_texture", "lighting",
+               "background")  # fmt: skip
 
 
 class ScenesConfig(Section):
@@ -17,6 +65,9 @@ class ScenesConfig(Section):
     """Number of scenes."""
     seed: Count = 0
     """Scenes are determined by (seed, index) alone."""
+    design: SceneDesign | None = None
+    """Factors drawn independently of one another (`{}`: the default levels); without it scenes are drawn from the
+    ranges below, where many attributes follow the number of objects."""
     width: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
     """Canvas width, px."""
     height: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
@@ -35,7 +86,11 @@ class ScenesConfig(Section):
     """Let objects overlap (occlusion)."""
     texture: Share = 0.0
     """Strength of a pattern inside objects."""
-    background: Literal["white", "gradient", "clutter"] = "white"
+    background_texture: Share = 0.0
+    """Strength of a pattern on the background."""
+    lighting: Share = 0.0
+    """Strength of light that falls off towards one side."""
+    background: Background = "white"
     """What lies behind the objects."""
     noise: Share = 0.0
     """Standard deviation of pixel noise, as a fraction of full scale."""
@@ -49,6 +104,11 @@ class ScenesConfig(Section):
                 raise ValueError(f"{name}: the smaller value comes first, found [{low}, {high}]")
         if self.n_objects[0] < 1 or self.n_objects[1] > 1000:
             raise ValueError(f"n_objects: expected 1 to 1000, found {list(self.n_objects)}")
+        if self.design is not None:
+            for name in _UNDESIGNED:
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    factor = {"size": "size_mean", "overlap": "occlusion"}.get(name, name.removesuffix("_spacing"))
+                    raise ValueError(f"{name}: a design has its own levels; set design.{factor} instead")
         return self
 
 

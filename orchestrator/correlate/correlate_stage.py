@@ -1,16 +1,22 @@
-"""The correlate stage: a capture's tables in, the table `correlations` out."""
+"""The correlate stage: a capture's tables in, the tables `correlations` and `attribute_correlations` out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import polars as pl
+
 from orchestrator.config import RunConfig
 from orchestrator.correlate.correlation import correlate
+from orchestrator.data.associations import associations, roles_of
 from orchestrator.data.source import make_source
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
-from orchestrator.store.tables.core import check_table
+from orchestrator.store.tables.core import TABLES, check_table
 
-VERSION = 3
+VERSION = 4
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 
@@ -29,8 +35,19 @@ def run_correlate(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bo
     images = capture.scan("images").collect()
     metrics = capture.scan("layer_metrics").collect()
     with Progress(f"correlate {run.model.name} on {run.data.source}", None, "rows", quiet=quiet) as progress:
-        table = correlate(images, metrics, dict(make_source(run.data).attribute_kinds), run.correlate)
+        source = make_source(run.data)
+        kinds = dict(source.attribute_kinds)
+        table = correlate(images, metrics, kinds, run.correlate)
         progress.advance(table.height)
-    stage.write_shard(0, {"correlations": check_table(table, "correlations")})
+    among = attribute_correlations(images, kinds, roles_of(source))
+    stage.write_shard(0, {"correlations": check_table(table, "correlations"), "attribute_correlations": among})
     stage.mark_done({"rows": table.height, "images": images.height})
     return stage
+
+
+def attribute_correlations(images: pl.DataFrame, kinds: Mapping[str, str], roles: Mapping[str, str]) -> pl.DataFrame:
+    """Table `attribute_correlations`: how the attributes of the captured images go together, strongest first."""
+    numeric = {name: images[name].to_list() for name, kind in kinds.items() if kind != "categorical"}
+    schema = {name: column.dtype for name, column in TABLES["attribute_correlations"].columns.items()}
+    rows = pl.DataFrame([asdict(pair) for pair in associations(numeric, roles)], schema=schema)
+    return check_table(rows, "attribute_correlations")

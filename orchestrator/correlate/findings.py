@@ -81,6 +81,7 @@ def find(
     source: str,
     hold_fixed: Sequence[str] = ("n_objects",),
     smallest_rho: float = SMALLEST_RHO,
+    derived: Sequence[str] = (),
     seed: int = 0,
 ) -> list[Finding]:
     """Findings of one study: the paper's claims, then attributes, supported ones and larger effects first.
@@ -90,9 +91,11 @@ def find(
         source: `scenes`, `coco` or `folder`; the claim about COCO is judged on COCO alone.
         hold_fixed: attributes held fixed; those that the images lack are skipped.
         smallest_rho: smallest rank correlation of interest.
+        derived: attributes that follow from several factors of a design; they are not judged, for an effect of theirs
+            is one of the factors.
         seed: of the bootstrap.
     """
-    images = images.sort("image_id")
+    images = images.sort("image_id").drop([name for name in derived if name in images.columns])
     found: list[Finding] = []
     attributes: list[Finding] = []
     vision = main_tap(layer_metrics, "vision")

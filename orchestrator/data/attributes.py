@@ -42,6 +42,15 @@ SCENE_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
 """Kind and meaning of each attribute of a scene. Clutter is edge density, a standard proxy of visual clutter
 (Rosenholtz, Li and Nakano 2007, "Measuring visual clutter", Journal of Vision 7(2):17)."""
 
+DESIGN_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
+    "occlusion": ("continuous", "share of the objects' area that other objects hide, measured, 0 to 1"),
+    "texture": ("continuous", "strength of the pattern inside objects, 0 to 1"),
+    "background_texture": ("continuous", "strength of the pattern on the background, 0 to 1"),
+    "lighting": ("continuous", "strength of light that falls off towards one side, 0 to 1"),
+    "background": ("categorical", "white, gradient or clutter"),
+}
+"""Further attributes of designed scenes, known where the design varies them."""
+
 COCO_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "n_objects": ("count", "number of annotated objects, crowds left out, 0 and more"),
     "n_crowds": ("count", "number of crowd annotations, 0 and more"),
@@ -69,6 +78,8 @@ def _polygon_length(points: Float[np.ndarray, "V 2"]) -> float:
     return float(np.linalg.norm(points - np.roll(points, 1, axis=0), axis=1).sum())
 
 
+_SCALE = 4
+"""Grid points a pixel of masks."""
 SHAPE_AREA = {name: _polygon_area(rings[0]) - sum(map(_polygon_area, rings[1:])) for name, rings in OUTLINES.items()}
 """Area of each shape in a unit circle, holes left out."""
 SHAPE_LENGTH = {name: sum(map(_polygon_length, rings)) for name, rings in OUTLINES.items()}
@@ -104,13 +115,37 @@ def scene_attributes(scene: Scene) -> dict[str, Any]:
     }
 
 
-def _covered(scene: Scene, scale: int = 4) -> float:
-    mask = np.zeros((scene.height * scale, scene.width * scale), dtype=np.uint8)
+def _covered(scene: Scene) -> float:
+    mask = np.zeros((scene.height * _SCALE, scene.width * _SCALE), dtype=np.uint8)
     for thing in scene.objects:
-        # Whole numbers are pixel centres for OpenCV, hence the half.
-        rings = [np.rint((points * scale - 0.5) * 16).astype(np.int32) for points in outline(thing)]
-        cv2.fillPoly(mask, rings, 1, cv2.LINE_8, 4)
+        _fill(mask, thing)
     return float(mask.mean())
+
+
+def hidden_share(things: Sequence[SceneObject]) -> float:
+    """Share of the objects' area that lies under later ones, counted on a grid of quarter pixels."""
+    reach = [thing.size / 2 + 1 for thing in things]
+    left = math.floor(min(t.x - r for t, r in zip(things, reach, strict=True)))
+    top = math.floor(min(t.y - r for t, r in zip(things, reach, strict=True)))
+    width = math.ceil(max(t.x + r for t, r in zip(things, reach, strict=True))) - left
+    height = math.ceil(max(t.y + r for t, r in zip(things, reach, strict=True))) - top
+    together = np.zeros((height * _SCALE, width * _SCALE), dtype=np.uint8)
+    total = 0
+    for thing, r in zip(things, reach, strict=True):
+        _fill(together, thing._replace(x=thing.x - left, y=thing.y - top))
+        column, row = math.floor(thing.x - r), math.floor(thing.y - r)
+        side = math.ceil(2 * r) + 1
+        alone = np.zeros((side * _SCALE, side * _SCALE), dtype=np.uint8)
+        _fill(alone, thing._replace(x=thing.x - column, y=thing.y - row))
+        total += int(np.count_nonzero(alone))
+    return 1 - int(np.count_nonzero(together)) / total
+
+
+def _fill(mask: np.ndarray, thing: SceneObject) -> None:
+    """Draw an object into a mask of quarter pixels."""
+    # Whole numbers are pixel centres for OpenCV, hence the half.
+    rings = [np.rint((points * _SCALE - 0.5) * 16).astype(np.int32) for points in outline(thing)]
+    cv2.fillPoly(mask, rings, 1, cv2.LINE_8, 4)
 
 
 def coco_attributes(

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
 
+from orchestrator.data.associations import associations, roles_of
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.sample import Source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
@@ -98,13 +98,5 @@ def _families(source: QuestionSource) -> list[dict[str, Any]]:
 def _correlations(source: Source) -> list[dict[str, Any]]:
     names = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
     rows = [source.attributes(index) for index in _spread(len(source), MAX_LOOKED_AT)]
-    values = {name: np.array([row.get(name) for row in rows], dtype=float) for name in names}
-    found: list[dict[str, Any]] = []
-    for place, first in enumerate(names):
-        for second in names[place + 1 :]:
-            both = np.isfinite(values[first]) & np.isfinite(values[second])
-            pair = values[first][both], values[second][both]
-            if both.sum() >= 3 and all(len(np.unique(one)) > 1 for one in pair):
-                rho = float(spearmanr(*pair).statistic)
-                found.append({"first": first, "second": second, "rho": rho, "n": int(both.sum())})
-    return sorted(found, key=lambda one: -abs(one["rho"]))[:MAX_PAIRS]
+    pairs = associations({name: [row.get(name) for row in rows] for name in names}, roles_of(source))
+    return [{"first": p.first, "second": p.second, "rho": p.rho, "n": p.n} for p in pairs[:MAX_PAIRS]]

@@ -12,6 +12,10 @@ from orchestrator.data.scenes import COLOURS, Scene, SceneObject
 
 _SHIFT = 4  # fractional bits of a vertex
 _EDGE_PX = 0.6
+DIMMEST = 0.4
+"""Share of light that is lost at the darkest side under lighting of strength 1."""
+DARKEST = 55.0
+"""Most that a background texture of strength 1 takes off a channel, 0 to 255."""
 
 
 def _regular(n: int, phase: float = -90.0) -> np.ndarray:
@@ -68,18 +72,24 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 
 def render(scene: Scene) -> np.ndarray:
     """Draw a scene as RGB uint8 of shape (height, width, 3). The same scene always gives the same bytes."""
-    if not (scene.texture or scene.noise) and scene.background == "white":
+    plain = not (scene.texture or scene.noise or scene.background_texture or scene.lighting)
+    if plain and scene.background == "white":
         image = np.full((scene.height, scene.width, 3), 255, dtype=np.uint8)
         for thing in scene.objects:
             cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
         return image
     rng = np.random.default_rng([scene.seed, scene.index, zlib.crc32(scene.stream.encode())])
     image = _background(scene, rng)
+    if scene.background_texture:
+        image = _textured_background(image, scene.background_texture, rng)
     for thing in scene.objects:
         if scene.texture:
             _draw_textured(image, thing, scene.texture, rng)
         else:
             cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+    if scene.lighting:
+        dimmed = 1 - DIMMEST * scene.lighting * _ramp(scene.width, scene.height, rng)
+        image = np.rint(image * dimmed[..., None]).astype(np.uint8)
     if scene.noise:
         noise = rng.standard_normal(image.shape, dtype=np.float32) * (255 * scene.noise)
         image = np.clip(np.rint(image + noise), 0, 255).astype(np.uint8)
@@ -119,16 +129,30 @@ def _draw_textured(image: np.ndarray, thing: SceneObject, strength: float, rng: 
     patch[:] = np.rint(patch * (1 - alpha) + paint * alpha).astype(np.uint8)
 
 
+def _ramp(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    """0 to 1 across the canvas along a drawn direction, float32 (height, width)."""
+    way = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    ramp = math.cos(way) * x / width + math.sin(way) * y / height
+    return (ramp - ramp.min()) / (ramp.max() - ramp.min())
+
+
+def _textured_background(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Darken a background by three crossed gratings of 6 to 24 px, by at most `DARKEST` at full strength."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
+    pattern = np.zeros(image.shape[:2], dtype=np.float32)
+    for way, phase, period in zip(*rng.uniform(0, 2 * math.pi, (2, 3)), rng.uniform(6, 24, 3), strict=True):
+        pattern += np.sin(2 * math.pi / period * (math.cos(way) * x + math.sin(way) * y) + phase)
+    return np.rint(image - (DARKEST * strength) * (0.5 + pattern[..., None] / 6)).astype(np.uint8)
+
+
 def _background(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     """Light backgrounds, never darker than 195: a gradient between two tints, or soft clutter."""
     height, width = scene.height, scene.width
     if scene.background == "gradient":
         first = rng.uniform(235, 255, 3).astype(np.float32)
         second = rng.uniform(195, 235, 3).astype(np.float32)
-        way = rng.uniform(0, 2 * math.pi)
-        y, x = np.mgrid[:height, :width].astype(np.float32)
-        ramp = math.cos(way) * x / width + math.sin(way) * y / height
-        ramp = (ramp - ramp.min()) / (ramp.max() - ramp.min())
+        ramp = _ramp(width, height, rng)
         return np.rint(first + (second - first) * ramp[..., None]).astype(np.uint8)
     if scene.background == "clutter":
         image = np.full((height, width, 3), 228, dtype=np.float32)

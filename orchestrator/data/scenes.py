@@ -69,6 +69,8 @@ class Scene:
     noise: float = 0.0
     stream: str = "scene"
     """Which generator made it; keeps ids and noise of scenes built for a question apart from plain ones."""
+    background_texture: float = 0.0
+    lighting: float = 0.0
 
     @property
     def scene_id(self) -> str:
@@ -230,6 +232,8 @@ def compose(
         config.texture,
         config.noise,
         stream,
+        config.background_texture,
+        config.lighting,
     )
 
 

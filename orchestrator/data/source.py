@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from orchestrator.config import CocoConfig, FolderConfig, QuestionsConfig, ScenesConfig
-from orchestrator.data.attributes import SCENE_ATTRIBUTES, Kind, scene_attributes
+from orchestrator.data.attributes import DESIGN_ATTRIBUTES, SCENE_ATTRIBUTES, Kind, hidden_share, scene_attributes
 from orchestrator.data.coco import open_coco
+from orchestrator.data.design import DERIVED, FACTORS, cell_of, check_design
+from orchestrator.data.designed import make_designed_scene
 from orchestrator.data.files.source import open_questions
 from orchestrator.data.folder import open_folder
 from orchestrator.data.pixel_source import with_pixels
 from orchestrator.data.render import render
 from orchestrator.data.sample import Sample, Source
-from orchestrator.data.scenes import check_scenes, make_scene
+from orchestrator.data.scenes import Scene, check_scenes, make_scene
 from orchestrator.errors import ConfigError, DataError, VtsweepError
 
 SCENES_VERSION = 1
@@ -42,29 +44,54 @@ class _SceneIds(Sequence[str]):
 
 
 class ScenesSource:
-    """Synthetic scenes as a source. Raises ConfigError for a configuration that cannot be drawn."""
+    """Synthetic scenes as a source, drawn from ranges or by a design.
+
+    A design's attributes are its factors of several levels, what derives from them and what chance leaves; factors of
+    one level are constant and left out. Raises ConfigError for a configuration that cannot be drawn.
+    """
 
     name = "scenes"
-    attribute_kinds: Mapping[str, Kind] = {key: kind for key, (kind, _) in SCENE_ATTRIBUTES.items()}
 
     def __init__(self, config: ScenesConfig) -> None:
-        check_scenes(config)
         self.config = config
         self.ids: Sequence[str] = _SceneIds(config.seed, range(config.n_images))
+        kinds = {key: kind for key, (kind, _) in SCENE_ATTRIBUTES.items()}
+        self.attribute_roles: dict[str, str] = {}
+        if config.design is None:
+            check_scenes(config)
+        else:
+            varied = check_design(config).factors
+            kinds |= {key: kind for key, (kind, _) in DESIGN_ATTRIBUTES.items()}
+            kinds = {key: kind for key, kind in kinds.items() if key in varied or key not in FACTORS}
+            self.attribute_roles = dict.fromkeys(DERIVED, "derived") | dict.fromkeys(varied, "factor")
+        self.attribute_kinds: Mapping[str, Kind] = kinds
 
     def __len__(self) -> int:
         return self.config.n_images
 
     def attributes(self, index: int) -> Mapping[str, Any]:
-        return scene_attributes(make_scene(self.config, index))
+        return self._attributes(self._scene(index))
 
     def load(self, index: int) -> Sample:
-        scene = make_scene(self.config, index)
-        return Sample(self.ids[index], render(scene), scene_attributes(scene), scene=scene)
+        scene = self._scene(index)
+        return Sample(self.ids[index], render(scene), self._attributes(scene), scene=scene)
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"max_rejected_fraction"})
         return {**settings, "version": SCENES_VERSION}
+
+    def _scene(self, index: int) -> Scene:
+        return (make_scene if self.config.design is None else make_designed_scene)(self.config, index)
+
+    def _attributes(self, scene: Scene) -> Mapping[str, Any]:
+        found = scene_attributes(scene)
+        if self.config.design is None:
+            return found
+        # levels are met to rounding; what rounding leaves would break ties and be ranked
+        found |= {key: level for key, level in cell_of(self.config, scene.index).items() if key != "occlusion"}
+        if "occlusion" in self.attribute_kinds:
+            found["occlusion"] = hidden_share(scene.objects)
+        return {key: found[key] for key in self.attribute_kinds}
 
 
 def make_source(config: ScenesConfig | CocoConfig | FolderConfig | QuestionsConfig) -> Source:

@@ -16,6 +16,7 @@ from orchestrator.capture.positions import vision_quantiles
 from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate.findings import find
+from orchestrator.data.associations import roles_of
 from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
@@ -24,7 +25,7 @@ from orchestrator.store.stage_folder import canonical_json
 from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run
 from orchestrator.store.tables.core import TABLES
 
-_FURTHER = ("probe_search", "policy", "link")
+_FURTHER = ("attribute_correlations", "probe_search", "policy", "link")
 _N_TOKEN_MAPS = 6
 
 
@@ -95,7 +96,9 @@ def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
 
 def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> PointResults:
     tables = {name: _read(views.get(stage, []), name) for name, stage in TABLE_STAGE.items()}
-    kinds = dict(make_source(run.data).attribute_kinds) if tables["images"] is not None else {}
+    source = make_source(run.data) if tables["images"] is not None else None
+    kinds = dict(source.attribute_kinds) if source else {}
+    roles = roles_of(source) if source else {}
     capture = next(iter(views.get("capture", [])), None)
     rejected = tables.pop("rejected")
     for unused in ("answers", "training"):
@@ -112,7 +115,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         attribute_kinds=kinds,
         digests={stage: found[0].stage.digest for stage, found in views.items() if found},
         n_rejected=0 if rejected is None else rejected.height,
-        findings=_findings(run, tables),
+        findings=_findings(run, tables, [name for name, role in roles.items() if role == "derived"]),
         sweep=_sweep(tables["trials"], views.get("finetune", [])),
         further=further,
         **_places(capture, run),
@@ -138,12 +141,12 @@ def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
     return int(decoder["layer"].max() or 0)  # type: ignore[arg-type]
 
 
-def _findings(run: RunConfig, tables: dict[str, Any]) -> pl.DataFrame | None:
+def _findings(run: RunConfig, tables: dict[str, Any], derived: Sequence[str]) -> pl.DataFrame | None:
     if tables.get("layer_metrics") is None or tables.get("correlations") is None:
         return None
     found = find(
         tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source,
-        hold_fixed=run.correlate.hold_fixed, smallest_rho=run.correlate.smallest_rho,
+        hold_fixed=run.correlate.hold_fixed, smallest_rho=run.correlate.smallest_rho, derived=derived,
     )  # fmt: skip
     return pl.DataFrame([asdict(f) for f in found]) if found else None
 

@@ -49,12 +49,38 @@ def interval(low: float | None, high: float | None, shown: Any = number) -> str:
 
 def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
     """(heading, statements) of each point with anything to say, then of each model's trials."""
-    parts = [(p.label, [*_findings(p), *_probes(p), *_deletion(p), *_knockout(p), *_patching(p)])
+    parts = [(p.label, [*_design(p), *_findings(p), *_probes(p), *_deletion(p), *_knockout(p), *_patching(p)])
              for p in distinct_points(results.points)]  # fmt: skip
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
         parts.append((f"{model}, complexity ratio", list(_trials(trials, sweeps.get(model, {})))))
     return [(heading, statements) for heading, statements in parts if statements]
+
+
+def _design(point: PointResults) -> Iterator[Statement]:
+    """How the attributes of the images go together: what a relation with one of them may be due to another."""
+    pairs = point.further.get("attribute_correlations")
+    if pairs is None or pairs.is_empty():
+        return
+    ordered = pairs.sort(pl.col("rho").abs(), descending=True)
+    factors = ordered.filter((pl.col("first_role") == "factor") & (pl.col("second_role") == "factor"))
+    derived = sorted({r[k] for r in ordered.to_dicts() for k in ("first", "second") if r[f"{k}_role"] == "derived"})
+    if factors.height:
+        text = f"The scenes' factors were drawn independently: no two correlate by more than {number(_rho(factors))}."
+        said = f"; derived from several of them: {', '.join(map(name_of, derived))}" if derived else ""
+        yield Statement(text, f"{factors.height} pairs, {factors['n'][0]} images{said}", topic="data")
+        return
+    top = ordered.head(3).to_dicts()
+    listed = "; ".join(f"{name_of(r['first'])} with {name_of(r['second'])} {number(r['rho'])}" for r in top)
+    yield Statement(
+        f"The images' attributes go together by up to {number(_rho(ordered))}: an effect of one may be another's.",
+        f"rank correlations over {ordered['n'][0]} images: {listed}",
+        topic="data",
+    )
+
+
+def _rho(pairs: pl.DataFrame) -> float:
+    return float(pairs["rho"].abs().max())  # type: ignore[arg-type]
 
 
 def _findings(point: PointResults) -> Iterator[Statement]:

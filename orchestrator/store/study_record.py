@@ -26,6 +26,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "rejected": "capture",
     "layer_metrics": "capture",
     "correlations": "correlate",
+    "attribute_correlations": "correlate",
     "probes": "probe",
     "probe_search": "probe",
     "trials": "finetune",

@@ -19,6 +19,7 @@ from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
+from orchestrator.study.planned_design import PlannedDesign, planned_designs
 from orchestrator.study.preflight import check_models, check_names
 from orchestrator.study.room import describe_room
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
@@ -63,6 +64,8 @@ class Plan:
     pools: str
     problems: list[str]
     attributes: list[AttributeSummary]
+    designs: Sequence[PlannedDesign] = ()
+    """Designed scenes: factors, impossible cells and how attributes go together."""
     power: str = ""
     """What contrasts over seeds can show; empty without fine-tuning at several ratios."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
@@ -120,6 +123,7 @@ def make_plan(sweep: Sweep) -> Plan:
     attributes = _attributes([point.run for point in sweep.points])
     return Plan(
         sweep.study.name, storage.uri, timed, models, pools, list(dict.fromkeys(problems)), attributes,
+        planned_designs([point.run.data for point in sweep.points]),
         power_of_seeds([point.run for point in sweep.points]) if "finetune" in wanted else "",
         axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,

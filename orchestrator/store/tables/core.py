@@ -78,6 +78,19 @@ TABLES: dict[str, Table] = {
         },
         ("tap", "layer", "group", "metric", "attribute", "statistic"),
     ),
+    "attribute_correlations": Table(
+        {
+            "first": Column(STRING, "image attribute, a count or continuous"),
+            "second": Column(STRING, "another one"),
+            "first_role": Column(
+                STRING, "factor (drawn independently by a design), derived (follows from several) or measured"
+            ),
+            "second_role": Column(STRING, "the same of the second"),
+            "rho": Column(FLOAT, "Spearman's rho over the captured images that have both"),
+            "n": N,
+        },
+        ("first", "second"),
+    ),
     "probes": Table(
         {
             "tap": TAP,

@@ -1,0 +1,55 @@
+"""How the attributes of a set of images go together: rank correlations of every pair, with what each attribute is.
+
+Roles: `factor` (drawn independently by a design), `derived` (follows from several factors), `measured` (any other).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from orchestrator.data.sample import Source
+
+MIN_IMAGES = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Spearman's rho of two attributes over the images that have both."""
+
+    first: str
+    second: str
+    first_role: str
+    second_role: str
+    rho: float
+    n: int
+
+
+def roles_of(source: Source) -> Mapping[str, str]:
+    """Role of each attribute of a source."""
+    known: Mapping[str, str] = getattr(source, "attribute_roles", {})
+    return {name: known.get(name, "measured") for name in source.attribute_kinds}
+
+
+def associations(columns: Mapping[str, Sequence[Any]], roles: Mapping[str, str]) -> list[Pair]:
+    """Pairs of numeric columns, strongest first; none of a constant column or of fewer than `MIN_IMAGES` images."""
+    values = {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
+    found = []
+    for first, second in itertools.combinations(values, 2):
+        both = np.isfinite(values[first]) & np.isfinite(values[second])
+        pair = values[first][both], values[second][both]
+        if both.sum() >= MIN_IMAGES and all(np.ptp(one) > 0 for one in pair):
+            rho = float(spearmanr(*pair).statistic)
+            ends = (roles.get(first, "measured"), roles.get(second, "measured"))
+            found.append(Pair(first, second, *ends, rho, int(both.sum())))
+    return sorted(found, key=lambda one: -abs(one.rho))
+
+
+def strongest(pairs: Sequence[Pair], *roles: str) -> Pair | None:
+    """The strongest of the (sorted) pairs whose two attributes have these roles, in either order."""
+    return next((p for p in pairs if sorted((p.first_role, p.second_role)) == sorted(roles)), None)

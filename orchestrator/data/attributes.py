@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from orchestrator.data.render import OUTLINES, outline
-from orchestrator.data.scenes import Scene
+from orchestrator.data.scenes import Scene, SceneObject
 
 Kind = Literal["count", "continuous", "categorical"]
 

@@ -128,7 +128,7 @@ def check_design(config: ScenesConfig) -> DesignSummary:
     possible = _possible(config)
     for axis, (name, values) in enumerate(levels.items()):
         others = tuple(k for k in range(len(levels)) if k != axis)
-        for value, any_cell in zip(values, possible.any(axis=others), strict=True):
+        for value, any_cell in zip(values, np.atleast_1d(possible.any(axis=others)), strict=True):
             if not any_cell:
                 reasons = sorted({reason for rule, reason in _refusals(config) if rule.get(name) == value})
                 raise ConfigError(

@@ -112,9 +112,15 @@ def _capture(view: View) -> Summary:
 
 
 def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
-    """The `n` strongest significant Spearman correlations of vision tokens, at most one an attribute."""
+    """The `n` strongest significant Spearman correlations of vision tokens, at most one an attribute.
+
+    Attributes that follow from several factors of a design are left out: their correlations are the factors'.
+    """
+    pairs = view.stage.scan("attribute_correlations").collect()
+    derived = {row[k] for row in pairs.to_dicts() for k in ("first", "second") if row[f"{k}_role"] == "derived"}
     return (
         view.stage.scan("correlations")
+        .filter(~pl.col("attribute").is_in(sorted(derived)))
         .filter((pl.col("group") == "vision") & (pl.col("statistic") == "spearman") & (pl.col("q") < 0.05))
         .sort(pl.col("rho").abs(), descending=True)
         .unique(["metric", "attribute"], keep="first", maintain_order=True)

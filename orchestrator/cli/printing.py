@@ -64,7 +64,6 @@ def print_plan(plan: Plan) -> None:
     console.print(f"[bold]{points}, {stages}: {_duration(plan)}[/]", highlight=False)
 
 
-<<<<<<< HEAD
 def _stage_row(stage: PlannedStage) -> dict[str, Any]:
     took = "-" if stage.done == "done" or stage.seconds is None else format_seconds(stage.seconds)
     return {"stage": stage.stage, "label": stage.label, "points": stage.points, "done": stage.done, "about": took}
@@ -94,37 +93,17 @@ def _design(design: PlannedDesign) -> Iterator[str]:
     if design.among_factors:
         top = design.among_factors[0]
         yield f"largest rank correlation of two factors, {design.n_images} scenes: {top.rho:+.3f} ({_names(top)})"
-=======
-def _print_design(design: PlannedDesign, console: Console) -> None:
-    """Factors with their levels and strongest rank correlation with another, impossible cells, derived attributes."""
-    rows = []
-    for name, levels in design.summary.factors.items():
-        own = next((p for p in design.among_factors if name in (p.first, p.second)), None)
-        other = "" if own is None else f"{own.rho:+.3f} with {own.second if own.first == name else own.first}"
-        rows.append({"factor": name, "levels": ", ".join(map(str, levels)), "largest rho": other})
-    cells = f"{design.summary.n_possible} of {design.summary.n_cells} cells"
-    print_rows(f"Designed scenes: {cells}, rank correlations of the first {design.n_images} scenes", rows, console)
->>>>>>> fd19fe3 (The closing table of correlations leaves derived attributes out)
     shown: dict[str, str] = {}
     for pair in design.derived:
         name, factor = (pair.first, pair.second) if pair.first_role == "derived" else (pair.second, pair.first)
         shown.setdefault(name, f"{name} ({pair.rho:+.2f} with {factor})")
     if shown:
-<<<<<<< HEAD
         yield f"derived from several factors: {', '.join(shown.values())}"
     for one in summary.impossible[:MOST_IMPOSSIBLE]:
         together = ", ".join(f"{name} {level}" for name, level in one.levels.items())
         yield escape(f"left out, {one.n_cells} cells: {together}: {one.reason}")
     if (more := len(summary.impossible) - MOST_IMPOSSIBLE) > 0:
         yield f"left out: {more} more combinations of levels (--json has all)"
-=======
-        console.print(f"derived from several factors: {', '.join(shown.values())}", highlight=False)
-    for one in design.summary.impossible[:MOST_IMPOSSIBLE]:
-        together = ", ".join(f"{name} {level}" for name, level in one.levels.items())
-        console.print(f"left out, {one.n_cells} cells: {together}: {one.reason}", highlight=False)
-    if (more := len(design.summary.impossible) - MOST_IMPOSSIBLE) > 0:
-        console.print(f"left out: {more} more combinations of levels (--json has all)")
->>>>>>> fd19fe3 (The closing table of correlations leaves derived attributes out)
 
 
 def _names(pair: Pair) -> str:

@@ -13,10 +13,10 @@ import polars as pl
 from orchestrator.ablate.cells import Cell, list_cells
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
+from orchestrator.ablate.questions import identify_images
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
-from orchestrator.data.source import SCENES_VERSION, make_source
 from orchestrator.data.templates import question_fingerprint
-from orchestrator.errors import ConfigError, StageError
+from orchestrator.errors import StageError
 from orchestrator.models.catalogue import fingerprint, resolve
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
@@ -26,7 +26,7 @@ from orchestrator.store.tables.core import TABLES, check_table
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
 
-VERSION = 4
+VERSION = 5
 """Raised whenever equal inputs would give other values; part of the digest."""
 POLICY_FILE = "policy.yaml"
 
@@ -43,13 +43,8 @@ def ablate_stage(run: RunConfig, storage: Storage) -> Stage:
 
 def what(run: RunConfig) -> dict[str, Any]:
     """What identifies model, questions and images."""
-    images: dict[str, Any] = {"scenes": SCENES_VERSION}
-    if run.ablate.source == "coco":
-        if run.data.source != "coco":
-            raise ConfigError(f"ablate.source: coco needs data.source: coco, found {run.data.source}")
-        images |= make_source(run.data).fingerprint()
     model = {**fingerprint(run.model), "dtype": run.model.dtype}
-    return {"model": model, "questions": question_fingerprint(), "images": images}
+    return {"model": model, "questions": question_fingerprint(), "images": identify_images(run)}
 
 
 def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
-from orchestrator.answers.evaluate import MAX_NEW_TOKENS, judge
+from orchestrator.answers.evaluate import answer_limit, judge
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
@@ -33,6 +33,8 @@ class Answered:
     """Visual tokens the decoder saw to the end, int64 (n,)."""
     seconds: float
     """Time of selection and generation, s; preparing inputs is left out."""
+    score: np.ndarray
+    """float64 (n,), by the rule of each question."""
 
 
 class Bench:
@@ -50,11 +52,7 @@ class Bench:
         self.texts = [f"{item.question.text} {instruction}".strip() for item in self.asked]
         images = (item.image() for item in self.asked)
         self.inputs = [adapter.prepare(image, text) for image, text in zip(images, self.texts, strict=True)]
-        longest = max(
-            len(adapter.tokenizer(a.question.answer, add_special_tokens=False)["input_ids"]) for a in self.asked
-        )
-        # A model that babbles is stopped soon; an answer cut here is too long to be right.
-        self.max_new_tokens = min(MAX_NEW_TOKENS, longest + 2)
+        self.max_new_tokens = answer_limit(adapter, [item.question for item in self.asked])
         self._scores: dict[tuple[str, int, int], tuple[Tensor, float]] = {}
 
     # ------------------------------------------------------------ asking
@@ -89,9 +87,13 @@ class Bench:
             kept.update(zip(chunk, counts.tolist(), strict=True))
 
         retry_with_smaller_batch(self.batches(numbers, inputs), ask_some)
-        correct = [judge(self.asked[i].question, predicted[i])[0] for i in numbers]
+        judged = [judge(self.asked[i].question, predicted[i]) for i in numbers]
         return Answered(
-            [predicted[i] for i in numbers], np.array(correct), np.array([kept[i] for i in numbers]), seconds
+            [predicted[i] for i in numbers],
+            np.array([one.correct for one in judged]),
+            np.array([kept[i] for i in numbers]),
+            seconds,
+            np.array([one.score for one in judged]),
         )
 
     def batches(self, numbers: Sequence[int], inputs: Sequence[Batch]) -> list[list[int]]:
@@ -147,7 +149,7 @@ class Bench:
             return self._generate(self.adapter.drop(batch, keep, layer=layer), chunk)
 
         found = self.ask(answer, numbers)
-        return Answered(found.predicted, found.correct, found.kept, found.seconds + reused)
+        return replace(found, seconds=found.seconds + reused)
 
     def _shrunk(self, i: int, deleted_share: float) -> Batch:
         image = self.asked[i].image()

@@ -17,6 +17,7 @@ import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, what
 from orchestrator.ablate.policy import with_layer_share
+from orchestrator.ablate.questions import make_questions
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
 from orchestrator.config.sweep import Sweep, validate
 from orchestrator.config.yaml import read_yaml
@@ -72,6 +73,7 @@ def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> St
     """The directory of an evaluation, without work."""
     keys = (
         "source",
+        "complexity",
         "low_families",
         "high_families",
         "n_objects_low",
@@ -91,7 +93,7 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
     if stage.is_done():
         return stage
     from orchestrator.ablate.bench import Bench
-    from orchestrator.ablate.runner import load_model, make_questions
+    from orchestrator.ablate.runner import load_model
 
     stage.open()
     asked = make_questions(run, fresh=True)
@@ -108,6 +110,8 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
     Rivals follow the fixed rules: random deletion at the same layers, and downsampling of the image by as much. The
     time of measuring an adaptive rule's metric is not in `seconds`: here it takes a pass of its own.
     """
+    from orchestrator.answers.evaluate import figures
+
     fixed = [_fixed(policy.fixed, a.question.tier, a.question.family) for a in bench.asked]
     systems = {"all tokens": [Treatment() for _ in fixed], "fixed": fixed}
     if policy.adaptive:
@@ -118,13 +122,14 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
     rows: list[dict[str, Any]] = []
     plain: list[bool] = []
     for system, treatments in systems.items():
-        correct, kept, gflop, seconds = _apply(bench, treatments)
+        correct, kept, gflop, seconds, predicted = _apply(bench, treatments)
         present = _present(bench, treatments, kept)
         plain = plain or correct.tolist()
         for tier, family, numbers in _scopes(bench):
-            images = [bench.asked[i].question.image_id for i in numbers]
+            images = [bench.asked[i].question.cluster for i in numbers]
             before, margin = np.array(plain)[numbers], policy.max_accuracy_loss
             rows.append(_row(system, tier, family, correct[numbers], before, images, margin))
+            rows[-1] |= figures([bench.asked[i] for i in numbers], [predicted[i] for i in numbers])
             rows[-1] |= {
                 "kept_tokens": float(kept[numbers].mean()),
                 "kept_share": float(present[numbers].mean()),
@@ -134,12 +139,15 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
     return check_table(pl.DataFrame(rows, infer_schema_length=None), "evaluation")
 
 
-def _apply(bench: Bench, treatments: Sequence[Treatment]) -> tuple[np.ndarray, ...]:
-    """Right or wrong, tokens kept, operations (1e9) and seconds of each question under its own treatment."""
+def _apply(
+    bench: Bench, treatments: Sequence[Treatment]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Right or wrong, tokens kept, operations (1e9), seconds and answer of each question under its own treatment."""
     from orchestrator.ablate.runner import gflop
 
     n = len(treatments)
     correct, kept, seconds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n)
+    predicted = [""] * n
     kinds = [(t.method, t.layer) if t.deleted_share else ("", 0) for t in treatments]
     for method, layer in dict.fromkeys(kinds):
         numbers = [i for i, kind in enumerate(kinds) if kind == (method, layer)]
@@ -149,8 +157,10 @@ def _apply(bench: Bench, treatments: Sequence[Treatment]) -> tuple[np.ndarray, .
             found = bench.unchanged(numbers)
         correct[numbers], kept[numbers] = found.correct, found.kept
         seconds[numbers] = found.seconds / len(numbers)
+        for i, text in zip(numbers, found.predicted, strict=True):
+            predicted[i] = text
     costs = [gflop(bench, i, t.method, int(kept[i]), t.layer) for i, t in enumerate(treatments)]
-    return correct, kept, np.array(costs), seconds
+    return correct, kept, np.array(costs), seconds, predicted
 
 
 def _fixed(rules: Sequence[PolicyRule], tier: str | None, family: str) -> Treatment:

@@ -34,7 +34,7 @@ def with_layer_share(answers: pl.DataFrame, reading: Sequence[int]) -> pl.DataFr
 
 def shares_right(answers: pl.DataFrame) -> pl.DataFrame:
     """One row a question and setting: `right`, the share of seeds with a right answer, and means of cost."""
-    keys = [*SETTING, "question_id", "image_id", "family", "tier", "half"]
+    keys = [*SETTING, "question_id", "cluster", "family", "tier", "half"]
     means = [pl.col(c).mean() for c in ("layer_share", "gflop")]
     return answers.group_by(keys, maintain_order=True).agg(pl.col("correct").mean().alias("right"), *means)
 
@@ -121,7 +121,7 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
     plain = _under(part, treatments.with_columns(share=pl.lit(0.0)))
     pairs = chosen.join(plain.select("question_id", full="right", full_gflop="gflop"), on="question_id")
     pairs = pairs.sort("question_id")
-    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["image_id"].to_numpy())
+    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
     methods, layers = (treatments[c].unique().to_list() for c in ("by", "at"))
     row: dict[str, Any] = {
         "method": methods[0] if len(methods) == 1 else "several",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,26 +15,18 @@ from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.cost import decoder_flops, selection_flops
 from orchestrator.ablate.pairs import make_pairs
-from orchestrator.answers.evaluate import judge
+from orchestrator.ablate.questions import half_of, make_questions
+from orchestrator.answers.evaluate import figures, judge
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
-from orchestrator.config import CocoConfig, ModelConfig, RunConfig, TaskConfig
-from orchestrator.data.coco import open_coco
+from orchestrator.config import ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.loading import load_adapter
 from orchestrator.stats.intervals import wilson
 from orchestrator.store.tables.core import check_table
-
-SEED_SHIFT = 1
-"""Added to `ablate.seed` for fresh questions."""
-
-
-def half_of(image_id: str) -> str:
-    """`choose` or `judge`: a policy is chosen on the images of one half and judged on those of the other."""
-    return ("choose", "judge")[zlib.crc32(image_id.encode()) % 2]
 
 
 def checkpoint_of(model: ModelConfig) -> str:
@@ -44,26 +35,6 @@ def checkpoint_of(model: ModelConfig) -> str:
         return "base"
     trial = Path(model.adapter).expanduser().resolve().parent.name
     return trial if re.fullmatch(r"[0-9a-f]{16}", trial) else fingerprint(model)["adapter"]
-
-
-def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
-    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed`.
-
-    Args:
-        fresh: for judging a policy that was chosen on an ablation: from another seed, and so about other scenes; of
-            photographs, about those it was not chosen on.
-
-    Raises:
-        ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
-    """
-    config = run.ablate
-    task = TaskConfig(source=config.source, n_objects_low=config.n_objects_low, n_objects_high=config.n_objects_high)
-    source = open_coco(run.data) if isinstance(run.data, CocoConfig) and config.source == "coco" else None
-    among = (lambda image_id: half_of(image_id) == "judge") if fresh else None
-    maker = ExampleMaker(task, source, among)
-    wanted = [("low", f) for f in config.low_families] + [("high", f) for f in config.high_families]
-    seed = config.seed + SEED_SHIFT * fresh
-    return [maker.make(family, tier, seed, i) for tier, family in wanted for i in range(config.n_per_family)]
 
 
 def load_model(run: RunConfig) -> Adapter:
@@ -114,15 +85,18 @@ class Ablation:
                 **setting,
                 "question_id": item.question.question_id,
                 "image_id": item.question.image_id,
+                "cluster": item.question.cluster,
                 "family": item.question.family,
                 "tier": item.question.tier,
-                "half": half_of(item.question.image_id),
+                "half": half_of(item.question.cluster),
                 "answer": item.question.answer,
                 "n_objects": item.question.detail.get("n_objects"),
                 "n_vision": n_tokens(self.bench, i)[0],
                 "kept_tokens": int(answered.kept[i]),
                 "gflop": gflop(self.bench, i, cell.method, int(answered.kept[i]), cell.layer),
                 "correct": bool(answered.correct[i]),
+                "score": float(answered.score[i]),
+                "predicted": answered.predicted[i],
             }
             for i, item in enumerate(self.bench.asked)
         ]
@@ -175,6 +149,7 @@ class Ablation:
             k, n = int(answered.correct[numbers].sum()), len(numbers)
             low, high = wilson(k, n)
             row = {"family": family, "tier": tier, "accuracy": k / n, "ci_low": low, "ci_high": high, "n": n}
+            row |= figures([self.bench.asked[i] for i in numbers], [answered.predicted[i] for i in numbers])
             found.append((row, numbers))
         return found
 

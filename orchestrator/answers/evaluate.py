@@ -4,7 +4,8 @@ A question with a closed set of answers, numbers included, is judged by the most
 (`models/choosing.py`), so that accuracy is content and not form; what the model writes by itself is kept beside it,
 with whether it is one of the choices. Coordinates cannot be hit exactly: a point is right within `POINT_TOLERANCE` of
 the centre, a box when it overlaps the expected one by `BOX_OVERLAP` (the usual rule for referring expressions, Yu et
-al. 2016). The raw distance is kept beside it. Intervals are clustered by image.
+al. 2016). The raw distance is kept beside it. Rows of question files are judged by the rule of their benchmark
+(`data/files/scoring.py`), whose score may lie between wrong and right. Intervals are clustered by image or group.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 
 from orchestrator.answers.prepared import Asked, Prepared
-from orchestrator.data.files.scoring import score
+from orchestrator.data.files.extraction import find_extractor
+from orchestrator.data.files.scoring import LETTERS, SOFT, listed_place, position_bias, score, yes_no_summary
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.memory import retry_with_smaller_batch
@@ -33,6 +35,10 @@ BOX_OVERLAP = 0.5
 """Least intersection over union of a right box."""
 MAX_NEW_TOKENS = 16
 """Most tokens of a generated answer; and no more than the longest right answer has, and two."""
+MAX_SENTENCE_TOKENS = 48
+"""Most tokens where the answer is read from a whole sentence: by POPE's rule, or extracted."""
+RIGHT_FROM = 0.5
+"""Score from which an answer counts as right."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
@@ -52,13 +58,36 @@ def normalise(text: str) -> str:
     return " ".join(_NUMBER_WORDS.get(word, word) for word in words)
 
 
-def judge(question: Question, predicted: str) -> tuple[bool, float | None]:
-    """Whether an answer is right, and its error: of a count in objects, of a point or box in shares of the image.
+def read_answer(question: Question, text: str) -> str:
+    """The answer in a generated text, by the question file's own rule of extraction; the text itself without one."""
+    name = question.detail.get("extract")
+    return find_extractor(name)(text) if name else text
 
-    The error is None for other families and for answers without the numbers it needs.
-    """
+
+class Judgement(NamedTuple):
+    """An answer judged."""
+
+    correct: bool
+    """Whether it is right; of a soft score, whether that is at least `RIGHT_FROM`."""
+    error: float | None
+    """Error of a count in objects, of a point or box in shares of the image; None for other families and for answers
+    without the numbers it needs."""
+    score: float
+    """What the rule gives for it, 0 to 1: 1 for right and 0 for wrong where the rule knows no more."""
+
+
+def judge(question: Question, predicted: str) -> Judgement:
+    """Judge an answer by the rule of its question: that of its benchmark, or of its family."""
     if rule := question.detail.get("scoring"):  # rows of question files name their benchmark's rule
-        return score(rule, predicted, question.detail["answers"], question.choices) >= 0.5, None
+        detail = question.detail
+        answer = read_answer(question, predicted)
+        given = score(rule, answer, detail["answers"], detail.get("options") or question.choices)
+        return Judgement(given >= RIGHT_FROM, None, given)
+    correct, error = _judge_scene(question, predicted)
+    return Judgement(correct, error, float(correct))
+
+
+def _judge_scene(question: Question, predicted: str) -> tuple[bool, float | None]:
     if question.family == "point":
         return _judge_place(question.answer, predicted)
     correct = normalise(predicted) == normalise(question.answer)
@@ -110,6 +139,9 @@ def is_valid(question: Question, generated: str) -> bool:
     """Whether a generated answer has the form of one: a choice of the question, or as many numbers as asked for."""
     if question.family == "point":
         return len(_numbers(generated)) == len(_numbers(question.answer))
+    generated = read_answer(question, generated)
+    if question.detail.get("options"):
+        return listed_place(generated, question.detail["options"]) is not None
     if question.choices is None:
         return bool(generated)
     return normalise(generated) in _normal(question.choices)
@@ -118,6 +150,15 @@ def is_valid(question: Question, generated: str) -> bool:
 @cache
 def _normal(choices: tuple[str, ...]) -> frozenset[str]:
     return frozenset(map(normalise, choices))
+
+
+def answer_limit(adapter: Adapter, questions: Sequence[Question]) -> int:
+    """Most tokens of generated answers: one that is cut there is too long to be right."""
+    if any(q.detail.get("extract") or q.detail.get("scoring") == "yes_no" for q in questions):
+        return MAX_SENTENCE_TOKENS
+    right = {answer for q in questions for answer in (q.answer, *(q.detail.get("options") or ()))}
+    longest = max((len(adapter.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in right), default=0)
+    return min(MAX_NEW_TOKENS, longest + 2)
 
 
 def predict(
@@ -136,9 +177,7 @@ def predict(
     """
     replies: dict[int, Reply] = {}
     examples = {i: prepared.prompt(item) for i, item in enumerate(asked)}
-    right = {item.question.answer for item in asked}
-    longest = max((len(adapter.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in right), default=0)
-    limit = min(MAX_NEW_TOKENS, longest + 2)  # an answer cut here is too long to be right
+    limit = answer_limit(adapter, [item.question for item in asked])
 
     def answer(chunk: Sequence[int]) -> None:
         choices = [asked[i].question.choices if by == "score" else None for i in chunk]
@@ -155,21 +194,27 @@ def answer_table(asked: Sequence[Asked], replies: Sequence[Reply]) -> pl.DataFra
     rows: list[dict[str, Any]] = []
     for item, reply in zip(asked, replies, strict=True):
         question = item.question
-        correct, error = judge(question, reply.predicted)
+        judged, generated = judge(question, reply.predicted), judge(question, reply.generated)
+        options = question.detail.get("options")
         rows.append(
             {
                 "question_id": question.question_id,
                 "image_id": question.image_id,
+                "cluster": question.cluster,
                 "family": question.family,
                 "tier": question.tier,
                 "wording": str(question.detail["wording"]),
                 "question": question.text,
                 "answer": question.answer,
-                "predicted": reply.predicted,
-                "correct": correct,
-                "error": error,
+                "predicted": read_answer(question, reply.predicted),
+                "correct": judged.correct,
+                "score": judged.score,
+                "error": judged.error,
                 "generated": reply.generated,
-                "generated_correct": judge(question, reply.generated)[0],
+                "generated_correct": generated.correct,
+                "generated_score": generated.score,
+                "scoring": question.detail.get("scoring") or "family",
+                "place": listed_place(read_answer(question, reply.predicted), options) if options else None,
                 "valid": is_valid(question, reply.generated),
             }
         )
@@ -190,20 +235,67 @@ def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float
     `accuracy/TIER` and `accuracy/TIER/FAMILY` with `_low`, `_high` (clustered by image) beside each;
     `accuracy_generated/...` of what the model wrote by itself and `valid_share/...` of it that has the form of an
     answer; `count_error/TIER` in objects and `point_distance/TIER` in shares of the image, over the answers that hold
-    the numbers they need. `prefix` goes after the first word (`accuracy_base/...`).
+    the numbers they need. `prefix` goes after the first word (`accuracy_base/...`). Question files add the figures of
+    their benchmark (`benchmark_figures`): `score/...` with its interval, `yes_no/...` and `position_bias/...`.
     """
     found: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
         for values, part in answers.group_by(keys, maintain_order=True):
             name = "/".join(str(v) for v in values)
-            _share(found, f"accuracy{prefix}/{name}", part["correct"].to_numpy(), part["image_id"].to_list())
+            _share(found, f"accuracy{prefix}/{name}", part["correct"].to_numpy(), part["cluster"].to_list())
             found[f"accuracy_generated{prefix}/{name}"] = float(part["generated_correct"].to_numpy().mean())
             found[f"valid_share{prefix}/{name}"] = float(part["valid"].to_numpy().mean())
+            if part["scoring"].is_in(SOFT).any():
+                _share(found, f"score{prefix}/{name}", part["score"].to_numpy(), part["cluster"].to_list())
+            for key, value in benchmark_figures(part).items():
+                kind, _, figure = key.partition("/")
+                found["/".join([f"{kind}{prefix}", name, *filter(None, [figure])])] = value
     for name, families in (("count_error", ["count", "count_by_attribute"]), ("point_distance", ["point"])):
         errors = answers.filter(pl.col("family").is_in(families) & pl.col("error").is_not_null())
         for (tier,), part in errors.group_by(["tier"], maintain_order=True):
             found[f"{name}{prefix}/{tier}"] = float(part["error"].to_numpy().mean())
     return found
+
+
+def benchmark_figures(answers: pl.DataFrame) -> dict[str, float]:
+    """What benchmarks report beside accuracy, of rows with `predicted`, `answer`, `scoring` and `place`.
+
+    `yes_no/precision`, `/recall`, `/f1` of yes and `/yes_share` where answers are judged as yes or no (POPE);
+    `position_bias` where choices are listed: total variation distance of the places answered from the uniform, and
+    `position_bias_right`, that of the right answers' places, which is what drawing the order leaves by chance.
+    """
+    found: dict[str, float] = {}
+    asked = answers.filter(pl.col("scoring") == "yes_no")
+    if asked.height:
+        figures = yes_no_summary(asked["predicted"].to_list(), asked["answer"].to_list())
+        found |= {f"yes_no/{key}": value for key, value in figures.items() if key != "accuracy"}
+    listed = answers.drop_nulls("place")
+    if listed.height:
+        right = [LETTERS.index(answer) for answer in listed["answer"]]
+        n = max(*right, *listed["place"].to_list()) + 1
+        found["position_bias"] = position_bias(listed["place"].to_list(), n)
+        found["position_bias_right"] = position_bias(right, n)
+    return found
+
+
+def figures(asked: Sequence[Asked], predicted: Sequence[str]) -> dict[str, float | None]:
+    """Columns `score`, `yes_share`, `f1` and `position_bias` of the tables of causal checks, over some answers."""
+    rows = []
+    for item, text in zip(asked, predicted, strict=True):
+        options = item.question.detail.get("options")
+        answer = read_answer(item.question, text)
+        place = listed_place(answer, options) if options else None
+        rule = item.question.detail.get("scoring") or "family"
+        rows.append({"predicted": answer, "answer": item.question.answer, "scoring": rule, "place": place})
+    schema = {"predicted": pl.String, "answer": pl.String, "scoring": pl.String, "place": pl.Int32}
+    found = benchmark_figures(pl.DataFrame(rows, schema=schema))
+    scores = [judge(item.question, text).score for item, text in zip(asked, predicted, strict=True)]
+    return {
+        "score": float(np.mean(scores)),
+        "yes_share": found.get("yes_no/yes_share"),
+        "f1": found.get("yes_no/f1"),
+        "position_bias": found.get("position_bias"),
+    }
 
 
 def _blind_places(answers: Sequence[str], images: Sequence[str]) -> np.ndarray:
@@ -231,14 +323,14 @@ def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
     table = answers.with_row_index("row")
     scores = np.zeros(answers.height)
     for (_, family, wording), part in table.group_by(["tier", "family", "wording"], maintain_order=True):
-        right, images = part["answer"].to_list(), part["image_id"].to_list()
-        place = family == "point"
+        right, images = part["answer"].to_list(), part["cluster"].to_list()
+        place = family == "point" or bool(part["scoring"].is_in(["box", "point"]).all())
         found_scores = _blind_places(right, images) if place else blind_scores(right, [wording] * len(right), images)
         scores[part["row"].to_numpy()] = found_scores
-    scored = answers.select("tier", "family", "image_id").with_columns(pl.Series("score", scores))
+    scored = answers.select("tier", "family", "cluster").with_columns(pl.Series("score", scores))
     found: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
         for names, part in scored.group_by(keys, maintain_order=True):
             name = "/".join(["blind", *map(str, names)])
-            _share(found, name, part["score"].to_numpy(), part["image_id"].to_list())
+            _share(found, name, part["score"].to_numpy(), part["cluster"].to_list())
     return found

@@ -1,29 +1,19 @@
-"""`vtsweep data`: what a source holds, on the terminal, as JSON, and with six pictures as a page."""
+"""`vtsweep data`: what a source holds, on the terminal, as JSON, and as a page (`data_page.py`)."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 
+from orchestrator.cli.data_page import write_page
 from orchestrator.cli.render import print_rows
 from orchestrator.config import QuestionsConfig
 from orchestrator.config.sweep import load_sweep
 from orchestrator.data.overview import Overview, survey
 from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
-from orchestrator.errors import ConfigError, DataError
-
-N_PICTURES = 6
-WIDTH = 320
-"""Largest width of a picture on the page, px."""
+from orchestrator.errors import ConfigError
 
 
 def open_source(file: str, layout: str = "rows", overrides: list[str] | None = None) -> Source:
@@ -53,50 +43,6 @@ def print_overview(found: Overview) -> None:
         print_rows("Attributes", [{k: asdict(one)[k] for k in shown} for one in found.attributes], console)
     if found.correlations:
         print_rows("Strongest correlations of attributes (Spearman)", found.correlations, console)
-
-
-def write_page(source: Source, found: Overview, path: str) -> str:
-    """Write six pictures with their question and attributes, and the tables, as one HTML page without scripts."""
-    pictures = []
-    for index in np.linspace(0, len(source) - 1, min(len(source), N_PICTURES)).round().astype(int).tolist():
-        try:
-            sample = source.load(index)
-        except DataError as error:
-            pictures.append(f"<figure><figcaption>{html.escape(str(error))}</figcaption></figure>")
-            continue
-        asked = f"<b>{html.escape(sample.prompt)}</b><br>" if sample.prompt else ""
-        facts = ", ".join(f"{key}: {value}" for key, value in sample.attributes.items())
-        caption = f"{html.escape(sample.image_id)}<br>{asked}{html.escape(facts)}"
-        pictures.append(f'<figure><img src="{_embedded(sample.image)}"><figcaption>{caption}</figcaption></figure>')
-    tables = _table("Families", found.families) + _table("Attributes", [asdict(one) for one in found.attributes])
-    page = (
-        '<!doctype html><meta charset="utf-8"><title>Data</title><style>body{font:14px sans-serif;max-width:1100px;'
-        "margin:2em auto}figure{display:inline-block;width:320px;vertical-align:top;margin:8px}img{max-width:100%}"
-        "td,th{padding:2px 8px;text-align:left}</style>"
-        f"<h1>{html.escape(found.source)}: {found.n_rows:,} rows</h1>{''.join(pictures)}{tables}"
-        + _table("Correlations", found.correlations)
-    )
-    try:
-        Path(path).write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error
-    return path
-
-
-def _embedded(image: np.ndarray) -> str:
-    picture = Image.fromarray(image)
-    picture.thumbnail((WIDTH, WIDTH))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="jpeg", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _table(title: str, rows: list[dict[str, Any]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{html.escape(str(key))}</th>" for key in rows[0])
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row.values()) + "</tr>" for row in rows)
-    return f"<h2>{title}</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def data_command(file: str, overrides: list[str], layout: str, page: str | None) -> Overview:

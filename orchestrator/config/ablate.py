@@ -26,10 +26,14 @@ class AblateConfig(Section):
     """Smallest and largest number of objects of low-tier scenes or photographs, inclusive."""
     n_objects_high: tuple[Int, Int] = (6, 12)
     """Smallest and largest number of objects of high-tier scenes or photographs, inclusive."""
-    source: Literal["scenes", "coco"] = "scenes"
-    """Images the questions are asked of; `coco` uses the run's `data` section. Patching always uses scenes."""
+    source: Literal["scenes", "coco", "questions"] = "scenes"
+    """Images the questions are asked of; `coco` and `questions` use the run's `data` section. Patching always uses
+    scenes."""
+    complexity: str | None = None
+    """Numeric column of question files that gives the tier, as `finetune.task.complexity`. Without it, and without a
+    tier in the rows, all rows are of one tier, `all`."""
     n_per_family: PositiveInt = 100
-    """Questions of each family and tier."""
+    """Questions of each family and tier; of question files no more than there are."""
     deleted_shares: tuple[Share, ...] = (0.0, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
     """Shares of visual tokens deleted; 0 is always among them, 1 leaves the text alone."""
     methods: tuple[Literal["random", "norm", "attention", "similarity", "leverage", "downsample"], ...] = (

@@ -192,7 +192,13 @@ class QuestionsConfig(FilesConfig):
     where: dict[str, str] = Field(default_factory=dict)
     """Keep rows whose attribute has this value, as `{left_right: "true"}` for GQA's left/right relations."""
     scoring: str | None = None
-    """How answers are judged (exact, gqa, yes_no, vqa, box); the layout's own rule when absent."""
+    """How answers are judged (exact, gqa, yes_no, vqa, textvqa, box); the layout's own rule when absent."""
+    extract: str | None = None
+    """What of a generated text is the answer: a regular expression with one group (`"answer is ([a-z]+)"`), or the name
+    of a function of entry-point group `vtsweep.answers`; the whole text when absent."""
+    show_choices: Literal["no", "listed", "shuffled"] = "no"
+    """Write a row's choices below its question, a letter before each: in the file's order, or in an order of each
+    row's own, drawn by `seed`. The model then answers by a letter."""
     attributes: dict[str, AttributeKind] = Field(default_factory=dict)
     """Kinds of free attributes, as for a folder."""
     missing: tuple[str, ...] = MISSING_SPELLINGS

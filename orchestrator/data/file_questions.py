@@ -1,4 +1,4 @@
-"""Questions drawn from a question file by family and tier, for mixtures and evaluations.
+"""Questions drawn from a question file by family and tier, for mixtures, evaluations and ablations.
 
 The tier is the row's own, or follows from a numeric column: rows in its lower third are low, in its upper third high.
 """
@@ -6,10 +6,11 @@ The tier is the row's own, or follows from a numeric column: rows in its lower t
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
+import polars as pl
 
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.questions import Question
@@ -17,15 +18,20 @@ from orchestrator.errors import ConfigError, DataError, did_you_mean
 
 THIRDS = (1 / 3, 2 / 3)
 """Quantiles of the complexity column up to which a row is low, and from which it is high."""
+NO_TIER = "all"
+"""Tier of all rows of a file that says nothing of their complexity."""
 
 
 class FileQuestions:
-    """Draws answered questions of a source; each family and tier is asked once through before any is asked again.
+    """Draws answered questions of a source: each family and tier is asked once through before any is asked again.
+
+    Rows whose image file is missing are not drawn.
 
     Args:
         source: the rows.
-        complexity: numeric attribute that gives the tier; the rows' own tier when absent.
-        among: whether rows about this image may be drawn; any when absent. Rows of one image stay together.
+        complexity: numeric attribute that gives the tier; the rows' own tier when absent. A file whose rows have none
+            has one tier, `all`.
+        among: whether rows of this cluster may be drawn (`QuestionSource.clusters`); any when absent.
     """
 
     def __init__(
@@ -34,36 +40,68 @@ class FileQuestions:
         self.source = source
         if complexity is not None and source.attribute_kinds.get(complexity, "categorical") == "categorical":
             numbers = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
-            raise ConfigError(f"task.complexity: no numeric column {complexity!r}.{did_you_mean(complexity, numbers)}")
-        tiers = self._tiers(complexity)
-        self.rows: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for index, tier in enumerate(tiers):
-            record = source.record(index)
-            answered = record["reason"] is None and record["answer"] is not None
-            if tier is not None and answered and (among is None or among(record["image"] or record["id"])):
-                self.rows[record["family"], tier].append(index)
+            raise ConfigError(f"complexity: no numeric column {complexity!r}.{did_you_mean(complexity, numbers)}")
+        table = source.columns("family", "reason", "answered").with_columns(tier=self._tiers(complexity))
+        usable = table["reason"].is_null() & table["answered"] & table["tier"].is_not_null()
+        usable &= pl.Series(source.present)
+        if among is not None:
+            clusters = source.clusters
+            chosen = [cluster for cluster in clusters.unique().to_list() if among(cluster)]
+            usable &= clusters.is_in(chosen)
+        table = table.with_row_index("row").filter(usable)
+        groups = table.group_by("family", "tier", maintain_order=True).agg("row")
+        self.rows: dict[tuple[str, str], np.ndarray] = {
+            (family, tier): np.array(rows, dtype=np.int64) for family, tier, rows in groups.iter_rows()
+        }
+        self._order = lru_cache(maxsize=256)(self._permuted)
 
-    def _tiers(self, complexity: str | None) -> list[str | None]:
-        n = len(self.source)
+    def _tiers(self, complexity: str | None) -> pl.Series:
         if complexity is None:
-            return [self.source.record(index)["tier"] for index in range(n)]
-        values = np.array([self.source.attributes(index).get(complexity) for index in range(n)], dtype=float)
-        low, high = np.nanquantile(values, THIRDS)
+            tiers = self.source.columns("tier")["tier"]
+            return tiers.fill_null(NO_TIER) if tiers.null_count() == len(tiers) else tiers
+        values = self.source.numbers(complexity)
+        known = values[np.isfinite(values)]
+        low, high = np.quantile(known, THIRDS) if len(known) else (0.0, 0.0)
         if not low < high:
             raise DataError(f"data: a third of the rows or more share one value of {complexity!r}; tiers need a spread")
-        return ["low" if v <= low else "high" if v >= high else None for v in values.tolist()]
+        names = np.select([values <= low, values >= high], ["low", "high"], "")
+        return pl.Series("tier", names, dtype=pl.String).replace("", None)
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether rows differ in complexity as far as the file or a column says."""
+        return all(tier != NO_TIER for _, tier in self.rows)
+
+    def available(self, family: str, tier: str) -> int:
+        """Number of different questions of a family and tier.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if (rows := self.rows.get((family, tier))) is not None:
+            return len(rows)
+        if not self.has_tiers and tier != NO_TIER:
+            numbers = [name for name, kind in self.source.attribute_kinds.items() if kind != "categorical"]
+            raise ConfigError(
+                f"families: no row has a tier, so that none is {tier}; name a numeric column in `complexity` "
+                f"(there are: {', '.join(numbers) or 'none'})"
+            )
+        known = sorted({name for name, of in self.rows if of == tier})
+        raise ConfigError(
+            f"families: no answered {tier} rows of family {family!r}; there are: {', '.join(known) or 'none'}."
+            f"{did_you_mean(family, known)}"
+        )
 
     def make(self, family: str, tier: str, seed: int, index: int) -> tuple[int, Question]:
         """Question number `index` of a family and tier: the row's place in the source, and the question.
 
         Depends on the source and the arguments alone. Raises ConfigError for a family without rows of that tier.
         """
-        rows = self.rows.get((family, tier))
-        if not rows:
-            known = sorted({name for name, _ in self.rows})
-            raise ConfigError(f"families: no answered {tier} rows of family {family!r}.{did_you_mean(family, known)}")
-        turn, place = divmod(index, len(rows))
-        order = np.random.default_rng([seed, turn, zlib.crc32(f"{family}-{tier}".encode())]).permutation(len(rows))
-        row = rows[int(order[place])]
-        question = self.source.question(row)
+        turn, place = divmod(index, self.available(family, tier))
+        row = int(self._order(family, tier, seed, turn)[place])
+        question = self.source.asked(row)
         return row, Question(**{**vars(question), "tier": tier})
+
+    def _permuted(self, family: str, tier: str, seed: int, turn: int) -> np.ndarray:
+        rows = self.rows[family, tier]
+        return rows[np.random.default_rng([seed, turn, zlib.crc32(f"{family}-{tier}".encode())]).permutation(len(rows))]

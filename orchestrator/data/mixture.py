@@ -23,7 +23,7 @@ from orchestrator.data.attributes import scene_attributes
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
-from orchestrator.data.file_questions import FileQuestions
+from orchestrator.data.file_questions import NO_TIER, FileQuestions
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.questions import Question, SceneView, caption_question
 from orchestrator.data.render import render
@@ -46,6 +46,8 @@ class Example:
         """Draw or load the image as RGB uint8 (height, width, 3); None for a text-only example."""
         if self.scene is not None:
             return render(self.scene)
+        if isinstance(self.source, QuestionSource) and self.image_index is not None:
+            return self.source.picture(self.image_index)
         if self.source is not None and self.image_index is not None:
             return self.source.load(self.image_index).image
         return None
@@ -56,7 +58,7 @@ class ExampleMaker:
 
     Args:
         source: the photographs, where the task asks about any.
-        among: whether a photograph of this id may be asked about; any when absent.
+        among: whether a photograph of this id, or a cluster of question files, may be asked about; any when absent.
     """
 
     def __init__(
@@ -84,6 +86,16 @@ class ExampleMaker:
             n_objects_spacing="uniform",
             size=self.task.size,
         )
+
+    def wanted(self, low: Sequence[str], high: Sequence[str]) -> list[tuple[str, str]]:
+        """(tier, family) of every question asked; a question file without tiers has all families in the tier `all`."""
+        if self.files is not None and not self.files.has_tiers:
+            return [(NO_TIER, family) for family in dict.fromkeys([*low, *high])]
+        return [("low", family) for family in low] + [("high", family) for family in high]
+
+    def at_most(self, family: str, tier: str, n: int) -> int:
+        """How many of n different questions there are: a question file has only so many, and none is asked twice."""
+        return n if self.files is None else min(n, self.files.available(family, tier))
 
     def make(self, family: str, tier: str, seed: int, index: int) -> Example:
         """Make one example; ConfigError where the task cannot have it."""
@@ -181,17 +193,34 @@ def make_mixture(
     return examples
 
 
+def check_mixture(
+    task: TaskConfig, source: CocoSource | QuestionSource | None, held_out: CocoSource | QuestionSource | None
+) -> None:
+    """Refuse a task on question files whose rows lack a family or tier, among those trained on or those held out.
+
+    Raises:
+        ConfigError: naming what there is.
+    """
+    families = task.families + task.novel_families
+    trained = ExampleMaker(task, source, None if task.eval_split else lambda cluster: not is_held_out(cluster))
+    judged = ExampleMaker(task, held_out, None if task.eval_split else is_held_out)
+    for maker in (trained, judged):
+        for tier in ("low", "high"):
+            for family in families:
+                maker.at_most(family, tier, 1)
+
+
 def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
     """What differs between the tiers beside the ratio, as columns `questions/TIER/FACT` of table `trials`.
 
-    Means of `n_objects`, `coverage` and `size_mean` (scenes alone), `words` of the question and `answer_words`; and
-    `answer_entropy`, the mean over families of the entropy of right answers, bits.
+    Means of `n_objects` (where known), `coverage` and `size_mean` (scenes alone), `words` of the question and
+    `answer_words`; and `answer_entropy`, the mean over families of the entropy of right answers, bits.
     """
     found: dict[str, float] = {}
     for tier in sorted({e.question.tier for e in examples if e.question.tier}):
         inside = [e for e in examples if e.question.tier == tier]
         values: dict[str, list[float]] = {
-            "n_objects": [e.question.detail["n_objects"] for e in inside],
+            "n_objects": [n for e in inside if (n := e.question.detail.get("n_objects")) is not None],
             "words": [len(e.question.text.split()) for e in inside],
             "answer_words": [len(e.question.answer.split()) for e in inside],
             "answer_entropy": [
@@ -202,7 +231,7 @@ def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
         scenes = [scene_attributes(e.scene) for e in inside if e.scene is not None]
         for fact in ("coverage", "size_mean") if scenes else ():
             values[fact] = [attributes[fact] for attributes in scenes]
-        found |= {f"questions/{tier}/{fact}": float(np.mean(numbers)) for fact, numbers in values.items()}
+        found |= {f"questions/{tier}/{fact}": float(np.mean(numbers)) for fact, numbers in values.items() if numbers}
     return found
 
 
@@ -216,9 +245,14 @@ def make_evaluation(
 ) -> list[Example]:
     """Make the held-out questions: `n_eval_per_family` of each family, novel or not, and tier, from `eval_seed`.
 
-    They are about scenes and photographs that no mixture holds: on COCO those of `eval_split`, else `is_held_out`.
+    They are about scenes and photographs that no mixture holds: on COCO those of `eval_split`, else `is_held_out`. Of
+    question files there may be fewer: every row is asked once at most.
     """
     task, n = config.task, n_per_family or config.n_eval_per_family
     maker = ExampleMaker(task, source, None if task.eval_split else is_held_out)
     wanted = [(tier, family) for tier in ("low", "high") for family in task.families + task.novel_families]
-    return [maker.make(family, tier, config.eval_seed, index) for tier, family in wanted for index in range(n)]
+    return [
+        maker.make(family, tier, config.eval_seed, index)
+        for tier, family in wanted
+        for index in range(maker.at_most(family, tier, n))
+    ]

@@ -48,6 +48,11 @@ class Question:
     detail: dict[str, Any] = field(default_factory=dict)
     """Facts for analysis: the group of wordings, the number of objects, and the objects referred to."""
 
+    @property
+    def cluster(self) -> str:
+        """What makes questions depend on each other: the group that a question file names, else the image."""
+        return self.detail.get("cluster") or self.image_id
+
 
 def tier_of(
     n_objects: int, low: tuple[int, int] = LOW_OBJECTS, high: tuple[int, int] = HIGH_OBJECTS

@@ -7,9 +7,10 @@ from typing import Any
 
 from orchestrator.compression.registry import ENTRY_POINT_GROUP, chosen_names
 from orchestrator.config import CocoConfig, QuestionsConfig, RunConfig
-from orchestrator.data.coco import CocoSource, open_coco
-from orchestrator.data.files.source import QuestionSource, open_questions
+from orchestrator.data.coco import CocoSource
+from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.source import SCENES_VERSION, make_source
+from orchestrator.data.task_source import check_task_source, open_task_source
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
 from orchestrator.models.catalogue import fingerprint
@@ -17,7 +18,7 @@ from orchestrator.plugins import registered_by
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 
-VERSION = 5
+VERSION = 6
 """Raised whenever equal inputs would give other values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]
@@ -44,10 +45,7 @@ def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
     """
     if run.model.adapter is not None:
         raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
-    if run.finetune.task.source == "coco" and not isinstance(run.data, CocoConfig):
-        raise ConfigError(f"finetune.task.source: coco needs data.source: coco, found {run.data.source}")
-    if run.finetune.task.source == "questions" and not isinstance(run.data, QuestionsConfig):
-        raise ConfigError(f"finetune.task.source: questions needs data.source: questions, found {run.data.source}")
+    check_task_source(run.data, run.finetune.task.source, "finetune.task.source")
     if isinstance(run.data, CocoConfig) and run.finetune.task.eval_split == run.data.split:
         raise ConfigError(
             f"finetune.task.eval_split: {run.data.split} is data.split, so held-out images would be trained on. Name "
@@ -93,14 +91,5 @@ def trial_stage(run: RunConfig, storage: Storage) -> Stage:
 
 def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | QuestionSource | None:
     """The images that questions are asked about where they are not scenes of their own."""
-    if run.finetune.task.source == "questions":
-        assert isinstance(run.data, QuestionsConfig), "trial_stage refuses other sources"
-        data_split = run.finetune.task.eval_split
-        chosen = run.data.model_copy(update={"splits": (data_split,)}) if held_out and data_split else run.data
-        return open_questions(chosen)
-    if run.finetune.task.source != "coco":
-        return None
-    assert isinstance(run.data, CocoConfig), "trial_stage refuses other sources"
-    split = run.finetune.task.eval_split
-    data = run.data.model_copy(update={"split": split}) if held_out and split else run.data
-    return open_coco(data)
+    task = run.finetune.task
+    return open_task_source(run.data, task.source, "finetune.task.source", task.eval_split if held_out else None)

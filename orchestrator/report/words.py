@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from orchestrator.probes.summary import redundancy
+from orchestrator.report.benchmark_words import deletion_figures, trial_figures
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
@@ -49,7 +50,7 @@ def interval(low: float | None, high: float | None, shown: Any = number) -> str:
 
 def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
     """(heading, statements) of each point with anything to say, then of each model's trials."""
-    parts = [(p.label, [*_design(p), *_findings(p), *_probes(p), *_deletion(p), *_knockout(p), *_patching(p)])
+    parts = [(p.label, [*_design(p), *_findings(p), *_probes(p), *_deletion(p), *_yes(p), *_knockout(p), *_patching(p)])
              for p in distinct_points(results.points)]  # fmt: skip
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
@@ -191,6 +192,11 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         )
 
 
+def _yes(point: PointResults) -> Iterator[Statement]:
+    if point.deletion is not None and not point.deletion.is_empty():
+        yield from (Statement(text, rest, topic="deletion") for text, rest in deletion_figures(point.deletion))
+
+
 def _knockout(point: PointResults) -> Iterator[Statement]:
     if point.knockout is None or point.knockout.is_empty():
         return
@@ -266,6 +272,7 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statemen
             f"{done.height} trials" + (f", {failed} failed" if failed else ""),
             topic="ratio",
         )
+    yield from (Statement(text, evidence, topic="ratio") for text, evidence in trial_figures(done))
     yield from _contrasts(sweep.get("contrasts", []))
     vision, text_drift = mean_drift(done, "vision"), mean_drift(done, "text")
     if vision is not None and text_drift is not None:

@@ -20,7 +20,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
-from orchestrator.study.preflight import check_models, check_names
+from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.room import describe_room
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
 from orchestrator.study.versions import version_name
@@ -102,6 +102,11 @@ def make_plan(sweep: Sweep) -> Plan:
     check_search(sweep)
     for point in sweep.points:
         check_names(point.run, wanted, None)
+    for run in by_questions([point.run for point in sweep.points]):
+        try:
+            check_file_questions(run, wanted)
+        except DataError as error:
+            problems.append(str(error))
     problems += check_models([point.run for point in sweep.points], wanted)
     for name in wanted:
         for point in sweep.points:

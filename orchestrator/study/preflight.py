@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
-from orchestrator.errors import ConfigError, ModelError, StorageError, VtsweepError, did_you_mean
+from orchestrator.errors import ConfigError, DataError, ModelError, StorageError, VtsweepError, did_you_mean
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import canonical_json
 
@@ -29,6 +29,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
         for other in runs:
             if other.data == run.data:
                 check_names(other, stages, attributes)
+    _each(by_questions(runs), lambda run: check_file_questions(run, stages))
     check_storage(Storage(sweep.study.storage), estimate_bytes(runs, stages))
 
 
@@ -71,7 +72,7 @@ def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
     texts += [run.ablate.instruction] if "ablate" in stages else []
     return {
         "questions": tuple(text for text in texts if text),
-        "text_only": "finetune" in stages and run.finetune.task.text_only_share > 0,
+        "text_only": "finetune" in stages and (run.finetune.task.text_only_share > 0 or _without_image(run, stages)),
         "size": image_size(run.data),
     }
 
@@ -128,9 +129,9 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
             if known is not None and name not in known:
                 raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
     chosen_names(run.capture.metrics, run.capture.spectrum)
-    if "finetune" in stages:
+    if "finetune" in stages and run.finetune.task.source != "questions":
         _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
-    if "ablate" in stages:
+    if "ablate" in stages and run.ablate.source != "questions":
         _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
 
 
@@ -141,6 +142,63 @@ def _check_families(key: str, names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, known)}")
+
+
+def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
+    """Refuse families, tiers and complexity columns that the rows of question files do not have.
+
+    Raises:
+        ConfigError: naming the families or numeric columns that there are.
+        DataError: the files cannot be read, or hold too many bad rows.
+    """
+    from orchestrator.data.files.source import QuestionSource
+    from orchestrator.data.mixture import check_mixture
+    from orchestrator.data.task_source import open_task_source
+
+    if run.data.source == "questions":
+        source = open_task_source(run.data, "questions", "data.source")
+        assert isinstance(source, QuestionSource), "asked for above"
+        none, several, place = source.other_than_one()
+        limit = run.data.max_rejected_fraction * len(source)
+        if several:
+            raise DataError(
+                f"data.file: {place} names several images, as {several} of {len(source)} rows do; a model is shown "
+                "one image a question. Lay them side by side in one picture, or leave these rows out (data.where)"
+            )
+        if none > limit and {"capture", "correlate", "probe"} & set(stages):
+            raise DataError(
+                f"data.file: {place} has no image, as {none} of {len(source)} rows; capture needs one for each. "
+                "Leave these rows out (data.where, data.families), or run finetune and ablate alone"
+            )
+    if "finetune" in stages and run.finetune.task.source == "questions":
+        from orchestrator.finetune.finetune_stage import task_source
+
+        check_mixture(run.finetune.task, task_source(run), task_source(run, held_out=True))
+    if "ablate" in stages and run.ablate.source == "questions":
+        from orchestrator.ablate.questions import make_questions
+
+        few = run.ablate.model_copy(update={"n_per_family": 1})
+        make_questions(run.model_copy(update={"ablate": few}))
+
+
+def _without_image(run: RunConfig, stages: Sequence[StageName]) -> bool:
+    """Whether rows of question files are asked of the model without an image."""
+    from orchestrator.data.files.source import QuestionSource
+    from orchestrator.data.task_source import open_task_source
+
+    asked = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
+    if run.data.source != "questions" or not any(asked.get(stage) == "questions" for stage in stages):
+        return False
+    try:
+        source = open_task_source(run.data, "questions", "data.source")
+    except DataError:
+        return False  # `plan` need not have the data at hand
+    return isinstance(source, QuestionSource) and source.other_than_one()[0] > 0
+
+
+def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """One run of each data section, task and ablation."""
+    return list({(str(r.data), r.finetune.task, r.ablate): r for r in reversed(runs)}.values())[::-1]
 
 
 def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:

@@ -27,6 +27,7 @@ def planted(
             "deleted_share": share,
             "question_id": f"q{i:04d}",
             "image_id": f"i{i:04d}",
+            "cluster": f"i{i:04d}",
             "family": "colour",
             "tier": "low",
             "half": ("choose", "judge")[i % 2],

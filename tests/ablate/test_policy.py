@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from orchestrator.ablate.policy import choose_rules, judge_rules, with_layer_share
-from orchestrator.ablate.runner import half_of
+from orchestrator.ablate.questions import half_of
 from tests.ablate.planted_answers import planted
 
 

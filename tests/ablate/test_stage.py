@@ -11,7 +11,8 @@ import pytest
 from orchestrator.ablate.ablate_stage import POLICY_FILE, ablate_stage, run_ablate
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.evaluate import evaluate_sweep, load_policy
-from orchestrator.ablate.runner import Ablation, half_of, load_model, make_questions
+from orchestrator.ablate.questions import half_of, make_questions
+from orchestrator.ablate.runner import Ablation, load_model
 from orchestrator.answers.evaluate import judge
 from orchestrator.config import RunConfig
 from orchestrator.config.sweep import make_sweep

@@ -10,11 +10,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from orchestrator.config import FolderConfig
+from orchestrator.config import FolderConfig, QuestionsConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
 from orchestrator.store.filesystem import Storage, checksum, encode_json
 from orchestrator.store.stage_folder import Stage, load_stage
+from tests.data.own_files import write_own_questions
 
 pytest.importorskip("s3fs")
 
@@ -164,3 +165,22 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch):
     with pytest.raises(DataError, match="Could not connect"):
         make_source(FolderConfig(root="s3://bucket/images"))
     s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_question_files_and_their_images_are_read_from_s3(storage, tmp_path, monkeypatch):
+    import s3fs
+
+    monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
+    write_own_questions(tmp_path / "own", 4)
+    root = storage.uri.removesuffix("/results") + "/own"
+    s3fs.S3FileSystem().put(str(tmp_path / "own"), root, recursive=True)
+    here, there = (
+        make_source(QuestionsConfig(root=r, file=("questions.jsonl",))) for r in (str(tmp_path / "own"), root)
+    )
+    assert list(there.ids) == list(here.ids)
+    assert np.array_equal(there.load(3).image, here.load(3).image)
+    assert there.fingerprint() == here.fingerprint()
+    s3fs.S3FileSystem().rm(f"{root}/2.png")
+    with pytest.raises(DataError, match=r"2\.png: missing file"):
+        there.load(2)
+    assert there.fingerprint() != here.fingerprint()

@@ -12,7 +12,7 @@ from orchestrator.answers.evaluate import judge
 from orchestrator.config import FinetuneConfig, QuestionsConfig
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.mixture import make_evaluation, make_mixture
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, DataError
 
 N = 120
 
@@ -52,15 +52,26 @@ def test_tiers_are_thirds_of_a_column_and_ratios_are_exact_and_nested(source: Qu
 def test_held_out_questions_are_about_other_images(source: QuestionSource) -> None:
     trained = {e.question.image_id for e in make_mixture(config(), 0.5, 0, source)}
     asked = make_evaluation(config(), source)
-    assert len(asked) == 32
+    ids = [e.question.question_id for e in asked]
+    assert len(ids) == len(set(ids)) == 28  # of one family and tier there are 4 rows alone: none is asked twice
     assert not trained & {e.question.image_id for e in asked}
     assert {e.question.tier for e in asked} == {"low", "high"}
 
 
+def test_rows_whose_picture_is_missing_are_not_asked(source: QuestionSource) -> None:
+    for i in (4, 5):
+        Path(source.root, f"{i}.png").unlink()
+    asked = make_evaluation(config(), source) + make_mixture(config(), 0.5, 0, source)
+    assert not {"q4", "q5"} & {e.question.question_id for e in asked}
+    strict = source.config.model_copy(update={"max_rejected_fraction": 0.0})
+    with pytest.raises(DataError, match=r"2 of 120 rows have no image file, the first q\.jsonl, line 5: 4\.png"):
+        make_evaluation(config(), QuestionSource(strict))
+
+
 def test_answers_are_judged_by_the_rule_of_the_file(source: QuestionSource) -> None:
     question = source.question(1)
-    assert judge(question, "Yes.") == (True, None)
-    assert judge(question, "no") == (False, None)
+    assert judge(question, "Yes.") == (True, None, 1.0)
+    assert judge(question, "no") == (False, None, 0.0)
 
 
 def test_what_cannot_be_drawn_is_named(source: QuestionSource) -> None:
@@ -68,5 +79,5 @@ def test_what_cannot_be_drawn_is_named(source: QuestionSource) -> None:
         make_mixture(config(complexity="complexty"), 0.5, 0, source)
     with pytest.raises(ConfigError, match=r"no answered .* rows of family 'c'"):
         make_mixture(config(families=["c"]), 0.5, 0, source)
-    with pytest.raises(ConfigError, match=r"no answered .* rows"):
+    with pytest.raises(ConfigError, match=r"no row has a tier"):
         make_mixture(config(complexity=None), 0.5, 0, source)

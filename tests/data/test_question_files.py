@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -421,6 +422,38 @@ def test_vqa_soft_accuracy_is_the_mean_over_annotators_left_out(answers: list[st
 )
 def test_vqa_normalisation(predicted: str, answers: list[str], expected: float) -> None:
     assert vqa_score(predicted, answers) == pytest.approx(expected)
+
+
+def textvqa_official(predicted: str, answers: list[str]) -> float:
+    """TextVQA's evaluator in its own steps, for texts of words, `'s`, commas, full stops and articles."""
+
+    def process(text: str) -> str:
+        text = re.sub(r"[,?]", "", text.lower()).replace("'s", " 's").strip()
+        text = re.sub(r"\.(?!\d)", "", text)
+        return " ".join({"two": "2"}.get(w, w) for w in text.split() if w not in ("a", "an", "the"))
+
+    cleaned = [process(one) for one in answers]
+    scores = {}
+    for unique in set(cleaned):
+        accs = []
+        for i in range(len(cleaned)):
+            others = [one for j, one in enumerate(cleaned) if j != i]
+            accs.append(min(1, others.count(unique) / 3))
+        scores[unique] = sum(accs) / len(accs)
+    return scores.get(process(predicted), 0.0)
+
+
+WORDS = ["Nokia", "nokia.", "the Nokia", "Two, dogs", "2 dogs", "joe's", "JOE's", "a", "3.5"]
+
+
+@given(st.lists(st.sampled_from(WORDS), min_size=10, max_size=10), st.sampled_from(WORDS))
+def test_textvqa_normalises_answers_whether_annotators_differ_or_not(answers: list[str], predicted: str) -> None:
+    assert score("textvqa", predicted, answers) == pytest.approx(textvqa_official(predicted, answers))
+
+
+def test_textvqa_and_vqa_differ_where_all_annotators_agree() -> None:
+    assert score("textvqa", "Nokia", ["nokia"] * 10) == 1.0
+    assert score("vqa", "Nokia", ["nokia"] * 10) == 0.0
 
 
 @pytest.mark.parametrize(

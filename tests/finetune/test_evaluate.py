@@ -71,7 +71,7 @@ def test_the_commonest_answers_of_each_wording_are_what_a_blind_model_can_earn()
 def blind_frame(family: str, answers: list[str], wording: str = "all") -> pl.DataFrame:
     n = len(answers)
     columns = {"tier": ["high"] * n, "family": [family] * n, "wording": [wording] * n, "answer": answers}
-    return pl.DataFrame({**columns, "image_id": [str(i) for i in range(n)]})
+    return pl.DataFrame({**columns, "cluster": [str(i) for i in range(n)], "scoring": ["family"] * n})
 
 
 def test_blindness_is_not_flattered_by_the_answers_it_is_judged_on() -> None:
@@ -126,7 +126,7 @@ def test_form_does_not_count(given: str, expected: str) -> None:
     ],
 )
 def test_answers_are_judged_with_their_error(family: str, answer: str, predicted: str, expected: tuple) -> None:
-    assert judge(question(family, answer), predicted) == expected
+    assert judge(question(family, answer), predicted)[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,9 @@ def test_columns_name_tier_and_family() -> None:
         {
             "tier": ["low", "low", "high", "high"],
             "family": ["colour"] * 2 + ["count"] * 2,
-            "image_id": ["a", "b", "c", "d"],
+            "cluster": ["a", "b", "c", "d"],
+            "scoring": ["family"] * 4,
+            "place": pl.Series([None] * 4, dtype=pl.Int32),
             "correct": [True, True, False, False],
             "error": [None, None, 2.0, 2.0],
             "generated_correct": [True, False, False, False],
@@ -246,9 +248,10 @@ def test_intervals_are_wider_where_questions_share_images() -> None:
     rng = np.random.default_rng(0)
     right = np.repeat(rng.random(30) < 0.6, 5)
     columns = {"tier": ["low"] * 150, "family": ["colour"] * 150, "correct": right, "error": [None] * 150}
-    frame = pl.DataFrame({**columns, "generated_correct": right, "valid": right})
+    fixed = {"scoring": ["family"] * 150, "place": pl.Series([None] * 150, dtype=pl.Int32)}
+    frame = pl.DataFrame({**columns, **fixed, "generated_correct": right, "valid": right})
     widths = []
     for ids in (range(150), np.repeat(range(30), 5)):
-        found = accuracy_columns(frame.with_columns(pl.Series("image_id", [str(i) for i in ids])))
+        found = accuracy_columns(frame.with_columns(pl.Series("cluster", [str(i) for i in ids])))
         widths.append(found["accuracy/low_high"] - found["accuracy/low_low"])
     assert widths[1] > 1.8 * widths[0]

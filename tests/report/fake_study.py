@@ -189,6 +189,11 @@ def fake_trials(rng: np.random.Generator) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def _figures(accuracy: float) -> tuple[float | None, ...]:
+    """Score, share of yes, F1 and position bias of questions that are right or wrong."""
+    return accuracy, None, None, None
+
+
 def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
     questions = [(f, "low") for f in LOW_FAMILIES] + [(f, "high") for f in HIGH_FAMILIES]
     frailty = {"colour": 6.0, "shape": 3.0, "existence": 3.0, "count": 0.8, "relation": 1.2, "comparison": 1.5}
@@ -212,14 +217,15 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
                             a,
                             a - 0.06,
                             a + 0.06,
+                            *_figures(a),
                             100,
                             0.02,
                         )
                     )
         for first in range(n_layers - 1):
             a = top - 0.4 * np.exp(-((first - 2) ** 2)) + rng.normal(0, 0.01)
-            knockout.append(("base", first, first + 1, family, tier, a, a - 0.06, a + 0.06, 100))
-        knockout.append(("base", 0, -1, family, tier, top, top - 0.05, top + 0.05, 100))
+            knockout.append(("base", first, first + 1, family, tier, a, a - 0.06, a + 0.06, *_figures(a), 100))
+        knockout.append(("base", 0, -1, family, tier, top, top - 0.05, top + 0.05, *_figures(top), 100))
     for attribute in ("colour", "shape", "n_objects"):
         for layer in range(n_layers + 1):
             a = 0.02 + 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.uniform(0, 0.01)

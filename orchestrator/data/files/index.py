@@ -2,12 +2,17 @@
 
 The table is a Parquet file in the user's cache folder, named by the files' content and the settings that shape it. It
 is made in one pass, a batch at a time: 10^6 rows take no more memory than 10^3, but 8 bytes a row for their ids.
+
+Why rows are not read by Ray Data or polars: both give each column of a file one type, so that a number among texts
+becomes null or text before it can be named with its line. Rows are small; the pictures, which are not, are loaded by
+Ray's tasks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -21,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -30,12 +36,12 @@ from orchestrator.data.columns import MOSTLY, NUMBER, WHOLE
 from orchestrator.data.content import cache_folder, file_digests
 from orchestrator.data.files.layouts import Files, Layout
 from orchestrator.data.files.records import Record
-from orchestrator.data.files.rows import Row, make_row
+from orchestrator.data.files.rows import Row, RowMaker
 from orchestrator.errors import DataError, did_you_mean
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same files give other rows; part of the table's name and of the fingerprint."""
-BATCH = 512
+BATCH = 1024
 """Rows of a row group: what is read to get one row."""
 MAX_NAMED = 10
 """Bad rows named in one message."""
@@ -44,6 +50,7 @@ _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
         ("image", pa.string()),
+        ("n_images", pa.int32()),
         ("image_file", pa.int32()),
         ("image_row", pa.int64()),
         ("family", pa.string()),
@@ -52,6 +59,7 @@ _SCHEMA = pa.schema(
         ("group", pa.string()),
         ("split", pa.string()),
         ("answer", pa.string()),
+        ("answered", pa.bool_()),
         ("row", pa.string()),
         ("reason", pa.string()),
     ]
@@ -91,49 +99,55 @@ def build_index(key: Mapping[str, Any], files: Files, layout: Layout, shape: Sha
 
 
 def _write(part: Any, files: Files, layout: Layout, shape: Shape) -> None:
-    hashes, kinds = _Hashes(), _Kinds(shape.attributes, shape.missing)
+    hashes: list[np.ndarray] = []
+    kinds = _Kinds(shape.attributes, shape.missing)
     with pq.ParquetWriter(part, _SCHEMA, compression="zstd") as writer:
-        for batch in _batches(_rows(files, layout, shape.fields, kinds)):
-            for row in batch:
-                if row["reason"] is None:
-                    hashes.add(row["id"])
-            writer.write_table(pa.Table.from_pylist(batch, _SCHEMA), row_group_size=BATCH)
-        summary = {"kinds": kinds.found(), "twice": hashes.twice()}
+        rows = _rows(files, layout, shape.fields, kinds)
+        while batch := list(itertools.islice(rows, BATCH)):
+            columns = dict(zip(_SCHEMA.names, zip(*batch, strict=True), strict=True))
+            good = [name for name, reason in zip(columns["id"], columns["reason"], strict=True) if reason is None]
+            hashes.append(pl.Series(good, dtype=pl.String).hash().to_numpy())
+            arrays = [pa.array(values, kind.type) for values, kind in zip(columns.values(), _SCHEMA, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), row_group_size=BATCH)
+        every = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0)
+        summary = {"kinds": kinds.found(), "twice": bool((every[1:] == every[:-1]).any())}
         writer.add_key_value_metadata({"vtsweep": json.dumps(summary)})
 
 
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    batch: list[dict[str, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _rows(files: Files, layout: Layout, fields: Mapping[str, str], kinds: _Kinds) -> Iterator[dict[str, Any]]:
+def _rows(files: Files, layout: Layout, fields: Mapping[str, str], kinds: _Kinds) -> Iterator[tuple[Any, ...]]:
+    """Values of each row in the order of `_SCHEMA`."""
     names = {name: number for number, name in enumerate(files.names)}
+    make = RowMaker(fields)
     for number, (name, record) in enumerate(layout.read(files)):
         place = f"{name}, {record.place}"
         try:
-            row, image_row = _checked(record, number, fields)
+            row, image_row = _checked(record, number, make)
         except DataError as error:
-            yield {"id": f"bad-{number:07d}", "row": "{}", "reason": f"{place}: {error}"}
+            reason = f"{place}: {error}"
+            yield (f"bad-{number:07d}", *[None] * 9, None, False, "{}", reason)
             continue
         kinds.add(row.attributes, place)
-        yield {
-            **{key: getattr(row, key) for key in ("id", "image", "family", "tier", "complexity", "group", "split")},
-            "image_file": None if image_row is None else names[name],
-            "image_row": image_row,
-            "answer": row.answers[0] if row.answers else None,
-            "row": orjson.dumps({**vars(row), "place": place}, option=orjson.OPT_NON_STR_KEYS).decode(),
-            "reason": None,
-        }
+        held = image_row is not None
+        stored = {**vars(row), "place": place}
+        yield (
+            row.id,
+            row.images[0] if row.images else None,
+            len(row.images) or int(held),
+            names[name] if held else None,
+            image_row,
+            row.family,
+            row.tier,
+            row.complexity,
+            row.group,
+            row.split,
+            row.answers[0] if row.answers else None,
+            bool(row.answers or row.box or row.point),
+            orjson.dumps(stored).decode(),
+            None,
+        )
 
 
-def _checked(record: Record, number: int, fields: Mapping[str, str]) -> tuple[Row, int | None]:
+def _checked(record: Record, number: int, make: RowMaker) -> tuple[Row, int | None]:
     if record.reason is not None:
         raise DataError(record.reason)
     value = record.value
@@ -141,29 +155,7 @@ def _checked(record: Record, number: int, fields: Mapping[str, str]) -> tuple[Ro
     if isinstance(value, Mapping) and "image_row" in value:
         image_row = value["image_row"]
         value = {key: one for key, one in value.items() if key != "image_row"}
-    return make_row(value, number, fields), image_row
-
-
-class _Hashes:
-    """64-bit hashes of ids, 8 bytes each."""
-
-    def __init__(self) -> None:
-        self.parts: list[np.ndarray] = []
-        self.last: list[int] = []
-
-    def add(self, text: str) -> None:
-        self.last.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
-        if len(self.last) == 65_536:
-            self.flush()
-
-    def flush(self) -> None:
-        self.parts.append(np.array(self.last, dtype=np.uint64))
-        self.last = []
-
-    def twice(self) -> bool:
-        self.flush()
-        every = np.sort(np.concatenate(self.parts))
-        return bool((every[1:] == every[:-1]).any())
+    return make(value, number), image_row
 
 
 @dataclass
@@ -185,8 +177,10 @@ class _Kinds:
 
     def add(self, row: Mapping[str, Any], place: str) -> None:
         for key, value in row.items():
-            seen = self.seen.setdefault(key, _Seen())
-            number = as_number(value, self.missing)
+            seen = self.seen.get(key)
+            if seen is None:
+                seen = self.seen[key] = _Seen()
+            number = as_number(value, self.missing) if type(value) is str else value
             if number is None:
                 continue
             if isinstance(number, str):
@@ -254,6 +248,14 @@ class Index:
     def column(self, name: str) -> pa.ChunkedArray:
         return self.file.read(columns=[name])[name]
 
+    def attribute(self, name: str) -> list[Any]:
+        """A free attribute of every row, as it is in the file; None where a row has none."""
+        found: list[Any] = []
+        for batch in self.file.iter_batches(8192, columns=["row"]):
+            rows = (orjson.loads(text) for text in batch.column(0).to_pylist())
+            found += [row["attributes"].get(name) if row else None for row in rows]
+        return found
+
     def __getitem__(self, place: int) -> dict[str, Any]:
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
         with self._lock:
@@ -270,7 +272,7 @@ class Index:
         """
         if not len(self):
             raise DataError("data.file: the question files hold no rows")
-        reasons = [reason for reason in self.column("reason").to_pylist() if reason is not None]
+        reasons = self.column("reason").drop_null().to_pylist()
         if len(reasons) > max_rejected_fraction * len(self) + 1e-9:
             more = f"\n  and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
             raise DataError(

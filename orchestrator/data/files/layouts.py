@@ -264,7 +264,7 @@ LAYOUTS: dict[str, Layout] = {
         "Antol et al. 2015; Goyal et al. 2017",
     ),
     "textvqa": Layout(
-        mapped(_textvqa), ("TextVQA_0.5.1_val.json",), ("train_images/{image}.jpg",), "vqa", "Singh et al. 2019"
+        mapped(_textvqa), ("TextVQA_0.5.1_val.json",), ("train_images/{image}.jpg",), "textvqa", "Singh et al. 2019"
     ),
     "refcoco": Layout(mapped(_refcoco), (), ("train2014/{image}", "train2017/{number}.jpg"), "box", "Yu et al. 2016"),
     "clevr": Layout(

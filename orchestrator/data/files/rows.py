@@ -10,7 +10,6 @@ from typing import Any
 
 from orchestrator.data.columns import NUMBER
 from orchestrator.data.images import safe_name
-from orchestrator.data.questions import Question
 from orchestrator.errors import DataError, did_you_mean
 
 FIELDS = (
@@ -29,6 +28,8 @@ FIELDS = (
 )
 """Fields of the row model. Any other field of a record is a free attribute."""
 TIERS = ("low", "high")
+MAX_CHOICES = 26
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Row:
 
     id: str
     question: str
-    image: str | None = None
-    """Name of the image, to which `data.images` gives the path; None for bytes in a column, or no image."""
+    images: tuple[str, ...] = ()
+    """Names of the images, to which `data.images` gives the paths; none for bytes in a column, or no image."""
     answers: tuple[str, ...] = ()
     """Right answers; several where annotators differ (VQA). Empty for a prompt without one."""
     choices: tuple[str, ...] | None = None
@@ -55,80 +56,109 @@ class Row:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """Texts, numbers or None."""
 
-    def as_question(self, image_id: str) -> Question:
-        """The row as the question that stages ask; the most frequent answer stands for several."""
-        answer = max(self.answers, key=self.answers.count) if self.answers else ""
-        facts = {"answers": self.answers, "box": self.box, "point": self.point, "group": self.group}
-        detail = {"wording": self.family, "complexity": self.complexity, **facts, **self.attributes}
-        return Question(self.id, image_id, self.family, self.tier, self.question, answer, self.choices, 0, detail)
 
-
-def make_row(record: Mapping[str, Any], number: int, names: Mapping[str, str] | None = None) -> Row:
-    """Check a record and make a row of it.
+class RowMaker:
+    """Checks records and makes rows of them.
 
     Args:
-        record: field -> value, as JSON has it. Null and absent are the same.
-        number: the row's place, for the id of a row without one.
         names: field of the row model -> field of the record, where they differ.
-
-    Raises:
-        DataError: a field is missing, empty or of a wrong type, or the answer is not among the choices; the message
-            names field and value, and the caller adds file and line.
     """
-    if not isinstance(record, Mapping):
-        raise DataError(f"expected an object with fields, found {record!r:.80}")
-    names = names or {}
-    given = {key: record.get(names.get(key, key)) for key in FIELDS}
-    used = {names.get(key, key) for key in FIELDS}
-    if given["question"] is None:
-        raise DataError(f"no field {names.get('question', 'question')!r}.{did_you_mean('question', map(str, record))}")
-    choices = _texts(given["choices"], "choices")
-    answers = _texts(given["answer"], "answer") or ()
-    if choices is not None:
-        if len(set(choices)) < len(choices) or len(choices) < 2:
-            raise DataError(f"choices: expected two or more different texts, found {list(choices)}")
-        if wrong := [answer for answer in answers if answer not in choices]:
-            raise DataError(f"answer {wrong[0]!r} is not among the choices {list(choices)}")
-    tier = _text(given["tier"], "tier")
-    if tier not in (None, *TIERS):
-        raise DataError(f"tier: expected low or high, found {tier!r}; name another measure in `complexity`")
-    image = _text(given["image"], "image")
-    box = _numbers(given["box"], "box", 4)
+
+    def __init__(self, names: Mapping[str, str] | None = None) -> None:
+        self.names = {key: (names or {}).get(key, key) for key in FIELDS}
+        self.used = frozenset(self.names.values())
+
+    def __call__(self, record: Mapping[str, Any], number: int) -> Row:
+        """Make the row of a record.
+
+        Args:
+            record: field -> value, as JSON has it. Null and absent are the same.
+            number: the row's place, for the id of a row without one.
+
+        Raises:
+            DataError: a field is missing, empty or of a wrong type, or the answer is not among the choices; the message
+                names field and value, and the caller adds file and line.
+        """
+        if not isinstance(record, Mapping):
+            raise DataError(f"expected an object with fields, found {record!r:.80}")
+        names, get = self.names, record.get
+        question = get(names["question"])
+        if question is None:
+            asked = names["question"]
+            raise DataError(f"no field {asked!r}.{did_you_mean(asked, map(str, record))}")
+        choices = _texts(get(names["choices"]), "choices")
+        answers = _texts(get(names["answer"]), "answer") or ()
+        if choices is not None:
+            _check_choices(choices, answers)
+        tier = _text(get(names["tier"]), "tier")
+        if tier not in (None, *TIERS):
+            raise DataError(f"tier: expected low or high, found {tier!r}; name another measure in `complexity`")
+        box, point = get(names["box"]), get(names["point"])
+        return Row(
+            id=_text(get(names["id"]), "id") or f"row-{number:07d}",
+            question=_needed(question, "question"),
+            images=_images(get(names["image"])),
+            answers=answers,
+            choices=choices,
+            box=None if box is None else _box(box),  # type: ignore[arg-type]
+            point=None if point is None else _numbers(point, "point", 2),  # type: ignore[arg-type]
+            family=_text(get(names["family"]), "family") or "question",
+            tier=tier,
+            complexity=_measure(get(names["complexity"])),
+            group=_text(get(names["group"]), "group"),
+            split=_text(get(names["split"]), "split"),
+            attributes={str(key): _attribute(record[key], key) for key in record if key not in self.used},
+        )
+
+
+def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
+    if len(set(choices)) < len(choices) or len(choices) < 2:
+        raise DataError(f"choices: expected two or more different texts, found {list(choices)}")
+    if len(choices) > MAX_CHOICES:
+        raise DataError(f"choices: {len(choices)} of them; at most {MAX_CHOICES}, a letter each")
+    if wrong := [answer for answer in answers if answer not in choices]:
+        raise DataError(f"answer {wrong[0]!r} is not among the choices {list(choices)}")
+
+
+def _images(value: Any) -> tuple[str, ...]:
+    """Names of images, of one or a list; those of videos are refused."""
+    if value is None:
+        return ()
+    names = _texts(value, "image") if isinstance(value, list | tuple) else (_text(value, "image"),)
+    found = tuple(safe_name(name, "image") for name in names or () if name is not None)
+    for name in found:
+        if name.lower().endswith(VIDEOS):
+            raise DataError(f"image: {name!r} is a video; expected pictures (its frames as a list of files, say)")
+    return found
+
+
+def _box(value: Any) -> tuple[float, ...] | None:
+    box = _numbers(value, "box", 4)
     if box is not None and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise DataError(f"box: expected x0 < x1 and y0 < y1, all from 0, in px, found {list(box)}")
-    point = _numbers(given["point"], "point", 2)
-    measure = given["complexity"]
-    if isinstance(measure, str) and re.fullmatch(NUMBER, measure.strip()):
-        measure = float(measure)
-    complexity = _numbers([measure], "complexity", 1) if measure is not None else None
-    return Row(
-        id=_text(given["id"], "id") or f"row-{number:07d}",
-        question=_needed(given["question"], "question"),
-        image=None if image is None else safe_name(image, "image"),
-        answers=answers,
-        choices=choices,
-        box=box,  # type: ignore[arg-type]
-        point=point,  # type: ignore[arg-type]
-        family=_text(given["family"], "family") or "question",
-        tier=tier,
-        complexity=None if complexity is None else complexity[0],
-        group=_text(given["group"], "group"),
-        split=_text(given["split"], "split"),
-        attributes={str(key): _attribute(value, key) for key, value in record.items() if key not in used},
-    )
+    return box
+
+
+def _measure(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and re.fullmatch(NUMBER, value.strip()):
+        value = float(value)
+    found = _numbers([value], "complexity", 1)
+    return None if found is None else found[0]
 
 
 def _text(value: Any, key: str) -> str | None:
     """A text, or a whole number as one; None for null and for an empty cell."""
     if value is None or value == "":
         return None
+    if type(value) is str and (plain := value.strip()):
+        return plain
     if type(value) is int:
         return str(value)
     if not isinstance(value, str):
         raise DataError(f"{key}: expected text, found {value!r:.80}")
-    if not value.strip():
-        raise DataError(f"{key}: expected text, found only spaces")
-    return value.strip()
+    raise DataError(f"{key}: expected text, found only spaces")
 
 
 def _needed(value: Any, key: str) -> str:
@@ -157,6 +187,8 @@ def _numbers(value: Any, key: str, n: int) -> tuple[float, ...] | None:
 
 
 def _attribute(value: Any, key: str) -> Any:
+    if key in ("video", "videos") and value is not None:
+        raise DataError(f"{key}: found {value!r:.80}; videos are not read. Give their frames as a list in `image`")
     if value is None or isinstance(value, str | bool):
         return str(value).lower() if isinstance(value, bool) else value
     if type(value) is int or (type(value) is float and math.isfinite(value)):

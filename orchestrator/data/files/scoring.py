@@ -6,12 +6,15 @@
 | gqa | 1 if it equals the answer, letter case, outer spaces and a final period aside | GQA's eval.py |
 | yes_no | 1 if the yes or no read from its first sentence is right | POPE's evaluate.py |
 | vqa | mean over the annotators of min(1, agreeing others / 3) | VQA's vqaEval.py |
+| textvqa | the same, with both sides normalised whether annotators differ or not | TextVQA's m4c_evaluators.py |
 | box | 1 if its box overlaps the right one with IoU >= 0.5 | Yu et al. 2016 |
+| point | 1 within 0.05 of the right point, in shares of width and height | - |
 | none | nothing: a prompt | - |
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -19,8 +22,15 @@ import numpy as np
 
 from orchestrator.errors import ConfigError, did_you_mean
 
-RULES = ("exact", "gqa", "yes_no", "vqa", "box", "none")
+RULES = ("exact", "gqa", "yes_no", "vqa", "textvqa", "box", "point", "none")
+SOFT = ("vqa", "textvqa")
+"""Rules whose score may lie between 0 and 1."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Letters of listed choices."""
 BOX_OVERLAP = 0.5
+"""Least intersection over union of a right box."""
+POINT_TOLERANCE = 0.05
+"""Largest distance of a right point, in shares of the picture."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(n) for n, word in enumerate(_NUMBERS)}}
@@ -53,13 +63,24 @@ def vqa_normalise(text: str) -> str:
     return " ".join(_WITH_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def vqa_score(predicted: str, answers: Sequence[str]) -> float:
+def textvqa_normalise(text: str) -> str:
+    """TextVQA's normalisation: lower case without commas and question marks, `'s` apart, then VQA's.
+
+    >>> textvqa_normalise("Nokia's?")
+    "nokia 's"
+    """
+    return vqa_normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
+
+
+def vqa_score(predicted: str, answers: Sequence[str], *, textvqa: bool = False) -> float:
     """VQA's soft accuracy: mean over annotators of min(1, agreeing others / 3).
 
-    Answers are normalised only where annotators differ, as the official script does.
+    Answers are normalised only where annotators differ, as VQA's official script does; by that of TextVQA always.
     """
     clean = [re.sub(r"[\n\t]", " ", one).strip() for one in (predicted, *answers)]
-    if len(set(clean[1:])) > 1:
+    if textvqa:
+        clean = [textvqa_normalise(one) for one in clean]
+    elif len(set(clean[1:])) > 1:
         clean = [vqa_normalise(one) for one in clean]
     given, expected = clean[0], clean[1:]
     agreeing = sum(one == given for one in expected)
@@ -78,6 +99,12 @@ def normalise(text: str) -> str:
     if len(words) > 1 and words[0] in _ARTICLES:
         words = words[1:]
     return " ".join(_DIGITS.get(word, word) if word != "none" else word for word in words)
+
+
+def check_rule(rule: str) -> None:
+    """Raise ConfigError for a rule that there is not."""
+    if rule not in RULES:
+        raise ConfigError(f"scoring: no rule {rule!r}.{did_you_mean(rule, RULES)}")
 
 
 def choice_of(text: str, choices: Sequence[str]) -> str:
@@ -103,6 +130,12 @@ def position_bias(picked: Sequence[int], n_choices: int) -> float:
     return float(np.abs(shares - 1 / n_choices).sum() / 2)
 
 
+def listed_place(text: str, options: Sequence[str]) -> int | None:
+    """Place among the options that an answer names by letter or text; None for none of them."""
+    named = choice_of(text, options)
+    return list(options).index(named) if named in options else None
+
+
 def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Intersection over union of two boxes (x0, y0, x1, y1)."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
@@ -111,31 +144,34 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return shared / union if union > 0 else 0.0
 
 
-def read_box(text: str) -> tuple[float, ...] | None:
-    """The first four numbers of an answer; None where it has not exactly four."""
+def read_numbers(text: str, n: int) -> tuple[float, ...] | None:
+    """The n numbers of an answer; None where it has not exactly n."""
     found = re.findall(r"\d+(?:\.\d+)?", text)
-    return tuple(map(float, found)) if len(found) == 4 else None
+    return tuple(map(float, found)) if len(found) == n else None
 
 
 def score(rule: str, predicted: str, answers: Sequence[str], choices: Sequence[str] | None = None) -> float:
-    """Score of one answer, 0 to 1. For `box` both sides are four numbers in the same unit.
+    """Score of one answer, 0 to 1. For `box` and `point` both sides are numbers in hundredths of the picture.
 
     Raises:
         ConfigError: an unknown rule.
     """
-    if rule not in RULES:
-        raise ConfigError(f"scoring: no rule {rule!r}.{did_you_mean(rule, RULES)}")
+    check_rule(rule)
     if rule == "none" or not answers:
         return 0.0
-    if rule == "vqa":
-        return vqa_score(predicted, answers)
+    if rule in SOFT:
+        return vqa_score(predicted, answers, textvqa=rule == "textvqa")
     if rule == "yes_no":
         return float(yes_or_no(predicted) == answers[0])
     if rule == "gqa":
         return float(predicted.strip().rstrip(".").lower() == answers[0].strip().lower())
     if rule == "box":
-        found, wanted = read_box(predicted), read_box(answers[0])
+        found, wanted = read_numbers(predicted, 4), read_numbers(answers[0], 4)
         return float(found is not None and wanted is not None and overlap(found, wanted) >= BOX_OVERLAP)
+    if rule == "point":
+        found, wanted = read_numbers(predicted, 2), read_numbers(answers[0], 2)
+        near = found is not None and wanted is not None and math.dist(found, wanted) <= 100 * POINT_TOLERANCE
+        return float(near)
     said = choice_of(predicted, choices) if choices else predicted
     return float(normalise(said) in {normalise(one) for one in answers})
 

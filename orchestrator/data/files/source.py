@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import re
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, overload
 
 import fsspec
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from orchestrator.config import QuestionsConfig
 from orchestrator.data.attributes import Kind
 from orchestrator.data.content import content_digest
+from orchestrator.data.files.extraction import ENTRY_POINT_GROUP as EXTRACTION_GROUP
+from orchestrator.data.files.extraction import find_extractor
 from orchestrator.data.files.index import VERSION, Index, Shape, as_number, build_index, files_digest
 from orchestrator.data.files.layouts import ENTRY_POINT_GROUP, Files, find_layout
-from orchestrator.data.images import decode, read_image, safe_name
+from orchestrator.data.files.pictures import Pictures
+from orchestrator.data.files.scoring import LETTERS, check_rule, shuffled_choices
+from orchestrator.data.images import safe_name
 from orchestrator.data.questions import Question
 from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
@@ -72,6 +76,9 @@ class QuestionSource:
     def __init__(self, config: QuestionsConfig) -> None:
         self.config = config
         self.layout = find_layout(config.layout)
+        check_rule(config.scoring or self.layout.scoring)
+        if config.extract is not None:
+            find_extractor(config.extract)
         self.fs, self.root = fsspec.core.url_to_fs(config.root)
         if not self.fs.isdir(self.root):
             raise DataError(f"data.root: no folder {config.root}")
@@ -86,14 +93,15 @@ class QuestionSource:
                 raise DataError(
                     f"data.file: {config.root} holds no {name}.{did_you_mean(name.rsplit('/', 1)[-1], names)}"
                 )
-        self.patterns = config.images or self.layout.images
         self.digest = files_digest(self.fs, self.root, self.files)
+        patterns = config.images or self.layout.images
+        self.pictures = Pictures(self.fs, self.root, patterns, self.files, self.digest)
         self.chosen = self._choose()
         self.attribute_kinds: Mapping[str, Kind] = self._kinds()
         self.ids: Sequence[str] = _Ids(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("index", "_pictures")}
+        return {key: value for key, value in vars(self).items() if key not in ("index", "clusters", "present")}
 
     @cached_property
     def index(self) -> Index:
@@ -106,6 +114,10 @@ class QuestionSource:
     def _registered(self) -> dict[str, Any]:
         packages = registered_by(ENTRY_POINT_GROUP, [self.config.layout])
         return {"package": packages} if packages else {}
+
+    def _extraction(self) -> dict[str, Any]:
+        packages = registered_by(EXTRACTION_GROUP, [self.config.extract] if self.config.extract else [])
+        return {"answers": packages} if packages else {}
 
     def _choose(self) -> np.ndarray:
         """Places of the chosen rows, ascending."""
@@ -124,7 +136,7 @@ class QuestionSource:
         for key, wanted_value in config.where.items():
             if key not in index.kinds:
                 raise ConfigError(f"data.where: no row has a field {key!r}.{did_you_mean(key, index.kinds)}")
-            keep &= np.array([_has(text, key, wanted_value) for text in index.column("row").to_pylist()])
+            keep &= np.array([value is not None and str(value) == wanted_value for value in index.attribute(key)])
         places = np.flatnonzero(keep)
         if not len(places):
             raise DataError(f"data: no row of {len(index)} is left after filtering")
@@ -149,6 +161,49 @@ class QuestionSource:
     def __len__(self) -> int:
         return len(self.chosen)
 
+    def columns(self, *names: str) -> pl.DataFrame:
+        """Stored columns of the chosen rows (`index.py`)."""
+        table = self.index.file.read(columns=list(names)).take(pa.array(self.chosen))
+        return pl.DataFrame({name: pl.Series(name, table[name]) for name in names})
+
+    def numbers(self, attribute: str) -> np.ndarray:
+        """A numeric attribute of the chosen rows, float64, NaN where it is missing."""
+        if attribute in ROW_ATTRIBUTES:
+            return self.columns(attribute)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        values = self.index.attribute(attribute)
+        missing = self.config.missing
+        return np.array([as_number(values[place], missing) for place in self.chosen], dtype=np.float64)
+
+    @cached_property
+    def clusters(self) -> pl.Series:
+        """What is kept on one side of a split of the rows: their group, or their image.
+
+        The image where a row has no group, or where one image belongs to several groups: it would be on both sides.
+        """
+        table = self.columns("id", "image", "group").with_columns(image=pl.coalesce("image", "id"))
+        whole = pl.col("group").n_unique().over("image") == 1
+        return table.select(pl.when(whole.all()).then(pl.coalesce("group", "image")).otherwise("image"))["group"]
+
+    @cached_property
+    def present(self) -> np.ndarray:
+        """Whether the image file of each chosen row is there, or it needs none: bool (n,). Folders are listed once.
+
+        Raises:
+            DataError: more than `max_rejected_fraction` of the rows miss theirs; names the first.
+        """
+        table = self.columns("image", "n_images")
+        names = table["image"].unique().drop_nulls().to_list()
+        gone = [name for name, found in zip(names, self.pictures.there(names), strict=True) if not found]
+        missing = table["image"].is_in(gone).fill_null(False).to_numpy()
+        if missing.sum() > self.config.max_rejected_fraction * len(self) + 1e-9:
+            row = json.loads(self.record(int(missing.argmax()))["row"])
+            raise DataError(
+                f"data: {int(missing.sum())} of {len(self)} rows have no image file, the first {row['place']}: "
+                f"{self.pictures.path(row['images'][0])}; data.max_rejected_fraction="
+                f"{self.config.max_rejected_fraction:g} allows fewer"
+            )
+        return ~missing
+
     def record(self, index: int) -> dict[str, Any]:
         """The stored row of sample `index`."""
         return self.index[int(self.chosen[index])]
@@ -166,111 +221,135 @@ class QuestionSource:
             found[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)
         return {key: found[key] for key in self.attribute_kinds}
 
+    def asked(self, index: int) -> Question:
+        """The question of a row as a model is asked it: a box or point in hundredths of its picture."""
+        row = json.loads(self.record(index)["row"])
+        return self.question(index, self.size(index) if row["box"] or row["point"] else None)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the picture of a row, px. DataError where it cannot be opened."""
+        height, width = self.pictures.pixels(self.record(index)).shape[:2]
+        return width, height  # of the decoded picture: EXIF orientation may exchange the stored ones
+
     def question(self, index: int, size: tuple[int, int] | None = None) -> Question:
-        """The question of a row. A box or point is answered in hundredths of `size`, (width, height) in px."""
+        """The question of a row.
+
+        A box or point is answered in hundredths of `size`, (width, height) in px: `x0 y0 x1 y1` or `x y`, each rounded
+        to two digits, 00 to 99. Answers are judged against the exact numbers.
+        """
         record = self.record(index)
         if record["reason"] is not None:
             raise DataError(record["reason"])
         row = json.loads(record["row"])
         place = row["box"] or row["point"]
         answers = row["answers"]
-        if place and size is not None:
-            answers = [" ".join(f"{min(99, int(100 * v / size[i % 2])):02d}" for i, v in enumerate(place))]
         frequent = max(answers, key=answers.count) if answers else ""
+        options = self.options(row)
+        choices = tuple(row["choices"]) if row["choices"] else None
+        if options:
+            choices = tuple(LETTERS[: len(options)])
+            frequent = LETTERS[options.index(frequent)] if frequent else ""
+        scoring = self.config.scoring or self.layout.scoring
+        if place and size is not None:
+            hundredths = [100 * value / size[i % 2] for i, value in enumerate(place)]
+            answers, scoring = [" ".join(f"{value:.4f}" for value in hundredths)], "box" if row["box"] else "point"
+            frequent = " ".join(f"{min(99, round(value)):02d}" for value in hundredths)
         detail = {
             "wording": row["family"],
-            "scoring": self.config.scoring or self.layout.scoring,
+            "scoring": scoring,
             "answers": answers,
             "complexity": row["complexity"],
-            "group": row["group"],
-            "n_objects": row["attributes"].get("n_objects"),
+            "options": options,
+            "extract": self.config.extract,
+            "cluster": self.clusters[index],
+            "n_objects": self._n_objects(row),
         }
-        choices = tuple(row["choices"]) if row["choices"] else None
-        image_id = row["image"] or row["id"]
-        return Question(row["id"], image_id, row["family"], row["tier"], row["question"], frequent, choices, 0, detail)
+        image_id = " + ".join(row["images"]) or row["id"]
+        text = _with_options(row["question"], options)
+        return Question(row["id"], image_id, row["family"], row["tier"], text, frequent, choices, 0, detail)
+
+    def _n_objects(self, row: Mapping[str, Any]) -> int | None:
+        """The attribute `n_objects` of a row where that is a count, as for scenes and COCO."""
+        value = as_number(row["attributes"].get("n_objects"), self.config.missing)
+        return value if self.index.kinds.get("n_objects") == "count" and isinstance(value, int) else None
+
+    def options(self, row: Mapping[str, Any]) -> list[str] | None:
+        """The choices of a row as the model is shown them; None where they are not shown."""
+        if self.config.show_choices == "no" or not row["choices"]:
+            return None
+        if self.config.show_choices == "listed":
+            return list(row["choices"])
+        return shuffled_choices(row["choices"], self.config.seed, zlib.crc32(row["id"].encode()))
 
     def load(self, index: int) -> Sample:
         record = self.record(index)
         if record["reason"] is not None:
             raise DataError(record["reason"])
-        image = self.pixels(record)
+        if record["n_images"] != 1:
+            words = "it has no image" if not record["n_images"] else f"it names {record['n_images']} images"
+            raise DataError(f"{json.loads(record['row'])['place']}: {words}; capture takes one")
+        image = self.pictures.pixels(record)
         row = json.loads(record["row"])
         width, height = image.shape[1], image.shape[0]
         place = row["box"] or row["point"]
         if place and not (max(place[0::2]) <= width + 1 and max(place[1::2]) <= height + 1):
             raise DataError(f"{row['place']}: box or point {place} lies outside its picture of {width} x {height} px")
-        return Sample(record["id"], image, self.attributes(index), prompt=row["question"])
+        return Sample(
+            record["id"], image, self.attributes(index), prompt=_with_options(row["question"], self.options(row))
+        )
 
-    def pixels(self, record: Mapping[str, Any]) -> np.ndarray:
-        """The image of a stored row, RGB uint8 (height, width, 3)."""
-        if record["image_row"] is not None:
-            return self._from_column(record["image_file"], record["image_row"])
-        if record["image"] is None:
-            raise DataError(f"row {record['id']}: it has no image, which capture needs")
-        name = self.image_path(record["image"])
-        return read_image(self.fs, f"{self.root}/{name}", name)
+    def picture(self, index: int) -> np.ndarray | None:
+        """The image of row `index`, None where it has none; RGB uint8 (height, width, 3).
 
-    def image_path(self, image: str) -> str:
-        """Path of an image below the root."""
-        number = re.search(r"\d{12}", image)
-        filled = [
-            safe_name(
-                pattern.replace("{image}", image).replace("{number}", number[0] if number else image), "data.images"
-            )
-            for pattern in self.patterns
-        ]
-        if len(filled) == 1:
-            return filled[0]
-        return next((path for path in filled if self.fs.isfile(f"{self.root}/{path}")), filled[0])
+        DataError for a bad row, a missing or broken image, and for a row of several images.
+        """
+        record = self.record(index)
+        if record["reason"] is not None:
+            raise DataError(record["reason"])
+        if record["n_images"] > 1:
+            place = json.loads(record["row"])["place"]
+            raise DataError(f"{place}: it names {record['n_images']} images; a model is shown one")
+        return self.pictures.pixels(record) if record["n_images"] else None
 
-    def _from_column(self, file: int, row: int) -> np.ndarray:
-        name = self.files[file]
-        value = _row_group(self.fs, f"{self.root}/{name}", self.digest, row)
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
-            raise DataError(f"{name}, row {row}: the column image holds no bytes")
-        return decode(data, f"{name}, row {row}")
+    def other_than_one(self) -> tuple[int, int, str]:
+        """Rows without an image, rows of several images, and the place of the first of the latter (else former)."""
+        counts = self.columns("n_images", "reason")
+        counts = counts.with_columns(index=pl.int_range(len(counts))).filter(pl.col("reason").is_null())
+        none, several = (counts.filter(wanted)["index"] for wanted in (pl.col("n_images") == 0, pl.col("n_images") > 1))
+        first = several if len(several) else none
+        place = json.loads(self.record(int(first[0]))["row"])["place"] if len(first) else ""
+        return len(none), len(several), place
 
     def image_names(self) -> list[str]:
-        """Paths of the images below the root, each once."""
-        column = self.index.column("image").take(pa.array(self.chosen))
-        return [self.image_path(name) for name in pc.unique(column).to_pylist() if name is not None]
+        """Paths of the images below the root, each once. Folders are listed once, however many images lie in them."""
+        table = self.columns("image", "n_images")
+        names = table["image"].drop_nulls().unique(maintain_order=True).to_list()
+        for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
+            names += json.loads(self.record(index)["row"])["images"][1:]
+        return self.pictures.paths(list(dict.fromkeys(names)))
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
         content = content_digest(self.fs, self.root, self.image_names())
-        return {**settings, **self._registered(), "version": VERSION, "rows": self.digest, "images": content}
+        return {
+            **settings,
+            **self._registered(),
+            **self._extraction(),
+            "version": VERSION,
+            "rows": self.digest,
+            "images": content,
+        }
 
 
-def _has(text: str, key: str, wanted: str) -> bool:
-    row = json.loads(text)
-    return bool(row) and str(row["attributes"].get(key)) == wanted
+def _with_options(question: str, options: Sequence[str] | None) -> str:
+    """A question with its choices below it, a letter before each."""
+    return "\n".join([question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options or ()))])
 
 
 def _cast(value: Any, kind: Kind) -> Any:
     if value is None:
         return None
     return str(value) if kind == "categorical" else float(value) if kind == "continuous" else int(value)
-
-
-@lru_cache(maxsize=4)
-def _picture_groups(path: str, fs: Any, version: str) -> tuple[pq.ParquetFile, np.ndarray]:  # noqa: ARG001 - key
-    file = pq.ParquetFile(fs.open(path, "rb"))
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    return file, np.concatenate([[0], np.cumsum(sizes)])
-
-
-@lru_cache(maxsize=2)
-def _group_values(path: str, fs: Any, version: str, group: int) -> list[Any]:
-    file, _ = _picture_groups(path, fs, version)
-    return file.read_row_group(group, columns=["image"])["image"].to_pylist()
-
-
-def _row_group(fs: Any, path: str, version: str, row: int) -> Any:
-    """The cell `image` of a row; the row group it lies in is read once."""
-    _, starts = _picture_groups(path, fs, version)
-    group = int(np.searchsorted(starts, row, side="right")) - 1
-    return _group_values(path, fs, version, group)[row - int(starts[group])]
 
 
 def open_questions(config: QuestionsConfig) -> QuestionSource:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from orchestrator.store.tables.columns import BOOL, CHECKPOINT, FLOAT, HIGH, IMAGE, INT, LOW, STRING, Column, N, Table
+from orchestrator.store.tables.columns import (
+    BOOL,
+    CHECKPOINT,
+    CLUSTER,
+    FLOAT,
+    HIGH,
+    IMAGE,
+    INT,
+    LOW,
+    STRING,
+    Column,
+    N,
+    Table,
+)
 
 CAUSAL_TABLES: dict[str, Table] = {
     "deletion": Table(
@@ -15,9 +28,15 @@ CAUSAL_TABLES: dict[str, Table] = {
             "kept_tokens": Column(FLOAT, "mean number of visual tokens kept"),
             "family": Column(STRING, "question family"),
             "tier": Column(STRING, "low or high"),
-            "accuracy": Column(FLOAT, "share of exact matches"),
+            "accuracy": Column(FLOAT, "share of right answers"),
             "ci_low": LOW,
             "ci_high": HIGH,
+            "score": Column(FLOAT, "mean score by the questions' rule; the accuracy where there is no soft rule"),
+            "yes_share": Column(FLOAT, "share of answers that are yes, where they are judged as yes or no; else null"),
+            "f1": Column(FLOAT, "F1 of yes, as `yes_share`"),
+            "position_bias": Column(
+                FLOAT, "distance of places answered from uniform where choices are listed; else null"
+            ),
             "n": N,
             "seconds": Column(FLOAT, "selection of tokens and answer, s per question"),
         },
@@ -32,6 +51,7 @@ CAUSAL_TABLES: dict[str, Table] = {
             "deleted_share": Column(FLOAT, "as in `deletion`"),
             "question_id": Column(STRING, "question id"),
             "image_id": IMAGE,
+            "cluster": CLUSTER,
             "family": Column(STRING, "question family"),
             "tier": Column(STRING, "low or high"),
             "half": Column(STRING, "choose or judge: the half of the images the question belongs to"),
@@ -40,7 +60,9 @@ CAUSAL_TABLES: dict[str, Table] = {
             "n_vision": Column(INT, "visual tokens of the image"),
             "kept_tokens": Column(INT, "visual tokens the decoder saw (from `layer` on)"),
             "gflop": Column(FLOAT, "operations of selection and of the decoder on the prompt, 1e9"),
-            "correct": Column(BOOL, "exact match"),
+            "correct": Column(BOOL, "whether the answer is right"),
+            "score": Column(FLOAT, "its score by the question's rule, 0 to 1"),
+            "predicted": Column(STRING, "what the model wrote"),
         },
         ("checkpoint", "method", "layer", "seed", "deleted_share", "question_id"),
     ),
@@ -82,9 +104,15 @@ CAUSAL_TABLES: dict[str, Table] = {
             "system": Column(STRING, "all tokens, fixed, adaptive, or its rivals random and downsample"),
             "tier": Column(STRING, "low or high"),
             "family": Column(STRING, "question family, or `all` of the tier"),
-            "accuracy": Column(FLOAT, "share of exact matches"),
+            "accuracy": Column(FLOAT, "share of right answers"),
             "ci_low": LOW,
             "ci_high": HIGH,
+            "score": Column(FLOAT, "mean score by the questions' rule; the accuracy where there is no soft rule"),
+            "yes_share": Column(FLOAT, "share of answers that are yes, where they are judged as yes or no; else null"),
+            "f1": Column(FLOAT, "F1 of yes, as `yes_share`"),
+            "position_bias": Column(
+                FLOAT, "distance of places answered from uniform where choices are listed; else null"
+            ),
             "difference": Column(FLOAT, "accuracy minus that with all tokens"),
             "difference_low": Column(FLOAT, "lower end of its 95 % interval, paired by question, clustered by image"),
             "difference_high": Column(FLOAT, "upper end of that interval"),
@@ -121,9 +149,15 @@ CAUSAL_TABLES: dict[str, Table] = {
             "last_layer": Column(INT, "last decoder layer of the window, inclusive; -1 with first 0 for no knock-out"),
             "family": Column(STRING, "question family"),
             "tier": Column(STRING, "low or high"),
-            "accuracy": Column(FLOAT, "share of exact matches"),
+            "accuracy": Column(FLOAT, "share of right answers"),
             "ci_low": LOW,
             "ci_high": HIGH,
+            "score": Column(FLOAT, "mean score by the questions' rule; the accuracy where there is no soft rule"),
+            "yes_share": Column(FLOAT, "share of answers that are yes, where they are judged as yes or no; else null"),
+            "f1": Column(FLOAT, "F1 of yes, as `yes_share`"),
+            "position_bias": Column(
+                FLOAT, "distance of places answered from uniform where choices are listed; else null"
+            ),
             "n": N,
         },
         ("checkpoint", "first_layer", "last_layer", "family", "tier"),

@@ -42,6 +42,7 @@ class Table:
 
 STRING, INT, FLOAT, BOOL = pl.String, pl.Int32, pl.Float64, pl.Boolean
 IMAGE = Column(STRING, "image id, unique in its source")
+CLUSTER = Column(STRING, "what makes questions depend on each other: a question file's group, else the image")
 TAP = Column(STRING, "where in the model: decoder, projector, encoder, cross_k, cross_v, cross_out")
 LAYER = Column(INT, "tap point; for the decoder 0 is the input of the first layer and L lies before the final norm")
 GROUP = Column(STRING, "token group: vision or text")

@@ -8,6 +8,7 @@ from orchestrator.errors import DataError, did_you_mean
 from orchestrator.store.tables.causal import CAUSAL_TABLES
 from orchestrator.store.tables.columns import (
     BOOL,
+    CLUSTER,
     FLOAT,
     GROUP,
     HIGH,
@@ -144,18 +145,27 @@ TABLES: dict[str, Table] = {
         {
             "question_id": Column(STRING, "question id, unique in its set"),
             "image_id": IMAGE,
+            "cluster": CLUSTER,
             "family": Column(STRING, "question family"),
             "tier": Column(STRING, "low or high"),
             "wording": Column(STRING, "group of wordings (templates.yaml); answers balance within one"),
             "question": Column(STRING, "text of the question"),
             "answer": Column(STRING, "right answer"),
             "predicted": Column(STRING, "answer judged: the most probable choice, or what was generated"),
-            "correct": Column(BOOL, "whether it is right: equal after normalisation, a place near enough"),
+            "correct": Column(
+                BOOL, "whether it is right: equal after normalisation, a place near enough, a score >= 0.5"
+            ),
+            "score": Column(FLOAT, "score by the rule of the question, 0 to 1; 0 or 1 where there is no soft rule"),
             "error": Column(
                 FLOAT, "absolute error of a count, or distance of a point in shares of the image; else null"
             ),
             "generated": Column(STRING, "what the model wrote by itself, greedily"),
             "generated_correct": Column(BOOL, "whether that is right"),
+            "generated_score": Column(FLOAT, "score of that"),
+            "scoring": Column(STRING, "rule of a question file (docs/data.md), or `family`: that of its family"),
+            "place": Column(
+                INT, "place of the answer judged among the choices listed in the prompt, from 0; else null"
+            ),
             "valid": Column(BOOL, "whether that has the form of an answer: one of the choices, or coordinates"),
         },
         ("question_id",),
@@ -173,7 +183,8 @@ TABLES: dict[str, Table] = {
             "final_loss": Column(FLOAT, "mean answer loss over the last tenth of steps"),
         },
         ("trial",),
-        "settings (lora_rank, ...), accuracy/..., accuracy_base/..., compression/..., delta/..., drift/...",
+        "settings (lora_rank, ...), accuracy/..., accuracy_base/..., score/..., yes_no/..., position_bias/..., "
+        "compression/..., delta/..., drift/...",
     ),
     "training": Table(
         {

@@ -1,0 +1,58 @@
+"""The questions of an ablation, and the half of the images that each belongs to. Imports no torch."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+from orchestrator.config import RunConfig, TaskConfig
+from orchestrator.data.mixture import Example, ExampleMaker
+from orchestrator.data.source import SCENES_VERSION
+from orchestrator.data.task_source import open_task_source
+
+SEED_SHIFT = 1
+"""Added to `ablate.seed` for fresh questions."""
+
+
+def half_of(cluster: str) -> str:
+    """`choose` or `judge`: a policy is chosen on the images of one half and judged on those of the other."""
+    return ("choose", "judge")[zlib.crc32(cluster.encode()) % 2]
+
+
+def identify_images(run: RunConfig) -> dict[str, Any]:
+    """What identifies the images that an ablation asks about.
+
+    Raises:
+        ConfigError: they do not come from the run's `data`.
+    """
+    source = open_task_source(run.data, run.ablate.source, "ablate.source")
+    return {"scenes": SCENES_VERSION, **(source.fingerprint() if source else {})}
+
+
+def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
+    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed`.
+
+    Of question files there may be fewer: every row is asked once at most.
+
+    Args:
+        fresh: for judging a policy that was chosen on an ablation: from another seed, and so about other scenes; of
+            photographs and question files, from the half of the images that it was not chosen on.
+
+    Raises:
+        ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
+    """
+    config = run.ablate
+    task = TaskConfig(
+        source=config.source,
+        complexity=config.complexity,
+        n_objects_low=config.n_objects_low,
+        n_objects_high=config.n_objects_high,
+    )
+    among = (lambda cluster: half_of(cluster) == "judge") if fresh else None
+    maker = ExampleMaker(task, open_task_source(run.data, config.source, "ablate.source"), among)
+    seed = config.seed + SEED_SHIFT * fresh
+    return [
+        maker.make(family, tier, seed, index)
+        for tier, family in maker.wanted(config.low_families, config.high_families)
+        for index in range(maker.at_most(family, tier, config.n_per_family))
+    ]

@@ -1,0 +1,117 @@
+"""The pictures of question files: named files below the root, or bytes in a Parquet column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from orchestrator.data.images import decode, read_image, safe_name
+from orchestrator.data.reading import retrying
+from orchestrator.errors import DataError
+
+
+class _Listed:
+    """Whether paths below a root are there, by one listing a folder."""
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self.fs, self.root = fs, root
+        self.folders: dict[str, frozenset[str]] = {}
+
+    def __call__(self, path: str) -> bool:
+        folder, _, name = f"{self.root}/{path}".rpartition("/")
+        if folder not in self.folders:
+            self.folders[folder] = self._names(folder)
+        return name in self.folders[folder]
+
+    def _names(self, folder: str) -> frozenset[str]:
+        try:
+            self.fs.invalidate_cache(folder)
+            listing = retrying(lambda: self.fs.ls(folder, detail=False), folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+        return frozenset(path.rstrip("/").rsplit("/", 1)[-1] for path in listing)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Finds and reads pictures; pickles small."""
+
+    fs: Any
+    """An fsspec file system."""
+    root: str
+    """Folder, as `fs` writes it."""
+    patterns: Sequence[str]
+    """Paths of an image below the root (`data.images`); of several the first that is there."""
+    files: Sequence[str]
+    """The question files, whose columns may hold pictures."""
+    version: str
+    """Digest of the question files."""
+
+    def pixels(self, record: Mapping[str, Any]) -> np.ndarray:
+        """The image of a stored row, RGB uint8 (height, width, 3)."""
+        if record["image_row"] is not None:
+            return self._from_column(record["image_file"], record["image_row"])
+        name = self.path(record["image"])
+        return read_image(self.fs, f"{self.root}/{name}", name)
+
+    def path(self, image: str, present: Callable[[str], bool] | None = None) -> str:
+        """Path of an image below the root.
+
+        Args:
+            present: whether a path below the root is there; asked of the file system, one by one, when absent.
+        """
+        number = re.search(r"\d{12}", image)
+        filled = [
+            safe_name(
+                pattern.replace("{image}", image).replace("{number}", number[0] if number else image), "data.images"
+            )
+            for pattern in self.patterns
+        ]
+        if len(filled) == 1:
+            return filled[0]
+        present = present or (lambda path: self.fs.isfile(f"{self.root}/{path}"))
+        return next((path for path in filled if present(path)), filled[0])
+
+    def _from_column(self, file: int, row: int) -> np.ndarray:
+        name = self.files[file]
+        value = _row_group(self.fs, f"{self.root}/{name}", self.version, row)
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not data:
+            raise DataError(f"{name}, row {row}: the column image holds no bytes")
+        return decode(data, f"{name}, row {row}")
+
+    def there(self, names: Sequence[str]) -> list[bool]:
+        """Whether there is a file for each name."""
+        listed = _Listed(self.fs, self.root)
+        return [listed(self.path(name, listed)) for name in names]
+
+    def paths(self, names: Sequence[str]) -> list[str]:
+        """`path` of each name. Folders are listed once, however many images lie in them."""
+        listed = _Listed(self.fs, self.root)
+        return [self.path(name, listed) for name in names]
+
+
+@lru_cache(maxsize=4)
+def _picture_groups(path: str, fs: Any, version: str) -> tuple[pq.ParquetFile, np.ndarray]:  # noqa: ARG001 - key
+    file = pq.ParquetFile(fs.open(path, "rb"))
+    sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    return file, np.concatenate([[0], np.cumsum(sizes)])
+
+
+@lru_cache(maxsize=2)
+def _group_values(path: str, fs: Any, version: str, group: int) -> list[Any]:
+    file, _ = _picture_groups(path, fs, version)
+    return file.read_row_group(group, columns=["image"])["image"].to_pylist()
+
+
+def _row_group(fs: Any, path: str, version: str, row: int) -> Any:
+    """The cell `image` of a row; the row group it lies in is read once."""
+    _, starts = _picture_groups(path, fs, version)
+    group = int(np.searchsorted(starts, row, side="right")) - 1
+    return _group_values(path, fs, version, group)[row - int(starts[group])]

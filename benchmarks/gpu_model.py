@@ -90,6 +90,11 @@ def make_model(config: hf.LlavaConfig, device: str) -> Any:
         return hf.LlavaForConditionalGeneration(config).eval().requires_grad_(False)
 
 
+def decoder(shape: Shape) -> Any:
+    """The decoder alone, with whatever default device and type hold."""
+    return hf.AutoModel.from_config(make_config(shape).text_config, attn_implementation="sdpa").eval()
+
+
 def in_memory(shape: Shape, device: str) -> Adapter:
     """An adapter without a processor; inputs are `random_models.random_example`."""
     return make_adapter(make_model(make_config(shape), device))

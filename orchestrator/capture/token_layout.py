@@ -87,7 +87,9 @@ def make_layout(
             # tokens, so that all images keep the same positions.
             n_kept = n_text_positions if own_prompts else min(n_text_positions, most)
             ordinals = positions.text_ordinals(n_kept, torch.from_numpy(counts))
-        parts.append(np.pad(order, ((0, 0), (0, size - most))))
+        # padding is the row's own first token: what stands there is finite where the row is
+        order = np.where(np.arange(most) < counts[:, None], order, order[:, :1])
+        parts.append(np.concatenate([order, np.repeat(order[:, :1], size - most, 1)], 1))
         groups[group] = GroupLayout(
             start,
             size,

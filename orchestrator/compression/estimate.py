@@ -19,6 +19,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from orchestrator.compression.gram import Grams, Variant
+from orchestrator.compression.spectrum import solvable
 from orchestrator.compression.subspace import leading_block
 
 DEFLATED, PROBES, STEPS = 64, 16, 24
@@ -66,6 +67,7 @@ def quadrature(
         constant: the vector of ones is known to belong to the eigenvalue 0.
         turn: takes columns from the coordinates of `present` to those of the matrix.
     """
+    matrix = solvable(matrix)
     scale = matrix.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(matrix.dtype).tiny)
     matrix = matrix / scale[:, None, None]
     k = min(DEFLATED, matrix.shape[1])
@@ -101,23 +103,25 @@ def _probes(matrix: Tensor, present: Tensor, fixed: Tensor, turn: Callable[[Tens
 def _lanczos(matrix: Tensor, start: Tensor, fixed: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights (R, P, S) of each probe's quadrature; each probe's weights sum to 1."""
     steps = min(STEPS, matrix.shape[1])
-    basis = [start]
+    basis = start.new_zeros(len(start), start.shape[2], steps, start.shape[1])  # R, P, S, K
+    current = start.mT.contiguous()
     alphas, betas = [], []
     for step in range(steps):
-        image = matrix @ basis[-1]
-        alphas.append((basis[-1] * image).sum(1))
+        basis[:, :, step] = current
+        image = current @ matrix  # symmetric
+        alphas.append((current * image).sum(2))
         if step == steps - 1:
             break
-        image = image - fixed @ (fixed.mT @ image)
-        known = torch.stack(basis, 2)  # R, K, step, P
+        image = image - (image @ fixed) @ fixed.mT
+        known = basis[:, :, : step + 1]
         for _ in range(2):
-            shares = torch.einsum("rksp,rkp->rsp", known, image)
-            image = image - torch.einsum("rksp,rsp->rkp", known, shares)
-        beta = torch.linalg.vector_norm(image, dim=1)
+            shares = known @ image[..., None]  # R, P, step, 1
+            image = image - (shares.mT @ known)[:, :, 0]
+        beta = torch.linalg.vector_norm(image, dim=2)
         # A recurrence that has ended (few distinct eigenvalues) goes on with zeros, which have no weight.
         ended = beta <= 1e-6 * alphas[0].clamp(min=torch.finfo(beta.dtype).tiny)
         beta = beta.masked_fill(ended, 0.0)
-        basis.append(torch.where(ended[:, None], 0.0, image / beta.clamp(min=1e-30)[:, None]))
+        current = torch.where(ended[..., None], 0.0, image / beta.clamp(min=1e-30)[..., None])
         betas.append(beta)
     side = torch.diag_embed(torch.stack(alphas, 2))
     if betas:

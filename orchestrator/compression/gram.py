@@ -10,6 +10,8 @@ Shapes: R rows (an image, group and layer each), N tokens, D width, K = min(N, D
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -18,7 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from orchestrator.compression.subspace import leading_block
+from orchestrator.compression.subspace import leading_block, leading_blocks, products
+
+LEAN = {"cuda"}
+"""Devices on which states are read in their own type, products are made of halves, and nothing is asked of a value."""
 
 
 class Variant(NamedTuple):
@@ -52,11 +57,13 @@ class Grams:
     """Gram matrices of the rows of a batch.
 
     Args:
-        tokens: (R, N, D) float32 minus `pivot`, zeros where no token is.
+        tokens: (R, N, D) float32 minus `pivot`.
         pivot: (R, D), the mean of the tokens that are not massive.
         mask, kept: (R, N), where tokens are, and where tokens are that are not massive.
         trimmed: whether some row may have massive tokens; False only where it is known that none has.
         exact: float32 (or wider) products on a GPU; else three products of bfloat16 halves, 2e-5 relative.
+        live: (R, N), which of `tokens` count, the others being taken as zeros; all when None.
+        size: (R,), about the largest norm of a token or of the mean; found when None.
     """
 
     def __init__(
@@ -67,22 +74,45 @@ class Grams:
         kept: Bool[Tensor, "R N"],
         trimmed: bool = True,
         exact: bool = False,
+        *,
+        live: Bool[Tensor, "R N"] | None = None,
+        size: Float[Tensor, " R"] | None = None,
     ) -> None:
         # All metrics of Gram matrices are free of scale: the largest token or mean becomes 1, so that no square
         # overflows.
-        size = torch.maximum(
-            torch.linalg.vector_norm(tokens, dim=2).amax(1), torch.linalg.vector_norm(pivot, dim=1)
-        ).clamp(min=torch.finfo(torch.float32).tiny)
-        self.tokens, self.pivot = tokens / size[:, None, None], pivot / size[:, None]
+        if size is None:
+            size = torch.maximum(
+                torch.linalg.vector_norm(tokens, dim=2).amax(1), torch.linalg.vector_norm(pivot, dim=1)
+            )
+        size = size.clamp(min=torch.finfo(torch.float32).tiny)
+        self._differences, self.pivot = tokens, pivot / size[:, None]
+        scale = size.reciprocal()[:, None]
+        self._factor = scale if live is None else scale * live  # R, N or R, 1
         self.mask, self.kept, self.trimmed, self.exact = mask, kept, trimmed, exact
+        self._halves = tokens.device.type in LEAN and not exact
         self.by_tokens = tokens.shape[1] <= tokens.shape[2]
         self._matrices: dict[Variant, Tensor] = {}
         self._mirrors: dict[Variant, Tensor] = {}
+
+    @cached_property
+    def tokens(self) -> Float[Tensor, "R N D"]:
+        """Tokens minus the pivot, scaled; zeros where none counts."""
+        return self._differences * self._factor[..., None]
 
     def rows(self, chosen: Int64[Tensor, " M"], dtype: torch.dtype) -> Grams:
         """Some rows, in another precision."""
         parts = (self.tokens[chosen].to(dtype), self.pivot[chosen].to(dtype), self.mask[chosen], self.kept[chosen])
         return Grams(*parts, self.trimmed, exact=True)
+
+    def _onto(self, columns: Float[Tensor, "R D k"]) -> Float[Tensor, "R N k"]:
+        """Products of tokens with columns. On a GPU the tokens are read where they are, not scaled first."""
+        return (self._differences @ columns) * self._factor[..., None] if self._halves else self.tokens @ columns
+
+    def _down(self, columns: Float[Tensor, "R N k"]) -> Float[Tensor, "R D k"]:
+        """Sums of tokens weighted by columns."""
+        if self._halves:
+            return self._differences.mT @ (columns * self._factor[..., None])
+        return self.tokens.mT @ columns
 
     def counts(self, variant: Variant) -> Int64[Tensor, " R"]:
         """Tokens of each row that the variant sees."""
@@ -100,18 +130,22 @@ class Grams:
             self._matrices[variant] = make(variant)
         return self._matrices[variant]
 
-    def leading(self, variant: Variant) -> Leading:
-        """Trace, norm and leading block of one variant."""
+    def leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
+        """Trace, norm and leading block of each variant."""
+        variants = list(dict.fromkeys(self.plain(v) for v in variants))
+        if not variants:
+            return {}
+        if self.by_tokens:
+            return self._token_leading(variants)
+        return {variant: self._width_leading(variant) for variant in variants}
+
+    def _width_leading(self, variant: Variant) -> Leading:
         matrix = self.matrix(variant)
         block = leading_block(matrix)
         ritz = block.mT @ (matrix @ block)
         block = self.turned(block, variant)
-        if self.by_tokens:
-            metric, basis = ritz, self._spread(block, self.plain(variant))
-        else:
-            metric, basis = block.mT @ block, block
         diagonal = matrix.diagonal(dim1=1, dim2=2)
-        return Leading(diagonal.sum(1), torch.linalg.matrix_norm(matrix), ritz, metric, basis)
+        return Leading(diagonal.sum(1), torch.linalg.matrix_norm(matrix), ritz, block.mT @ block, block)
 
     def turned(self, block: Float[Tensor, "R K b"], variant: Variant) -> Float[Tensor, "R K b"]:
         """Columns from the coordinates of `matrix` to those of tokens (or dimensions), or back."""
@@ -123,10 +157,7 @@ class Grams:
 
         A large mean then stands in one row and column, and takes no precision from the other entries.
         """
-        first = torch.zeros_like(axis)
-        first[:, 0] = 1.0
-        mirror = torch.nn.functional.normalize(first - axis, dim=1) * (axis.square().sum(1, keepdim=True) > 0.5)
-        self._mirrors[variant] = mirror
+        mirror = self._mirror(variant, axis)
         half = gram @ mirror[..., None]  # R, K, 1
         cross = 2 * (half - mirror[..., None] * (mirror[:, None] @ half)) @ mirror[:, None]
         gram = gram - cross - cross.mT
@@ -135,19 +166,21 @@ class Grams:
         gram[:, :, 0] += border
         return gram
 
-    def _spread(self, block: Float[Tensor, "R N b"], variant: Variant) -> Float[Tensor, "R D b"]:
-        """H^T U of the variant's tokens H, for columns U."""
-        if variant.trimmed:
-            block = block * self.kept[..., None]
-        basis = self.tokens.mT @ block
-        if not variant.centred:
-            basis = basis + self.pivot[:, :, None] * (block * self.mask[..., None]).sum(1, keepdim=True)
-        return basis
+    def _mirror(self, variant: Variant, axis: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
+        """Unit normal of the reflection that takes the unit vector `axis` to the first coordinate."""
+        if variant not in self._mirrors:
+            first = torch.zeros_like(axis)
+            first[:, 0] = 1.0
+            there = axis.square().sum(1, keepdim=True) > 0.5
+            self._mirrors[variant] = torch.nn.functional.normalize(first - axis, dim=1) * there
+        return self._mirrors[variant]
 
     # ------------------------------------------------------------ N x N
 
     @cached_property
     def _product(self) -> Float[Tensor, "R K K"]:
+        if self._halves and self.by_tokens:
+            return halves_product(self._differences, self._factor[..., None])
         return self_product(self.tokens if self.by_tokens else self.tokens.mT, self.exact)
 
     def _token_side(self, variant: Variant) -> Float[Tensor, "R N N"]:
@@ -156,10 +189,7 @@ class Grams:
         if variant.trimmed:
             gram = gram * present[:, :, None] * present[:, None, :]
         if not variant.centred:
-            root = present.sum(1, keepdim=True).sqrt()
-            axis = present / root.clamp(min=1)
-            projected = (self.tokens @ self.pivot[..., None])[..., 0] * present
-            border = root * projected + 0.5 * root.square() * self.pivot.square().sum(1, keepdim=True) * axis
+            axis, border = self._mean_terms(variant)
             return self._with_mean(variant, gram, axis, border)
         if self.trimmed and not variant.trimmed:
             shares = present / present.sum(1, keepdim=True).clamp(min=1)
@@ -167,6 +197,92 @@ class Grams:
             cross = (rows - 0.5 * (rows * shares).sum(1, keepdim=True))[:, :, None] * present[:, None, :]
             gram = (gram - cross - cross.mT) * (present[:, :, None] * present[:, None, :])
         return gram
+
+    def _mean_terms(self, variant: Variant) -> tuple[Float[Tensor, "R N"], Float[Tensor, "R N"]]:
+        """Unit vector `a` and `b` of what the mean adds to a Gram matrix, a b^T + b a^T."""
+        present = (self.kept if variant.trimmed else self.mask).to(self.pivot.dtype)
+        root = present.sum(1, keepdim=True).sqrt()
+        axis = present / root.clamp(min=1)
+        border = root * self._projected * present
+        return axis, border + 0.5 * root.square() * self.pivot.square().sum(1, keepdim=True) * axis
+
+    @cached_property
+    def _projected(self) -> Float[Tensor, "R N"]:
+        return self._onto(self.pivot[..., None])[..., 0]
+
+    def _token_leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
+        """Leading blocks of all variants together: their matrices are never formed, all are products with one.
+
+        With P the product of differences, m a variant's tokens and w a vector: raw, (I - 2 w w^T) m P m (I - 2 w w^T)
+        and the border of the mean (`_with_mean`); centred with massive tokens, the same with (I - w w^T), w the
+        normalised ones; centred without them, m P m.
+        """
+        gram = self._product
+        frames = [self._frame(variant) for variant in variants]
+        present, side, border = (torch.stack(parts, 2)[..., None] for parts in zip(*frames, strict=True))  # R N V 1
+
+        def inside(x: Tensor) -> Tensor:
+            return present * (x - side * (side * x).sum(1, keepdim=True))
+
+        def apply(x: Tensor) -> Tensor:
+            y = present * (gram @ inside(x).flatten(2)).view_as(x)
+            y = y - side * (side * y).sum(1, keepdim=True)
+            y = torch.addcmul(y, border, x[:, :1])
+            y[:, :1] += (border * x).sum(1, keepdim=True)
+            return y
+
+        block = leading_blocks(apply, len(gram), gram.shape[1], len(variants), gram)
+        ritz = products(block, apply(block))
+        back = inside(block)
+        basis = self._down(back.flatten(2)).unflatten(2, block.shape[2:])
+        shares = back.sum(1)  # R V b
+        for k, variant in enumerate(variants):
+            if not variant.centred:
+                basis[:, :, k].add_(self.pivot[:, :, None] * shares[:, None, k])
+        traces, norms = self._sizes(variants, gram, present[..., 0])
+        return {
+            variant: Leading(traces[:, k], norms[:, k], ritz[:, k], ritz[:, k], basis[:, :, k])
+            for k, variant in enumerate(variants)
+        }
+
+    def _frame(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
+        """The variant's tokens m, w times the root of its factor, and the border in reflected coordinates; (R, N)."""
+        present = (self.kept if variant.trimmed else self.mask).to(self.pivot.dtype)
+        none = torch.zeros_like(present)
+        if not variant.centred:
+            axis, border = self._mean_terms(variant)
+            mirror = self._mirror(variant, axis)
+            return present, math.sqrt(2) * mirror, self.turned(border[..., None], variant)[..., 0]
+        if self.trimmed and not variant.trimmed:
+            return present, torch.nn.functional.normalize(present, dim=1), none
+        return present, none, none
+
+    def _sizes(
+        self, variants: Sequence[Variant], gram: Float[Tensor, "R N N"], present: Float[Tensor, "R N V"]
+    ) -> tuple[Float[Tensor, "R V"], Float[Tensor, "R V"]]:
+        """Traces and Frobenius norms of the variants' matrices."""
+        diagonal = gram.diagonal(dim1=1, dim2=2)[..., None]
+        trace = (diagonal * present).sum(1)
+        square = (present * (gram.square() @ present)).sum(1)
+        terms = [self._mean_terms(v) if not v.centred else None for v in variants]
+        norm = torch.nn.functional.normalize
+        axes = torch.stack([t[0] if t else norm(present[..., k], dim=1) for k, t in enumerate(terms)], 2)
+        images = present * (gram @ (present * axes))  # R N V
+        traces, squares = [], []
+        for k, (variant, term) in enumerate(zip(variants, terms, strict=True)):
+            t, f, image = trace[:, k], square[:, k], images[..., k]
+            if term is not None:  # + a b^T + b a^T
+                a, b = term
+                along = (a * b).sum(1)
+                t = t + 2 * along
+                f = f + 4 * (image * b).sum(1) + 2 * a.square().sum(1) * b.square().sum(1) + 2 * along.square()
+            elif self.trimmed and not variant.trimmed:  # (I - a a^T) on both sides
+                along = (axes[..., k] * image).sum(1)
+                t = t - along
+                f = f - 2 * image.square().sum(1) + along.square()
+            traces.append(t)
+            squares.append(f.clamp(min=0))
+        return torch.stack(traces, 1), torch.stack(squares, 1).sqrt()
 
     # ------------------------------------------------------------ D x D
 
@@ -186,10 +302,20 @@ class Grams:
 
 
 def self_product(x: Float[Tensor, "R N D"], exact: bool = True) -> Float[Tensor, "R N N"]:
-    """x x^T. Not `exact` on a GPU: of x = high + low in bfloat16, accumulated in float32, without low low^T."""
-    if exact or not x.is_cuda:
-        return x @ x.mT
-    high = x.bfloat16()
-    low = (x - high).bfloat16()
-    cross = torch.bmm(high, low.mT, out_dtype=torch.float32)
-    return torch.bmm(high, high.mT, out_dtype=torch.float32) + cross + cross.mT
+    """x x^T. Not `exact` on a GPU: see `halves_product`."""
+    return x @ x.mT if exact or x.device.type not in LEAN else halves_product(x)
+
+
+def halves_product(x: Float[Tensor, "R N D"], factor: Float[Tensor, "R N 1"] | None = None) -> Float[Tensor, "R N N"]:
+    """y y^T, y = x times factor = high + low in bfloat16, accumulated in float32, without low low^T."""
+    factor = x.new_ones(1, 1, 1) if factor is None else factor
+    high = torch.mul(x, factor, out=torch.empty_like(x, dtype=torch.bfloat16))
+    minus_low = torch.addcmul(high, x, factor, value=-1, out=torch.empty_like(high))
+    gram = wide_product(high, high.mT)
+    cross = wide_product(high, minus_low.mT)
+    return gram.sub_(cross).sub_(cross.mT)
+
+
+def wide_product(a: Float[Tensor, "R N K"], b: Float[Tensor, "R K M"]) -> Float[Tensor, "R N M"]:
+    """Product of bfloat16 matrices, accumulated and returned in float32."""
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()

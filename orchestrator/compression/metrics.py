@@ -22,12 +22,14 @@ from torch import Tensor
 from orchestrator.compression import finish
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.entries import Metric
-from orchestrator.compression.gram import Leading, Variant
+from orchestrator.compression.gram import LEAN, Leading, Variant
 from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, default_names, load_user_metric
 from orchestrator.compression.shared import Shared, gather_tokens, may_be
 
-CHUNK = {"cpu": 2**22, "cuda": 2**29}
-"""Elements of hidden state measured at once: on a CPU what stays near its caches, on a GPU most layers of a 7B pass."""
+CHUNK = {"cpu": 2**22, "cuda": 2**30}
+"""Elements of hidden state measured at once: on a CPU what stays near its caches, on a GPU all layers of a 7B pass."""
+BYTES_AN_ELEMENT = 14
+"""Memory that metrics take on a GPU beside the states: differences in float32, their halves, Gram matrices."""
 
 
 NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -75,7 +77,7 @@ def measure(
     """Launch the metrics of some rows; nothing is waited for (but by the exact spectrum).
 
     Args:
-        hidden: the tokens of each row first, anything after them, of any floating dtype.
+        hidden: the tokens of each row first, anything finite after them, of any floating dtype.
         counts: tokens of each row.
         names: metric names. For an alignment, the leading blocks of its variant are made.
         full: that all rows have N tokens is known.
@@ -83,8 +85,7 @@ def measure(
     Returns:
         Rows whose states are not finite have NaN in every column.
     """
-    device = hidden.device.type
-    rows = max(1, CHUNK.get(device, CHUNK["cuda"]) // max(1, hidden.shape[1] * hidden.shape[2]))
+    rows = max(1, _elements_at_once(hidden.device) // max(1, hidden.shape[1] * hidden.shape[2]))
     n_parts = max(1, -(-len(hidden) // rows))  # of even size
     parts = [
         _measure(some, n, names, full)
@@ -93,21 +94,32 @@ def measure(
     return parts[0] if n_parts == 1 else _join(parts)
 
 
+def _elements_at_once(device: torch.device) -> int:
+    most = CHUNK.get(device.type, CHUNK["cuda"])
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return most
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + cached
+    return min(most, free // (2 * BYTES_AN_ELEMENT))
+
+
 def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -> Launched:
     builtin = [METRICS[name] for name in names if name in METRICS]
-    tokens = Shared(hidden.float(), counts, exact=any(m.needs == "spectrum" for m in builtin), full=full)
-    if not full:
-        tokens.hidden = tokens.hidden.masked_fill(~tokens.mask[..., None], 0.0)
+    exact = any(m.needs == "spectrum" for m in builtin)
+    # A GPU reads states in their own type; none of its steps stops at a value that is not finite, and rows do not mix.
+    lean = hidden.device.type in LEAN
+    states = hidden if lean and hidden.dtype in (torch.bfloat16, torch.float16) else hidden.float()
+    tokens = Shared(states, counts, exact=exact, full=full)
     finite = tokens.norms.isfinite().all(1)
-    if may_be(~finite):
-        clean = tokens.hidden.where(finite[:, None, None], 0.0)
-        tokens = Shared(clean, counts, exact=tokens.exact, full=full)
+    if not lean and may_be(~finite):
+        tokens = Shared(states.where(finite[:, None, None], 0.0), counts, exact=exact, full=full)
     launched = Launched(len(hidden))
+    variants = [Variant(m.centred, m.trimmed) for m in builtin if m.base in FROM_BLOCK or m.name in ALIGNMENTS]
     plain: dict[tuple[str, Variant], Tensor] = {}
     for metric in builtin:
         variant = Variant(metric.centred, metric.trimmed)
         if metric.base in FROM_BLOCK or metric.name in ALIGNMENTS:
-            launched.leading[variant] = tokens.leading(variant)
+            launched.leading[variant] = tokens.leading(variant, variants)
             continue
         key = (metric.base, variant if tokens.trims else Variant(metric.centred))
         if key not in plain:

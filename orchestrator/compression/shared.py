@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.estimate import Estimate, estimate
-from orchestrator.compression.gram import Grams, Leading, Variant
+from orchestrator.compression.gram import LEAN, Grams, Leading, Variant, wide_product
 from orchestrator.compression.spectrum import squared_singular_values
 from orchestrator.errors import ConfigError
 
@@ -22,22 +23,30 @@ class Shared:
     """Tokens of some rows and what metrics share of them, each computed once when first asked for.
 
     Attributes:
-        hidden: (R, N, D) float32, the tokens of each row first, zeros after them.
+        states: (R, N, D), the tokens of each row first; what stands after them is finite, and read nowhere.
         mask: (R, N) bool, where tokens are.
         counts: (R,) int64, tokens of each row.
         exact: products in full float32 on a GPU too, as an exact spectrum needs them.
+        full: whether it is known that all rows have N tokens.
     """
 
     def __init__(
-        self, hidden: Float32[Tensor, "R N D"], counts: Int64[Tensor, " R"], *, exact: bool = False, full: bool = False
+        self, states: Float[Tensor, "R N D"], counts: Int64[Tensor, " R"], *, exact: bool = False, full: bool = False
     ) -> None:
-        self.hidden, self.counts, self.exact, self.full = hidden, counts, exact, full
-        self.mask = torch.arange(hidden.shape[1], device=hidden.device) < counts[:, None]
+        self.states, self.counts, self.exact, self.full = states, counts, exact, full
+        self.mask = torch.arange(states.shape[1], device=states.device) < counts[:, None]
+
+    @cached_property
+    def hidden(self) -> Float32[Tensor, "R N D"]:
+        """The tokens in float32, zeros after them; for metrics of other packages."""
+        hidden = self.states.float()
+        return hidden if self.full else hidden.masked_fill(~self.mask[..., None], 0.0)
 
     @cached_property
     def norms(self) -> Float32[Tensor, "R N"]:
         """Token norms a_n, zero at padding."""
-        return torch.linalg.vector_norm(self.hidden, dim=2)
+        norms = torch.linalg.vector_norm(self.states, dim=2, dtype=torch.float32)
+        return norms if self.full else norms.masked_fill(~self.mask, 0.0)
 
     @cached_property
     def sorted_norms(self) -> Float64[Tensor, "R N"]:
@@ -74,13 +83,13 @@ class Shared:
     # ------------------------------------------------------------ relative to the mean
 
     @cached_property
-    def _sums(self) -> Tensor:
-        """(R, 3, D): mean of the tokens that are not massive, and sums of unit tokens, of all and of these."""
+    def _sums(self) -> Float32[Tensor, "R 3 D"]:
+        """Mean of the tokens that are not massive, and sums of unit tokens, of all and of these."""
         units = inverse(self.norms)
         weights = [self.kept / self.kept.sum(1, keepdim=True).clamp(min=1), units]
         if self.trims:
             weights.append(units * self.kept)
-        return torch.stack([weight.to(self.hidden.dtype) for weight in weights], 1) @ self.hidden
+        return weighted(torch.stack(weights, 1), self.states)
 
     @property
     def pivot(self) -> Float32[Tensor, "R D"]:
@@ -89,29 +98,50 @@ class Shared:
 
     @cached_property
     def spread(self) -> Float32[Tensor, "R N D"]:
-        """Tokens minus the pivot; zeros at padding, and for tokens that are equal but for rounding."""
-        spread = self.hidden - self.pivot[:, None]
-        if not self.full:
-            spread = spread * self.mask[..., None]
-        norms = torch.linalg.vector_norm(spread, dim=2)
+        """Tokens minus the pivot; anything where `live` is false."""
+        return self.states - self.pivot[:, None]
+
+    @cached_property
+    def spread_norms(self) -> Float32[Tensor, "R N"]:
+        """Norms of `spread`, zero where it does not count."""
+        return self._distances * self.live
+
+    @cached_property
+    def _distances(self) -> Float32[Tensor, "R N"]:
+        return torch.linalg.vector_norm(self.spread, dim=2)
+
+    @cached_property
+    def live(self) -> Bool[Tensor, "R N"]:
+        """Tokens whose difference from the pivot counts: not padding, and not equal to the others but for rounding."""
+        norms = self._distances
         rest, raw = (torch.linalg.vector_norm(n * self.kept, dim=1) for n in (norms, self.norms))
         equal = rest <= _ROUNDING * raw
-        return spread.masked_fill((equal[:, None] & self.kept)[..., None], 0.0) if may_be(equal) else spread
+        return self.mask & ~(equal[:, None] & self.kept) if may_be(equal) else self.mask
 
     @cached_property
     def grams(self) -> Grams:
         """Gram matrices of all variants."""
-        return Grams(self.spread, self.pivot, self.mask, self.kept, self.trims, self.exact)
+        return Grams(
+            self.spread,
+            self.pivot,
+            self.mask,
+            self.kept,
+            self.trims,
+            self.exact,
+            live=None if self.full and self.live is self.mask else self.live,
+            size=self.norms.amax(1),
+        )
 
     @cached_property
     def _leading(self) -> dict[Variant, Leading]:
         return {}
 
-    def leading(self, variant: Variant) -> Leading:
-        """Trace, norm and leading block of a variant's Gram matrix."""
+    def leading(self, variant: Variant, among: Sequence[Variant] = ()) -> Leading:
+        """Trace, norm and leading block of a variant's Gram matrix; those of `among` are made with it."""
         variant = self.grams.plain(variant)
         if variant not in self._leading:
-            self._leading[variant] = self.grams.leading(variant)
+            wanted = dict.fromkeys(self.grams.plain(v) for v in (variant, *among))
+            self._leading |= self.grams.leading([v for v in wanted if v not in self._leading])
         return self._leading[variant]
 
     @cached_property
@@ -139,27 +169,45 @@ class Shared:
     def mean_cosine(self, variant: Variant) -> Float64[Tensor, " R"]:
         """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
         trimmed = variant.trimmed and self.trims
-        kept = self.kept if trimmed else self.mask
-        if not variant.centred:
-            units, direction = inverse(self.norms) * kept, self._sums[:, 2 if trimmed else 1]
+        if variant.centred:
+            units, direction = self._centred_units[int(trimmed)]
         else:
-            # relative to the variant's own mean: the pivot, but for all tokens where some are massive
-            offset = self.spread.sum(1) / self.counts[:, None].clamp(min=1) if self.trims and not trimmed else None
-            squares = self.spread.square().sum(2)
-            if offset is not None:
-                cross = (self.spread @ offset[..., None])[..., 0]
-                squares = (squares - 2 * cross + offset.square().sum(1, keepdim=True)).clamp(min=0)
-            units = inverse(squares.sqrt(), _ROUNDING * self.norms) * kept
-            direction = (units[:, None] @ self.spread)[:, 0]
-            if offset is not None:
-                direction = direction - units.sum(1, keepdim=True) * offset
+            units = inverse(self.norms) * (self.kept if trimmed else self.mask)
+            direction = self._sums[:, 2 if trimmed else 1]
         n = (units > 0).sum(1).double()
         return ((direction.double().square().sum(1) - n) / (n * (n - 1))).where(n > 1, torch.nan)
+
+    @cached_property
+    def _centred_units(self) -> list[tuple[Float32[Tensor, "R N"], Float32[Tensor, "R D"]]]:
+        """1 / norm of each centred token, and the sum of centred unit tokens: of all tokens, and of those kept."""
+        floor = _ROUNDING * self.norms
+        kept = inverse(self.spread_norms, floor) * self.kept
+        if not self.trims:
+            return [(kept, weighted((kept * self.live)[:, None], self.spread)[:, 0])] * 2
+        # all tokens are relative to the mean of all, which is not the pivot where some are massive
+        live = self.live.float()
+        shares = live / self.counts[:, None].clamp(min=1)
+        offset = weighted(shares[:, None], self.spread)[:, 0]
+        cross = (self.spread @ offset[..., None])[..., 0] * live
+        squares = self.spread_norms.square() - 2 * cross + offset.square().sum(1, keepdim=True)
+        every = inverse(squares.clamp(min=0).sqrt(), floor) * self.mask
+        sums = weighted(torch.stack([every * live, kept * live], 1), self.spread)
+        return [(every, sums[:, 0] - every.sum(1, keepdim=True) * offset), (kept, sums[:, 1])]
+
+
+def weighted(weights: Float32[Tensor, "R k N"], tokens: Float[Tensor, "R N D"]) -> Float32[Tensor, "R k D"]:
+    """Weighted sums of tokens. Of bfloat16 tokens on a GPU they are read as such, with weights in two halves."""
+    if tokens.dtype not in (torch.bfloat16, torch.float16):
+        return weights.to(tokens.dtype) @ tokens
+    high = weights.to(tokens.dtype)
+    both = torch.cat([high, (weights - high).to(tokens.dtype)], 1)
+    sums = wide_product(both, tokens)
+    return sums[:, : weights.shape[1]] + sums[:, weights.shape[1] :]
 
 
 def may_be(flags: Bool[Tensor, ...]) -> bool:
     """Whether a flag is set, where asking is free; on a GPU, whose host would have to wait, always True."""
-    return flags.device.type != "cpu" or bool(flags.any())
+    return flags.device.type in LEAN or bool(flags.any())
 
 
 def inverse(norms: Tensor, floor: Tensor | float = 0.0) -> Tensor:
@@ -189,6 +237,7 @@ def gather_tokens(
     if full and most == here.shape[1]:
         return hidden, on_device, True
     order = here.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    order = order.where(torch.arange(most) < counts[:, None], order[:, :1])  # padding is finite where the row is
     places = order + torch.arange(len(here))[:, None] * hidden.shape[1]
     tokens = hidden.flatten(0, 1).index_select(0, places.flatten().to(hidden.device))
     return tokens.view(len(here), most, hidden.shape[2]), on_device, full

@@ -6,12 +6,13 @@ of the steps is that polynomial, which damps all eigenvalues below c and grows f
 orthonormalised, no column is lost however fast the spectrum falls. Nothing is decided by a value, so that a GPU's host
 never waits. The block's own matrix X^T A X is left to the caller, who may solve it wherever it is convenient.
 
-Shapes: R matrices, K their side, b columns.
+Shapes: R rows, V matrices of a row, K their side, b columns.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -38,28 +39,69 @@ def leading_block(a: Float[Tensor, "R K K"], n: int = BLOCK) -> Float[Tensor, "R
     are within 1e-5 of the eigenvalues where these fall at least like i^-1/2, the largest within 2 % on the flattest
     spectra (tokens of independent noise).
     """
-    x = orthonormal(_start(a.shape[1], min(n, a.shape[1]), a.device, a.dtype).expand(len(a), -1, -1))
+    return leading_blocks(lambda x: (a @ x.flatten(2)).view_as(x), len(a), a.shape[1], 1, a, n)[:, :, 0]
+
+
+def leading_blocks(
+    apply: Callable[[Float[Tensor, "R K V b"]], Float[Tensor, "R K V b"]],
+    rows: int,
+    side: int,
+    variants: int,
+    like: Tensor,
+    n: int = BLOCK,
+) -> Float[Tensor, "R K V b"]:
+    """`leading_block` of V matrices a row at once, which are given by their products with columns alone.
+
+    Args:
+        apply: columns of each matrix -> their images.
+        rows, side, variants: R, K and V.
+        like: a tensor of the device and dtype.
+    """
+    start = _start(side, min(n, side), like.device, like.dtype)[:, :, None]
+    x = orthonormal(start.expand(rows, -1, variants, -1))
     for _ in range(PLAIN):
-        x = orthonormal(a @ x)
+        x = orthonormal(apply(x))
     for steps in ROUNDS:
-        y = a @ x
-        end = _SAFETY * (x * y).sum(1).amin(1)[:, None, None]
+        y = apply(x)
+        end = _SAFETY * (x * y).sum(1, keepdim=True).amin(3, keepdim=True)  # R 1 V 1
         for step, share in enumerate(_shifts(steps)):
-            x = orthonormal(torch.addcmul(y if step == 0 else a @ x, x, end, value=-share))
+            x = orthonormal(torch.addcmul(y if step == 0 else apply(x), x, end, value=-share))
     x = orthonormal(x)  # columns that came out short, though not dependent, get their length
     x = x * (x.square().sum(1, keepdim=True) > 0.5)
     x = orthonormal(x)
     return orthonormal(x, ridge=1e-7)  # as these columns are nearly orthonormal
 
 
-def orthonormal(x: Float[Tensor, "R K b"], ridge: float = _RIDGE) -> Float[Tensor, "R K b"]:
+def orthonormal(x: Float[Tensor, "R K V b"], ridge: float = _RIDGE) -> Float[Tensor, "R K V b"]:
     """The columns made orthonormal by a Cholesky factorisation; those that depend on earlier ones come out short."""
-    gram = x.mT @ x
-    scale = gram.diagonal(dim1=1, dim2=2).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()  # columns of length 1
-    gram = gram * (scale[:, :, None] * scale[:, None, :])
-    gram.diagonal(dim1=1, dim2=2).add_(max(ridge, _RIDGE_A_COLUMN * x.shape[2]) if ridge >= _RIDGE else ridge)
+    gram = products(x, x)
+    scale = gram.diagonal(dim1=2, dim2=3).clamp(min=torch.finfo(x.dtype).tiny).rsqrt()  # columns of length 1
+    gram = gram * (scale[..., :, None] * scale[..., None, :])
+    gram.diagonal(dim1=2, dim2=3).add_(max(ridge, _RIDGE_A_COLUMN * x.shape[3]) if ridge >= _RIDGE else ridge)
     factor = torch.linalg.cholesky_ex(gram)[0]
-    return torch.linalg.solve_triangular(factor.mT, x * scale[:, None], upper=True, left=False)
+    unit = torch.eye(x.shape[3], dtype=x.dtype, device=x.device)
+    # the small factor is inverted, as a GPU solves with many long right-hand sides slowly
+    inverse = torch.linalg.solve_triangular(factor, unit, upper=False)
+    return mixed(x, scale[..., None] * inverse.mT)
+
+
+def products(x: Float[Tensor, "R K V b"], y: Float[Tensor, "R K V b"]) -> Float[Tensor, "R V b b"]:
+    """x^T y of each variant: all in one product, of which the blocks on the diagonal are taken."""
+    n_variants, b = x.shape[2:]
+    whole = x.flatten(2).mT @ y.flatten(2)
+    if n_variants == 1:
+        return whole[:, None]
+    return whole.view(-1, n_variants, b, n_variants, b).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+
+
+def mixed(x: Float[Tensor, "R K V b"], by: Float[Tensor, "R V b b"]) -> Float[Tensor, "R K V b"]:
+    """x by of each variant, in one product with a block-diagonal matrix."""
+    n_variants, b = x.shape[2:]
+    if n_variants == 1:
+        return (x[:, :, 0] @ by[:, 0])[:, :, None]
+    whole = by.new_zeros(len(by), n_variants, b, n_variants, b)
+    whole.diagonal(dim1=1, dim2=3).copy_(by.permute(0, 2, 3, 1))
+    return (x.flatten(2) @ whole.view(len(by), n_variants * b, -1)).view_as(x)
 
 
 @cache

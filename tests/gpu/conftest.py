@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 import torch
 
+from orchestrator.compression.gram import LEAN
 from orchestrator.config import ModelConfig, RunConfig
 from orchestrator.config.sweep import set_key, validate
 from orchestrator.models.adapter import Adapter
@@ -28,7 +29,10 @@ def gpu() -> Iterator[str]:
         pytest.skip("needs a GPU")
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
+    if STAND_IN is not None:
+        LEAN.add(STAND_IN)
     yield STAND_IN or "cuda"
+    LEAN.intersection_update({"cuda"})
     torch.backends.cudnn.allow_tf32 = before
 
 

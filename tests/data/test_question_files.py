@@ -114,6 +114,16 @@ def test_bytes_in_a_parquet_column_are_images(tmp_path: Path, struct: bool) -> N
     again = pickle.loads(pickle.dumps(source))
     assert int(again.load(2).image[0, 0, 0]) == 80
     assert len(pickle.dumps(source)) < 5000
+    assert source.present.all()
+
+
+def test_a_name_beside_the_bytes_is_not_looked_for(tmp_path: Path) -> None:
+    """TextVQA's conversions hold both: `image_id`, and the picture in column `image`."""
+    record = {"question_id": 1, "question": "what?", "image_id": "ab", "answers": ["x"] * 10, "image": encoded(40)}
+    source = open_file(write(tmp_path / "d", "q.parquet", [record], images=False), "q.parquet", layout="textvqa")
+    assert source.present.all()
+    assert source.image_names() == []
+    assert source.picture(0) is not None
 
 
 def test_fields_of_other_names_and_several_files(tmp_path: Path) -> None:

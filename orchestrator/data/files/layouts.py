@@ -145,12 +145,16 @@ def _gqa(found: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_vqa(files: Files) -> Iterator[tuple[str, Record]]:
-    """Questions and their ten answers are two files."""
+    """Questions and their ten answers are two files. A malformed annotation is a bad row of its own."""
     answers: dict[Any, Mapping[str, Any]] = {}
     for name in files.names:
         if "annotations" in name:
             for record in files.records(name):
-                answers[record.value["question_id"]] = record.value
+                one = convert(record, lambda row: {row["question_id"]: row})
+                if one.value is None:
+                    yield name, one
+                else:
+                    answers |= one.value
 
     def fields(row: Mapping[str, Any]) -> Mapping[str, Any]:
         found = answers.get(row["question_id"], {})

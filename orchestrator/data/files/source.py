@@ -191,7 +191,8 @@ class QuestionSource:
         Raises:
             DataError: more than `max_rejected_fraction` of the rows miss theirs; names the first.
         """
-        table = self.columns("image", "n_images")
+        table = self.columns("image", "image_row")
+        table = table.with_columns(pl.when(pl.col("image_row").is_null()).then("image").alias("image"))
         names = table["image"].unique().drop_nulls().to_list()
         gone = [name for name, found in zip(names, self.pictures.there(names), strict=True) if not found]
         missing = table["image"].is_in(gone).fill_null(False).to_numpy()
@@ -322,8 +323,8 @@ class QuestionSource:
 
     def image_names(self) -> list[str]:
         """Paths of the images below the root, each once. Folders are listed once, however many images lie in them."""
-        table = self.columns("image", "n_images")
-        names = table["image"].drop_nulls().unique(maintain_order=True).to_list()
+        table = self.columns("image", "n_images", "image_row")
+        names = table.filter(pl.col("image_row").is_null())["image"].drop_nulls().unique(maintain_order=True).to_list()
         for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
             names += json.loads(self.record(index)["row"])["images"][1:]
         return self.pictures.paths(list(dict.fromkeys(names)))

@@ -13,7 +13,8 @@ Statistics, each in rows of its own:
 p values: t with n - 2 degrees of freedom, never below 2 / n!, the least that the exact test of n ranks can give; the
 conditional test's own; chi-square for Kruskal-Wallis. q: Benjamini-Hochberg over all rows of the same statistic: every
 tap, layer, group, metric and attribute of the table is one family; shapes are another. Intervals: percentile bootstrap
-over images, with ranks made anew in each resample (conditional: delta method); each holds for its own row.
+over images, with ranks made anew in each resample (conditional: delta method); each holds for its own row. Where rows
+share an image or group, one of each `cluster` is taken.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from scipy import stats
 from scipy.special import gammaln
 
 from orchestrator.config import CorrelateConfig
+from orchestrator.data.clusters import CLUSTER, independent_rows
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.stats import ranks
 from orchestrator.stats.conditional import MIN_IMAGES as MIN_CONDITIONAL
@@ -71,13 +73,13 @@ def correlate(
     Raises:
         DataError: an attribute that the images do not have, or a categorical one to hold fixed.
     """
-    chosen = tuple(kinds) if config.attributes is None else config.attributes
+    chosen = tuple(name for name in kinds if name != CLUSTER) if config.attributes is None else config.attributes
     if not chosen:
         raise DataError("correlate.attributes: no attribute to correlate with; expected at least one")
     for name in chosen:
         if name not in kinds or name not in images.columns:
             raise DataError(f"correlate.attributes: images have no attribute {name!r}.{did_you_mean(name, kinds)}")
-    images = images.sort("image_id")
+    images = independent_rows(images).sort("image_id")
     metrics = _wide(layer_metrics, images["image_id"])
     fixed = _fixed(images, kinds, config.hold_fixed)
     ordered = [name for name in chosen if kinds[name] != "categorical"]

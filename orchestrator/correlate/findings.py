@@ -31,6 +31,7 @@ from orchestrator.correlate.relations import (
     numeric_attributes,
     relations,
 )
+from orchestrator.data.clusters import CLUSTER, independent_rows
 from orchestrator.stats import ranks
 from orchestrator.stats.conditional import MIN_IMAGES, residual_columns
 from orchestrator.stats.multiplicity import benjamini_hochberg
@@ -95,7 +96,12 @@ def find(
             is one of the factors.
         seed: of the bootstrap.
     """
-    images = images.sort("image_id").drop([name for name in derived if name in images.columns])
+    images = (
+        independent_rows(images)
+        .drop(CLUSTER, strict=False)
+        .sort("image_id")
+        .drop([name for name in derived if name in images.columns])
+    )
     found: list[Finding] = []
     attributes: list[Finding] = []
     vision = main_tap(layer_metrics, "vision")

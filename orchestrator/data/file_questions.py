@@ -1,6 +1,7 @@
 """Questions drawn from a question file by family and tier, for mixtures, evaluations and ablations.
 
-The tier is the row's own, or follows from a numeric column: rows in its lower third are low, in its upper third high.
+The tier is the row's own, or follows from a numeric column: rows in its lower third are low, in its upper third high. The
+thirds are those of all splits, so that held-out rows are cut at the same values.
 """
 
 from __future__ import annotations
@@ -60,8 +61,7 @@ class FileQuestions:
             tiers = self.source.columns("tier")["tier"]
             return tiers.fill_null(NO_TIER) if tiers.null_count() == len(tiers) else tiers
         values = self.source.numbers(complexity)
-        known = values[np.isfinite(values)]
-        low, high = np.quantile(known, THIRDS) if len(known) else (0.0, 0.0)
+        low, high = self.source.quantiles(complexity, THIRDS) or (0.0, 0.0)
         if not low < high:
             raise DataError(f"data: a third of the rows or more share one value of {complexity!r}; tiers need a spread")
         names = np.select([values <= low, values >= high], ["low", "high"], "")

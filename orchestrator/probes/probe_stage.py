@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.config import ProbeConfig, RunConfig
+from orchestrator.data.clusters import CLUSTER, first_of_like
 from orchestrator.data.source import make_source
 from orchestrator.errors import StageError, StorageError
 from orchestrator.plugins import registered_by
@@ -56,7 +57,7 @@ class Work:
         capture: where the features lie.
         config: the run's probe settings.
         blocks: (tap, layer, positions) of each shard.
-        copy_of: for each image, the row of the first image of the same content.
+        copy_of: for each image, the row of the first image of the same content or cluster.
         targets: labels of all images.
     """
 
@@ -109,8 +110,8 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
     if "pixels" in config.controls:
         mark = stage.store.write_array(PIXEL_FILE, pixels)
         blocks.append((PIXELS, 0, [PIXELS]))
-    first: dict[str, int] = {}
-    copy_of = [first.setdefault(key, i) for i, key in enumerate(keys)]
+    clusters = features.images[CLUSTER].to_list() if CLUSTER in features.images.columns else [None] * len(keys)
+    copy_of = first_of_like(keys, clusters)
     work = Work(stage, capture, config, blocks, copy_of, targets, mark)
     assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
     plan = {"blocks": blocks, "copy_of": work.copy_of, "pixels": mark}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from orchestrator.data.clusters import CLUSTER
 from orchestrator.errors import ConfigError, DataError, did_you_mean
 
 KIND_TO_TASK = {"count": "regression", "continuous": "regression", "categorical": "classification"}
@@ -95,13 +96,13 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
 def make_targets(
     images: pl.DataFrame, kinds: Mapping[str, str], attributes: Sequence[str] | None = None, min_class_count: int = 8
 ) -> list[Target]:
-    """Labels of `attributes` (all of `kinds` when None) from the `images` table, in the order asked for.
+    """Labels of `attributes` (all of `kinds` but the cluster when None) from the `images` table, in the order asked for.
 
     Raises:
         ConfigError: an attribute that the source does not have.
         DataError: an attribute the source declares but the table lacks.
     """
-    names = list(kinds) if attributes is None else list(attributes)
+    names = [name for name in kinds if name != CLUSTER] if attributes is None else list(attributes)
     for name in names:
         if name not in kinds:
             raise ConfigError(f"probe.attributes: unknown attribute {name!r}.{did_you_mean(name, kinds)}")

@@ -39,7 +39,7 @@ from orchestrator.data.files.records import Record
 from orchestrator.data.files.rows import Row, RowMaker
 from orchestrator.errors import DataError, did_you_mean
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the same files give other rows; part of the table's name and of the fingerprint."""
 BATCH = 1024
 """Rows of a row group: what is read to get one row."""

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from orchestrator.config import QuestionsConfig
 from orchestrator.data.attributes import Kind
+from orchestrator.data.clusters import CLUSTER
 from orchestrator.data.content import content_digest
 from orchestrator.data.files.extraction import ENTRY_POINT_GROUP as EXTRACTION_GROUP
 from orchestrator.data.files.extraction import find_extractor
@@ -36,7 +37,8 @@ ROW_ATTRIBUTES: dict[str, Kind] = {
     "complexity": "continuous",
     "group": "categorical",
 }
-"""Fields of the row model that are attributes too, where any row has them. `group` is written `cluster`."""
+"""Fields of the row model that are attributes too, where any row has them. For `group` stands `cluster`, which is there
+too where one image has several rows (`QuestionSource.clusters`)."""
 
 
 class _Ids(Sequence[str]):
@@ -123,8 +125,21 @@ class QuestionSource:
         """Places of the chosen rows, ascending."""
         config, index = self.config, self.index
         self.rejected_rows = index.check(config.max_rejected_fraction)
+        places = self._kept(config.splits)
+        if not len(places):
+            raise DataError(f"data: no row of {len(index)} is left after filtering")
+        if config.n_images is not None:
+            if config.n_images > len(places):
+                raise DataError(f"data.n_images: {config.n_images} asked for, {len(places)} rows found; null takes all")
+            drawn = np.random.default_rng([config.seed, len(places)]).permutation(len(places))[: config.n_images]
+            places = np.sort(places[drawn])
+        return places
+
+    def _kept(self, splits: Sequence[str] | None) -> np.ndarray:
+        """Places of the rows of some splits (all when absent) that the other filters keep."""
+        config, index = self.config, self.index
         keep = np.ones(len(index), dtype=bool)
-        for key, wanted in (("family", config.families), ("split", config.splits)):
+        for key, wanted in (("family", config.families), ("split", splits)):
             if wanted is None:
                 continue
             values = index.column(key)
@@ -137,21 +152,15 @@ class QuestionSource:
             if key not in index.kinds:
                 raise ConfigError(f"data.where: no row has a field {key!r}.{did_you_mean(key, index.kinds)}")
             keep &= np.array([value is not None and str(value) == wanted_value for value in index.attribute(key)])
-        places = np.flatnonzero(keep)
-        if not len(places):
-            raise DataError(f"data: no row of {len(index)} is left after filtering")
-        if config.n_images is not None:
-            if config.n_images > len(places):
-                raise DataError(f"data.n_images: {config.n_images} asked for, {len(places)} rows found; null takes all")
-            drawn = np.random.default_rng([config.seed, len(places)]).permutation(len(places))[: config.n_images]
-            places = np.sort(places[drawn])
-        return places
+        return np.flatnonzero(keep)
 
     def _kinds(self) -> dict[str, Kind]:
         kinds: dict[str, Kind] = {}
         for key, kind in ROW_ATTRIBUTES.items():
             if self.index.column(key).null_count < len(self.index):
-                kinds["cluster" if key == "group" else key] = kind
+                kinds[CLUSTER if key == "group" else key] = kind
+        if CLUSTER not in kinds and self.columns("image")["image"].drop_nulls().is_duplicated().any():
+            kinds[CLUSTER] = "categorical"
         for key, kind in self.index.kinds.items():
             if key in TABLES["images"].columns or key in kinds:
                 raise DataError(f"data.file: field {key!r} is one that the table of images has itself; rename it")
@@ -161,18 +170,27 @@ class QuestionSource:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def columns(self, *names: str) -> pl.DataFrame:
-        """Stored columns of the chosen rows (`index.py`)."""
-        table = self.index.file.read(columns=list(names)).take(pa.array(self.chosen))
+    def columns(self, *names: str, places: np.ndarray | None = None) -> pl.DataFrame:
+        """Stored columns (`index.py`) of the rows at `places` of the files; of the chosen rows when absent."""
+        table = self.index.file.read(columns=list(names)).take(pa.array(self.chosen if places is None else places))
         return pl.DataFrame({name: pl.Series(name, table[name]) for name in names})
 
-    def numbers(self, attribute: str) -> np.ndarray:
-        """A numeric attribute of the chosen rows, float64, NaN where it is missing."""
+    def numbers(self, attribute: str, places: np.ndarray | None = None) -> np.ndarray:
+        """A numeric attribute of rows, as `columns` takes them: float64, NaN where it is missing."""
         if attribute in ROW_ATTRIBUTES:
-            return self.columns(attribute)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        values = self.index.attribute(attribute)
-        missing = self.config.missing
-        return np.array([as_number(values[place], missing) for place in self.chosen], dtype=np.float64)
+            return self.columns(attribute, places=places)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
+        values, missing = self.index.attribute(attribute), self.config.missing
+        chosen = self.chosen if places is None else places
+        return np.array([as_number(values[place], missing) for place in chosen], dtype=np.float64)
+
+    def quantiles(self, attribute: str, shares: Sequence[float]) -> list[float] | None:
+        """Quantiles of a numeric attribute over the rows of all splits; None where no row has a value.
+
+        Rows trained on and rows held out are then cut at the same values.
+        """
+        values = self.numbers(attribute, self._kept(None))
+        known = values[np.isfinite(values)]
+        return np.quantile(known, shares).tolist() if len(known) else None
 
     @cached_property
     def clusters(self) -> pl.Series:
@@ -216,7 +234,9 @@ class QuestionSource:
         if not row:
             return {}
         free = row["attributes"]
-        found = {"family": row["family"], "tier": row["tier"], "complexity": row["complexity"], "cluster": row["group"]}
+        found = {"family": row["family"], "tier": row["tier"], "complexity": row["complexity"]}
+        if CLUSTER in self.attribute_kinds:
+            found[CLUSTER] = self.clusters[index]
         for key, kind in self.index.kinds.items():
             value = as_number(free.get(key), self.config.missing)
             found[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)

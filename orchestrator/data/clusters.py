@@ -1,0 +1,53 @@
+"""Rows that depend on each other: several questions about one image, or the members of a group of a question file.
+
+Column `cluster` of table `images` names what they share. Statistics over images that take rows for independent take one
+row a cluster; probes hold out whole clusters.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Hashable, Sequence
+
+import polars as pl
+
+CLUSTER = "cluster"
+"""Attribute that names the cluster of a row."""
+
+
+def independent_rows(images: pl.DataFrame) -> pl.DataFrame:
+    """One row of each cluster, the one whose id has the lowest hash; all rows where no cluster is named.
+
+    Args:
+        images: table `images`.
+    """
+    if CLUSTER not in images.columns:
+        return images
+    hashes = pl.Series("hash", [zlib.crc32(name.encode()) for name in images["image_id"]], dtype=pl.UInt32)
+    keyed = images.with_columns(hashes, unit=pl.coalesce(CLUSTER, "image_id")).with_row_index("place")
+    kept = keyed.sort("hash", "image_id").unique("unit", keep="first", maintain_order=True)
+    return kept.sort("place").drop("place", "hash", "unit")
+
+
+def first_of_like(*keys: Sequence[Hashable | None]) -> list[int]:
+    """For each row the first row that it shares a key with, over a chain of rows if need be; None is no key.
+
+    Args:
+        keys: sequences of equal length, such as content of the image and cluster.
+    """
+    first = list(range(len(keys[0])))
+
+    def root(row: int) -> int:
+        while first[row] != row:
+            first[row] = first[first[row]]
+            row = first[row]
+        return row
+
+    for values in keys:
+        seen: dict[Hashable, int] = {}
+        for row, value in enumerate(values):
+            if value is None:
+                continue
+            one, other = sorted((root(seen.setdefault(value, row)), root(row)))
+            first[other] = one
+    return [root(row) for row in range(len(first))]

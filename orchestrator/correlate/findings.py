@@ -96,12 +96,8 @@ def find(
             is one of the factors.
         seed: of the bootstrap.
     """
-    images = (
-        independent_rows(images)
-        .drop(CLUSTER, strict=False)
-        .sort("image_id")
-        .drop([name for name in derived if name in images.columns])
-    )
+    left_out = [name for name in (CLUSTER, *derived) if name in images.columns]
+    images = independent_rows(images).sort("image_id").drop(left_out)
     found: list[Finding] = []
     attributes: list[Finding] = []
     vision = main_tap(layer_metrics, "vision")

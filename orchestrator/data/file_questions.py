@@ -1,7 +1,7 @@
 """Questions drawn from a question file by family and tier, for mixtures, evaluations and ablations.
 
-The tier is the row's own, or follows from a numeric column: rows in its lower third are low, in its upper third high. The
-thirds are those of all splits, so that held-out rows are cut at the same values.
+The tier is the row's own, or follows from a numeric column: rows in its lower third are low, in its upper third high.
+The thirds are those of all splits, so that held-out rows are cut at the same values.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
 def make_targets(
     images: pl.DataFrame, kinds: Mapping[str, str], attributes: Sequence[str] | None = None, min_class_count: int = 8
 ) -> list[Target]:
-    """Labels of `attributes` (all of `kinds` but the cluster when None) from the `images` table, in the order asked for.
+    """Labels of `attributes` (when None all of `kinds` but the cluster) from table `images`, in the order asked for.
 
     Raises:
         ConfigError: an attribute that the source does not have.

@@ -54,5 +54,5 @@ def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
     return [
         maker.make(family, tier, seed, index)
         for tier, family in maker.wanted(config.low_families, config.high_families)
-        for index in range(maker.at_most(family, tier, config.n_per_family))
+        for index in range(maker.at_most(family, tier, seed, config.n_per_family))
     ]

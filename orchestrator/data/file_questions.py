@@ -6,9 +6,9 @@ The thirds are those of all splits, so that held-out rows are cut at the same va
 
 from __future__ import annotations
 
+import itertools
 import zlib
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import polars as pl
@@ -54,7 +54,7 @@ class FileQuestions:
         self.rows: dict[tuple[str, str], np.ndarray] = {
             (family, tier): np.array(rows, dtype=np.int64) for family, tier, rows in groups.iter_rows()
         }
-        self._order = lru_cache(maxsize=256)(self._permuted)
+        self._asked: dict[tuple[str, str, int], tuple[Iterator[tuple[int, int]], list[tuple[int, int]]]] = {}
 
     def _tiers(self, complexity: str | None) -> pl.Series:
         if complexity is None:
@@ -72,14 +72,19 @@ class FileQuestions:
         """Whether rows differ in complexity as far as the file or a column says."""
         return all(tier != NO_TIER for _, tier in self.rows)
 
-    def available(self, family: str, tier: str) -> int:
-        """Number of different questions of a family and tier.
+    def at_most(self, family: str, tier: str, seed: int, n: int) -> int:
+        """How many of the first n questions of a family and tier are different ones.
 
         Raises:
             ConfigError: there is none.
+            DataError: see `make`.
         """
+        found = self._first(family, tier, seed, n)
+        return sum(turn == 0 for turn, _ in found[:n])
+
+    def _rows(self, family: str, tier: str) -> np.ndarray:
         if (rows := self.rows.get((family, tier))) is not None:
-            return len(rows)
+            return rows
         if not self.has_tiers and tier != NO_TIER:
             numbers = [name for name, kind in self.source.attribute_kinds.items() if kind != "categorical"]
             raise ConfigError(
@@ -95,13 +100,36 @@ class FileQuestions:
     def make(self, family: str, tier: str, seed: int, index: int) -> tuple[int, Question]:
         """Question number `index` of a family and tier: the row's place in the source, and the question.
 
-        Depends on the source and the arguments alone. Raises ConfigError for a family without rows of that tier.
+        Depends on the source and the arguments alone. Rows whose picture is broken, or whose box lies outside it, are
+        passed over.
+
+        Raises:
+            ConfigError: a family without rows of that tier.
+            DataError: no row of them can be asked, or too many of the source cannot.
         """
-        turn, place = divmod(index, self.available(family, tier))
-        row = int(self._order(family, tier, seed, turn)[place])
+        _, row = self._first(family, tier, seed, index + 1)[index]
         question = self.source.asked(row)
         return row, Question(**{**vars(question), "tier": tier})
 
-    def _permuted(self, family: str, tier: str, seed: int, turn: int) -> np.ndarray:
-        rows = self.rows[family, tier]
-        return rows[np.random.default_rng([seed, turn, zlib.crc32(f"{family}-{tier}".encode())]).permutation(len(rows))]
+    def _first(self, family: str, tier: str, seed: int, n: int) -> list[tuple[int, int]]:
+        """(turn, row) of at least the first n questions, in the order in which they are asked."""
+        key = family, tier, seed
+        if key not in self._asked:
+            self._asked[key] = (
+                self._in_order(self._rows(family, tier), zlib.crc32(f"{family}-{tier}".encode()), seed),
+                [],
+            )
+        rest, found = self._asked[key]
+        found += itertools.islice(rest, max(0, n - len(found)))
+        return found
+
+    def _in_order(self, rows: np.ndarray, name: int, seed: int) -> Iterator[tuple[int, int]]:
+        for turn in itertools.count():
+            order = rows[np.random.default_rng([seed, turn, name]).permutation(len(rows))].tolist()
+            n_usable = 0
+            for row in order:
+                if self.source.fault(row) is None:  # only as far as asked for: it opens the picture
+                    n_usable += 1
+                    yield turn, row
+            if not n_usable:
+                raise DataError(f"data: none of {len(rows)} rows can be asked: {self.source.fault(order[0])}")

@@ -93,9 +93,9 @@ class ExampleMaker:
             return [(NO_TIER, family) for family in dict.fromkeys([*low, *high])]
         return [("low", family) for family in low] + [("high", family) for family in high]
 
-    def at_most(self, family: str, tier: str, n: int) -> int:
+    def at_most(self, family: str, tier: str, seed: int, n: int) -> int:
         """How many of n different questions there are: a question file has only so many, and none is asked twice."""
-        return n if self.files is None else min(n, self.files.available(family, tier))
+        return n if self.files is None else self.files.at_most(family, tier, seed, n)
 
     def make(self, family: str, tier: str, seed: int, index: int) -> Example:
         """Make one example; ConfigError where the task cannot have it."""
@@ -207,7 +207,7 @@ def check_mixture(
     for maker in (trained, judged):
         for tier in ("low", "high"):
             for family in families:
-                maker.at_most(family, tier, 1)
+                maker.at_most(family, tier, 0, 1)
 
 
 def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
@@ -254,5 +254,5 @@ def make_evaluation(
     return [
         maker.make(family, tier, config.eval_seed, index)
         for tier, family in wanted
-        for index in range(maker.at_most(family, tier, n))
+        for index in range(maker.at_most(family, tier, config.eval_seed, n))
     ]

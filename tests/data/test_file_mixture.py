@@ -10,6 +10,7 @@ from PIL import Image
 
 from orchestrator.answers.evaluate import judge
 from orchestrator.config import FinetuneConfig, QuestionsConfig
+from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.mixture import make_evaluation, make_mixture
 from orchestrator.errors import ConfigError, DataError
@@ -66,6 +67,32 @@ def test_rows_whose_picture_is_missing_are_not_asked(source: QuestionSource) -> 
     strict = source.config.model_copy(update={"max_rejected_fraction": 0.0})
     with pytest.raises(DataError, match=r"2 of 120 rows have no image file, the first q\.jsonl, line 5: 4\.png"):
         make_evaluation(config(), QuestionSource(strict))
+
+
+def test_rows_that_cannot_be_asked_are_passed_over_and_the_draw_of_others_stays(source: QuestionSource) -> None:
+    before = {e.question.question_id for e in make_evaluation(config(), source)}
+    broken = sorted(before)[0]
+    Path(source.root, f"{broken[1:]}.png").write_bytes(b"no picture")
+    again = QuestionSource(source.config)
+    after = [e.question.question_id for e in make_evaluation(config(), again)]
+    assert broken not in after
+    assert len(after) == len(set(after))
+    assert before - {broken} <= set(after)
+    assert again.fault(int(broken[1:])) == f"{broken[1:]}.png: not an image that can be read (10 bytes)"
+    with pytest.raises(DataError, match=r"1 of 120 rows cannot be asked.*(?s:.)*not an image"):
+        make_evaluation(config(), QuestionSource(source.config.model_copy(update={"max_rejected_fraction": 0.0})))
+
+
+def test_a_box_outside_its_picture_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    rows = [{"id": f"q{i}", "question": "where ?", "image": "a.png", "box": [1, 1, 9 + 8 * i, 9]} for i in range(5)]
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    source = QuestionSource(QuestionsConfig(root=str(tmp_path), file=("q.jsonl",), max_rejected_fraction=0.5))
+    questions = FileQuestions(source)
+    n = questions.at_most("question", "all", 0, 10)
+    assert n == 4 - 1 + (1 + 8 * 3 + 8 <= 33)
+    assert {questions.make("question", "all", 0, i)[0] for i in range(20)} == set(range(n))
 
 
 def test_answers_are_judged_by_the_rule_of_the_file(source: QuestionSource) -> None:

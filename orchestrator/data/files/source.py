@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, overload
@@ -18,12 +17,13 @@ from orchestrator.config import QuestionsConfig
 from orchestrator.data.attributes import Kind
 from orchestrator.data.clusters import CLUSTER
 from orchestrator.data.content import content_digest
+from orchestrator.data.files.asking import check_place, make_question, prompt_of
 from orchestrator.data.files.extraction import ENTRY_POINT_GROUP as EXTRACTION_GROUP
 from orchestrator.data.files.extraction import find_extractor
-from orchestrator.data.files.index import VERSION, Index, Shape, as_number, build_index, files_digest
+from orchestrator.data.files.index import MAX_NAMED, VERSION, Index, Shape, as_number, build_index, files_digest
 from orchestrator.data.files.layouts import ENTRY_POINT_GROUP, Files, find_layout
 from orchestrator.data.files.pictures import Pictures
-from orchestrator.data.files.scoring import LETTERS, check_rule, shuffled_choices
+from orchestrator.data.files.scoring import check_rule
 from orchestrator.data.images import safe_name
 from orchestrator.data.questions import Question
 from orchestrator.data.sample import Sample
@@ -78,7 +78,8 @@ class QuestionSource:
     def __init__(self, config: QuestionsConfig) -> None:
         self.config = config
         self.layout = find_layout(config.layout)
-        check_rule(config.scoring or self.layout.scoring)
+        self.scoring = config.scoring or self.layout.scoring
+        check_rule(self.scoring)
         if config.extract is not None:
             find_extractor(config.extract)
         self.fs, self.root = fsspec.core.url_to_fs(config.root)
@@ -101,9 +102,11 @@ class QuestionSource:
         self.chosen = self._choose()
         self.attribute_kinds: Mapping[str, Kind] = self._kinds()
         self.ids: Sequence[str] = _Ids(self)
+        self._checked: dict[int, tuple[str | None, tuple[int, int] | None]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("index", "clusters", "present")}
+        kept = {key: value for key, value in vars(self).items() if key not in ("index", "clusters", "present")}
+        return {**kept, "_checked": {}}
 
     @cached_property
     def index(self) -> Index:
@@ -245,12 +248,36 @@ class QuestionSource:
     def asked(self, index: int) -> Question:
         """The question of a row as a model is asked it: a box or point in hundredths of its picture."""
         row = json.loads(self.record(index)["row"])
-        return self.question(index, self.size(index) if row["box"] or row["point"] else None)
+        if not (row.get("box") or row.get("point")):
+            return self.question(index)
+        if (fault := self.fault(index)) is not None:
+            raise DataError(fault)
+        return self.question(index, self._checked[index][1])
 
-    def size(self, index: int) -> tuple[int, int]:
-        """(width, height) of the picture of a row, px. DataError where it cannot be opened."""
-        height, width = self.pictures.pixels(self.record(index)).shape[:2]
-        return width, height  # of the decoded picture: EXIF orientation may exchange the stored ones
+    def fault(self, index: int) -> str | None:
+        """Why a row cannot be asked: it is bad, its picture is missing or broken, its box lies outside; None if it can.
+
+        The picture is decoded once a process.
+
+        Raises:
+            DataError: more than `max_rejected_fraction` of the rows have a fault.
+        """
+        if index not in self._checked:
+            try:
+                image = self.picture(index)
+                size = None if image is None else (image.shape[1], image.shape[0])
+                check_place(json.loads(self.record(index)["row"]), size)
+                self._checked[index] = None, size
+            except DataError as error:
+                self._checked[index] = str(error), None
+                faults = [one for one, _ in self._checked.values() if one is not None]
+                if len(faults) > self.config.max_rejected_fraction * len(self) + 1e-9:
+                    shown = "\n  ".join(faults[:MAX_NAMED])
+                    raise DataError(
+                        f"data: {len(faults)} of {len(self)} rows cannot be asked; data.max_rejected_fraction="
+                        f"{self.config.max_rejected_fraction:g} allows fewer:\n  {shown}"
+                    ) from None
+        return self._checked[index][0]
 
     def question(self, index: int, size: tuple[int, int] | None = None) -> Question:
         """The question of a row.
@@ -262,45 +289,10 @@ class QuestionSource:
         if record["reason"] is not None:
             raise DataError(record["reason"])
         row = json.loads(record["row"])
-        place = row["box"] or row["point"]
-        answers = row["answers"]
-        frequent = max(answers, key=answers.count) if answers else ""
-        options = self.options(row)
-        choices = tuple(row["choices"]) if row["choices"] else None
-        if options:
-            choices = tuple(LETTERS[: len(options)])
-            frequent = LETTERS[options.index(frequent)] if frequent else ""
-        scoring = self.config.scoring or self.layout.scoring
-        if place and size is not None:
-            hundredths = [100 * value / size[i % 2] for i, value in enumerate(place)]
-            answers, scoring = [" ".join(f"{value:.4f}" for value in hundredths)], "box" if row["box"] else "point"
-            frequent = " ".join(f"{min(99, round(value)):02d}" for value in hundredths)
-        detail = {
-            "wording": row["family"],
-            "scoring": scoring,
-            "answers": answers,
-            "complexity": row["complexity"],
-            "options": options,
-            "extract": self.config.extract,
-            "cluster": self.clusters[index],
-            "n_objects": self._n_objects(row),
-        }
-        image_id = " + ".join(row["images"]) or row["id"]
-        text = _with_options(row["question"], options)
-        return Question(row["id"], image_id, row["family"], row["tier"], text, frequent, choices, 0, detail)
-
-    def _n_objects(self, row: Mapping[str, Any]) -> int | None:
-        """The attribute `n_objects` of a row where that is a count, as for scenes and COCO."""
-        value = as_number(row["attributes"].get("n_objects"), self.config.missing)
-        return value if self.index.kinds.get("n_objects") == "count" and isinstance(value, int) else None
-
-    def options(self, row: Mapping[str, Any]) -> list[str] | None:
-        """The choices of a row as the model is shown them; None where they are not shown."""
-        if self.config.show_choices == "no" or not row["choices"]:
-            return None
-        if self.config.show_choices == "listed":
-            return list(row["choices"])
-        return shuffled_choices(row["choices"], self.config.seed, zlib.crc32(row["id"].encode()))
+        count = as_number(row["attributes"].get("n_objects"), self.config.missing)
+        counted = self.index.kinds.get("n_objects") == "count" and isinstance(count, int)
+        facts = {"cluster": self.clusters[index], "n_objects": count if counted else None}
+        return make_question(row, self.config, self.scoring, size, facts)
 
     def load(self, index: int) -> Sample:
         record = self.record(index)
@@ -311,13 +303,8 @@ class QuestionSource:
             raise DataError(f"{json.loads(record['row'])['place']}: {words}; capture takes one")
         image = self.pictures.pixels(record)
         row = json.loads(record["row"])
-        width, height = image.shape[1], image.shape[0]
-        place = row["box"] or row["point"]
-        if place and not (max(place[0::2]) <= width + 1 and max(place[1::2]) <= height + 1):
-            raise DataError(f"{row['place']}: box or point {place} lies outside its picture of {width} x {height} px")
-        return Sample(
-            record["id"], image, self.attributes(index), prompt=_with_options(row["question"], self.options(row))
-        )
+        check_place(row, (image.shape[1], image.shape[0]))
+        return Sample(record["id"], image, self.attributes(index), prompt=prompt_of(row, self.config))
 
     def picture(self, index: int) -> np.ndarray | None:
         """The image of row `index`, None where it has none; RGB uint8 (height, width, 3).
@@ -360,11 +347,6 @@ class QuestionSource:
             "rows": self.digest,
             "images": content,
         }
-
-
-def _with_options(question: str, options: Sequence[str] | None) -> str:
-    """A question with its choices below it, a letter before each."""
-    return "\n".join([question, *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options or ()))])
 
 
 def _cast(value: Any, kind: Kind) -> Any:

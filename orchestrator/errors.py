@@ -14,6 +14,10 @@ class VtsweepError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """The message as any terminal and file takes it: half a surrogate pair of somebody's file is written out."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode()
+
 
 class ConfigError(VtsweepError, ValueError):
     """A sweep file, override or argument is wrong; raised before any work starts."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.ablate.ablate_stage import ablate_stage, finish, open_ablation, run_ablate, unfinished, work
 from orchestrator.ablate.cells import Cell
-from orchestrator.cluster.placement import Pool, n_cores, n_places
+from orchestrator.cluster.placement import Pool, n_cores, place
 from orchestrator.cluster.session import Cluster, session
 from orchestrator.config import RunConfig
 from orchestrator.errors import StageError, VtsweepError
@@ -69,11 +70,11 @@ class AblateWorker:
 def ablate_pool(run: RunConfig, cluster: Cluster, n_cells: int) -> tuple[Pool, int]:
     """Actors and the threads of each: one a GPU, else one a core, since small models gain little from threads."""
     how = run.how
-    gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(cluster.gpus > 0)
-    cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
-    at_once = n_places(cluster.nodes, gpus) if gpus else int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
-    n = min(how.n_actors or max(1, at_once), n_cells)
-    return Pool("ablation actors", n, how.cpus_per_actor, gpus), how.torch_threads or max(1, cores // n)
+    cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
+    at_once = int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
+    pool = place("ablation actors", how, cluster.nodes, cluster.limits, otherwise=at_once)
+    pool = replace(pool, n=min(pool.n, n_cells))
+    return pool, how.torch_threads or max(1, cores // pool.n)
 
 
 def _run_cells(

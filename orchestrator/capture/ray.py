@@ -99,7 +99,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
     import ray
 
     n_actors = min(pool.n, len(shards))
-    n_upper = min(job.run.how.max_actors or n_actors, len(shards))
+    n_upper = min(pool.most or n_actors, len(shards))
     size: dict[str, int] = {"size": n_actors}
     if n_upper > n_actors:
         size = {"min_size": n_actors, "max_size": n_upper}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.config import HowConfig
@@ -33,6 +33,8 @@ class Pool:
     n: int
     cpus: float
     gpus: float = 0.0
+    most: int | None = None
+    """How many it may grow to; `n` when absent."""
 
 
 def n_cores() -> int:
@@ -57,20 +59,40 @@ def local_node() -> Node:
 
 
 def capture_pool(how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> Pool:
-    """The model actors `how` asks for, with defaults filled in from what the nodes offer."""
-    n_gpus = max(sum(node.gpus for node in nodes), (limits or {}).get("GPU", 0.0))
-    gpus = how.gpus_per_actor if how.gpus_per_actor is not None else float(n_gpus > 0)
-    if how.n_actors is not None:
-        n = how.n_actors
-    elif gpus > 0:
-        n = max(1, n_places(nodes, gpus))
-    else:
-        n = len(nodes)
-    return Pool("capture actors", n, how.cpus_per_actor, gpus)
+    """The model actors `how` asks for: one a GPU, else one a node. It begins with those that the nodes hold now."""
+    pool = place("capture actors", how, nodes, limits, otherwise=len(nodes))
+    now = how.n_actors or (max(1, n_places(nodes, pool.gpus)) if pool.gpus else pool.n)
+    return replace(pool, n=now, most=how.max_actors or (pool.n if pool.n > now else None))
 
 
-def n_places(nodes: Sequence[Node], gpus: float) -> int:
-    """Workers of `gpus` > 0 GPUs each that the nodes' GPUs hold at a time; a part of a GPU never spans two of them."""
+def place(name: str, how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None, *, otherwise: int) -> Pool:
+    """Workers that hold a model: on GPUs where there are any or an autoscaler can start some, else `otherwise` many.
+
+    Every pool of models goes by this: a cluster that starts without a GPU is a GPU cluster if it may grow to one.
+    """
+    gpus = gpus_each(how.gpus_per_actor, nodes, limits)
+    n = how.n_actors or (max(1, n_places(nodes, gpus, limits)) if gpus else max(1, otherwise))
+    return Pool(name, n, how.cpus_per_actor, gpus)
+
+
+def offered(kind: str, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> float:
+    """`CPU` or `GPU` in all: of the nodes there are, or as far as an autoscaler may grow."""
+    now = sum(node.gpus if kind == "GPU" else node.cpus for node in nodes)
+    return max(now, (limits or {}).get(kind, 0.0))
+
+
+def gpus_each(asked: float | None, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> float:
+    """GPUs of one worker: those asked for, else one where any are offered."""
+    return asked if asked is not None else float(offered("GPU", nodes, limits) > 0)
+
+
+def n_places(nodes: Sequence[Node], gpus: float, limits: dict[str, float] | None = None) -> int:
+    """Workers of `gpus` > 0 GPUs each that GPUs hold at a time: the nodes', or as many as an autoscaler may start.
+
+    A part of a GPU never spans two of them.
+    """
+    if limits and limits.get("GPU", 0.0) > offered("GPU", nodes):
+        nodes = [Node(0.0, limits["GPU"])]
     if gpus > 1:
         return sum(math.floor(node.gpus / gpus + 1e-9) for node in nodes)
     return sum(int(node.gpus) for node in nodes) * math.floor(1 / gpus + 1e-9)

@@ -21,6 +21,7 @@ from orchestrator.cluster.placement import (
     check_pools,
     cluster_address,
     local_node,
+    offered,
 )
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
@@ -42,11 +43,13 @@ class Cluster:
 
     @property
     def cpus(self) -> float:
-        return sum(node.cpus for node in self.nodes)
+        """CPUs in all, or as far as an autoscaler may grow."""
+        return offered("CPU", self.nodes, self.limits)
 
     @property
     def gpus(self) -> float:
-        return sum(node.gpus for node in self.nodes)
+        """GPUs in all, or as far as an autoscaler may grow: a cluster may well start without any."""
+        return offered("GPU", self.nodes, self.limits)
 
     def check(self, pools: Sequence[Pool]) -> None:
         """Refuse pools that would wait for ever; see `check_pools`."""

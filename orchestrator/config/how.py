@@ -24,7 +24,7 @@ class HowConfig(Section):
     n_actors: PositiveInt | None = None
     """Model actors; one a GPU (or one in all on a CPU machine) when absent."""
     max_actors: PositiveInt | None = None
-    """Upper size of an autoscaling actor pool; fixed size when absent."""
+    """Upper size of capture's actor pool; when absent, as far as an autoscaling cluster may grow, else a fixed size."""
     gpus_per_actor: Annotated[float, Field(strict=True, ge=0.0)] | None = None
     """GPUs an actor holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent."""
     cpus_per_actor: PositiveFloat = 1.0

@@ -83,7 +83,7 @@ def _state(config: ModelConfig, entry: Entry) -> object:
 
 @lru_cache(maxsize=64)
 def _check(config: ModelConfig, questions: tuple[str, ...], text_only: bool, size: tuple[int, int], _: str) -> None:
-    from orchestrator.models.loading import load_adapter
+    from orchestrator.models.loading import is_panic, load_adapter
     from orchestrator.models.processor_fields import check_example
 
     adapter, entry = load_adapter(config, "meta"), resolve(config)
@@ -96,7 +96,9 @@ def _check(config: ModelConfig, questions: tuple[str, ...], text_only: bool, siz
             adapter.prepare(None, questions[0] if questions else EXAMPLE)
     except ModelError:
         raise
-    except Exception as error:  # a processor may fail in any way at all; what is wanted is its name
+    except BaseException as error:  # a processor may fail in any way at all; what is wanted is its name
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         what = f"{type(adapter.processor).__name__} does not take a {size[1]} x {size[0]} px picture and a question"
         raise ModelError(f"{entry.name}: {what}: {type(error).__name__}: {error}") from error
 

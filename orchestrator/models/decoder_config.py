@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
+
+from orchestrator.errors import ModelError
+from orchestrator.models.catalogue import Entry
 
 
 def text_config(config: Any) -> Any:
@@ -17,3 +22,16 @@ def context_length(config: Any) -> int | None:
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+@contextlib.contextmanager
+def named_config(entry: Entry) -> Iterator[None]:
+    """Turn what a config that is not a model's makes fail, in transformers or here, into a `ModelError`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:  # a size that is text, no heads, a nested list: each fails in its own way
+        raise ModelError(
+            f"{entry.name}: config.json does not describe its model: {type(error).__name__}: {str(error)[:500]}"
+        ) from error

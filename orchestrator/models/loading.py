@@ -118,17 +118,20 @@ def load_processor(entry: Entry, **where: Any) -> Any:
 
     try:
         return AutoProcessor.from_pretrained(entry.source, **where)
-    except (TypeError, AttributeError, KeyError, IndexError) as error:
+    except (OSError, ImportError):  # what the hub and packages lack is named by `with_hub_errors`
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise ModelError(
             f"{entry.name}: its processor cannot be made from the files in {entry.source}:"
-            f" {type(error).__name__}: {error}"
+            f" {type(error).__name__}: {str(error)[:1000]}"
         ) from error
 
 
 def with_hub_errors(entry: Entry, call: Any) -> Any:
     """Return what `call` returns; turn the hub's and transformers' failures into a `ModelError` with the fix."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-    from safetensors import SafetensorError
 
     page = f"https://huggingface.co/{entry.repository}"
     try:
@@ -141,16 +144,23 @@ def with_hub_errors(entry: Entry, call: Any) -> Any:
         raise ModelError(f"{entry.name}: no repository {entry.repository!r} on the hub.{_nearest(entry)}") from error
     except ImportError as error:
         raise ModelError(f"{entry.name} needs a package that is missing: {error}") from error
-    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
+    except ModelError:
+        raise
+    except BaseException as error:  # a file that is not what a library expects makes it fail in any way
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
-        text = str(error)
+        text = str(error)[:1000] or type(error).__name__
         if "gated" in text or "restricted" in text:
             raise ModelError(_gated(entry, page)) from error
         if "safetensors" in text and entry.folder is None:
             message = f"{entry.name}: no *.safetensors weights in {entry.source}; pickled weights are refused."
             raise ModelError(message) from error
         raise ModelError(f"{entry.name} cannot be loaded from {entry.source}: {text}") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library's Rust core gave up: no `Exception`, and of a class that nothing exports."""
+    return type(error).__name__ == "PanicException"
 
 
 def _gated(entry: Entry, page: str) -> str:

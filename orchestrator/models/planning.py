@@ -17,7 +17,7 @@ from typing import Any
 from orchestrator.config import CaptureConfig, DataConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
-from orchestrator.models.decoder_config import context_length
+from orchestrator.models.decoder_config import context_length, named_config
 from orchestrator.models.tap_names import chosen_taps
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
@@ -91,6 +91,13 @@ def footprint_at(
     """Return what capturing images of `height` x `width` px takes; see `footprint`."""
     entry = resolve(model)
     config = read_config(entry)
+    with named_config(entry):
+        return _footprint(model, entry, config, height, width, capture or CaptureConfig(), batch_size)
+
+
+def _footprint(
+    model: ModelConfig, entry: Entry, config: Any, height: int, width: int, capture: CaptureConfig, batch_size: int
+) -> Footprint:
     decoder, vision, load = decoder_stack(config), vision_stack(config), visual_load(config, height, width)
     cross = cross_layers(config)
     sequence = TEXT_TOKENS + (0 if cross else load.placeholders)
@@ -106,7 +113,7 @@ def footprint_at(
         vision_tokens=load.tokens,
         memory_gb=memory / 1e9,
         tflop_per_image=flops / 1e12,
-        bytes_per_image=kept_bytes(config, decoder, load, capture or CaptureConfig()),
+        bytes_per_image=kept_bytes(config, decoder, load, capture),
         raw_bytes_per_image=raw_bytes(config, decoder, load),
         height=height,
         width_px=width,
@@ -123,14 +130,16 @@ def check_context(model: ModelConfig, height: int, width: int) -> None:
     if entry.folder is None and not _shipped_config(entry).is_file():
         return
     config = read_config(entry)
-    context, cross = context_length(config), cross_layers(config)
-    if context is None or cross:
-        return
-    try:
-        sequence = TEXT_TOKENS + visual_load(config, height, width).placeholders
-    except ModelError:  # a family without a rule: the length is known when an image has been prepared
-        return
-    if sequence > context:
+    with named_config(entry):
+        context, cross = context_length(config), cross_layers(config)
+        if context is None or cross:
+            return
+        try:
+            sequence = TEXT_TOKENS + visual_load(config, height, width).placeholders
+        except ModelError:  # a family without a rule: the length is known when an image has been prepared
+            return
+        too_long = sequence > context
+    if too_long:
         raise ModelError(
             f"{entry.name}: an image of {width} x {height} px and its question make about {sequence} tokens; the"
             f" model's context holds {context}. Use smaller images or another model."
@@ -161,7 +170,8 @@ def read_config(entry: Entry) -> Any:
 
     if fields.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(f"{entry.name}: model_type {fields.get('model_type')!r} is not known to transformers.")
-    return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+    with named_config(entry):
+        return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
 
 
 def _shipped_config(entry: Entry) -> Any:

@@ -155,7 +155,7 @@ def sklearn_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
     for group in _groups(labels, lambda label: label.valid.tobytes()):
         valid, Y = group[0].valid, _stack(group, block.has_control)
         results = []
-        for train, test in zip(block.train.double(), block.test.double(), strict=True):
+        for train, test in zip(block.train.cpu().double(), block.test.cpu().double(), strict=True):
             rows = torch.from_numpy(np.flatnonzero(valid))
             Z, Z_test, _, _ = standardise(train[None, rows], test[None], block.config.standardise)
             results.append(reference.ridge(Z[0].numpy(), Z_test[0].numpy(), Y[valid], block.config.penalties)[:2])
@@ -193,7 +193,7 @@ def sklearn_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def _one_by_one(block: Block, labels: list[Labels], penalties: tuple[float, ...], fit: Callable) -> dict[str, Fit]:
-    X, X_test = (part.numpy() for part in block.standardised)
+    X, X_test = (part.cpu().numpy() for part in block.standardised)
     fits = {}
     for label in labels:
         valid = label.valid

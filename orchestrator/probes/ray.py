@@ -111,7 +111,7 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
 
     how = run.how
     with session(how, work.stage.storage) as cluster:
-        cores = n_cores() if len(cluster.nodes) == 1 else cluster.cpus
+        cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else cluster.cpus
         cpus = max(1.0, cluster.cpus / cores) * (how.torch_threads or 1)  # a local Ray may count more CPUs than cores
         gpus = min(1.0, how.gpus_per_actor if how.gpus_per_actor is not None else float(cluster.gpus > 0))
         cluster.check([Pool("probe tasks", 1, cpus, gpus)])

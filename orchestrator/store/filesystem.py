@@ -152,7 +152,10 @@ class Storage:
     def read_json(self, name: str) -> Any:
         """The value in `name`; `FileNotFoundError` when absent, `StorageError` when it is no JSON."""
         try:
-            return json.loads(self.read(name), parse_int=_whole_number)
+            value = json.loads(data := self.read(name), parse_int=_whole_number)
+            if b"\\u" in data:
+                encode_json(value)  # an escaped half of a surrogate pair is no character
+            return value
         except (ValueError, RecursionError) as error:
             raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 

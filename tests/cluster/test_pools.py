@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.ablate.ray import ablate_pool
 from orchestrator.cluster.placement import (
     Node,
     Pool,
@@ -14,9 +15,10 @@ from orchestrator.cluster.placement import (
     reader_pool,
 )
 from orchestrator.cluster.session import Cluster
-from orchestrator.config import HowConfig
+from orchestrator.config import FinetuneConfig, HowConfig, RunConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ResourceError
+from orchestrator.finetune.ray.trials import trial_pool
 from orchestrator.study.plan import make_plan
 
 LAPTOP = (Node(4),)
@@ -103,6 +105,31 @@ def test_an_autoscaling_cluster_is_measured_against_its_limits():
 
 def test_gpus_an_autoscaler_may_add_count_when_none_is_up():
     assert capture_pool(HowConfig(n_actors=2), [Node(2)], {"CPU": 10.0, "GPU": 2.0}).gpus == 1.0
+
+
+ZERO = Cluster((Node(2),), {"CPU": 66.0, "GPU": 8.0})
+"""As `cluster.yaml` and the KubeRay file start: a head without a GPU, and workers with some once they are asked for."""
+
+
+def test_every_pool_of_models_waits_for_the_gpus_that_an_autoscaler_may_start():
+    how = HowConfig()
+    capture = capture_pool(how, ZERO.nodes, ZERO.limits)
+    assert (capture.gpus, capture.n, capture.most) == (1.0, 1, 8), "begins with what there is and grows"
+    ablation, _ = ablate_pool(RunConfig(), ZERO, n_cells=100)
+    assert (ablation.gpus, ablation.n) == (1.0, 8)
+    runs = [RunConfig(finetune=FinetuneConfig(seed=seed, complexity_ratio=0.5)) for seed in range(20)]
+    room, trials = trial_pool(runs, int(ZERO.cpus), ZERO.gpus, {})
+    assert (room.gpus, trials.n) == (1.0, 8)
+    for pool in (capture, ablation, trials):
+        ZERO.check([pool])
+    halves, _ = ablate_pool(RunConfig(how=HowConfig(gpus_per_actor=0.5)), ZERO, n_cells=100)
+    assert halves.n == 16
+
+
+def test_an_autoscaler_without_gpus_leaves_workers_on_cpus():
+    cluster = Cluster((Node(2),), {"CPU": 10.0})
+    assert (cluster.gpus, cluster.cpus) == (0.0, 10.0)
+    assert ablate_pool(RunConfig(), cluster, n_cells=100)[0] == Pool("ablation actors", 10, 1.0, 0.0)
 
 
 @given(

@@ -25,7 +25,7 @@ REFUSALS = (errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT
 SPARED = ("mlflow", "studies/victim/report")
 """Not altered: MLflow's own files and pages, which a study writes and never reads."""
 
-_METHODS = ("write", "create", "remove", "read", "exists", "files")
+_METHODS = ("write", "create", "remove", "read", "exists", "files", "states", "read_array")
 
 Operation = tuple[str, str]
 """What is done to storage, `read` or `write`, and the file."""
@@ -81,7 +81,7 @@ class Operations:
         retried = filesystem.retried
 
         def attacked(call: Callable[[], Any], *options: Any) -> Any:
-            operation = getattr(self.now, "operation", ("?", "?"))
+            operation = getattr(self.now, "operation", None) or ("?", "?")
 
             def attempt() -> Any:
                 with self.lock:

@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -78,15 +79,13 @@ class Laboratory:
         self.known: dict[str, Undisturbed] = {}
 
     def undisturbed(self, backend: str) -> Undisturbed:
-        import time
-
         if backend not in self.known:
             folder = self.folder / f"undisturbed-{backend}"
             folder.mkdir()
             place = Place(str(folder / "out"), folder, backend)
             started = time.monotonic()
             ended = place.command(place.run_arguments, Recording(str(folder / "operations")))
-            assert ended.code == 0, ended.text
+            assert ended.code == 0, f"the undisturbed run ends with {ended.code}:\n{ended.text[-3000:]}"
             lines = (folder / "operations").read_text().splitlines()
             operations: list[Operation] = [(one, two) for one, two in (line.split("\t") for line in lines)]
             self.known[backend] = Undisturbed(read_tables(place.uri), operations, time.monotonic() - started)

@@ -7,14 +7,16 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from orchestrator.config import ProbeConfig
-from orchestrator.probes import reference
+from orchestrator.probes import engines, reference
 from orchestrator.probes.factor import factorise
 from orchestrator.probes.grid import fit_grid
+from orchestrator.probes.labels import make_labels
 from orchestrator.probes.logistic import fit_logistic, make_problems, solve
 from orchestrator.probes.mlp import MlpBatch, MlpSettings, fit_mlp
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.split import make_split
 from orchestrator.probes.targets import make_target
+from orchestrator.probes.user import UserProbe
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 
@@ -241,3 +243,33 @@ def test_mlp_engines_agree_on_the_mean_held_out_score() -> None:
         )
         scores[engine] = table["score"].mean()
     assert scores["batched"] == pytest.approx(scores["sklearn"], abs=0.01)
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor as on a GPU: numpy takes it only after `.cpu()`."""
+
+    def cpu(self, *_: object, **__: object) -> torch.Tensor:  # type: ignore[override]
+        return self.as_subclass(torch.Tensor)
+
+    def numpy(self, *_: object, **__: object) -> np.ndarray:  # type: ignore[override]
+        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy it first.")
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic", "mlp", "of a package"])
+def test_scikit_learn_and_probes_of_packages_take_features_that_lie_on_a_gpu(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.normal(size=(2, 60, 4))).float()
+    values = features[0, :, 0].numpy() + features[1, :, 1].numpy()
+    split = make_split(range(60), 0.5, 2, 0)
+    labels = [make_labels(make_target("kind", "categorical", (values > 0).astype(str)), split, 0)]
+    if solver == "of a package":
+        probe = UserProbe(lambda _, penalty: LogisticRegression(C=1 / penalty))
+        monkeypatch.setattr(engines, "load_user_probe", lambda _: probe)
+    config = ProbeConfig(engine="sklearn", controls=("shuffled",), penalties=(0.1, 1.0), mlp_steps=5)
+    parts = features[:, split.train], features[:, split.test]
+    run = engines.user_solver(solver) if solver == "of a package" else engines.find_solver("sklearn", solver)
+    here = run(engines.Block(*parts, split.fold, config), labels)["kind"]
+    there = run(engines.Block(*(p.as_subclass(Elsewhere) for p in parts), split.fold, config), labels)["kind"]
+    np.testing.assert_array_equal(here.predicted, there.predicted)

@@ -142,7 +142,7 @@ def _run_ray(
     how = runs[0].how
     algorithm = how_searched(runs) if search else ""
     with session(how, storage) as cluster:
-        cores = n_cores() if len(cluster.nodes) == 1 else int(cluster.cpus)
+        cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
         room, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])
         if search:

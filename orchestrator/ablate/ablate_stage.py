@@ -14,10 +14,12 @@ from orchestrator.ablate.cells import Cell, list_cells
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
 from orchestrator.ablate.questions import identify_images
+from orchestrator.ablate.selectors.registry import ENTRY_POINT_GROUP
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import StageError
 from orchestrator.models.catalogue import fingerprint, resolve
+from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
@@ -38,7 +40,10 @@ def ablate_stage(run: RunConfig, storage: Storage) -> Stage:
         ConfigError: the questions' images do not come from `data`.
         ModelError: the model is unknown.
     """
-    return Stage(storage, "ablate", {"version": VERSION, **what(run), "ablate": run.ablate.model_dump(mode="json")})
+    config = {"version": VERSION, **what(run), "ablate": run.ablate.model_dump(mode="json")}
+    if packages := registered_by(ENTRY_POINT_GROUP, (*run.ablate.methods, *run.ablate.inside_methods)):
+        config["selectors"] = packages
+    return Stage(storage, "ablate", config)
 
 
 def what(run: RunConfig) -> dict[str, Any]:

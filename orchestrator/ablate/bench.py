@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from torch import Tensor
+import torch
 
-from orchestrator.ablate.selection import keep_mask, random_scores, score_tokens, seen_size, shrink
+from orchestrator.ablate.selection import make_reduction, seen_size, shrink
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import Settings
 from orchestrator.answers.evaluate import answer_limit, judge
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.decoding import Generated
 from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states
 from orchestrator.models.memory import retry_with_smaller_batch
+from orchestrator.models.reduction import reduction_of
 
-Answer = Callable[[Batch, list[int]], tuple[Batch, list[str]]]
-"""Takes a batch and the numbers of its questions; returns the batch as it was answered, and the answers."""
+Answer = Callable[[Batch, list[int]], tuple[Batch, Generated]]
+"""Takes a batch and the numbers of its questions; returns the batch as it was answered, and what was generated."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,34 @@ class Answered:
     """Time of selection and generation, s; preparing inputs is left out."""
     score: np.ndarray
     """float64 (n,), by the rule of each question."""
+    prefill_seconds: float = 0.0
+    """Of it, until the first token's logits, selection included."""
+    decode_seconds: float = 0.0
+    selection_seconds: float = 0.0
+    """Of the prefill, reading and choosing."""
+    cache_bytes: int | None = None
+    """Keys and values of all prompts; None where the model does not say."""
+    peak_bytes: int | None = None
+    """Most memory of the GPU that a batch took, weights included; None without one."""
+    depths: tuple[int, ...] = ()
+    kept_at: np.ndarray | None = None
+    """Visual tokens left from each depth on, int64 (depths, n)."""
+
+    def stages(self, i: int) -> list[tuple[int, int]]:
+        """(depth, tokens left) of the i-th question asked."""
+        if self.kept_at is None or not self.depths:
+            return []
+        return list(zip(self.depths, self.kept_at[:, i].tolist(), strict=True))
+
+
+@dataclass
+class _Sums:
+    seconds: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    selection: float = 0.0
+    cache: int | None = 0
+    peak: int | None = None
 
 
 class Bench:
@@ -45,15 +77,23 @@ class Bench:
         asked: questions with their images.
         batch_size: questions a forward pass; halved for a batch that does not fit the GPU's memory.
         instruction: words put after every question.
+        settings: of methods that choose tokens, by name.
     """
 
-    def __init__(self, adapter: Adapter, asked: Sequence[Example], batch_size: int, instruction: str = "") -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        asked: Sequence[Example],
+        batch_size: int,
+        instruction: str = "",
+        settings: Mapping[str, Settings] | None = None,
+    ) -> None:
         self.adapter, self.asked, self.batch_size = adapter, list(asked), batch_size
+        self.settings = settings or {}
         self.texts = [f"{item.question.text} {instruction}".strip() for item in self.asked]
         images = (item.image() for item in self.asked)
         self.inputs = [adapter.prepare(image, text) for image, text in zip(images, self.texts, strict=True)]
         self.max_new_tokens = answer_limit(adapter, [item.question for item in self.asked])
-        self._scores: dict[tuple[str, int, int], tuple[Tensor, float]] = {}
 
     # ------------------------------------------------------------ asking
 
@@ -73,28 +113,48 @@ class Bench:
         numbers = range(len(self.asked)) if numbers is None else numbers
         inputs = self.inputs if inputs is None else inputs
         predicted: dict[int, str] = {}
-        kept: dict[int, int] = {}
-        seconds = 0.0
+        kept: dict[int, list[int]] = {}
+        sums, device = _Sums(), self.adapter.device
 
         def ask_some(chunk: Sequence[int]) -> None:
-            nonlocal seconds
             batch = self.adapter.collate([inputs[i] for i in chunk])
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             started = time.perf_counter()
-            answered, texts = answer(batch, list(chunk))
-            seconds += time.perf_counter() - started
-            counts = answered["keep"].sum(dim=1) if "keep" in answered else self.adapter.n_vision(answered)
+            answered, generated = answer(batch, list(chunk))
+            texts = self.adapter.texts(generated.ids)
+            sums.seconds += time.perf_counter() - started
+            _add(sums, answered, generated)
+            if device.type == "cuda":
+                sums.peak = max(sums.peak or 0, torch.cuda.max_memory_allocated(device))
             predicted.update(zip(chunk, texts, strict=True))
-            kept.update(zip(chunk, counts.tolist(), strict=True))
+            kept.update(zip(chunk, self._kept(answered), strict=True))
 
         retry_with_smaller_batch(self.batches(numbers, inputs), ask_some)
         judged = [judge(self.asked[i].question, predicted[i]) for i in numbers]
+        counts = np.array([kept[i] for i in numbers], dtype=np.int64)
         return Answered(
             [predicted[i] for i in numbers],
             np.array([one.correct for one in judged]),
-            np.array([kept[i] for i in numbers]),
-            seconds,
+            counts[:, -1],
+            sums.seconds,
             np.array([one.score for one in judged]),
+            sums.prefill,
+            sums.decode,
+            sums.selection,
+            sums.cache,
+            sums.peak,
+            kept_at=counts.T,
         )
+
+    def _kept(self, answered: Batch) -> list[list[int]]:
+        """Visual tokens of each row left from each depth on; of a depth that the pass did not reach, those before."""
+        counts = self.adapter.n_vision(answered)
+        if (reduction := reduction_of(answered)) is None:
+            return counts[:, None].tolist()
+        found = list(reduction.kept)
+        found += [found[-1] if found else counts] * (len(reduction.layers) - len(found))
+        return torch.stack(found, dim=1).tolist()
 
     def batches(self, numbers: Sequence[int], inputs: Sequence[Batch]) -> list[list[int]]:
         """`numbers` in batches that may be collated, similar lengths together."""
@@ -104,8 +164,8 @@ class Bench:
         size = self.batch_size
         return [found[k : k + size] for found in groups.values() for k in range(0, len(found), size)]
 
-    def _generate(self, batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
-        return batch, self.adapter.generate(batch, max_new_tokens=self.max_new_tokens)
+    def _generate(self, batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
+        return batch, self.adapter.generate_measured(batch, max_new_tokens=self.max_new_tokens)
 
     # ------------------------------------------------------------ what is done to the tokens
 
@@ -124,32 +184,46 @@ class Bench:
         layer: int = 0,
         numbers: Sequence[int] | None = None,
     ) -> Answered:
-        """Answers with a share of tokens deleted that differs from question to question.
-
-        Tokens are deleted by shortening the sequence, so that the time saved is real. Scores of a method are computed
-        once for each question, in a pass of their own, and that time counts every time they are used.
+        """Answers with a share of tokens deleted that differs from question to question; see `reduced`.
 
         Args:
             shares: share deleted, for every question of the bench.
             numbers: ask these only.
         """
-        if method == "downsample":
-            numbers = range(len(self.asked)) if numbers is None else numbers
+        return self.reduced(method, [layer], [[1.0 - share for share in shares]], seed=seed, numbers=numbers)
+
+    def reduced(
+        self,
+        method: str,
+        layers: Sequence[int],
+        shares: Sequence[Sequence[float]],
+        *,
+        seed: int = 0,
+        numbers: Sequence[int] | None = None,
+    ) -> Answered:
+        """Answers with tokens that leave at one depth or several, chosen in the pass that answers.
+
+        The sequence is shortened, so that the time saved is real, and the time of choosing counts.
+
+        Args:
+            layers: depths, ascending; 0 is after the projector.
+            shares: share of the image's tokens left from each depth on, `shares[depth][question]`, of all questions.
+            numbers: ask these only.
+        """
+        numbers = range(len(self.asked)) if numbers is None else numbers
+        if method == DOWNSAMPLE:
             inputs = list(self.inputs)
             for i in numbers:
-                inputs[i] = self._shrunk(i, shares[i])
-            return self.ask(self._generate, numbers, inputs)
-        reused = 0.0
+                inputs[i] = self._shrunk(i, 1.0 - shares[-1][i])
+            return replace(self.ask(self._generate, numbers, inputs), depths=(0,))
 
-        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
-            nonlocal reused
-            scores, earlier = self._scored(batch, chunk, method, layer, seed)
-            reused += earlier
-            keep = keep_mask(scores, [shares[i] for i in chunk])
-            return self._generate(self.adapter.drop(batch, keep, layer=layer), chunk)
+        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
+            rows = [[row[i] for i in chunk] for row in shares]
+            seeds = [(seed, i) for i in chunk]
+            reduction = make_reduction(self.adapter, batch, method, layers, rows, seeds=seeds, settings=self.settings)
+            return self._generate(self.adapter.reduce(batch, reduction), chunk)
 
-        found = self.ask(answer, numbers)
-        return replace(found, seconds=found.seconds + reused)
+        return replace(self.ask(answer, numbers), depths=tuple(layers))
 
     def _shrunk(self, i: int, deleted_share: float) -> Batch:
         image = self.asked[i].image()
@@ -158,20 +232,6 @@ class Bench:
         if deleted_share == 1.0:
             return self.adapter.prepare(None, self.texts[i])
         return self.adapter.prepare(shrink(image, deleted_share, seen_size(self.inputs[i])), self.texts[i])
-
-    def _scored(self, batch: Batch, chunk: list[int], method: str, layer: int, seed: int) -> tuple[list[Tensor], float]:
-        """Scores of a batch's tokens, and the time an earlier call spent on those that are reused, s."""
-        if method == "random":
-            counts = self.adapter.n_vision(batch).tolist()
-            return [random_scores(n, (seed, i)) for n, i in zip(counts, chunk, strict=True)], 0.0
-        keys = [(method, layer, i) for i in chunk]
-        if not all(key in self._scores for key in keys):
-            started = time.perf_counter()
-            scores = score_tokens(self.adapter, batch, method, layer)
-            each = (time.perf_counter() - started) / len(chunk)
-            self._scores |= {key: (score, each) for key, score in zip(keys, scores, strict=True)}
-            return scores, 0.0
-        return [self._scores[key][0] for key in keys], sum(self._scores[key][1] for key in keys)
 
     def blocked(self, layers: Sequence[int]) -> Answered:
         """Answers with attention from other tokens to visual ones blocked in `layers`."""
@@ -183,9 +243,19 @@ class Bench:
     def patched(self, donors: Bench, layer: int) -> Answered:
         """Answers about each image with the donor image's visual states put in place at the input of `layer`."""
 
-        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, list[str]]:
+        def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
             states = vision_states(self.adapter, self.adapter.collate([donors.inputs[i] for i in chunk]), layer)
             with vision_patched(self.adapter, layer, states):
                 return self._generate(batch, chunk)
 
         return self.ask(answer)
+
+
+def _add(sums: _Sums, answered: Batch, generated: Generated) -> None:
+    sums.prefill += generated.prefill_seconds
+    sums.decode += generated.decode_seconds
+    if sums.cache is not None:
+        sums.cache = None if generated.cache_bytes is None else sums.cache + generated.cache_bytes
+    if (reduction := reduction_of(answered)) is not None:
+        sums.selection += reduction.seconds + reduction.seconds_before
+        sums.prefill += reduction.seconds_before

@@ -1,4 +1,4 @@
-"""The units of work of an ablation: one setting, asked of all its questions. Pure; nothing is imported to list them."""
+"""The units of work of an ablation: one setting, asked of all its questions. Listing them imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.config import AblateConfig
 
 UNSEEDED = -1
@@ -56,7 +58,8 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
     if "inside" in config.checks:
         for method in config.inside_methods:
             for layer in _inside(config, n_layers, cross_layers):
-                if method != "attention" or not cross_layers or layer > cross_layers[0]:
+                reads = get_selector(method).needs_at(layer) & {"attention"}
+                if not reads or not cross_layers or layer > cross_layers[0]:
                     cells += _deletions(config, method, layer, [s for s in shares if s > 0])
     if "link" in config.checks:
         cells.append(Cell("metrics"))
@@ -84,5 +87,6 @@ def _inside(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) ->
 
 
 def _deletions(config: AblateConfig, method: str, layer: int, shares: Sequence[float]) -> list[Cell]:
-    seeds = config.seeds if method == "random" else (UNSEEDED,)
+    draws = method != DOWNSAMPLE and get_selector(method).draws
+    seeds = config.seeds if draws else (UNSEEDED,)
     return [Cell("deletion", method, layer, seed, share) for seed in seeds for share in shares]

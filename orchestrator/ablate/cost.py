@@ -1,24 +1,31 @@
-"""Floating-point operations of a decoder's pass over a prompt, with visual tokens deleted part of the way up."""
+"""Floating-point operations of a decoder's pass over a prompt, with visual tokens leaving on the way up."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import Sizes, get_selector
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 
+Stages = Sequence[tuple[int, int]]
+"""(depth, visual tokens left from there on), ascending; empty where none leave."""
 
-def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, n_kept: int, layer: int = 0) -> float:
+
+def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, stages: Stages = ()) -> float:
     """Operations of one prompt: 2 a weight and token in the linear maps, 4 N M D in attention of N tokens to M.
 
     Args:
         n_text: tokens that are not visual.
         n_vision: visual tokens of the image.
-        n_kept: visual tokens left from decoder layer `layer` on; 0 for before the decoder.
+        stages: where tokens leave; depth 0 is before the decoder.
     """
     width = adapter.hidden_size
     cross = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else []
     total = 0.0
     for i, block in enumerate(adapter.layers):
-        vision = n_vision if i < layer else n_kept
+        vision = n_present(n_vision, stages, i)
         weights = sum(p.numel() for p in block.parameters() if p.ndim == 2)
         if i not in cross:
             n = n_text + (0 if cross else vision)
@@ -29,14 +36,46 @@ def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, n_kept: int, lay
     return total
 
 
-def selection_flops(adapter: Adapter, method: str, n_text: int, n_vision: int, layer: int) -> float:
-    """Operations of scoring the tokens, beyond the pass that answers.
+def n_present(n_vision: int, stages: Stages, layer: int) -> int:
+    """Visual tokens that a layer reads."""
+    return next((left for depth, left in reversed(stages) if depth <= layer), n_vision)
 
-    States and the last layer's attention come with that pass; attention over all layers takes a whole pass more.
+
+def selection_flops(
+    adapter: Adapter, method: str, n_text: int, n_vision: int, n_question: int, stages: Stages
+) -> float:
+    """Operations of choosing the tokens and of merging them, beyond the pass that answers.
+
+    States and attention of earlier layers come with that pass; attention over all layers takes a whole pass more, and a
+    layer's own attention its queries, keys and values a second time. Choosing all tokens or none takes nothing.
     """
-    width = adapter.hidden_size
-    if method == "attention":
-        return decoder_flops(adapter, n_text, n_vision, n_vision) if layer == 0 else 0.0
-    if method == "leverage":  # Gram matrix of the smaller side, its eigenvectors (Golub and Van Loan 2013, section 8.3)
-        return 2.0 * n_vision * width * min(n_vision, width) + 9.0 * min(n_vision, width) ** 3
-    return {"norm": 2.0, "similarity": 6.0}.get(method, 0.0) * n_vision * width
+    if method == DOWNSAMPLE:
+        return 0.0
+    selector, total, present = get_selector(method), 0.0, n_vision
+    for depth, left in stages:
+        if not 0 < left < present:
+            present = min(present, left)
+            continue
+        total += selector.operations(Sizes(present, adapter.hidden_size, left, n_question))
+        needs = selector.needs_at(depth)
+        if "full_pass" in needs:
+            total += decoder_flops(adapter, n_text, n_vision)
+        if "own_attention" in needs:
+            total += _projections(adapter, depth, n_text, present)
+        present = left
+    return total
+
+
+def _projections(adapter: Adapter, depth: int, n_text: int, n_vision: int) -> float:
+    """Operations of the queries, keys and values of the first layer from `depth` on that reads the image."""
+    cross = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else []
+    layer = next((i for i in cross if i >= depth), None) if cross else depth
+    if layer is None:
+        return 0.0
+    sizes = {"q_proj": n_text, "k_proj": n_vision, "v_proj": n_vision}
+    if not cross:
+        sizes = dict.fromkeys(("q_proj", "k_proj", "v_proj", "qkv_proj", "att_proj"), n_text + n_vision)
+    parameters = adapter.layers[layer].named_parameters()
+    return sum(
+        2.0 * p.numel() * n for name, p in parameters if p.ndim == 2 for key, n in sizes.items() if f"{key}." in name
+    )

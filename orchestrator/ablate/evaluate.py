@@ -81,6 +81,7 @@ def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> St
         "n_per_family",
         "instruction",
         "seed",
+        "selector_settings",
     )
     asked = {key: value for key, value in run.ablate.model_dump(mode="json").items() if key in keys}
     rules = policy.model_dump(mode="json", include={"fixed", "adaptive"})
@@ -97,7 +98,8 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
 
     stage.open()
     asked = make_questions(run, fresh=True)
-    bench = Bench(load_model(run), asked, run.how.batch_size, run.ablate.instruction)
+    config = run.ablate
+    bench = Bench(load_model(run), asked, run.how.batch_size, config.instruction, config.selector_settings)
     table = evaluate(bench, policy)
     stage.write_shard(0, {"evaluation": table})
     stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})
@@ -148,6 +150,7 @@ def _apply(
     n = len(treatments)
     correct, kept, seconds = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64), np.zeros(n)
     predicted = [""] * n
+    costs = np.zeros(n)
     kinds = [(t.method, t.layer) if t.deleted_share else ("", 0) for t in treatments]
     for method, layer in dict.fromkeys(kinds):
         numbers = [i for i, kind in enumerate(kinds) if kind == (method, layer)]
@@ -159,8 +162,8 @@ def _apply(
         seconds[numbers] = found.seconds / len(numbers)
         for i, text in zip(numbers, found.predicted, strict=True):
             predicted[i] = text
-    costs = [gflop(bench, i, t.method, int(kept[i]), t.layer) for i, t in enumerate(treatments)]
-    return correct, kept, np.array(costs), seconds, predicted
+        costs[numbers] = [gflop(bench, i, method or "random", found.stages(k)) for k, i in enumerate(numbers)]
+    return correct, kept, costs, seconds, predicted
 
 
 def _fixed(rules: Sequence[PolicyRule], tier: str | None, family: str) -> Treatment:

@@ -132,7 +132,9 @@ def most_accurate_method(answers: pl.DataFrame) -> str | None:
     Attention is left out: before the decoder it costs a pass of its own. So is downsampling, the rival.
     """
     usable = (
-        (pl.col("half") == "choose") & (pl.col("layer") == 0) & ~pl.col("method").is_in(["attention", "downsample"])
+        (pl.col("half") == "choose")
+        & (pl.col("layer") == 0)
+        & ~pl.col("method").is_in(["question_attention", "downsample"])
     )
     means = answers.filter(usable).group_by("method").agg(pl.col("correct").mean())
     return str(means.sort("correct", "method", descending=[True, False])["method"][0]) if means.height else None

@@ -13,7 +13,7 @@ import torch
 
 from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
-from orchestrator.ablate.cost import decoder_flops, selection_flops
+from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.answers.evaluate import figures, judge
@@ -24,6 +24,7 @@ from orchestrator.config import ModelConfig, RunConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import fingerprint
+from orchestrator.models.groups import TEXT
 from orchestrator.models.loading import load_adapter
 from orchestrator.stats.intervals import wilson
 from orchestrator.store.tables.core import check_table
@@ -57,7 +58,8 @@ class Ablation:
         return self._bench(make_questions(self.run))
 
     def _bench(self, asked: list[Example]) -> Bench:
-        return Bench(self.adapter, asked, self.run.how.batch_size, self.run.ablate.instruction)
+        config = self.run.ablate
+        return Bench(self.adapter, asked, self.run.how.batch_size, config.instruction, config.selector_settings)
 
     def tables(self, cell: Cell) -> dict[str, pl.DataFrame]:
         """The rows of one cell, by table name."""
@@ -93,7 +95,7 @@ class Ablation:
                 "n_objects": item.question.detail.get("n_objects"),
                 "n_vision": n_tokens(self.bench, i)[0],
                 "kept_tokens": int(answered.kept[i]),
-                "gflop": gflop(self.bench, i, cell.method, int(answered.kept[i]), cell.layer),
+                "gflop": gflop(self.bench, i, cell.method, answered.stages(i)),
                 "correct": bool(answered.correct[i]),
                 "score": float(answered.score[i]),
                 "predicted": answered.predicted[i],
@@ -164,13 +166,16 @@ def n_tokens(bench: Bench, i: int) -> tuple[int, int]:
     return vision, length - vision if bench.adapter.vision_kind == "residual" else length
 
 
-def gflop(bench: Bench, i: int, method: str, kept: int, layer: int) -> float:
-    """Operations of selection and of the decoder on the prompt of question `i`, 1e9."""
+def gflop(bench: Bench, i: int, method: str, stages: Stages) -> float:
+    """Operations of selection and of the decoder on the prompt of question `i`, 1e9.
+
+    Args:
+        stages: (depth, visual tokens left), ascending; of an image of fewer tokens, those it has at depth 0.
+    """
     vision, text = n_tokens(bench, i)
-    total = decoder_flops(bench.adapter, text, vision, kept, layer)
-    if kept < vision:
-        total += selection_flops(bench.adapter, method, text, vision, layer)
-    return total / 1e9
+    question = int((bench.inputs[i]["groups"] == TEXT).sum())
+    total = decoder_flops(bench.adapter, text, vision, stages)
+    return (total + selection_flops(bench.adapter, method, text, vision, question, stages)) / 1e9
 
 
 def depth_points(adapter: Adapter) -> dict[tuple[str, int], str]:

@@ -1,99 +1,75 @@
-"""Which visual tokens to keep: a score for each token, and the highest are kept.
-
-V: visual tokens of one image, D: width.
-"""
+"""A method of the registry put on a batch; and the rival that shrinks the image instead."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Float64
-from torch import Tensor
 
+from orchestrator.ablate.selectors.check import check_needs
+from orchestrator.ablate.selectors.registry import Selector, Settings, Wanted, get_selector, settings_of
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
-from orchestrator.models.cross_attention import CrossAttentionAdapter
-from orchestrator.models.interventions import attention_to_vision, vision_states
-
-LEVERAGE_RANK = 5
-"""Dimensions of the top subspace in which leverage is measured."""
-
-
-def n_kept(n_tokens: int, deleted_share: float) -> int:
-    """Tokens left of `n_tokens` when `deleted_share` of them is deleted, rounded half up; 0 only when all are deleted.
-
-    >>> n_kept(64, 0.99), n_kept(64, 0.5), n_kept(64, 1.0), n_kept(64, 0.0)
-    (1, 32, 0, 64)
-    """
-    if deleted_share >= 1.0:
-        return 0
-    return min(n_tokens, max(1, int(np.floor((1.0 - deleted_share) * n_tokens + 0.5))))
+from orchestrator.models.encoder_reading import EncoderReading
+from orchestrator.models.interventions import attention_to_vision
+from orchestrator.models.needs import Need
+from orchestrator.models.reduction import Choose, Kept, Reduction, Seen
 
 
-def keep_mask(scores: Sequence[Float[Tensor, " V"]], deleted_shares: Sequence[float]) -> Bool[Tensor, "B V"]:
-    """The tokens of each image with the highest scores, as `Adapter.drop` wants them; of equals, the earlier ones."""
-    keep = torch.zeros(len(scores), max(len(s) for s in scores), dtype=torch.bool)
-    for row, (score, share) in enumerate(zip(scores, deleted_shares, strict=True)):
-        order = torch.argsort(score, descending=True, stable=True)
-        keep[row, order[: n_kept(len(score), share)]] = True
-    return keep
+def make_reduction(
+    adapter: Adapter,
+    batch: Batch,
+    method: str | Selector,
+    layers: Sequence[int],
+    shares: Sequence[Sequence[float]],
+    *,
+    seeds: Sequence[Sequence[int]] | None = None,
+    settings: Mapping[str, Settings] | None = None,
+) -> Reduction:
+    """A reduction of a batch by a method; `adapter.reduce` puts it there.
 
-
-def random_scores(n_tokens: int, seed: Sequence[int]) -> Float[Tensor, " V"]:
-    """A uniform order of the tokens that depends on the seed sequence alone."""
-    return torch.from_numpy(np.random.default_rng(list(seed)).random(n_tokens, dtype=np.float32))
-
-
-def score_tokens(adapter: Adapter, batch: Batch, method: str, layer: int = 0) -> list[Float[Tensor, " V"]]:
-    """Scores of each image's visual tokens for deletion at the input of decoder layer `layer`.
+    Attention of all layers, where a method needs it before the decoder, is read here, in a pass of its own; its time is
+    in `seconds_before`.
 
     Args:
-        method: `norm` keeps the tokens of largest norm, `similarity` those least like the others (smallest mean
-            cosine), `leverage` those of largest leverage in the top singular subspace, all by the states at the input
-            of the layer. `attention` keeps those the question attends to most: in the last layer before `layer` (as
-            FastV does, Chen et al. 2024), or over all layers of a pass of its own where `layer` is 0.
+        layers: depths at which tokens leave, ascending.
+        shares: share of each image's tokens that is left from each depth on, `shares[depth][row]`.
+        seeds: of each row, for methods that draw.
+        settings: of methods by name, where they differ from the defaults.
 
     Raises:
-        ValueError: another method.
-        ModelError: `attention` before the first layer that attends to the image.
+        ConfigError: there is no such method or setting.
+        ModelError: the model does not give what the method needs.
     """
-    counts = adapter.n_vision(batch).tolist()
-    if method == "attention":
-        scores = attention_to_vision(adapter, batch, attention_layers(adapter, layer))
-        return [row[:n] for row, n in zip(scores, counts, strict=True)]
-    states = vision_states(adapter, batch, layer).float().cpu()
-    return [_by_states(method, row[:n]) for row, n in zip(states, counts, strict=True)]
+    selector = get_selector(method) if isinstance(method, str) else method
+    needs: frozenset[Need] = frozenset().union(*(selector.needs_at(layer) for layer in layers))
+    check_needs(selector, layers, str(adapter.config.model_type), getattr(adapter, "cross_layers", ()))
+    chosen = settings_of(selector, settings or {})
+    found = Reduction(tuple(layers), shares, _choice(selector, chosen, seeds), needs)
+    if needs & {"encoder", "encoder_last"}:
+        found.make_encoder_reading = _read_encoder("encoder_last" in needs)
+    if "full_pass" in needs:
+        started = time.perf_counter()
+        scores, counts = attention_to_vision(adapter, batch), adapter.n_vision(batch).tolist()
+        found.given = [row[:n] for row, n in zip(scores, counts, strict=True)]
+        found.seconds_before = time.perf_counter() - started
+    return found
 
 
-def attention_layers(adapter: Adapter, layer: int) -> list[int] | None:
-    """The layer whose attention ranks tokens for deletion at `layer`; None for all of them."""
-    if layer == 0:
-        return None
-    there = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else range(adapter.n_layers)
-    return [i for i in there if i < layer][-1:]
+def _choice(selector: Selector, settings: Settings, seeds: Sequence[Sequence[int]] | None) -> Choose:
+    function = selector.function()
+
+    def choose(seen: Seen, n: int, row: int) -> Kept:
+        kept = function(Wanted(seen, n, settings, tuple(seeds[row]) if seeds is not None else (row,)))
+        return kept if isinstance(kept, Kept) else Kept(kept[:n])
+
+    return choose
 
 
-def _by_states(method: str, states: Float[Tensor, "V D"]) -> Float[Tensor, " V"]:
-    if method == "norm":
-        return states.norm(dim=1)
-    if method == "similarity":
-        unit = torch.nn.functional.normalize(states, dim=1)
-        return -(unit @ unit.sum(dim=0))
-    if method == "leverage":
-        return _leverage(states.double(), LEVERAGE_RANK).float()
-    raise ValueError(f"unknown method {method!r}; expected norm, similarity, leverage or attention")
-
-
-def _leverage(x: Float64[Tensor, "V D"], rank: int) -> Float64[Tensor, " V"]:
-    """Squared norms of the rows of the first `rank` left singular vectors, from the Gram matrix of the smaller side."""
-    wide = x.shape[0] <= x.shape[1]
-    values, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-    there = values[-rank:] > values[-1] * 1e-10
-    values, vectors = values[-rank:][there], vectors[:, -rank:][:, there]
-    left = vectors if wide else (x @ vectors) / values.sqrt()
-    return left.square().sum(dim=1)
+def _read_encoder(last: bool) -> Callable[[Any, Batch], EncoderReading]:
+    return lambda adapter, batch: EncoderReading(adapter, batch, last=last)
 
 
 def seen_size(example: Batch) -> tuple[int, int] | None:

@@ -23,13 +23,14 @@ from orchestrator.models import special_ids
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
 from orchestrator.models.choosing import ChoiceTrees, choose
 from orchestrator.models.decoder_config import context_length
-from orchestrator.models.decoding import continue_greedily, greedy, prompted
+from orchestrator.models.decoding import Generated, continue_greedily, greedy, prompted
 from orchestrator.models.fitting import Fit
 from orchestrator.models.geometry import NOWHERE, placeholder_grid
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 from orchestrator.models.prompts import family_rules
+from orchestrator.models.reduction import Reduction
 
 
 class Adapter(Parts, ABC):
@@ -191,6 +192,20 @@ class Adapter(Parts, ABC):
         inside = torch.arange(keep.shape[1])[None] < counts[:, None]
         return {**batch, "keep": keep.cpu() & inside, "keep_layer": torch.tensor(layer)}
 
+    def reduce(self, batch: Batch, reduction: Reduction) -> Batch:
+        """Return the batch with a reduction on it: `run` and `generate` then drop or merge tokens as it chooses.
+
+        Raises:
+            ModelError: there is no such layer, or the batch has labels.
+        """
+        for layer in reduction.layers:
+            if not 0 <= layer < self.n_layers:
+                raise layer_error("reduce", layer, self.n_layers - 1)
+        if "labels" in batch:
+            raise ModelError("reduce: the batch has labels; a reduction is for answers, `drop` also for a loss.")
+        on_batch: Any = reduction
+        return {**batch, "reduction": on_batch}
+
     @contextlib.contextmanager
     def activated(self, batch: Batch, *, decoding: bool = False) -> Iterator[None]:
         """Let hooks know which batch is running, and whether to generate."""
@@ -229,7 +244,10 @@ class Adapter(Parts, ABC):
         """Return the greedy answer to each question, special tokens and surrounding space removed."""
         if self.processor is None:
             raise ModelError("generate: the adapter has no processor to decode with; use `generate_ids`.")
-        ids = self.generate_ids(batch, max_new_tokens)
+        return self.texts(self.generate_ids(batch, max_new_tokens))
+
+    def texts(self, ids: Int[Tensor, "B T"]) -> list[str]:
+        """Return generated ids as text, special tokens and surrounding space removed."""
         return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @torch.no_grad()
@@ -248,7 +266,7 @@ class Adapter(Parts, ABC):
         with prompted(self, batch) as prompts:
             best = choose(prompts, trees)
             ids = continue_greedily(prompts, max_new_tokens)
-        texts = [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        texts = self.texts(ids)
         chosen = [c[b[0]] if c and b else None for c, b in zip(choices, best, strict=True)]
         return list(zip(texts, chosen, strict=True))
 
@@ -257,9 +275,13 @@ class Adapter(Parts, ABC):
         """Closed sets of answers as this model's tokens."""
         return ChoiceTrees(self.processor, self.family)
 
-    @torch.no_grad()
     def generate_ids(self, batch: Batch, max_new_tokens: int = 16) -> Int[Tensor, "B T"]:
         """Return the greedily generated token ids on the CPU, padded after the end token."""
+        return self.generate_measured(batch, max_new_tokens).ids
+
+    @torch.no_grad()
+    def generate_measured(self, batch: Batch, max_new_tokens: int = 16) -> Generated:
+        """Return the same ids with the seconds and memory that they took."""
         return greedy(self, batch, max_new_tokens)
 
     @property

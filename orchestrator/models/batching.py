@@ -32,7 +32,7 @@ SEQUENCE_PADDING = {
 PADDING = {"vision_grid": -1, "images": -1, "image_masks": -1, "image_input_idx": -100}
 """Values that pad the ends of other keys; zero where none is given. Those of Molmo are its own conventions."""
 
-NOT_MODEL_INPUTS = ("groups", "vision_grid", "n_encoder_rows", "keep", "keep_layer")
+NOT_MODEL_INPUTS = ("groups", "vision_grid", "n_encoder_rows", "keep", "keep_layer", "reduction")
 """Keys of a batch that describe it and are never passed to the model."""
 
 

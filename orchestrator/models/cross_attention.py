@@ -15,6 +15,8 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.geometry import NOWHERE, tile_grid
 from orchestrator.models.groups import PADDING
+from orchestrator.models.reduce_across import AcrossReduction
+from orchestrator.models.reduction import reduction_of
 from orchestrator.models.shortening import Shortening, shortening
 
 
@@ -44,8 +46,8 @@ class CrossAttentionAdapter(Adapter):
 
     def vision_mask_at(self, batch: Batch, layer: int) -> Bool[Tensor, "B N"]:
         """Return which of the states that a cross-attention layer reads are visual content, after any deletion."""
-        cut, vision = self.cut(batch), self.vision_mask(batch)
-        return vision if cut is None or layer < int(batch["keep_layer"]) else cut.tokens(vision) & cut.real
+        cut, vision = self.cut_at(batch, layer), self.vision_mask(batch)
+        return vision if cut is None else cut.tokens(vision) & cut.real
 
     @property
     def projector(self) -> nn.Module:
@@ -96,8 +98,14 @@ class CrossAttentionAdapter(Adapter):
             return {}
         return {"cross_attention_mask": self.model_inputs(batch)["cross_attention_mask"][:, -1:]}
 
+    def cut_at(self, batch: Batch, layer: int) -> Shortening | None:
+        """Return which cross-attended states are left for a layer, on the CPU; `None` for all."""
+        if (reduction := reduction_of(batch)) is not None:
+            return reduction.cut_at(layer)
+        return self.cut(batch) if "keep" in batch and layer >= int(batch["keep_layer"]) else None
+
     def cut(self, batch: Batch) -> Shortening | None:
-        """Return which cross-attended states stay, on the CPU; `None` if nothing was dropped.
+        """Return which cross-attended states `drop` lets stay, on the CPU; `None` if nothing was dropped.
 
         Padding tiles stay: tokens before the image, which see no tile, attend evenly to all states, padding included.
         """
@@ -113,6 +121,12 @@ class CrossAttentionAdapter(Adapter):
     @contextlib.contextmanager
     def deleting(self, batch: Batch) -> Iterator[None]:
         """Let the cross-attention layers (from `keep_layer` on) see only the kept vision tokens."""
+        if (reduction := reduction_of(batch)) is not None:
+            vision = self.vision_mask(batch)
+            hooks = AcrossReduction(reduction, self.full_groups(batch), vision, self.layers, self.cross_layers)
+            with hooks.active(reduction.encoder_reading(self, batch)):
+                yield
+            return
         cut = self.cut(batch)
         if cut is None:
             yield

@@ -7,8 +7,10 @@ and masks it would have had. Without a deletion it returns what `generate(do_sam
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +57,11 @@ class Prompted:
         self._lengths = [layer.get_seq_length() for layer in self._layers]
         self._start = masks.state
 
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values that the cache holds now."""
+        return sum(part.nbytes for layer in self._layers for part in (layer.keys, layer.values))
+
     def step(self, token: Int[Tensor, " B"]) -> Tensor:
         """Add one token to each row; return the logits of the next one, (B, vocabulary)."""
         output = self.adapter.model(
@@ -79,7 +86,7 @@ def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompted]:
     """Run a batch of prompts, padded on the left as `collate` does, and keep it for decoding. Labels are ignored."""
     batch = {key: value for key, value in batch.items() if key != "labels"}
     with adapter.activated(batch, decoding=True), adapter.deleting(batch):
-        masks = _StepMasks(adapter, adapter.key_mask(batch).to(adapter.device))
+        masks = _StepMasks(adapter, batch)
         handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
         try:
             yield Prompted(adapter, batch, masks)
@@ -87,13 +94,45 @@ def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompted]:
             handle.remove()
 
 
-def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Int[Tensor, "B T"]:
-    """Return the most probable continuation of each row, token by token, padded after an end token.
+@dataclass(frozen=True)
+class Generated:
+    """Generated ids (B, T), padded after an end token, and what they took."""
+
+    ids: Int[Tensor, "B T"]
+    prefill_seconds: float
+    """Time of the prompts' pass, until the first token's logits, s."""
+    decode_seconds: float
+    """Time of all that follows, s."""
+    cache_bytes: int | None
+    """Keys and values of the prompts that are kept; None where the model keeps them in a way of its own."""
+
+
+def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Generated:
+    """Return the most probable continuation of each row, token by token.
 
     The batch must be padded on the left, as `collate` does. Labels are ignored.
     """
+    clock = Clock(adapter.device)
     with prompted(adapter, batch) as prompts:
-        return continue_greedily(prompts, max_new_tokens)
+        prefill, held = clock.lap(), prompts.cache_bytes
+        ids = continue_greedily(prompts, max_new_tokens)
+        return Generated(ids, prefill, clock.lap(), held)
+
+
+class Clock:
+    """Wall-clock seconds between laps, with the device's queue empty at each."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.lap()
+
+    def lap(self) -> float:
+        """Return the seconds since the last lap, or since the start."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.perf_counter()
+        seconds, self._last = now - getattr(self, "_last", now), now
+        return seconds
 
 
 def continue_greedily(prompts: Prompted, max_new_tokens: int) -> Int[Tensor, "B T"]:
@@ -122,8 +161,9 @@ class _StepMasks:
     Decoders that take a mask for each kind of layer get the sliding window by position, not by place in the cache.
     """
 
-    def __init__(self, adapter: Decoder, key_mask: Bool[Tensor, "B S"]) -> None:
-        self.keys = key_mask
+    def __init__(self, adapter: Decoder, batch: Batch) -> None:
+        self.adapter, self.batch = adapter, batch
+        self.keys: Tensor = torch.ones(1, 0)
         decoder: Any = adapter.decoder
         self.config: Any = decoder.config
         self.positions: Tensor | None = None
@@ -156,6 +196,8 @@ class _StepMasks:
         return args, {**kwargs, "attention_mask": {kind: self._mask(kind) for kind in kwargs["attention_mask"]}}
 
     def _note_prompt(self, kwargs: dict[str, Any]) -> None:
+        # Here, since a reduction before the decoder has chosen by now.
+        self.keys = self.adapter.key_mask(self.batch).to(self.adapter.device)
         rows, length = self.keys.shape
         positions = kwargs.get("position_ids")
         if positions is None:

@@ -19,8 +19,8 @@ from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, layer_error
 from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
-from orchestrator.models.decoder_config import text_config
 from orchestrator.models.groups import PADDING, TEXT, VISION
+from orchestrator.models.reading import Heads, attention_module, attention_read, padded_rows
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.shortening import attention_form, block, full_mask
 
@@ -174,49 +174,27 @@ def _vision_mask(adapter: Adapter, batch: Batch, layer: int) -> Tensor:
 def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | None = None) -> Float[Tensor, "B V"]:
     """Return how much the question's tokens attend to each vision token: mean over layers, heads and those tokens.
 
-    Attention is computed the slow way for this pass, since fused kernels do not return weights; one layer's weights
-    (B, heads, S, S) are held at a time.
+    The weights of those tokens alone are computed, beside the kernel that computes the output.
 
     Args:
         layers: decoder layers (of a `cross_kv` model its cross-attention layers); all by default.
     """
-    cross = isinstance(adapter, CrossAttentionAdapter)
     there = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else list(range(adapter.n_layers))
     wanted = there if layers is None else [layer for layer in layers if layer in there]
     if not wanted:
         raise ModelError(f"attention_to_vision: layers {list(layers or [])}; those that attend to vision are {there}.")
-    if not all(hasattr(adapter.layers[i], "cross_attn" if cross else "self_attn") for i in wanted):
-        raise ModelError(f"{adapter.family}: its blocks do not return attention weights; rank tokens another way.")
+    modules = [attention_module(adapter.layers[i]) for i in wanted]
     where = _vision_mask(adapter, batch, 0)
     text = adapter.groups(batch) == TEXT
-    share = text / text.sum(dim=1, keepdim=True)
-    total = torch.zeros(where.shape, device=adapter.device)
+    rows, real = padded_rows([row.nonzero()[:, 0] for row in text])
+    share = real / real.sum(dim=1, keepdim=True)
+    total = torch.zeros(where.shape)
 
-    def add(_: nn.Module, __: tuple, output: Any) -> None:
-        weights = output[1].float().mean(dim=1)
-        # Layers of a model that is spread over devices have their weights on different ones.
-        total.add_(torch.einsum("bqk,bq->bk", weights, share.to(weights.device)).to(total.device))
+    def add(heads: Heads) -> None:
+        weights = heads.weights(rows)
+        total.add_(torch.einsum("brs,br->bs", weights, share.to(weights.device)).cpu())
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_eager(adapter))
-        for i in wanted:
-            module = adapter.layers[i].get_submodule("cross_attn" if cross else "self_attn")
-            stack.callback(module.register_forward_hook(add).remove)
+    with attention_read(dict.fromkeys(modules, add)):
         adapter.run(batch, logits_to_keep=1)
-    rows = [row[mask] / len(wanted) for row, mask in zip(total.cpu(), where, strict=True)]
-    return nn.utils.rnn.pad_sequence(rows, batch_first=True).cpu()
-
-
-@contextlib.contextmanager
-def _eager(adapter: Adapter) -> Iterator[None]:
-    """Let the decoder compute attention in a way that returns its weights."""
-    decoder: Any = adapter.decoder
-    configs = {id(config): config for config in (decoder.config, text_config(adapter.config))}.values()
-    before = [config._attn_implementation for config in configs]
-    for config in configs:
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        for config, kind in zip(configs, before, strict=True):
-            config._attn_implementation = kind
+    found = [row[mask] / len(wanted) for row, mask in zip(total, where, strict=True)]
+    return nn.utils.rnn.pad_sequence(found, batch_first=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
+from orchestrator.models.decoding import Clock, Generated
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.weights import load_checked
 
@@ -185,7 +186,8 @@ class MolmoAdapter(SequenceAdapter):
         """Shorten the sequence at the input of block `keep_layer` while the context lasts."""
         cut = self.cut(batch)
         if cut is None:
-            yield
+            with super().deleting(batch):
+                yield
             return
         cut = cut.to(self.device)
         with contextlib.ExitStack() as stack:
@@ -198,15 +200,17 @@ class MolmoAdapter(SequenceAdapter):
         return 0 if past is None else int(past[0].shape[-2])
 
     @torch.no_grad()
-    def generate_ids(self, batch: Batch, max_new_tokens: int = 16) -> Int[Tensor, "B T"]:
-        """Return the greedily generated token ids on the CPU, padded after the end token."""
+    def generate_measured(self, batch: Batch, max_new_tokens: int = 16) -> Generated:
+        """Return the greedily generated token ids on the CPU, padded after the end token, with what they took."""
+        clock = Clock(self.device)
         batch = {key: value for key, value in batch.items() if key != "labels"}
         end = torch.tensor(sorted(self.eos_token_ids), device=self.device)
         tokens: list[Tensor] = []
         with self.activated(batch, decoding=True), self.deleting(batch):
-            mask = self.key_mask(batch).long().to(self.device)
             positions = batch["attention_mask"].sum(dim=1, keepdim=True).to(self.device) - 1
             output = self.model(**self.forward_inputs(batch), use_cache=True, last_logits_only=True)
+            prefill = clock.lap()
+            mask = self.key_mask(batch).long().to(self.device)  # known once a reduction has chosen
             done = torch.zeros(len(mask), dtype=torch.bool, device=self.device)
             while True:
                 token = torch.where(done, self.pad_token_id, output.logits[:, -1].argmax(dim=-1))
@@ -224,7 +228,7 @@ class MolmoAdapter(SequenceAdapter):
                     use_cache=True,
                     last_logits_only=True,
                 )
-        return torch.stack(tokens, dim=1).cpu()
+        return Generated(torch.stack(tokens, dim=1).cpu(), prefill, clock.lap(), None)
 
 
 def grid_of_runs(positions: Int[Tensor, " V"]) -> Int[Tensor, "V 3"]:

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, grid_of_row
 from orchestrator.models.batching import Batch
+from orchestrator.models.block_shortening import BlockHook, late_deepstack
 from orchestrator.models.groups import PADDING, VISION
-from orchestrator.models.shortening import Shortening, block, shorten_decoder_inputs, shorten_mask, shortening
+from orchestrator.models.reduce_sequence import SequenceReduction
+from orchestrator.models.reduction import reduction_of
+from orchestrator.models.shortening import Shortening, shorten_decoder_inputs, shortening
 
 
 class SequenceAdapter(Adapter):
@@ -36,20 +39,23 @@ class SequenceAdapter(Adapter):
 
     def groups(self, batch: Batch) -> Int8[Tensor, "B S"]:
         """Return the group of each position that enters the decoder, fillers as padding."""
-        cut = self.cut(batch)
-        if cut is None or int(batch["keep_layer"]) > 0:
-            return self.full_groups(batch)
-        return cut.tokens(self.full_groups(batch)).masked_fill(~cut.real, PADDING)
+        return self.groups_at(batch, 0)
 
     def groups_at(self, batch: Batch, layer: int) -> Int8[Tensor, "B S"]:
-        """Return the groups at the input of a decoder layer, where `drop` may have deleted at an earlier one."""
-        cut = self.cut(batch)
-        if cut is None or layer < int(batch["keep_layer"]):
+        """Return the groups at the input of a decoder layer, before which tokens may have left."""
+        cut = self.cut_at(batch, layer)
+        if cut is None:
             return self.full_groups(batch)
         return cut.tokens(self.full_groups(batch)).masked_fill(~cut.real, PADDING)
 
+    def cut_at(self, batch: Batch, layer: int) -> Shortening | None:
+        """Return which positions are left at the input of a decoder layer, on the CPU; `None` for all."""
+        if (reduction := reduction_of(batch)) is not None:
+            return reduction.cut_at(layer)
+        return self.cut(batch) if "keep" in batch and layer >= int(batch["keep_layer"]) else None
+
     def cut(self, batch: Batch) -> Shortening | None:
-        """Return which positions stay, on the CPU; `None` if nothing was dropped."""
+        """Return which positions `drop` lets stay, on the CPU; `None` if nothing was dropped."""
         if "keep" not in batch:
             return None
         groups = self.full_groups(batch)
@@ -88,7 +94,7 @@ class SequenceAdapter(Adapter):
         patches = torch.ones(hidden.shape[:-1], dtype=torch.bool, device=hidden.device)
         if hidden.ndim == 3:
             hidden, patches = self._tile_patches(hidden, patches, batch)
-        sizes = self._encoder_rows(batch, hidden.shape[0])
+        sizes = self.encoder_rows(batch, hidden.shape[0])
         rows = [part.reshape(-1, hidden.shape[-1]) for part in hidden.split(sizes)]
         masks = [part.reshape(-1) for part in patches.split(sizes)]
         return nn.utils.rnn.pad_sequence(rows, True), nn.utils.rnn.pad_sequence(masks, True)
@@ -105,7 +111,7 @@ class SequenceAdapter(Adapter):
             patches = pixels.unfold(1, size, size).unfold(2, size, size).flatten(-2).sum(-1).gt(0).flatten(1)
         return hidden, patches
 
-    def _encoder_rows(self, batch: Batch, n: int) -> list[int]:
+    def encoder_rows(self, batch: Batch, n: int) -> list[int]:
         """Return how many of the encoder's `n` leading-axis rows each image has."""
         if "n_encoder_rows" in batch:
             return batch["n_encoder_rows"].tolist()
@@ -129,7 +135,14 @@ class SequenceAdapter(Adapter):
 
     @contextlib.contextmanager
     def deleting(self, batch: Batch) -> Iterator[None]:
-        """Shorten the sequence at the decoder's door, or at the input of a later layer, while the context lasts."""
+        """Shorten the sequence at the decoder's door, or at the input of later layers, while the context lasts."""
+        if (reduction := reduction_of(batch)) is not None:
+            groups, counts = self.full_groups(batch), self.n_vision(batch)
+            door = self.entry is self.decoder
+            hooks = SequenceReduction(reduction, groups, counts, self.layers, self.mask_name, door=door)
+            with hooks.active(self.decoder, reduction.encoder_reading(self, batch)):
+                yield
+            return
         cut = self.cut(batch)
         if cut is None:
             yield
@@ -142,13 +155,13 @@ class SequenceAdapter(Adapter):
                 stack.callback(self.decoder.register_forward_pre_hook(hook, with_kwargs=True).remove)
             else:
                 self.shorten_blocks(stack, cut, length, layer)
-                stack.enter_context(_late_deepstack(self.decoder, cut))
+                stack.enter_context(late_deepstack(self.decoder, lambda: cut))
             yield
 
     def shorten_blocks(self, stack: contextlib.ExitStack, cut: Shortening, length: int, layer: int) -> None:
         """Shorten what the decoder blocks from `layer` on are called with, until `stack` closes."""
         for i, module in enumerate(self.layers[layer:]):
-            hook = _BlockHook(cut, length, self.mask_name, entry=i == 0, first=layer == 0)
+            hook = BlockHook(cut, length, self.mask_name, entry=i == 0, first=layer == 0)
             stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
 
 
@@ -162,86 +175,3 @@ class _DoorHook:
         if kwargs["inputs_embeds"].shape[1] != self.length:
             return None
         return args, shorten_decoder_inputs(kwargs, self.cut)
-
-
-class _BlockHook:
-    """Shorten what one decoder block is called with.
-
-    The block of `entry` also gets its hidden states shortened. Where the deletion is at the `first` block, no cache
-    holds the deleted tokens, and the masks of decoding steps are right as they come.
-    """
-
-    def __init__(self, cut: Shortening, length: int, mask_name: str, *, entry: bool, first: bool) -> None:
-        self.cut, self.length, self.mask_name = cut, length, mask_name
-        self.entry, self.first = entry, first
-        self.steps = 1
-
-    def __call__(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        kwargs = dict(kwargs)
-        self.cut = self.cut.to(hidden.device)
-        prompt = hidden.shape[1] == (self.length if self.entry else self.cut.index.shape[1]) and hidden.shape[1] > 1
-        if not prompt:
-            if not self.first:
-                kwargs[self.mask_name] = self._step_mask(kwargs.get(self.mask_name))
-            self.steps += hidden.shape[1]
-            return args, kwargs
-        self.steps = 1
-        if self.entry:
-            hidden = self.cut.tokens(hidden)
-        kwargs[self.mask_name] = self._prompt_mask(kwargs.get(self.mask_name))
-        if kwargs.get("position_ids") is not None:
-            positions = kwargs["position_ids"]
-            kwargs["position_ids"] = self.cut.tokens(positions, positions.ndim - 1)
-        if kwargs.get("position_embeddings") is not None:
-            rotary = kwargs["position_embeddings"]
-            kwargs["position_embeddings"] = tuple(self.cut.tokens(part, part.ndim - 2) for part in rotary)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
-
-    def _prompt_mask(self, mask: Tensor | None) -> Tensor | None:
-        if mask is None and bool(self.cut.real.all()):
-            return None  # a block reads no mask as causal, which the kept positions still are
-        if mask is None:
-            length = self.cut.real.shape[1]
-            causal = torch.ones(length, length, dtype=torch.bool, device=self.cut.real.device).tril()
-            return causal[None, None] & self.cut.real[:, None, None, :]
-        return shorten_mask(mask, self.cut)
-
-    def _step_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return a (B, 1, Q, S + steps) mask with only the kept of the prompt's S positions; Q is 1 or all."""
-        real = self.cut.real
-        real = torch.cat([real, real.new_ones(len(real), self.steps)], dim=1)
-        if mask is None:
-            return None if bool(real.all()) else real[:, None, None, :]
-        rows, n_keys = self.cut.index.shape[0], mask.shape[3]
-        new = torch.arange(self.length, n_keys, device=mask.device).expand(rows, -1)
-        index = torch.cat([self.cut.index, new], dim=1)
-        mask = mask.expand(rows, *mask.shape[1:])
-        if mask.shape[2] == n_keys:
-            mask = mask.gather(2, index[:, None, :, None].expand(-1, mask.shape[1], -1, n_keys))
-        kept = mask.gather(3, index[:, None, None, :].expand(-1, mask.shape[1], mask.shape[2], -1))
-        return block(kept, ~real[:, None, None, :])
-
-
-@contextlib.contextmanager
-def _late_deepstack(decoder: Any, cut: Shortening) -> Iterator[None]:
-    """Let DeepStack features, added between blocks, follow a sequence shortened at one of those blocks."""
-    add = getattr(decoder, "_deepstack_process", None)
-    if add is None:
-        yield
-        return
-
-    def add_to_kept(hidden: Tensor, visual: Tensor, embeds: Tensor) -> Tensor:
-        if hidden.shape[1] == visual.shape[1]:
-            return add(hidden, visual, embeds)
-        rows = cut.tokens(visual.flatten().cumsum(0).view_as(visual) - 1)
-        kept = cut.tokens(visual)
-        return add(hidden, kept, embeds[rows[kept]])
-
-    decoder._deepstack_process = add_to_kept
-    try:
-        yield
-    finally:
-        del decoder._deepstack_process

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ablate.selectors.check import check_methods, check_model_gives
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
@@ -56,11 +57,14 @@ def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
     from orchestrator.models.catalogue import fingerprint, resolve
     from orchestrator.models.check import check_model
     from orchestrator.models.hub import use_cache_where_unreachable
+    from orchestrator.models.planning import read_config
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
     fingerprint(run.model)
     check_model(run.model, **_asked(run, stages))
+    if "ablate" in stages:
+        check_model_gives(run.ablate, str(read_config(resolve(run.model)).model_type))
 
 
 def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
@@ -79,7 +83,11 @@ def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
 
 def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:
     """Return one run of each model and what it is asked."""
-    return list({(run.model, *_asked(run, stages).values()): run for run in reversed(runs)}.values())[::-1]
+    distinct = {}
+    for run in reversed(runs):
+        methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in stages else ""
+        distinct[run.model, methods, *_asked(run, stages).values()] = run
+    return list(distinct.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
@@ -133,6 +141,7 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
         _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
     if "ablate" in stages and run.ablate.source != "questions":
         _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
+        check_methods(run.ablate)
 
 
 def _check_families(key: str, names: Sequence[str]) -> None:

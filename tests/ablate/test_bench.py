@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from orchestrator.ablate.selection import n_kept
 from orchestrator.models.random_models import FAMILIES
+from orchestrator.models.reduction import n_kept
 
-STATES = ("random", "norm", "attention", "similarity", "leverage")
+STATES = ("random", "norm", "question_attention", "similarity", "leverage", "divprune", "tome")
 
 
 def test_deleting_no_token_gives_the_plain_answers(make_bench, family) -> None:
@@ -46,7 +46,7 @@ def test_answers_depend_neither_on_the_batch_nor_on_what_else_is_asked(make_benc
     found = together.deleted(method, 0.5, seed=3)
     assert alone.deleted(method, 0.5, seed=3).predicted == found.predicted
     assert alone.keeping([0.9, 0.5, 0.9], method, seed=3, numbers=[1]).predicted == found.predicted[1:2]
-    assert together.deleted(method, 0.5, seed=3).predicted == found.predicted  # from scores computed before
+    assert together.deleted(method, 0.5, seed=3).predicted == found.predicted
 
 
 def test_deletion_after_the_last_layer_that_reads_the_image_is_of_no_consequence(make_bench) -> None:

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 
 from orchestrator.ablate.cells import list_cells
 from orchestrator.ablate.pairs import CHANGES, make_pairs
-from orchestrator.ablate.selection import LEVERAGE_RANK, _by_states, keep_mask, n_kept, random_scores, seen_size, shrink
+from orchestrator.ablate.selection import seen_size, shrink
 from orchestrator.config import AblateConfig, TaskConfig
 from orchestrator.data.mixture import ExampleMaker
 from orchestrator.errors import ConfigError
+from orchestrator.models.reduction import n_kept
 
 
 @given(st.integers(1, 5000), st.floats(0, 1))
@@ -23,35 +24,6 @@ def test_the_number_kept_is_within_half_a_token_and_zero_only_when_all_are_delet
     assert (kept == 0) == (share == 1.0)
     assert kept == 1 or abs(kept - (1 - share) * n) <= 0.5 + 1e-9
     assert kept <= n
-
-
-def test_the_highest_scores_are_kept_and_of_equals_the_earlier() -> None:
-    keep = keep_mask([torch.tensor([1.0, 3.0, 3.0, 2.0]), torch.tensor([5.0, 4.0])], [0.5, 0.5])
-    assert keep.tolist() == [[False, True, True, False], [True, False, False, False]]
-
-
-def test_random_scores_depend_on_the_seed_alone() -> None:
-    assert torch.equal(random_scores(9, (1, 2)), random_scores(9, (1, 2)))
-    assert not torch.equal(random_scores(9, (1, 2)), random_scores(9, (2, 2)))
-
-
-@pytest.mark.parametrize("width", [7, 30])
-def test_scores_follow_their_definitions(width: int) -> None:
-    states = torch.randn(12, width, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 12)[:, None]
-    x = states.double().numpy()
-    torch.testing.assert_close(
-        _by_states("norm", states).double().numpy(), np.linalg.norm(x, axis=1), atol=1e-5, rtol=0
-    )
-    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    mean_cosine = ((unit @ unit.T).sum(1) - 1) / 11
-    assert _by_states("similarity", states).argsort().tolist() == (-mean_cosine).argsort().tolist()
-    left = np.linalg.svd(x)[0][:, :LEVERAGE_RANK]
-    torch.testing.assert_close(_by_states("leverage", states).double().numpy(), (left**2).sum(1), atol=1e-5, rtol=0)
-
-
-def test_leverage_of_tokens_of_low_rank_sums_to_that_rank() -> None:
-    states = torch.randn(10, 2) @ torch.randn(2, 6)
-    assert float(_by_states("leverage", states).sum()) == pytest.approx(2, abs=1e-4)
 
 
 def test_an_image_is_shrunk_to_the_share_of_what_the_model_sees() -> None:
@@ -109,7 +81,7 @@ CHECKS = ("deletion", "inside", "knockout", "patching", "policy", "link")
 
 
 def test_cells_are_distinct_and_hold_the_plain_model() -> None:
-    config = AblateConfig(checks=CHECKS, deleted_shares=(0.5,), methods=("random", "attention", "downsample"))
+    config = AblateConfig(checks=CHECKS, deleted_shares=(0.5,), methods=("random", "question_attention", "downsample"))
     cells = list_cells(config, 6)
     assert len(set(cells)) == len(cells)
     assert {c.seed for c in cells if c.method == "random"} == {0, 1, 2}
@@ -124,7 +96,7 @@ def test_cross_attention_is_switched_off_layer_by_layer_and_not_deleted_where_no
     windows = [(c.layer, c.last_layer) for c in cells if c.check == "knockout"]
     assert windows == [(0, -1), (1, 1), (3, 3), (5, 5), (0, 6)]
     inside = {(c.method, c.layer) for c in cells if c.check == "deletion" and c.layer}
-    assert inside == {("random", 1), ("random", 4), ("attention", 4)}
+    assert inside == {("random", 1), ("random", 4), ("fastv", 4)}
     between = list_cells(AblateConfig(checks=("inside",), inside_layers=(2, 3, 4)), 7, (1, 3, 5))
     assert {c.layer for c in between} == {2, 4}  # 2 and 3 are before the same cross-attention layers
     assert {c.layer for c in cells if c.check == "patching"} == {1, 3, 5}

@@ -130,8 +130,8 @@ def test_questions_about_photographs_are_asked_too(tmp_path: Path, coco_root: Pa
 def test_a_flip_counts_however_the_model_writes_it(stage: Stage, monkeypatch) -> None:
     """As a right answer does: chat models write "Red."."""
     adapter = load_model(make_run())
-    generate = adapter.generate
-    monkeypatch.setattr(adapter, "generate", lambda *a, **k: [f"{text.capitalize()}." for text in generate(*a, **k)])
+    texts = adapter.texts
+    monkeypatch.setattr(adapter, "texts", lambda ids: [f"{text.capitalize()}." for text in texts(ids)])
     found = Ablation(adapter, make_run()).tables(Cell("patching", attribute="colour"))["patching"]
     assert found.equals(stage.scan("patching").filter(pl.col("layer") == 0).collect())
 

@@ -11,7 +11,6 @@ from orchestrator.report.causal_views import over_seeds, windows, without_knocko
 from orchestrator.report.figures.base import band, head, layer_axis, legend, new_panels, styled
 from orchestrator.report.style import colour_of, name_of
 
-METHODS = ("random", "norm", "attention", "similarity", "leverage", "downsample")
 TIERS = {"low": ("-", "o"), "high": ("--", "s")}
 """Dash and marker of a tier."""
 
@@ -34,7 +33,7 @@ def _questions(table: pl.DataFrame) -> list[tuple[str, str]]:
 def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
     """Accuracy against the share of visual tokens deleted after the projector, a panel a method, a line a family."""
     table = over_seeds(deletion.filter((pl.col("layer") == 0) & (pl.col("checkpoint") == "base")))
-    methods = sorted(table["method"].unique().to_list(), key=METHODS.index)
+    methods = deletion["method"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(len(methods), width=3.4, height=2.9, columns=3, share_y=True)
     for axes, method in zip(panels, methods, strict=True):
         for family, tier in _questions(table):

@@ -21,7 +21,7 @@ CAUSAL_TABLES: dict[str, Table] = {
     "deletion": Table(
         {
             "checkpoint": CHECKPOINT,
-            "method": Column(STRING, "random, norm, attention, similarity, leverage or downsample"),
+            "method": Column(STRING, "how tokens are chosen: a name of `vtsweep.selectors`, or downsample"),
             "layer": Column(INT, "0: after the projector; k: after k decoder layers"),
             "seed": Column(INT, "seed of random deletion; -1 for methods that draw nothing"),
             "deleted_share": Column(FLOAT, "share of visual tokens asked to be deleted"),

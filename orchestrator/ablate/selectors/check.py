@@ -1,0 +1,76 @@
+"""What can be refused of the ways to choose tokens before work starts. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import Selector, get_selector, selector_names, settings_of
+from orchestrator.config import AblateConfig
+from orchestrator.errors import ConfigError, ModelError, did_you_mean
+from orchestrator.models.needs import cannot_have
+
+
+def check_methods(config: AblateConfig) -> None:
+    """Refuse unknown names and settings, and methods that are asked to choose where they cannot.
+
+    Raises:
+        ConfigError: naming key and method.
+    """
+    names = selector_names()
+    for key, methods, more in (
+        ("methods", config.methods, (DOWNSAMPLE,)),
+        ("inside_methods", config.inside_methods, ()),
+    ):
+        for name in methods:
+            if name not in (*names, *more):
+                raise ConfigError(f"ablate.{key}: unknown name {name!r}.{did_you_mean(name, (*names, *more))}")
+    for name in config.selector_settings:
+        if name not in names:
+            raise ConfigError(f"ablate.selector_settings: unknown method {name!r}.{did_you_mean(name, names)}")
+        settings_of(get_selector(name), config.selector_settings)
+    if before_decoder(config):
+        for name in config.methods:
+            if name != DOWNSAMPLE and not get_selector(name).at_input:
+                raise ConfigError(
+                    f"ablate.methods: {name} reads the decoder's attention, so it cannot choose before the decoder;"
+                    " name it in ablate.inside_methods (check `inside`)."
+                )
+
+
+def before_decoder(config: AblateConfig) -> bool:
+    """Whether a check deletes tokens before the decoder."""
+    return bool({"deletion", "policy", "link"} & set(config.checks))
+
+
+def check_model_gives(config: AblateConfig, model_type: str) -> None:
+    """Refuse methods whose needs a model does not meet.
+
+    Raises:
+        ConfigError: naming method, model type and what is missing.
+    """
+    asked = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
+    asked += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
+    for name, layer in asked:
+        if reason := cannot_have(get_selector(name).needs_at(layer), model_type):
+            raise ConfigError(f"ablate: {name} needs what a model of type {model_type!r} does not give: {reason}.")
+
+
+def check_needs(selector: Selector, layers: Sequence[int], model_type: str, cross_layers: Sequence[int]) -> None:
+    """Refuse a method where it cannot choose.
+
+    Raises:
+        ModelError: the model does not give what it needs, or no layer that reads the image comes before.
+    """
+    for layer in layers:
+        needs = selector.needs_at(layer)
+        if reason := cannot_have(needs, model_type):
+            raise ModelError(f"{selector.name}: a model of type {model_type!r} does not give {reason}.")
+        if not needs & {"attention", "own_attention"}:
+            continue
+        first = min(cross_layers, default=0) + 1 if "attention" in needs else int(not cross_layers)
+        if layer < first:
+            raise ModelError(
+                f"{selector.name} reads the decoder's attention to the image, so it can choose after {first} or more"
+                f" layers; found {layer}."
+            )

@@ -1,0 +1,74 @@
+"""What choosing tokens takes beside what it saves, from a model's config alone. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.ablate.selectors.check import before_decoder
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import Sizes, get_selector
+from orchestrator.config import RunConfig
+from orchestrator.models.catalogue import resolve
+from orchestrator.models.planning import (
+    TEXT_TOKENS,
+    Stack,
+    cross_flops,
+    cross_layers,
+    decoder_stack,
+    image_size,
+    read_config,
+)
+from orchestrator.models.visual_tokens import VisionLoad, visual_load
+
+KEPT = 0.25
+"""Share of tokens kept at which methods are priced."""
+QUESTION_TOKENS = 16
+"""Tokens of a question that a plan assumes."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """Operations of one method on one image, when a quarter of its tokens stays."""
+
+    model: str
+    method: str
+    depth: str
+    """`before the decoder`, or `inside`."""
+    choosing_gflop: float
+    saved_gflop: float
+    """Of the decoder's pass over the prompt; inside, from the second layer on."""
+
+
+def prices(run: RunConfig) -> list[Price]:
+    """The price of every method that a run's ablation names.
+
+    Raises:
+        ModelError: the model is unknown, or its config is not at hand.
+    """
+    config = read_config(resolve(run.model))
+    decoder, load = decoder_stack(config), visual_load(config, *image_size(run.data))
+    asked = [(name, 0) for name in run.ablate.methods if name != DOWNSAMPLE] if before_decoder(run.ablate) else []
+    asked += [(name, 2) for name in run.ablate.inside_methods] if "inside" in run.ablate.checks else []
+    n_kept = max(1, round(KEPT * load.tokens))
+    saved = _pass(config, decoder, load, load.tokens) - _pass(config, decoder, load, n_kept)
+    found = []
+    for name, layer in asked:
+        selector = get_selector(name)
+        needs = selector.needs_at(layer)
+        total = selector.operations(Sizes(load.tokens, decoder.width, n_kept, QUESTION_TOKENS))
+        if "full_pass" in needs:
+            total += _pass(config, decoder, load, load.tokens)
+        if "own_attention" in needs:
+            total += 2.0 * (TEXT_TOKENS + load.tokens) * decoder.width * (decoder.query + 2 * decoder.key)
+        share = 1.0 - layer / decoder.layers
+        where = "inside" if layer else "before the decoder"
+        found.append(Price(run.model.name, name, where, total / 1e9, share * saved / 1e9))
+    return found
+
+
+def _pass(config: object, decoder: Stack, load: VisionLoad, n_vision: int) -> float:
+    """Operations of the decoder's pass over a prompt with `n_vision` visual tokens."""
+    if not cross_layers(config):
+        return decoder.flops(1, TEXT_TOKENS + load.placeholders - load.tokens + n_vision, causal=True)
+    share = n_vision / max(1, load.tokens)
+    return decoder.flops(1, TEXT_TOKENS, causal=True) + share * cross_flops(config, decoder, load)

@@ -1,0 +1,223 @@
+"""Fewer visual tokens, chosen in the pass that uses them: at one depth or several, by selection or by merging.
+
+A `Reduction` says at which decoder layers tokens leave, how many, and who chooses. The choice is made where it applies,
+from what the pass has computed until then: no pass of its own, and the time saved is real. `Adapter.reduce` puts a
+reduction on a batch; `run` and `generate` then follow it.
+
+A token that goes on keeps its position. A merged token stands at the position of the token it is merged into (its
+anchor): the first of a row of weights that counts, as the chooser orders them.
+
+Shapes: V visual tokens of one image that are present, K of them that go on, T tokens of its question, D width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from orchestrator.models.batching import Batch
+from orchestrator.models.groups import PADDING, TEXT, VISION
+from orchestrator.models.needs import Need
+from orchestrator.models.reading import Heads, padded_rows
+from orchestrator.models.shortening import Shortening, shortening
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of one image and its question where tokens are chosen; what was not asked for is None."""
+
+    states: Float[Tensor, "V D"]
+    order: Int[Tensor, " V"]
+    """Which of the image's tokens these are, ascending."""
+    text: Float[Tensor, "T D"] | None = None
+    attention: Float[Tensor, "R V"] | None = None
+    """Weights from the T tokens of the question, then from the last token of the prompt; mean over heads."""
+    keys: Float[Tensor, "V E"] | None = None
+    """Keys of all heads side by side."""
+    text_keys: Float[Tensor, "T E"] | None = None
+    """Of the question's tokens; None where text has no keys beside the image's (`cross_kv`)."""
+    encoder: Float[Tensor, " V"] | None = None
+    """Attention from the encoder's class token, or received on average where there is none; class tokens: inf."""
+    encoder_keys: Float[Tensor, "V E"] | None = None
+    """Keys of that block, mean over heads."""
+    given: Float[Tensor, " V"] | None = None
+    """Scores of a pass of its own."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tokens that go on: `index` into those present, each once, and what they become.
+
+    `weights` (K, V): token k becomes weights[k] @ states; unchanged where absent.
+    """
+
+    index: Int[Tensor, " K"]
+    weights: Float[Tensor, "K V"] | None = None
+
+
+Choose = Callable[[Seen, int, int], Kept]
+"""(what is seen, how many to keep, row of the batch) -> what goes on."""
+
+
+@dataclass
+class Reduction:
+    """Where tokens leave, how many stay, and who chooses; and what came of it in the last pass.
+
+    Args:
+        layers: depths, ascending; 0 is before the decoder, k after k layers.
+        shares: share of the image's tokens that are left from each depth on, `shares[depth][row]`.
+        needs: what `choose` looks at.
+    """
+
+    layers: tuple[int, ...]
+    shares: Sequence[Sequence[float]]
+    choose: Choose
+    needs: frozenset[Need] = frozenset()
+    given: list[Float[Tensor, " V"]] | None = None
+    """Scores of each image's tokens from a pass of its own."""
+    make_encoder_reading: Callable[[Any, Batch], Any] | None = None
+    """(adapter, batch) -> an `EncoderReading`, where `needs` names the encoder."""
+    cuts: list[Shortening] = field(default_factory=list)
+    """Of each depth reached: positions of the whole sequence (`cross_kv`: of the states) that are left, on the CPU."""
+    kept: list[Int[Tensor, " B"]] = field(default_factory=list)
+    """Of each depth reached: how many visual tokens of each row are left."""
+    seconds: float = 0.0
+    """Time of reading and choosing in the last pass, s."""
+    seconds_before: float = 0.0
+    """Time of a pass of its own, s."""
+
+    def encoder_reading(self, adapter: Any, batch: Batch) -> Any:
+        """Return what reads the vision encoder in the next pass; None where nothing is needed of it."""
+        return None if self.make_encoder_reading is None else self.make_encoder_reading(adapter, batch)
+
+    def start(self) -> None:
+        """Forget the last pass."""
+        self.cuts, self.kept, self.seconds = [], [], 0.0
+
+    def cut_at(self, layer: int) -> Shortening | None:
+        """Return what is left at the input of a decoder layer; None before the first depth."""
+        reached = [cut for at, cut in zip(self.layers, self.cuts, strict=False) if at <= layer]
+        return reached[-1] if reached else None
+
+
+def reduction_of(batch: Batch) -> Reduction | None:
+    """Return the reduction that `Adapter.reduce` put on a batch."""
+    found: Any = batch.get("reduction")
+    return found
+
+
+def n_kept(n_tokens: int, deleted_share: float) -> int:
+    """Tokens left of `n_tokens` when `deleted_share` of them is deleted, rounded half up; 0 only when all are deleted.
+
+    >>> n_kept(64, 0.99), n_kept(64, 0.5), n_kept(64, 1.0), n_kept(64, 0.0)
+    (1, 32, 0, 64)
+    """
+    if deleted_share >= 1.0:
+        return 0
+    return min(n_tokens, max(1, int(np.floor((1.0 - deleted_share) * n_tokens + 0.5))))
+
+
+@dataclass
+class Progress:
+    """A reduction on its way through one pass.
+
+    `vision` (B, P): which of the P places where visual tokens may stand hold one that is left: of the sequence as it
+    is now (`residual`), or of the cross-attended states as they are now (`cross_kv`).
+    """
+
+    reduction: Reduction
+    groups: Int[Tensor, "B S"]
+    """Groups of the sequence as it is now, on the CPU."""
+    vision: Bool[Tensor, "B P"]
+    real: Bool[Tensor, "B P"]
+    """Places that are not padding or fillers."""
+    across: bool
+    counts: Int[Tensor, " B"]
+    """Visual tokens of each image before any left."""
+    left: list[Int[Tensor, " V"]] = field(default_factory=list)
+    """Of each row: which of the image's tokens are left."""
+    heads: Heads | None = None
+    encoder: list[tuple[Tensor, Tensor]] | None = None
+    """Attention and keys of each image's tokens in the vision encoder."""
+    absolute: Shortening | None = None
+
+    def __post_init__(self) -> None:
+        self.left = [torch.arange(int(n)) for n in self.counts]
+        self.reduction.start()
+
+    def decide(self, depth: int, source: Float[Tensor, "B P D"]) -> tuple[Shortening, Float[Tensor, "B P D"]]:
+        """Choose at a depth; return which of the present places stay, and the states with merged tokens in place."""
+        started = time.perf_counter()
+        weights = self._attention()
+        stays, changed = self.real.clone(), source
+        kept_counts = []
+        for row, places in enumerate(mask.nonzero()[:, 0] for mask in self.vision):
+            n = min(n_kept(int(self.counts[row]), 1.0 - self.reduction.shares[depth][row]), len(places))
+            if n < len(places):
+                kept = self._choose(row, places, n, source, weights)
+                stays[row, places] = False
+                stays[row, places[kept.index]] = True
+                if kept.weights is not None and n:
+                    if changed is source:
+                        changed = source.clone()
+                    merged = kept.weights.to(source.device, source.dtype) @ source[row, places.to(source.device)]
+                    changed[row, places[kept.index].to(source.device)] = merged
+                self.left[row] = self.left[row][kept.index.sort().values]
+            kept_counts.append(n)
+        step = shortening(stays)
+        self._advance(step, torch.tensor(kept_counts))
+        self.reduction.seconds += time.perf_counter() - started
+        return step, changed
+
+    def _choose(self, row: int, places: Tensor, n: int, source: Tensor, weights: Tensor | None) -> Kept:
+        if n == 0:
+            return Kept(torch.zeros(0, dtype=torch.long))
+        needs, here = self.reduction.needs, places.to(source.device)
+        text = (self.groups[row] == TEXT).nonzero()[:, 0]
+        more: dict[str, Tensor] = {}
+        if needs & {"text", "keys"} and not self.across:  # across, text has no states beside the visual ones
+            more["text"] = source[row, text.to(source.device)].float().cpu()
+        if weights is not None and self.heads is not None:
+            rows = [*range(len(text)), weights.shape[1] - 1]
+            more["attention"] = weights[row][rows][:, here].cpu()
+            if "keys" in needs:
+                more["keys"] = self.heads.keys[row, here].float().cpu()
+                if not self.across:
+                    more["text_keys"] = self.heads.keys[row, text.to(source.device)].float().cpu()
+        if self.encoder is not None:
+            attention, keys = self.encoder[row]
+            more["encoder"], more["encoder_keys"] = attention[self.left[row]], keys[self.left[row]]
+        if self.reduction.given is not None:
+            more["given"] = self.reduction.given[row][self.left[row]]
+        return self.reduction.choose(Seen(source[row, here].float().cpu(), self.left[row], **more), n, row)
+
+    def _attention(self) -> Tensor | None:
+        """Weights (B, R, P) of each question's tokens, filled up with the first position, then the last token's."""
+        if self.heads is None:
+            return None
+        index, _ = padded_rows([(row == TEXT).nonzero()[:, 0] for row in self.groups])
+        last = torch.full_like(index[:, :1], self.groups.shape[1] - 1)
+        return self.heads.weights(torch.cat([index, last], dim=1))
+
+    def _advance(self, step: Shortening, counts: Tensor) -> None:
+        self.vision = step.tokens(self.vision) & step.real
+        self.real = step.real
+        before = self.absolute
+        self.absolute = step if before is None else Shortening(before.index.gather(1, step.index), step.real)
+        if not self.across:
+            self.groups = step.tokens(self.groups).masked_fill(~step.real, PADDING)
+        self.heads = None
+        self.reduction.cuts.append(self.absolute)
+        self.reduction.kept.append(counts)
+
+
+def sequence_progress(reduction: Reduction, groups: Int[Tensor, "B S"], counts: Int[Tensor, " B"]) -> Progress:
+    """Return the progress of a reduction over visual tokens that stand in the sequence."""
+    return Progress(reduction, groups, groups == VISION, groups != PADDING, False, counts)

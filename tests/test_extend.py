@@ -30,11 +30,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "my_metrics.py").write_text(block("python", "# my_metrics.py"))
     (folder / "my_models.py").write_text(block("python", "# my_models.py"))
     (folder / "my_probes.py").write_text(block("python", "# my_probes.py"))
+    (folder / "my_selectors.py").write_text(block("python", "# my_selectors.py"))
     info = folder / "mine-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     sections = [(group, line) for group, line in re.findall(r'entry-points\."([^"]+)"\]\n(\w+ = "[^"]+")', TEXT)]
-    assert {group for group, _ in sections} == {"vtsweep.metrics", "vtsweep.adapters", "vtsweep.probes"}
+    assert {group for group, _ in sections} == {
+        "vtsweep.metrics",
+        "vtsweep.adapters",
+        "vtsweep.probes",
+        "vtsweep.selectors",
+    }
     (info / "entry_points.txt").write_text("".join(f"[{g}]\n{line.replace(chr(34), '')}\n" for g, line in sections))
     return folder
 
@@ -149,3 +155,23 @@ def test_a_registered_probe_is_judged_like_the_built_in_ones(site: Path, tmp_pat
     )
     assert misspelt.returncode != 0
     assert "ridge" in misspelt.stderr
+
+
+def test_a_way_to_choose_tokens_is_used_by_its_name(site: Path, tmp_path: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "from orchestrator.ablate.ablate_stage import ablate_stage, run_ablate\n"
+        "from orchestrator.ablate.selectors.check import check_methods\n"
+        "from orchestrator.config import RunConfig\n"
+        "from orchestrator.store.filesystem import Storage\n"
+        "run = RunConfig.model_validate({'ablate': {'checks': ['deletion'], 'methods': ['middle_out'],"
+        " 'low_families': ['colour'], 'high_families': [], 'n_per_family': 3, 'deleted_shares': [0.5]},"
+        " 'how': {'backend': 'local', 'torch_threads': 1}})\n"
+        "check_methods(run.ablate)\n"
+        f"stage = run_ablate(run, Storage({str(tmp_path)!r}), quiet=True)\n"
+        "assert stage.config['selectors'] == {'middle_out': 'mine 1.0'}, stage.config\n"
+        "print(stage.scan('deletion').collect()['kept_tokens'].to_list())\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert found.stdout.splitlines()[-1] == "[64.0, 32.0]"

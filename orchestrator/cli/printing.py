@@ -54,6 +54,15 @@ def print_plan(plan: Plan) -> None:
         for line in _design(design):
             console.print(line, highlight=False)
     console.print(f"workers: {plan.pools}")
+    if plan.selection:
+        dear = [price for price in plan.selection if price.choosing_gflop > 0.2 * price.saved_gflop]
+        shares = [f"{price.method} on {price.model} {price.choosing_gflop / price.saved_gflop:.1f}" for price in dear]
+        exceptions = f", but for {', '.join(shares)}" if shares else ""
+        console.print(
+            f"choosing tokens takes at most a fifth of what a quarter of them saves{exceptions}"
+            " (operations; more with --json)",
+            highlight=False,
+        )
     if plan.power:
         console.print(f"power: {plan.power}", highlight=False)
     for problem in plan.problems:

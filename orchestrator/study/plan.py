@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from orchestrator.ablate.selectors.price import Price, prices
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
@@ -79,6 +80,8 @@ class Plan:
     """Workers whose models this machine's memory cannot hold: a run here would be refused."""
     kept_as: str = ""
     """Name of the record: another than the study's where that holds other settings."""
+    selection: Sequence[Price] = ()
+    """Operations of choosing visual tokens in an ablation, beside those saved."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -133,7 +136,18 @@ def make_plan(sweep: Sweep) -> Plan:
         axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
+        selection=_selection([point.run for point in sweep.points]) if "ablate" in wanted else (),
     )  # fmt: skip
+
+
+def _selection(runs: Sequence[RunConfig]) -> list[Price]:
+    """What choosing tokens takes in each distinct ablation; a model not known here is among the problems already."""
+    found: list[Price] = []
+    parts = {"model", "ablate", "data"}
+    for run in {canonical_json(run.model_dump(mode="json", include=parts)): run for run in runs}.values():
+        with contextlib.suppress(ModelError):
+            found += prices(run)
+    return list(dict.fromkeys(found))
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:

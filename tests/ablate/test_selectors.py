@@ -3,6 +3,7 @@ that share no code with the package."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ablate.selectors.check import check_methods, check_model_gives
+from orchestrator.ablate.selectors.document import BEGIN, END, to_markdown
 from orchestrator.ablate.selectors.entries import ENTRIES
+from orchestrator.ablate.selectors.price import prices
 from orchestrator.ablate.selectors.registry import Sizes, Wanted, get_selector, selector_names, settings_of
-from orchestrator.config import AblateConfig
+from orchestrator.config import AblateConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.models.reduction import Kept, Seen
 
@@ -294,3 +297,21 @@ def test_a_model_that_does_not_give_what_a_method_needs_is_refused_before_work()
         check_model_gives(inside, "molmo")
     with pytest.raises(ConfigError, match=r"visionzip .*'qwen2_5_vl'.*encoder"):
         check_model_gives(AblateConfig(checks=("deletion",), methods=("visionzip",)), "qwen2_5_vl")
+
+
+def test_the_documentation_lists_the_entries() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "causal.md").read_text(encoding="utf-8")
+    assert text.split(BEGIN)[1].split(END)[0] == to_markdown()
+
+
+def test_a_plan_prices_every_method_beside_what_it_saves() -> None:
+    ablate = {"checks": ["deletion", "inside"], "methods": ["norm", "question_attention", "downsample"],
+              "inside_methods": ["fastv", "pyramiddrop"]}  # fmt: skip
+    for model in ("reference-joint", "reference-cross"):
+        run = RunConfig.model_validate({"model": {"name": model}, "ablate": ablate})
+        found = {price.method: price for price in prices(run)}
+        assert set(found) == {"norm", "question_attention", "fastv", "pyramiddrop"}
+        assert found["norm"].choosing_gflop < 0.2 * found["norm"].saved_gflop
+        assert found["question_attention"].choosing_gflop > found["question_attention"].saved_gflop
+        assert 0 < found["fastv"].choosing_gflop < found["pyramiddrop"].choosing_gflop
+        assert found["fastv"].saved_gflop < found["norm"].saved_gflop

@@ -6,6 +6,7 @@ A token made of several patches has the mean of their attention and of their key
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -36,13 +37,16 @@ class EncoderReading:
         blocks = adapter.encoder_layers
         self.module = attention_module(blocks[-1 if last else projected_block(adapter.config, len(blocks))])
         self._calls: list[Tensor] = []
+        self.seconds = 0.0
+        """Time of reading, s."""
 
     def readers(self) -> dict[nn.Module, Reader]:
         """Return what `attention_read` takes."""
-        self._calls = []
+        self._calls, self.seconds = [], 0.0
         return {self.module: self._read}
 
     def _read(self, heads: Heads) -> None:
+        started = time.perf_counter()
         if isinstance(self.adapter, CrossAttentionAdapter):
             attention = self._tile_classes(heads)
         elif has_class_token(self.adapter):
@@ -51,6 +55,7 @@ class EncoderReading:
         else:
             attention = heads.weights().mean(dim=1)
         self._calls.append(torch.cat([attention[..., None], heads.mean_keys.float()], dim=-1).cpu())
+        self.seconds += time.perf_counter() - started
 
     def _tile_classes(self, heads: Heads) -> Float[Tensor, "B S"]:
         """Mean attention of the class tokens of an image's real tiles."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.models.block_shortening import hidden_of
-from orchestrator.models.reading import Heads, attention_module, attention_read, peek
+from orchestrator.models.reading import Heads, attention_module, attention_read
 from orchestrator.models.reduction import Progress, Reduction
 from orchestrator.models.shortening import Shortening
 
@@ -62,6 +62,7 @@ class AcrossReduction:
         """Choose at a depth, and shorten the states."""
         if self._encoder is not None and self.progress.encoder is None:
             self.progress.encoder = self._encoder.found()
+            self.reduction.seconds += self._encoder.seconds
         step, states = self.progress.decide(depth, states)
         self.states = step.to(states.device).tokens(states)
 
@@ -82,7 +83,7 @@ class _Cross:
                 owner.states = states.reshape(rows, -1, states.shape[-1])
             for depth in self.depths:
                 if "own_attention" in owner.reduction.needs:
-                    owner.progress.heads = peek(block, args, self._shortened(kwargs, hidden))
+                    owner.progress.peek(block, args, self._shortened(kwargs, hidden))
                 owner.decide(depth, owner.states)
             self.cut = owner.progress.absolute
             self.sees = owner.progress.vision.any(dim=1)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from orchestrator.models.block_shortening import BlockShortening, hidden_of, late_deepstack, with_hidden
-from orchestrator.models.reading import Heads, attention_module, attention_read, peek
+from orchestrator.models.reading import Heads, attention_module, attention_read
 from orchestrator.models.reduction import Progress, Reduction, sequence_progress
 from orchestrator.models.shortening import Shortening, shorten_decoder_inputs
 
@@ -69,6 +69,7 @@ class SequenceReduction:
         """Choose at a depth; see `Progress.decide`."""
         if self._encoder is not None and self.progress.encoder is None:
             self.progress.encoder = self._encoder.found()
+            self.reduction.seconds += self._encoder.seconds
         return self.progress.decide(depth, hidden)
 
     def advance(self, step: Shortening, *, first: bool) -> None:
@@ -106,7 +107,7 @@ class _Block:
             if "own_attention" in owner.reduction.needs:
                 before = owner.cut
                 known = kwargs if before is None else self._shortening(before).prompt(kwargs, hidden.device)
-                owner.progress.heads = peek(block, args, known)
+                owner.progress.peek(block, args, known)
             step, hidden = owner.decide(self.depth, hidden)
             hidden = step.to(hidden.device).tokens(hidden)
             owner.advance(step, first=self.first)

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.models.batching import Batch
 from orchestrator.models.groups import PADDING, TEXT, VISION
 from orchestrator.models.needs import Need
-from orchestrator.models.reading import Heads, padded_rows
+from orchestrator.models.reading import Heads, padded_rows, peek
 from orchestrator.models.shortening import Shortening, shortening
 
 
@@ -151,6 +151,12 @@ class Progress:
     def __post_init__(self) -> None:
         self.left = [torch.arange(int(n)) for n in self.counts]
         self.reduction.start()
+
+    def peek(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Read a block's own attention before it runs."""
+        started = time.perf_counter()
+        self.heads = peek(block, args, kwargs)
+        self.reduction.seconds += time.perf_counter() - started
 
     def decide(self, depth: int, source: Float[Tensor, "B P D"]) -> tuple[Shortening, Float[Tensor, "B P D"]]:
         """Choose at a depth; return which of the present places stay, and the states with merged tokens in place."""

@@ -183,7 +183,7 @@ def test_attention_to_vision_is_a_share(family):
 
 
 def test_fused_blocks_refuse_to_give_attention():
-    with pytest.raises(ModelError, match="do not return attention"):
+    with pytest.raises(ModelError, match="attention weights cannot be read"):
         attention_to_vision(adapter("molmo"), batch("molmo"))
 
 

@@ -23,7 +23,7 @@ import torch
 from benchmarks.common import header, last_line
 from orchestrator.ablate.selection import make_reduction
 from orchestrator.ablate.selectors.entries import ENTRIES
-from orchestrator.ablate.selectors.registry import Selector
+from orchestrator.ablate.selectors.kinds import Selector
 from orchestrator.ablate.selectors.schedules import schedule_for
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch

@@ -12,7 +12,7 @@ import torch
 
 from orchestrator.ablate.selection import make_reduction, seen_size, shrink
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
-from orchestrator.ablate.selectors.registry import Settings
+from orchestrator.ablate.selectors.kinds import Settings
 from orchestrator.answers.evaluate import answer_limit, judge
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter

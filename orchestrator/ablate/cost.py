@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
-from orchestrator.ablate.selectors.registry import Sizes, get_selector
+from orchestrator.ablate.selectors.kinds import Sizes
+from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.ablate.selectors.check import check_needs
-from orchestrator.ablate.selectors.registry import Selector, Settings, Wanted, get_selector, settings_of
+from orchestrator.ablate.selectors.kinds import Selector, Settings, Wanted
+from orchestrator.ablate.selectors.registry import get_selector, settings_of
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.encoder_reading import EncoderReading

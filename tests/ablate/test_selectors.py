@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from orchestrator.ablate.selectors.check import check_methods, check_model_gives
 from orchestrator.ablate.selectors.document import BEGIN, END, to_markdown
 from orchestrator.ablate.selectors.entries import ENTRIES
+from orchestrator.ablate.selectors.kinds import Sizes, Wanted
 from orchestrator.ablate.selectors.price import prices
-from orchestrator.ablate.selectors.registry import Sizes, Wanted, get_selector, selector_names, settings_of
+from orchestrator.ablate.selectors.registry import get_selector, selector_names, settings_of
 from orchestrator.config import AblateConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.models.reduction import Kept, Seen

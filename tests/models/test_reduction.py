@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from orchestrator.ablate.selection import make_reduction
-from orchestrator.ablate.selectors.registry import Selector, get_selector, selector_names
+from orchestrator.ablate.selectors.kinds import Selector
+from orchestrator.ablate.selectors.registry import get_selector, selector_names
 from orchestrator.errors import ModelError
 from orchestrator.models.encoder_reading import EncoderReading, projected_block
 from orchestrator.models.groups import TEXT

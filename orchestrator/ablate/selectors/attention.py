@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from orchestrator.ablate.selectors.registry import Wanted
+from orchestrator.ablate.selectors.kinds import Wanted
 from orchestrator.ablate.selectors.states import by_score
 from orchestrator.models.reduction import Seen
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
-from orchestrator.ablate.selectors.registry import Selector, get_selector, selector_names, settings_of
+from orchestrator.ablate.selectors.kinds import Selector
+from orchestrator.ablate.selectors.registry import get_selector, selector_names, settings_of
 from orchestrator.config import AblateConfig
 from orchestrator.errors import ConfigError, ModelError, did_you_mean
 from orchestrator.models.needs import cannot_have

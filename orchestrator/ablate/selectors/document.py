@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.ablate.selectors.entries import ENTRIES
-from orchestrator.ablate.selectors.registry import Selector
+from orchestrator.ablate.selectors.kinds import Selector
 
 BEGIN, END = "<!-- selectors -->\n", "<!-- /selectors -->"
 _READS = {

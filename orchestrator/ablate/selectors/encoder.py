@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from orchestrator.ablate.selectors.registry import Wanted
+from orchestrator.ablate.selectors.kinds import Wanted
 from orchestrator.ablate.selectors.states import by_score
 from orchestrator.models.reduction import Kept, Seen
 

@@ -5,7 +5,7 @@ V visual tokens, D width, K kept, T tokens of the question. Operations are those
 
 from __future__ import annotations
 
-from orchestrator.ablate.selectors.registry import Selector, Sizes
+from orchestrator.ablate.selectors.kinds import Selector, Sizes
 
 _HERE = "orchestrator.ablate.selectors"
 EARLY = 1 / 16

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from orchestrator.ablate.selectors.check import before_decoder
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
-from orchestrator.ablate.selectors.registry import Sizes, get_selector
+from orchestrator.ablate.selectors.kinds import Sizes
+from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.config import RunConfig
 from orchestrator.models.catalogue import resolve
 from orchestrator.models.planning import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from orchestrator.ablate.selectors.registry import Selector
+from orchestrator.ablate.selectors.kinds import Selector
 from orchestrator.errors import ConfigError
 
 Schedule = tuple[tuple[int, float], ...]

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from orchestrator.ablate.selectors.registry import Wanted
+from orchestrator.ablate.selectors.kinds import Wanted
 from orchestrator.models.reduction import Kept
 
 Order = Int[Tensor, " V"]

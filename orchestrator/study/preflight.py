@@ -207,7 +207,7 @@ def _without_image(run: RunConfig, stages: Sequence[StageName]) -> bool:
 
 def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """One run of each data section, task and ablation."""
-    return list({(str(r.data), r.finetune.task, r.ablate): r for r in reversed(runs)}.values())[::-1]
+    return list({(str(r.data), r.finetune.task, str(r.ablate)): r for r in reversed(runs)}.values())[::-1]
 
 
 def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:

@@ -19,8 +19,10 @@ from orchestrator.ablate.selectors.kinds import Sizes, Wanted
 from orchestrator.ablate.selectors.price import prices
 from orchestrator.ablate.selectors.registry import get_selector, selector_names, settings_of
 from orchestrator.config import AblateConfig, RunConfig
+from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.models.reduction import Kept, Seen
+from orchestrator.study.preflight import preflight
 
 V, D, T, E = 24, 10, 5, 6
 
@@ -298,6 +300,16 @@ def test_a_model_that_does_not_give_what_a_method_needs_is_refused_before_work()
         check_model_gives(inside, "molmo")
     with pytest.raises(ConfigError, match=r"visionzip .*'qwen2_5_vl'.*encoder"):
         check_model_gives(AblateConfig(checks=("deletion",), methods=("visionzip",)), "qwen2_5_vl")
+
+
+def test_settings_of_methods_pass_preflight(tmp_path: Path) -> None:
+    """Settings are held in a mapping, which cannot be hashed."""
+    ablate = {"checks": ["deletion"], "selector_settings": {"leverage": {"rank": 3}}}
+    study = {"name": "s", "storage": str(tmp_path), "stages": ["ablate"], "base": {"ablate": ablate}}
+    preflight(make_sweep(study), ["ablate"])
+    study["base"] = {"ablate": {**ablate, "methods": ["fastv"]}}
+    with pytest.raises(ConfigError, match="fastv reads the decoder's attention"):
+        preflight(make_sweep(study), ["ablate"])
 
 
 def test_the_documentation_lists_the_entries() -> None:

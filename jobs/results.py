@@ -1,0 +1,343 @@
+"""Reproduce the published study: ``python -m jobs.results`` draws `docs/results` anew from its tables, in seconds.
+
+``python -m jobs.results run STORAGE`` runs the sweeps from nothing (hours), ``collect STORAGE`` copies what the page
+needs out of the finished studies into small tables. The page is a template filled from these tables: no number in it is
+written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+
+from orchestrator.errors import VtsweepError
+from orchestrator.finetune.sweep_summary import contrasts, effect_of_ratio, outcome_by_seed
+from orchestrator.stats.intervals import student_interval
+from orchestrator.stats.pareto import pareto_front
+from orchestrator.store.study_record import Study
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs" / "results"
+SWEEPS = ("published_ratio", "published_novelty", "published_images", "published_ablation")
+MODELS = ("reference-joint", "reference-cross")
+FAMILIES = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation", "point")
+PRIMARY = ("drift/vision/late", "delta/vision/stable_rank_centred/middle", "accuracy/high")
+"""Outcomes named before the sweep ran: the defaults of `finetune.primary`."""
+KEPT = (
+    *("accuracy/", "accuracy_base/", "accuracy_generated/", "valid_share/", "blind/", "count_error", "point_distance"),
+    *("drift/vision", "drift/text", "delta/vision/stable_rank_centred", "delta/vision/gini", "delta/text/stable_rank"),
+    *("compression/vision/stable_rank_centred", "compression/vision/gini", "compression/text/stable_rank"),
+    *("asked/high/delta/vision/stable_rank_centred", "asked/low/delta/vision/stable_rank_centred"),
+)
+"""Columns of table `trials` that are published, by their beginning."""
+SETTINGS = ("model", "complexity_ratio", "novelty_ratio", "seed", "status", "n_steps", "n_examples", "train_flops")
+
+
+def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
+    """Trials of the seeds that are finished at every setting, so that every cell rests on the same seeds."""
+    cells = trials.group_by("seed").len()
+    whole = cells.filter(pl.col("len") == cells["len"].max())["seed"]
+    return trials.filter(pl.col("seed").is_in(whole.implode()))
+
+
+def collect(storage: str) -> None:
+    """Copy what the page needs out of the finished studies in a storage folder; what was not run is left as it is."""
+    for name in ("published-ratio", "published-novelty"):
+        try:
+            trials = Study.load(f"{storage}/studies/{name}").table("trials").collect()
+        except VtsweepError as error:
+            print(f"{name}: {error}")
+            continue
+        kept = [
+            c for c in trials.columns if c in SETTINGS or (c.startswith(KEPT) and not c.endswith(("_low", "_high")))
+        ]
+        table = whole_seeds(trials).select(kept).sort("model", "complexity_ratio", "novelty_ratio", "seed")
+        table.write_parquet(FOLDER / f"{name.removeprefix('published-')}_trials.parquet", compression="zstd")
+        print(f"{name}: {table.height} of {trials.height} trials, those of seeds finished everywhere")
+
+
+def of_model(trials: pl.DataFrame, model: str) -> pl.DataFrame:
+    """The trials of one model."""
+    return trials.filter(pl.col("model") == model)
+
+
+def ratio_numbers(trials: pl.DataFrame) -> dict[str, Any]:
+    """What the page says of the complexity ratio, by model."""
+    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    found["ratios"] = sorted(trials["complexity_ratio"].unique().to_list())
+    for model in MODELS:
+        own = of_model(trials, model)
+        families = []
+        for family in FAMILIES:
+            row: dict[str, Any] = {"family": family.replace("_", " ")}
+            for tier in ("high", "low"):
+                column = f"accuracy/{tier}/{family}"
+                effect = effect_of_ratio(outcome_by_seed(own, column))
+                row[tier] = {
+                    "base": own[f"accuracy_base/{tier}/{family}"][0],
+                    "blind": own[f"blind/{tier}/{family}"][0],
+                    "rows": effect.table.to_dicts(),
+                    "rises": effect.rises,
+                    "sufficient": effect.sufficient,
+                }
+            families.append(row)
+        whole = {t: effect_of_ratio(outcome_by_seed(own, f"accuracy/{t}")) for t in ("high", "low")}
+        points = own.group_by("complexity_ratio").agg(pl.col("accuracy/high", "accuracy/low").mean())
+        points = points.sort("complexity_ratio")
+        front = pareto_front(points.select("accuracy/high", "accuracy/low").to_numpy(), (1, 1))
+        found[model] = {
+            "families": families,
+            "primary": contrasts(own, PRIMARY).filter("primary").to_dicts(),
+            "n_explored": contrasts(own, PRIMARY)["n_explored"][0],
+            "high": {"rows": whole["high"].table.to_dicts(), "sufficient": whole["high"].sufficient},
+            "low": {"rows": whole["low"].table.to_dicts(), "sufficient": whole["low"].sufficient},
+            "front": points.filter(pl.Series(front))["complexity_ratio"].to_list(),
+            "base": {t: own[f"accuracy_base/{t}"][0] for t in ("high", "low")},
+        }
+    return found
+
+
+def novelty_numbers(trials: pl.DataFrame) -> dict[str, Any]:
+    """The 2 x 2: main effects of crowding and of novelty, and their interaction, paired by seed."""
+    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    for model in MODELS:
+        rows = []
+        for column in (*PRIMARY, "accuracy/low"):
+            wide = of_model(trials, model).pivot(
+                "complexity_ratio", index=("seed", "novelty_ratio"), values=column, aggregate_function="mean"
+            )
+            change = wide.with_columns((pl.col("1.0") - pl.col("0.0")).alias("change"))
+            by_seed = change.pivot("novelty_ratio", index="seed", values=["change", "0.0", "1.0"]).sort("seed")
+            crowding = (by_seed["change_0.0"] + by_seed["change_0.5"]) / 2
+            novelty = (by_seed["0.0_0.5"] - by_seed["0.0_0.0"] + by_seed["1.0_0.5"] - by_seed["1.0_0.0"]) / 2
+            both = by_seed["change_0.5"] - by_seed["change_0.0"]
+            effects = {"crowding": crowding, "novelty": novelty, "interaction": both}
+            rows.append({"outcome": column, **{k: student_interval(v.to_list()) for k, v in effects.items()}})
+        found[model] = rows
+    return found
+
+
+def draw_ratio(trials: pl.DataFrame, file: Path) -> None:
+    """Accuracy by ratio: every seed a dot, the mean a line with its interval, base and blind level as lines."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from orchestrator.report.style import CONTROL_COLOUR, FAMILY_COLOURS
+
+    ratios = sorted(trials["complexity_ratio"].unique().to_list())
+    place = {ratio: i for i, ratio in enumerate(ratios)}
+    shown = ("count", "count_by_attribute", "shape", "comparison")
+    figure, axes = plt.subplots(2, len(shown), figsize=(12, 5.6), sharex=True, sharey=True)
+    for line, model in zip(axes, MODELS, strict=True):
+        own = of_model(trials, model)
+        for axis, family in zip(line, shown, strict=True):
+            for tier, style, colour in (("high", "-", FAMILY_COLOURS[family]), ("low", ":", "#333333")):
+                column = f"accuracy/{tier}/{family}"
+                effect = effect_of_ratio(outcome_by_seed(own, column)).table
+                x = [place[r] for r in effect["complexity_ratio"]]
+                axis.plot(x, effect["mean"], style, color=colour, lw=2, label=f"{tier} tier")
+                if tier == "high":
+                    low, high = (effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
+                    axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+                    axis.scatter([place[r] for r in own["complexity_ratio"]], own[column], s=7, color=colour, alpha=0.5)
+            axis.axhline(
+                own[f"accuracy_base/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls="--", label="high, base"
+            )
+            axis.axhline(own[f"blind/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls=":", label="high, blind")
+            axis.set(ylim=(-0.02, 1.02), title=f"{family.replace('_', ' ')}" if model == MODELS[0] else "")
+            axis.set_xticks(range(len(ratios)), [f"{r:g}" for r in ratios])
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel(f"{model}\nshare of questions right")
+    for axis in axes[1]:
+        axis.set_xlabel("share of crowded scenes in training")
+    axes[0][0].legend(fontsize=8, loc="center right")
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def draw_states(trials: pl.DataFrame, file: Path) -> None:
+    """What happens to the representation: drift of late vision states, and the change of the centred stable rank."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from orchestrator.report.style import SERIES_COLOURS
+
+    panels = {
+        "drift/vision/late": "relative drift of late vision states",
+        "delta/vision/stable_rank_centred/middle": "change of centred stable rank,\nmiddle vision states",
+        "accuracy/high": "share right, crowded scenes",
+        "accuracy/low": "share right, simple scenes",
+    }
+    ratios = sorted(trials["complexity_ratio"].unique().to_list())
+    place = {ratio: i for i, ratio in enumerate(ratios)}
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.4))
+    for axis, (column, label) in zip(axes, panels.items(), strict=True):
+        for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
+            own = of_model(trials, model)
+            effect = effect_of_ratio(outcome_by_seed(own, column)).table
+            x = [place[r] for r in effect["complexity_ratio"]]
+            low, high = (effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
+            axis.plot(x, effect["mean"], color=colour, lw=2, label=model)
+            axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
+            axis.scatter([place[r] for r in own["complexity_ratio"]], own[column], s=7, color=colour, alpha=0.5)
+        axis.set(ylabel=label, xlabel="share of crowded scenes in training")
+        axis.set_xticks(range(len(ratios)), [f"{r:g}" for r in ratios])
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+def draw_headline(trials: pl.DataFrame, file: Path) -> None:
+    """Counting over the ratio beside what happens to the representation, for the first screen."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from orchestrator.report.style import SERIES_COLOURS
+
+    rank = "vision/stable_rank_centred/middle"
+    ratios = sorted(trials["complexity_ratio"].unique().to_list())
+    place = {ratio: i for i, ratio in enumerate(ratios)}
+    figure, (counts, change) = plt.subplots(1, 2, figsize=(9.6, 3.7))
+    for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
+        own = of_model(trials, model)
+        own = own.with_columns(
+            relative=100 * pl.col(f"delta/{rank}") / (pl.col(f"compression/{rank}") - pl.col(f"delta/{rank}"))
+        )
+        for axis, column, style in (
+            (counts, "accuracy/high/count", "-"),
+            (counts, "accuracy/low/count", ":"),
+            (change, "relative", "-"),
+        ):
+            scale = 1 if axis is change else 100
+            effect = effect_of_ratio(outcome_by_seed(own, column)).table
+            x = [place[r] for r in effect["complexity_ratio"]]
+            low, high = (scale * effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
+            tier = "" if axis is change else ", crowded scenes" if style == "-" else ", simple scenes"
+            axis.plot(x, scale * effect["mean"], style, color=colour, lw=2, label=model + tier)
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+            if style == "-":
+                axis.scatter(
+                    [place[r] for r in own["complexity_ratio"]], scale * own[column], s=7, color=colour, alpha=0.5
+                )
+    change.axhspan(-5, 5, color="#6E6E6E", alpha=0.12, lw=0, label="below the smallest effect of interest")
+    counts.set(ylim=(-2, 102), ylabel="%", title="Counting questions answered right")
+    change.set(ylim=(-10, 10), ylabel="%", title="Change of the centred stable rank\nof visual tokens, middle layers")
+    for axis in (counts, change):
+        axis.set_xticks(range(len(ratios)), [f"{100 * r:g} %" for r in ratios])
+        axis.set_xlabel("share of crowded scenes in the training mixture")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8, loc="lower right" if axis is counts else "upper left")
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
+FIGURES: dict[str, tuple[str, Callable[[pl.DataFrame, Path], None]]] = {
+    "headline.png": ("ratio_trials.parquet", draw_headline),
+    "ratio_accuracy.png": ("ratio_trials.parquet", draw_ratio),
+    "ratio_states.png": ("ratio_trials.parquet", draw_states),
+}
+"""Figure -> the table it is drawn from, and what draws it."""
+
+
+def numbers(folder: Path = FOLDER) -> dict[str, Any]:
+    """Everything that the page's template may name."""
+    return {
+        "models": MODELS,
+        "study": json.loads((folder / "study.json").read_text()),
+        "ratio": ratio_numbers(pl.read_parquet(folder / "ratio_trials.parquet")),
+        "novelty": novelty_numbers(pl.read_parquet(novelty))
+        if (novelty := folder / "novelty_trials.parquet").exists()
+        else None,
+    }
+
+
+SHORT = """\
+With {{ first|share }} of the training scenes crowded instead of none, `reference-joint` counts right in \
+{{ j[1].mean|percent }} of crowded scenes instead of {{ j[0].mean|percent }}, and `reference-cross` in \
+{{ c[1].mean|percent }} instead of {{ c[0].mean|percent }}; with all of them crowded, in \
+{{ j[-1].mean|percent }} and {{ c[-1].mean|percent }}. At one half nothing of counting in simple scenes is lost \
+({{ jl[-2].mean|percent }} and {{ cl[-2].mean|percent }}); at all it falls to {{ jl[-1].mean|percent }} and \
+{{ cl[-1].mean|percent }}. The visual tokens hardly notice: their centred stable rank in the middle layers \
+changes by {{ jr.effect|signed }} ({{ jr.ci_low|signed }} to {{ jr.ci_high|signed }}; {{ jr.verdict }}) and \
+{{ cr.effect|signed }} ({{ cr.ci_low|signed }} to {{ cr.ci_high|signed }}; {{ cr.verdict }}).
+"""
+"""The finding in three sentences: opens the page and the project's README."""
+MARKS = ("<!-- published study: written by python -m jobs.results -->\n", "<!-- end -->")
+
+
+def environment() -> Environment:
+    """Filters of the templates: shares as per cent, signed differences."""
+    found = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    found.filters["percent"] = lambda value: f"{100 * value:.1f} %"
+    found.filters["share"] = lambda value: f"{100 * value:g} %"
+    found.filters["signed"] = lambda value, digits=3: "-" if value is None else f"{value:+.{digits}f}"
+    return found
+
+
+def short(folder: Path = FOLDER) -> str:
+    """The finding in three sentences."""
+    ratio = ratio_numbers(pl.read_parquet(folder / "ratio_trials.parquet"))
+    values: dict[str, Any] = {"first": ratio["ratios"][1]}
+    for letter, model in zip("jc", MODELS, strict=True):
+        count = next(f for f in ratio[model]["families"] if f["family"] == "count")
+        values |= {letter: count["high"]["rows"], f"{letter}l": count["low"]["rows"]}
+        values[f"{letter}r"] = next(p for p in ratio[model]["primary"] if "stable_rank" in p["outcome"])
+    return environment().from_string(SHORT).render(**values)
+
+
+def readme(text: str, folder: Path = FOLDER) -> str:
+    """The project's README with the finding between its marks."""
+    before, rest = text.split(MARKS[0])
+    return before + MARKS[0] + short(folder) + MARKS[1] + rest.split(MARKS[1], 1)[1]
+
+
+def page(folder: Path = FOLDER) -> str:
+    """The page, filled from the tables."""
+    template = (folder / "README.md.j2").read_text(encoding="utf-8")
+    return environment().from_string(template).render(short=short(folder), **numbers(folder))
+
+
+def write() -> None:
+    """Draw every figure and write the page."""
+    for name, (table, draw) in FIGURES.items():
+        draw(pl.read_parquet(FOLDER / table), FOLDER / name)
+    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
+    top = ROOT / "README.md"
+    top.write_text(readme(top.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {FOLDER / 'README.md'} and {len(FIGURES)} figures")
+
+
+def main() -> None:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", nargs="?", choices=["run", "collect"], help="nothing: draw the page from its tables")
+    parser.add_argument("storage", nargs="?", default="results", help="where the studies lie")
+    arguments = parser.parse_args()
+    if arguments.action == "run":
+        from orchestrator.cli.app import main as vtsweep
+
+        for sweep in SWEEPS:
+            vtsweep(["run", str(ROOT / "sweeps" / f"{sweep}.yaml"), f"storage={arguments.storage}"])
+    if arguments.action in ("run", "collect"):
+        collect(arguments.storage)
+    write()
+
+
+if __name__ == "__main__":
+    main()

@@ -48,7 +48,10 @@ th{font-weight:600;color:var(--muted)}.number{text-align:right;font-variant-nume
 def write_page(source: Source, found: Overview, path: str) -> str:
     """Write the page and return its path; ConfigError where it cannot be written."""
     indices = np.linspace(0, len(source) - 1, min(len(source), N_PICTURES)).round().astype(int).tolist()
-    sizes = [f"{key} {least} to {most} px" for key, (least, _, most) in found.sizes.items()]
+    ranges = {
+        key: f"{least}" if least == most else f"{least} to {most}" for key, (least, _, most) in found.sizes.items()
+    }
+    sizes = [f"{key} {range_} px" for key, range_ in ranges.items()]
     opened = f"{found.n_opened} images opened, {len(found.faults)} cannot be loaded"
     facts = [opened, *sizes, *([f"{found.n_rejected_rows} rows cannot be used"] if found.n_rejected_rows else [])]
     attributes = [

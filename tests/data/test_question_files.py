@@ -126,6 +126,17 @@ def test_a_name_beside_the_bytes_is_not_looked_for(tmp_path: Path) -> None:
     assert source.picture(0) is not None
 
 
+def test_numbers_are_those_of_the_rows_whatever_their_spelling(tmp_path: Path) -> None:
+    n = 3000  # several row groups
+    values = [None if i % 7 == 0 else "NA" if i % 5 == 0 else str(i) if i % 2 else i / 4 for i in range(n)]
+    records = [{"question": "?", "answer": "a", "other": i, "x": value} for i, value in enumerate(values)]
+    source = open_file(write(tmp_path / "d", "q.jsonl", records, images=False))
+    wanted = [np.nan if value in (None, "NA") else float(value) for value in values]
+    np.testing.assert_array_equal(source.numbers("x"), wanted)
+    np.testing.assert_array_equal(source.numbers("other"), np.arange(n))
+    assert source.quantiles("x", (0.5,)) == [float(np.nanmedian(wanted))]
+
+
 def test_fields_of_other_names_and_several_files(tmp_path: Path) -> None:
     renamed = [{"prompt": r["question"], "label": r["answer"], "image": r["image"]} for r in rows()]
     root = write(write(tmp_path / "d", "a.jsonl", renamed[:2]), "b.jsonl", renamed[2:], images=False)

@@ -28,6 +28,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.config.data import MISSING_SPELLINGS, AttributeKind
@@ -39,7 +40,7 @@ from orchestrator.data.files.records import Record
 from orchestrator.data.files.rows import Row, RowMaker
 from orchestrator.errors import DataError, did_you_mean
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same files give other rows; part of the table's name and of the fingerprint."""
 BATCH = 1024
 """Rows of a row group: what is read to get one row."""
@@ -60,6 +61,7 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("answer", pa.string()),
         ("answered", pa.bool_()),
+        ("numbers", pa.map_(pa.string(), pa.float64())),
         ("row", pa.string()),
         ("reason", pa.string()),
     ]
@@ -124,9 +126,9 @@ def _rows(files: Files, layout: Layout, fields: Mapping[str, str], kinds: _Kinds
             row, image_row = _checked(record, number, make)
         except DataError as error:
             reason = f"{place}: {error}"
-            yield (f"bad-{number:07d}", *[None] * 9, None, False, "{}", reason)
+            yield (f"bad-{number:07d}", *[None] * 9, None, False, None, "{}", reason)
             continue
-        kinds.add(row.attributes, place)
+        numbers = kinds.add(row.attributes, place)
         held = image_row is not None
         stored = {**vars(row), "place": place}
         yield (
@@ -142,6 +144,7 @@ def _rows(files: Files, layout: Layout, fields: Mapping[str, str], kinds: _Kinds
             row.split,
             row.answers[0] if row.answers else None,
             bool(row.answers or row.box or row.point),
+            numbers,
             orjson.dumps(stored).decode(),
             None,
         )
@@ -175,7 +178,9 @@ class _Kinds:
         self.declared, self.missing = declared, frozenset(missing)
         self.seen: dict[str, _Seen] = {}
 
-    def add(self, row: Mapping[str, Any], place: str) -> None:
+    def add(self, row: Mapping[str, Any], place: str) -> list[tuple[str, float]]:
+        """Take note of a row's attributes, and return those that are numbers."""
+        numbers = []
         for key, value in row.items():
             seen = self.seen.get(key)
             if seen is None:
@@ -189,6 +194,8 @@ class _Kinds:
             else:
                 seen.n_numbers += 1
                 seen.n_whole += isinstance(number, int)
+                numbers.append((key, float(number)))
+        return numbers
 
     def found(self) -> dict[str, Kind]:
         """Kind of each attribute.
@@ -247,6 +254,18 @@ class Index:
 
     def column(self, name: str) -> pa.ChunkedArray:
         return self.file.read(columns=[name])[name]
+
+    def numbers(self, name: str) -> np.ndarray:
+        """A free attribute of every row as a number: float64, NaN where a row has none."""
+        parts = []
+        for chunk in self.column("numbers").chunks:
+            values = np.full(len(chunk), np.nan)
+            found = pc.equal(chunk.keys, name).to_numpy(zero_copy_only=False).nonzero()[0]
+            offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
+            rows = np.searchsorted(offsets, found, side="right") - 1
+            values[rows] = chunk.items.to_numpy(zero_copy_only=False)[found]
+            parts.append(values)
+        return np.concatenate(parts) if parts else np.zeros(0)
 
     def attribute(self, name: str) -> list[Any]:
         """A free attribute of every row, as it is in the file; None where a row has none."""

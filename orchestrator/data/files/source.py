@@ -182,9 +182,7 @@ class QuestionSource:
         """A numeric attribute of rows, as `columns` takes them: float64, NaN where it is missing."""
         if attribute in ROW_ATTRIBUTES:
             return self.columns(attribute, places=places)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        values, missing = self.index.attribute(attribute), self.config.missing
-        chosen = self.chosen if places is None else places
-        return np.array([as_number(values[place], missing) for place in chosen], dtype=np.float64)
+        return self.index.numbers(attribute)[self.chosen if places is None else places]
 
     def quantiles(self, attribute: str, shares: Sequence[float]) -> list[float] | None:
         """Quantiles of a numeric attribute over the rows of all splits; None where no row has a value.

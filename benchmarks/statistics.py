@@ -1,6 +1,6 @@
 """Simulated size, coverage and power of every test, interval and verdict of `orchestrator/stats`.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.statistics            # about 10 minutes on one core
+    OMP_NUM_THREADS=1 python -m benchmarks.statistics            # some 15 minutes on one core
     OMP_NUM_THREADS=1 python -m benchmarks.statistics --quick    # seconds; too few draws for the figures
 
 Data are drawn with a known truth: dependence on the number of objects alone through curves of several shapes, direct
@@ -25,13 +25,17 @@ from orchestrator.stats.shape import monotonicity
 from orchestrator.stats.sufficient import sufficient_ratio
 from orchestrator.stats.verdict import family_verdicts, non_inferiority, verdict
 
+SEED = 20_261_126
+"""First part of every seed; the procedures were settled under others (0 to 7 alone)."""
 SIZES = (60, 100, 400)
+DESIGNS = ("1 to 200", "1 to 20", "levels", "design", "photographs")
 SMALLEST = 0.2
 CURVES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "hump": lambda u, _: 4 * u * (1 - u),
     "saturating": lambda _, count: 1.25 * count / (count + 10),
     "step": lambda u, _: (u > 0.55) * 1.0,
     "two steps": lambda u, _: (u > 0.3) * 1.0 - (u > 0.7) * 1.0,
+    "early": lambda u, _: np.exp(-8 * u),
     "line": lambda u, _: u,
     "none": lambda u, _: 0 * u,
 }
@@ -50,11 +54,18 @@ class Draws:
 
 
 def counts(rng: np.random.Generator, n: int, design: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of objects and their place (0 to 1): 1 to 200 on a log scale, 1 to 20, or eight levels."""
+    """Numbers of objects and their place (0 to 1).
+
+    1 to 200 on a log scale, 1 to 20, eight levels, the five of the default design, or skewed as in photographs.
+    """
     if design == "1 to 200":
         count = np.floor(np.exp(rng.uniform(0, np.log(201), n)))
     elif design == "levels":
         count = rng.choice([2.0, 4, 6, 8, 12, 16, 24, 32], n)
+    elif design == "design":
+        count = rng.permutation(np.resize([4.0, 8, 12, 20, 32], n))
+    elif design == "photographs":
+        count = 1.0 + rng.negative_binomial(1.0, 0.12, n)
     else:
         count = rng.integers(1, 21, n).astype(float)
     place = np.log(count) if design != "1 to 20" else count
@@ -65,7 +76,7 @@ def pairs_of_columns(
     draws: Draws, n: int, design: str, curve: str, noise: float, uneven: bool, effect: float, seed: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(x, y, count): both follow the count by `curve`; their noise correlates by `effect`."""
-    rng = np.random.default_rng([seed, n])
+    rng = np.random.default_rng([SEED, seed, n])
     for _ in range(draws.sets):
         count, u = counts(rng, n, design)
         spread = noise * (0.2 + 1.6 * u if uneven else np.ones(n))[:, None]
@@ -80,7 +91,7 @@ def conditional(draws: Draws) -> tuple[float, dict[str, float]]:
     worst = 0.0
     print("\nconditional association: positives at 5 % where both sides depend on the count alone")
     for n in SIZES:
-        for design in ("1 to 200", "1 to 20", "levels"):
+        for design in DESIGNS:
             row = []
             for curve in CURVES:
                 for noise in (0.05, 0.3):
@@ -89,7 +100,7 @@ def conditional(draws: Draws) -> tuple[float, dict[str, float]]:
                         p = [np.diag(conditional_association(x, y, c[:, None]).p) for x, y, c in made]
                         row.append(float(np.nanmean(np.concatenate(p) < 0.05)))
             worst = max(worst, *row)
-            print(f"  n {n:3d}, counts {design:8s}: largest {max(row):.3f}, mean {np.mean(row):.3f}")
+            print(f"  n {n:3d}, counts {design:11s}: largest {max(row):.3f}, mean {np.mean(row):.3f}")
     power = {}
     for n in SIZES:
         for effect in (0.2, 0.3, 0.5):
@@ -141,7 +152,7 @@ def shapes(draws: Draws) -> float:
         row = {}
         for name, curve in {**monotone, **turning}.items():
             hits = []
-            rng = np.random.default_rng([3, n])
+            rng = np.random.default_rng([SEED, 3, n])
             for uneven in (False, True):
                 for _ in range(max(1, draws.sets // 2)):
                     count, u = counts(rng, n, "1 to 200")
@@ -158,7 +169,7 @@ def policies(n_draws: int) -> tuple[float, float]:
     """Least coverage of the paired interval, and largest share of wrong non-inferiority verdicts at the margin."""
     least, wrong = 1.0, 0.0
     print("\npaired differences of shares (Tango), one question an image and four")
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng([SEED, 4])
     for n in (40, 80, 160, 400):
         for lost, gained in ((0.02, 0.0), (0.02, 0.01), (0.05, 0.03), (0.10, 0.05)):
             for per_image in (1, 4):
@@ -185,7 +196,7 @@ def clusters(n_draws: int) -> float:
     """Least coverage of shares right whose questions are clustered by image."""
     least = 1.0
     print("\nshares right, clustered by image")
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng([SEED, 5])
     for n_images, n in ((21, 100), (50, 100), (100, 400)):
         for a, b in ((1.5, 1.5), (4.0, 1.0), (0.5, 0.5)):
             covered = 0
@@ -206,7 +217,7 @@ def blind(n_draws: int) -> float:
     shares = ((0.5, 0.5), (0.25,) * 4, (0.6, 0.4), (0.4, 0.3, 0.3), (0.29, 0.24, 0.24, 0.23))
     for p in shares:
         for n in (24, 100):
-            rng = np.random.default_rng(6)
+            rng = np.random.default_rng([SEED, 6])
             bias: dict[str, list[float]] = {"reference": [], "cross-fitted": []}
             for _ in range(n_draws):
                 answers = [str(v) for v in rng.choice(len(p), n, p=p)]
@@ -221,7 +232,7 @@ def blind(n_draws: int) -> float:
 
 def seeds(n_draws: int) -> dict[str, float]:
     """Coverage of Student's interval, false gains of the sufficient ratio, simulated against stated power."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng([SEED, 7])
     print("\neffects over seeds")
     covered, gains, power = {}, {}, {}
     for n in (3, 5, 10):
@@ -246,7 +257,7 @@ def seeds(n_draws: int) -> dict[str, float]:
 
 def main(quick: bool = False) -> dict[str, float]:
     """Run every simulation and return the figures of the last line."""
-    draws = Draws(2, 20) if quick else Draws(8, 100)
+    draws = Draws(2, 20) if quick else Draws(8, 400)
     n_draws = 60 if quick else 1000
     header("python -m benchmarks.statistics" + " --quick" * quick)
     worst, power = conditional(draws)
@@ -256,7 +267,7 @@ def main(quick: bool = False) -> dict[str, float]:
         "partial_power_0.3_at_100": power["0.3 at 100"],
         "verdict_wrong_max": wrong,
         "equivalence_reached": reached,
-        "shape_false_positive_max": shapes(draws),
+        "shape_false_positive_max": shapes(Draws(2, 20) if quick else Draws(8, 100)),
     }
     coverage, over = policies(n_draws)
     figures |= {"policy_coverage_min": coverage, "policy_wrong_at_margin_max": over}

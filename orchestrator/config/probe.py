@@ -34,6 +34,8 @@ class ProbeConfig(Section):
     """Share of images held out for the score."""
     n_bootstrap: Count = 200
     """Bootstrap resamples of held-out images for the interval."""
+    beyond: tuple[str, ...] = ("n_objects",)
+    """Numeric attributes held fixed in `skill_beyond`; those that the source lacks are skipped."""
     controls: tuple[Literal["shuffled", "pixels"], ...] = ("shuffled", "pixels")
     """Shuffled-label control and a probe on downsampled pixels."""
     mlp_width: PositiveInt = 64

@@ -11,6 +11,7 @@ import torch
 
 from orchestrator.config import ProbeConfig
 from orchestrator.errors import DataError
+from orchestrator.probes.beyond import Covariates, skill_beyond
 from orchestrator.probes.engines import Block, Fit, find_solver, tasks_of
 from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
@@ -32,6 +33,7 @@ def fit_grid(
     layer: int,
     positions: Sequence[str],
     device: str = "cpu",
+    covariates: Covariates | None = None,
 ) -> pl.DataFrame:
     """Fit and judge every probe on one (tap, layer).
 
@@ -42,6 +44,7 @@ def fit_grid(
         split: training and held-out images, and inner folds.
         tap, layer, positions: names for the table's rows.
         device: torch device of the batched engine; scikit-learn runs on the CPU.
+        covariates: what `skill_beyond` holds fixed, of the same images; without them it is null.
 
     Returns:
         Table `probes`. A probe that cannot be fitted is a row with a null score and its `reason`.
@@ -50,6 +53,8 @@ def fit_grid(
         DataError: shapes do not match.
     """
     n_images = {len(target.values) for target in targets} | {len(features)}
+    if covariates is not None:
+        n_images |= {len(covariates.values)}
     if features.ndim != 3 or features.shape[1] != len(positions) or len(n_images) > 1:
         raise DataError(
             f"probes of {tap} layer {layer}: features {features.shape} with {len(positions)} position names and labels "
@@ -57,6 +62,7 @@ def fit_grid(
         )
     counts = bootstrap_counts(len(split.test), config.n_bootstrap, config.seed)
     labels = [make_labels(target, split, config.seed) for target in targets]
+    held = None if covariates is None else Covariates(covariates.names, covariates.values[split.test])
     rows: list[dict[str, Any]] = []
     for names, train, test in _blocks(features, positions, split, device):
         bad = _bad_positions(train, test)
@@ -76,7 +82,7 @@ def fit_grid(
                     rows += [_empty_row(names[b], label, solver, config, label.reason) for b in good]
                 elif good:
                     good_names = [names[b] for b in good]
-                    rows += _scored_rows(good_names, label, solver, config, fits[label.target.name], counts)
+                    rows += _scored_rows(good_names, label, solver, config, fits[label.target.name], counts, held)
     table = pl.DataFrame(rows, schema={c: s.dtype for c, s in TABLES["probes"].columns.items() if c not in _PLACE})
     return check_table(table.with_columns(tap=pl.lit(tap), layer=pl.lit(layer, pl.Int32)), "probes")
 
@@ -134,7 +140,13 @@ def _empty_row(position: str, label: Labels, solver: str, config: ProbeConfig, r
 
 
 def _scored_rows(
-    positions: list[str], label: Labels, solver: str, config: ProbeConfig, fit: Fit, counts: np.ndarray
+    positions: list[str],
+    label: Labels,
+    solver: str,
+    config: ProbeConfig,
+    fit: Fit,
+    counts: np.ndarray,
+    held: Covariates | None,
 ) -> list[dict[str, Any]]:
     controls = [] if fit.control is None else [fit.control]
     predicted = np.concatenate([fit.predicted, *controls], 1)
@@ -151,6 +163,10 @@ def _scored_rows(
         mean = np.zeros((len(label.test), 1))  # labels are standardised on training images
         baseline = float(r2(mean, label.test, label.test_valid, counts[:0])[0][0])
     control = score[B:] if controls else np.full(B, np.nan)
+    beyond = (np.full(B, np.nan),) * 3
+    asked = held is not None and not label.is_classification and label.target.name not in held.names
+    if held is not None and asked:
+        beyond = skill_beyond(fit.predicted, label.test, label.test_valid, held.values)
     values = {
         "penalty": fit.penalty,
         "score": score[:B],
@@ -159,6 +175,9 @@ def _scored_rows(
         "balanced_score": balanced,
         "control": control,
         "selectivity": score[:B] - control,
+        "skill_beyond": beyond[0],
+        "beyond_low": beyond[1],
+        "beyond_high": beyond[2],
     }
     shared = _shared(label, solver, config)
     return [
@@ -166,6 +185,7 @@ def _scored_rows(
             **shared,
             "position": positions[b],
             "baseline": baseline,
+            "beyond": ", ".join(held.names) if held is not None and asked else None,
             **{name: None if np.isnan(column[b]) else float(column[b]) for name, column in values.items()},
         }
         for b in range(B)

@@ -18,6 +18,7 @@ from orchestrator.data.clusters import CLUSTER, first_of_like
 from orchestrator.data.source import make_source
 from orchestrator.errors import StageError, StorageError
 from orchestrator.plugins import registered_by
+from orchestrator.probes.beyond import Covariates, covariates_of
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
 from orchestrator.probes.split import Split, check_leak, make_split
@@ -27,7 +28,7 @@ from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage, checksum
 from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
-VERSION = 3
+VERSION = 4
 """Raised whenever equal inputs would give other values; part of the digest."""
 SEARCH_VERSION = 2
 """The same for the hyperparameter search."""
@@ -59,6 +60,8 @@ class Work:
         blocks: (tap, layer, positions) of each shard.
         copy_of: for each image, the row of the first image of the same content or cluster.
         targets: labels of all images.
+        pixels: size and checksum of the file of small pictures, where they are a control.
+        covariates: what `skill_beyond` holds fixed, of all images.
     """
 
     stage: Stage
@@ -68,7 +71,7 @@ class Work:
     copy_of: list[int]
     targets: list[Target]
     pixels: Mapping[str, Any] | None = None
-    """Size and checksum of the file of small pictures, where they are a control."""
+    covariates: Covariates | None = None
 
     @cached_property
     def split(self) -> Split:
@@ -96,10 +99,11 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
     config, features = run.probe, Features(capture)
     source = make_source(run.data)
     targets = make_targets(features.images, source.attribute_kinds, config.attributes, config.min_class_count)
+    covariates = covariates_of(features.images, source.attribute_kinds, config.beyond)
     blocks = features.select(config.taps, config.layers, config.positions)
     if stage.store.exists(STAGE_FILE):
         plan = stage.open()
-        work = Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets, plan.get("pixels"))
+        work = Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets, plan.get("pixels"), covariates)
         if work.missing():
             check_features(work)
         return work
@@ -112,7 +116,7 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
         blocks.append((PIXELS, 0, [PIXELS]))
     clusters = features.images[CLUSTER].to_list() if CLUSTER in features.images.columns else [None] * len(keys)
     copy_of = first_of_like(keys, clusters)
-    work = Work(stage, capture, config, blocks, copy_of, targets, mark)
+    work = Work(stage, capture, config, blocks, copy_of, targets, mark, covariates)
     assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
     plan = {"blocks": blocks, "copy_of": work.copy_of, "pixels": mark}
     if stage.open(plan)["pixels"] != mark:  # another run was first, and its plan holds: on equal pictures
@@ -146,8 +150,9 @@ def fit_block(work: Work, index: int, device: str) -> None:
     else:
         features = Features(work.capture).slice(tap, layer, positions)
     table = fit_grid(
-        features, work.targets, work.config, work.split, tap=tap, layer=layer, positions=positions, device=device
-    )
+        features, work.targets, work.config, work.split, tap=tap, layer=layer, positions=positions, device=device,
+        covariates=work.covariates,
+    )  # fmt: skip
     work.stage.write_shard(index, {"probes": table})
 
 

@@ -56,8 +56,9 @@ def clustered_share(
     """Share of right answers whose questions are clustered by image: Wilson's interval at the effective sample size.
 
     The variance between images gives the design effect (Kish 1965; never below 1), n over it the effective sample
-    size, and t with G - 1 degrees of freedom for G images the quantile (Dean and Pagano 2015, "Wilson" for surveys).
-    Where all answers are equal, no design effect can be seen: the effective size is then G.
+    size, and t the quantile (Dean and Pagano 2015, "Wilson" for surveys), with one degree of freedom fewer than there
+    would be images of equal weight. Where all answers are equal, no design effect can be seen: the effective size is
+    then that number of images.
 
     Args:
         correct: 0 or 1 (or a share right over seeds) of each question.
@@ -74,22 +75,35 @@ def clustered_share(
     if n_clusters == n:
         low, high = wilson(y.sum(), n, confidence)
         return Estimate(p, low, high, n, n_clusters)
-    t = float(stats.t.ppf((1 + confidence) / 2, n_clusters - 1))
-    low, high = _wilson(p, effective_size(y, codes), t)
+    low, high = _wilson(p, effective_size(y, codes), cluster_quantile(codes, confidence))
     return Estimate(p, low, high, n, n_clusters)
+
+
+def effective_clusters(codes: NDArray) -> float:
+    """Number of clusters of equal weight that a mean over clusters of unequal size rests on."""
+    sizes = np.bincount(codes)
+    return len(codes) ** 2 / float((sizes**2).sum())
+
+
+def cluster_quantile(codes: NDArray, confidence: float = CONFIDENCE) -> float:
+    """Quantile of Student's t for a mean over clusters (Satterthwaite's degrees of freedom for unequal sizes)."""
+    return float(stats.t.ppf((1 + confidence) / 2, max(1.0, effective_clusters(codes) - 1)))
 
 
 def effective_size(values: NDArray, codes: NDArray) -> float:
     """Number of independent values whose mean varies as much as that of `values`, which come in clusters.
 
-    Between n and the smallest size that perfectly alike clusters leave; that smallest size where nothing varies.
+    Between n and the smallest size that perfectly alike clusters leave; that smallest size where nothing varies. The
+    variance between clusters is the jackknife's (CR3 of Bell and McCaffrey 2002: each cluster against the mean of the
+    others), which few clusters do not make too small.
     """
-    n, sizes = len(values), np.bincount(codes)
-    n_clusters = len(sizes)
-    smallest = n**2 / float((sizes**2).sum())
+    n = len(values)
+    smallest = effective_clusters(codes)
     spread = float(values.var())
     if spread <= 0:
         return smallest
-    totals = np.bincount(codes, values - values.mean())
-    between = n_clusters / (n_clusters - 1) * float((totals**2).sum()) / n**2
-    return float(np.clip(spread / between if between > 0 else n, smallest, n))
+    share = np.bincount(codes) / n
+    used = share > 0
+    totals = np.bincount(codes, values - values.mean())[used] / (1 - share[used])
+    between = float((totals**2).sum()) / n**2
+    return float(np.clip(spread / between if between > 0 else n, min(2.0, smallest), n))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
 
-from orchestrator.stats.intervals import CONFIDENCE, Estimate, effective_size
+from orchestrator.stats.intervals import CONFIDENCE, Estimate, cluster_quantile, effective_size
 
 
 def tango_interval(gained: float, lost: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def paired_difference(
         if n_clusters < n:
             scale = effective_size(change, codes) / n
             # few clusters: the quantile of t widens the interval, as fewer pairs do
-            scale *= float((stats.norm.ppf(0.975) / stats.t.ppf(0.975, n_clusters - 1)) ** 2)
+            scale *= float((stats.norm.ppf(0.975) / cluster_quantile(codes)) ** 2)
     gained, lost = (scale * float(np.clip(sign * change, 0, None).sum()) for sign in (1, -1))
     low, high = tango_interval(gained, lost, scale * n, confidence)
     return Estimate(float(change.mean()), low, high, n, n_clusters)

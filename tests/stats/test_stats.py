@@ -118,10 +118,31 @@ def test_blind_level_of_fair_coins_is_a_half() -> None:
     assert np.mean(levels) == pytest.approx(0.5, abs=0.02)
 
 
+def test_the_blind_level_without_other_questions_is_hardly_biased() -> None:
+    rng = np.random.default_rng(4)
+    for shares in ((0.5, 0.5), (0.4, 0.3, 0.3)):
+        drawn = [rng.choice(len(shares), 100, p=shares).astype(str).tolist() for _ in range(60)]
+        levels = [blind_level(one, ["g"] * 100, range(100)).value for one in drawn]
+        assert np.mean(levels) == pytest.approx(max(shares), abs=0.04)  # its own constant: 0.04 too high for coins
+
+
+def test_few_clusters_of_unequal_size_widen_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    covered = []
+    for _ in range(400):
+        image = rng.choice(8, 60, p=np.array([8, 4, 2, 1, 1, 1, 1, 1]) / 19)
+        right = rng.random(60) < rng.beta(1.5, 1.5, 8)[image]
+        found = clustered_share(right, image)
+        assert found.low is not None
+        assert found.high is not None
+        covered.append(found.low <= 0.5 <= found.high)
+    assert np.mean(covered) >= 0.93
+
+
 def test_blind_constants_come_from_other_images() -> None:
     answers = ["a"] * 6 + ["b"] * 4
-    assert blind_scores(answers, ["g"] * 10, [0] * 6 + [1] * 4).tolist() == [0.0] * 10
-    assert blind_scores(answers, ["g"] * 10, range(10)).tolist() == [1.0] * 6 + [0.0] * 4
+    assert blind_scores(answers, ["g"] * 10, [0] * 6 + [1] * 4) == pytest.approx([0.2] * 6 + [0.0] * 4)
+    assert blind_scores(answers, ["g"] * 10, range(10)) == pytest.approx([1.0] * 6 + [0.0] * 4)
     assert blind_scores(["a"], ["g"], [0]).tolist() == [0.0]
     known = blind_scores(answers, ["g"] * 10, range(10), [("g", "b")])
     assert known.tolist() == [0.0] * 6 + [1.0] * 4

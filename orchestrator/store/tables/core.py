@@ -111,6 +111,13 @@ TABLES: dict[str, Table] = {
             "baseline": Column(FLOAT, "score of the majority class or the training mean"),
             "control": Column(FLOAT, "score with shuffled labels"),
             "selectivity": Column(FLOAT, "score minus control"),
+            "skill_beyond": Column(
+                FLOAT,
+                "regression: rank correlation of held-out predictions with the truth among images alike in `beyond`",
+            ),
+            "beyond_low": Column(FLOAT, "lower end of its 95 % interval"),
+            "beyond_high": Column(FLOAT, "upper end of its 95 % interval"),
+            "beyond": Column(STRING, "attributes held fixed in it; null where it is not defined"),
             "n_train": N,
             "n_test": N,
             "n_classes": Column(INT, "classes kept; null for regression"),
@@ -118,6 +125,23 @@ TABLES: dict[str, Table] = {
             "reason": Column(STRING, "why the score is null, else null"),
         },
         ("tap", "layer", "position", "attribute", "solver"),
+    ),
+    "hypotheses": Table(
+        {
+            "point": Column(STRING, "model and data that it is judged on"),
+            "hypothesis": Column(STRING, "name of the claim"),
+            "claim": Column(STRING, "the claim in words"),
+            "rule": Column(STRING, "when it counts as supported, contradicted or equivalent to nothing"),
+            "verdict": Column(STRING, "supported, contradicted, equivalent to nothing, undecided or not measured"),
+            "effect_name": Column(STRING, "what the effect is, with its unit"),
+            "effect": Column(FLOAT, "the effect; null where nothing was measured"),
+            "ci_low": Column(FLOAT, "lower end of its 95 % interval"),
+            "ci_high": Column(FLOAT, "upper end of its 95 % interval"),
+            "smallest": Column(FLOAT, "smallest effect of interest, same unit"),
+            "n": Column(INT, "images, questions, places or seeds that the effect rests on"),
+            "note": Column(STRING, "what was compared, or why nothing was measured"),
+        },
+        ("point", "hypothesis"),
     ),
     "probe_search": Table(
         {

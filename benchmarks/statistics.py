@@ -10,7 +10,7 @@ effects, policies with known loss, questions clustered by image, answers of know
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -255,28 +255,48 @@ def seeds(n_draws: int) -> dict[str, float]:
     return {"seed_coverage_min": min(covered.values()), "ratio_false_gain_max": max(gains.values())}
 
 
-def main(quick: bool = False) -> dict[str, float]:
-    """Run every simulation and return the figures of the last line."""
-    draws = Draws(2, 20) if quick else Draws(8, 400)
-    n_draws = 60 if quick else 1000
-    header("python -m benchmarks.statistics" + " --quick" * quick)
-    worst, power = conditional(draws)
+def _conditional_figures(quick: bool) -> dict[str, float]:
+    worst, power = conditional(Draws(2, 20) if quick else Draws(8, 150))
+    return {"partial_false_positive_max": worst, "partial_power_0.3_at_100": power["0.3 at 100"]}
+
+
+def _verdict_figures(quick: bool) -> dict[str, float]:
     wrong, reached = verdicts(Draws(2, 20) if quick else Draws(8, 100))
-    figures = {
-        "partial_false_positive_max": worst,
-        "partial_power_0.3_at_100": power["0.3 at 100"],
-        "verdict_wrong_max": wrong,
-        "equivalence_reached": reached,
-        "shape_false_positive_max": shapes(Draws(2, 20) if quick else Draws(8, 100)),
-    }
-    coverage, over = policies(n_draws)
-    figures |= {"policy_coverage_min": coverage, "policy_wrong_at_margin_max": over}
-    figures |= {"cluster_coverage_min": clusters(n_draws), "blind_bias_max": blind(20 if quick else 200)}
-    figures |= seeds(n_draws)
+    return {"verdict_wrong_max": wrong, "equivalence_reached": reached}
+
+
+def _shape_figures(quick: bool) -> dict[str, float]:
+    return {"shape_false_positive_max": shapes(Draws(2, 20) if quick else Draws(8, 100))}
+
+
+def _policy_figures(quick: bool) -> dict[str, float]:
+    coverage, over = policies(60 if quick else 1000)
+    return {"policy_coverage_min": coverage, "policy_wrong_at_margin_max": over}
+
+
+PARTS: dict[str, Callable[[bool], dict[str, float]]] = {
+    "conditional": _conditional_figures,
+    "verdicts": _verdict_figures,
+    "shapes": _shape_figures,
+    "policies": _policy_figures,
+    "clusters": lambda quick: {"cluster_coverage_min": clusters(60 if quick else 1000)},
+    "blind": lambda quick: {"blind_bias_max": blind(20 if quick else 300)},
+    "seeds": lambda quick: seeds(60 if quick else 1000),
+}
+
+
+def main(quick: bool = False, parts: Sequence[str] = tuple(PARTS)) -> dict[str, float]:
+    """Run simulations and return the figures of the last line."""
+    header("python -m benchmarks.statistics" + " --quick" * quick)
+    figures: dict[str, float] = {}
+    for part in parts:
+        figures |= PARTS[part](quick)
     return {name: round(value, 4) for name, value in figures.items()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few draws: shows that it runs")
-    last_line(main(parser.parse_args().quick))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="simulations to run")
+    chosen = parser.parse_args()
+    last_line(main(chosen.quick, chosen.parts))

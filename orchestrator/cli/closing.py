@@ -12,10 +12,13 @@ from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
 from orchestrator.progress import Progress
+from orchestrator.report.build import HYPOTHESES
 from orchestrator.report.collect import next_steps
+from orchestrator.report.hypothesis_rules import NOT_MEASURED
 from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
 from orchestrator.report.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
 from orchestrator.store.study_record import Study, View
+from orchestrator.store.tables.core import TABLES
 
 
 def finished(study: Study, stage: Any) -> list[View]:
@@ -39,6 +42,7 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         "strongest_correlations": {v.label: strongest_correlations(v).to_dicts() for v in finished(study, "correlate")},
         "probes": {v.label: probe_rows(v) for v in finished(study, "probe")},
         "trials": trial_rows(study),
+        "hypotheses": hypothesis_rows(study) if report else [],
         "policies": {v.label: policy_rows(v) for v in finished(study, "ablate")},
     }
 
@@ -107,6 +111,29 @@ def policy_rows(view: View) -> list[dict[str, Any]]:
     ]
 
 
+def hypothesis_rows(study: Study) -> list[dict[str, Any]]:
+    """Rows of table `hypotheses` that were measured, as the study's report wrote it; none without a report."""
+    folder = study.folder.sub("report")
+    if not folder.exists(HYPOTHESES):
+        return []
+    schema = {name: column.dtype for name, column in TABLES["hypotheses"].columns.items()}
+    table = pl.read_csv(folder.read(HYPOTHESES), schema=schema)
+    return table.filter(pl.col("verdict") != NOT_MEASURED).to_dicts()
+
+
+def print_hypotheses(rows: list[dict[str, Any]], console: Console) -> None:
+    """The paper's claims with verdict, effect and the rule that was set beforehand."""
+    for point in dict.fromkeys(row["point"] for row in rows):
+        console.print(f"\n[bold]The studied paper's claims[/] ({escape(point)})", highlight=False)
+        for row in (row for row in rows if row["point"] == point):
+            ends = "no interval" if row["ci_low"] is None else f"{row['ci_low']:.3g} to {row['ci_high']:.3g}"
+            effect = "" if row["effect"] is None else f" {row['effect']:.3g} ({ends})"
+            said = f"[bold]{row['verdict']}[/]: {escape(row['claim'])}"
+            n = "" if row["n"] is None else f", n = {row['n']}"
+            console.print(f"{said}\n  {escape(row['effect_name'])}{effect}{n}", highlight=False)
+            console.print(f"  [dim]rule: {escape(row['rule'])}[/]", highlight=False)
+
+
 def print_outcome(study: Study, report: str | None = None) -> None:
     """The closing summary: compression by depth, strongest correlations, probes, trials, and what to do next."""
     console = Console()
@@ -138,6 +165,8 @@ def print_outcome(study: Study, report: str | None = None) -> None:
             print_rows(
                 f"Accuracy with fewer visual tokens, on images no rule was chosen on ({view.label})", rows, console
             )
+    if report:
+        print_hypotheses(hypothesis_rows(study), console)
     print_next(study, report)
 
 

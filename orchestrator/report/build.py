@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from orchestrator.correlate.consensus import main_tap
 from orchestrator.report import figures
 from orchestrator.report.figures.base import save
+from orchestrator.report.hypotheses import hypothesis_table
 from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.page import render_page
@@ -21,6 +22,8 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"
+HYPOTHESES = "tables/hypotheses.csv"
+"""Table `hypotheses` within the report's folder."""
 Drawing = tuple[str, Callable[[], Figure]]
 
 
@@ -39,6 +42,11 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
     for name, draw in study_figures(results):
         note(name)
         written += save(draw(), folder, f"figures/{name}")
+    points = distinct_points(results.points)
+    if points:
+        note(HYPOTHESES)
+        folder.write(HYPOTHESES, hypothesis_table(points).write_csv().encode())
+        written.append(HYPOTHESES)
     note(REPORT)
     folder.write(REPORT, render_page(results).encode())
     return [REPORT, *written]

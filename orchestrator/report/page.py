@@ -20,7 +20,8 @@ from orchestrator.report.intervals import depth_table
 from orchestrator.report.model import PointResults, StudyResults, distinct_points
 from orchestrator.report.payload import payload
 from orchestrator.report.probe_views import first_layers
-from orchestrator.report.words import interval, number, summary
+from orchestrator.report.statement import interval, number
+from orchestrator.report.words import summary
 from orchestrator.scrub import scrub
 
 SCRIPTS = ("core.js", "charts.js", "sections.js", "causal.js", "main.js")
@@ -150,7 +151,11 @@ def _first_tables(points: list[PointResults]) -> Iterator[ShownTable]:
         if point.probes is None or point.probes.is_empty():
             continue
         table = first_layers(point.probes).filter(pl.col("position_kind") == "text_mean")
-        head = ["attribute", "first layer", "best score", "at layer", "baseline", "classes"]
+        held = next(iter(point.probes["beyond"].drop_nulls()), None)
+        layers = max(table["n_layers"].to_list(), default=0)
+        best = [f"best score of {layers} layers", "at layer", "baseline"]
+        beyond = [f"beyond {style.name_of(held)}"] if held else []
+        head = ["attribute", "first layer", *best, *beyond, "classes"]
         rows = [
             [
                 style.name_of(r["attribute"]),
@@ -158,11 +163,19 @@ def _first_tables(points: list[PointResults]) -> Iterator[ShownTable]:
                 f"{'accuracy' if r['kind'] == 'classification' else 'R²'} {number(r['best_score'])}",
                 str(r["best_layer"]),
                 number(r["baseline"]),
+                *([_beyond(r)] if held else []),
                 _classes(r),
             ]
             for r in table.iter_rows(named=True)
         ]
         yield ShownTable(f"First layer at which text tokens know an attribute: {point.label}", head, rows)
+
+
+def _beyond(row: Mapping[str, Any]) -> str:
+    """Rank correlation with the truth among images alike in what is held fixed, with its interval."""
+    if row["skill_beyond"] is None:
+        return ""
+    return f"{number(row['skill_beyond'])} {interval(row['beyond_low'], row['beyond_high'])}"
 
 
 def _classes(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ POSITION_NAMES = {
     "pixels": "pixels (control)",
 }
 
+BEYOND = ("skill_beyond", "beyond_low", "beyond_high")
 DECODER_TAPS = ("decoder", "cross_v", "cross_k")
 """Taps whose layers are the decoder's; those of `cross_kv` models hold the vision tokens that the decoder lacks."""
 
@@ -71,7 +72,7 @@ def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
 
     The interval of single tokens is the mean of the single intervals: how sure one such token's score is.
     """
-    numbers = ("skill", "skill_low", "skill_high", "skill_control", "score", "baseline", "control")
+    numbers = ("skill", "skill_low", "skill_high", "skill_control", "score", "baseline", "control", *BEYOND)
     return (
         with_skill(best_linear(probes))
         .filter(pl.col("score").is_not_null())
@@ -95,8 +96,8 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
     input of the first layer counts as layer 0.
 
     Returns:
-        attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer, best_score, and
-        there balanced_score and baseline; n_classes, n_left_out.
+        attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer of n_layers,
+        best_score, and there balanced_score, baseline and skill_beyond with its interval; n_classes, n_left_out.
     """
     rows = by_kind(probes).filter((pl.col("tap") == tap) & pl.col("position_kind").is_in(["text_mean", "vision_mean"]))
     readable = (pl.col("skill_low") > 0) & (pl.col("skill_low") > pl.col("skill_control").fill_null(0))
@@ -106,7 +107,8 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
             pl.col("layer").filter(readable).min().alias("first_layer"),
             pl.col("layer").sort_by("skill", descending=True).first().alias("best_layer"),
             pl.col("score").sort_by("skill", descending=True).first().alias("best_score"),
-            pl.col("balanced_score", "baseline").sort_by("skill", descending=True).first(),
+            pl.col("balanced_score", "baseline", *BEYOND).sort_by("skill", descending=True).first(),
+            pl.len().alias("n_layers"),
             pl.col("kind", "n_classes", "n_left_out").first(),
         )
         .sort("position_kind", maintain_order=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
@@ -13,8 +11,10 @@ import polars as pl
 from orchestrator.probes.summary import redundancy
 from orchestrator.report.benchmark_words import deletion_figures, trial_figures
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.claims import claims, design
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
+from orchestrator.report.statement import Statement, interval, number, percent
 from orchestrator.report.style import name_of
 from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drift, smallest_sufficient_ratio
 from orchestrator.stats.intervals import MIN_SEEDS
@@ -23,65 +23,15 @@ MOST_ATTRIBUTES = 4
 """Attribute findings shown before the rest is folded into one line."""
 
 
-@dataclass(frozen=True)
-class Statement:
-    """`verdict` is one of `stats.verdict.VERDICTS` for a claim that was tested, empty for a plain measurement."""
-
-    text: str
-    evidence: str
-    verdict: str = ""
-    topic: str = ""
-
-
-def number(value: float | None, digits: int = 2) -> str:
-    """`0.4567` -> `0.46`, with a true minus sign; `n/a` for None and NaN."""
-    return "n/a" if value is None or math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
-
-
-def percent(value: float | None) -> str:
-    """`0.4567` -> `46 %`; `n/a` for None and NaN."""
-    return "n/a" if value is None or math.isnan(value) else f"{100 * value:.0f} %".replace("-", "−")
-
-
-def interval(low: float | None, high: float | None, shown: Any = number) -> str:
-    """`[0.31, 0.52]`, or `no interval` where there is none."""
-    return "no interval" if low is None or high is None else f"[{shown(low)}, {shown(high)}]"
-
-
 def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
     """(heading, statements) of each point with anything to say, then of each model's trials."""
-    parts = [(p.label, [*_design(p), *_findings(p), *_probes(p), *_deletion(p), *_yes(p), *_knockout(p), *_patching(p)])
+    parts = [(f"{p.label}: the studied paper's claims", claims(p)) for p in distinct_points(results.points)]
+    parts += [(p.label, [*design(p), *_findings(p), *_probes(p), *_deletion(p), *_yes(p), *_knockout(p), *_patching(p)])
              for p in distinct_points(results.points)]  # fmt: skip
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
         parts.append((f"{model}, complexity ratio", list(_trials(trials, sweeps.get(model, {})))))
     return [(heading, statements) for heading, statements in parts if statements]
-
-
-def _design(point: PointResults) -> Iterator[Statement]:
-    """How the attributes of the images go together: what a relation with one of them may be due to another."""
-    pairs = point.further.get("attribute_correlations")
-    if pairs is None or pairs.is_empty():
-        return
-    ordered = pairs.sort(pl.col("rho").abs(), descending=True)
-    factors = ordered.filter((pl.col("first_role") == "factor") & (pl.col("second_role") == "factor"))
-    derived = sorted({r[k] for r in ordered.to_dicts() for k in ("first", "second") if r[f"{k}_role"] == "derived"})
-    if factors.height:
-        text = f"The scenes' factors were drawn independently: no two correlate by more than {number(_rho(factors))}."
-        said = f"; derived from several of them: {', '.join(map(name_of, derived))}" if derived else ""
-        yield Statement(text, f"{factors.height} pairs, {factors['n'][0]} images{said}", topic="data")
-        return
-    top = ordered.head(3).to_dicts()
-    listed = "; ".join(f"{name_of(r['first'])} with {name_of(r['second'])} {number(r['rho'])}" for r in top)
-    yield Statement(
-        f"The images' attributes go together by up to {number(_rho(ordered))}: an effect of one may be another's.",
-        f"rank correlations over {ordered['n'][0]} images: {listed}",
-        topic="data",
-    )
-
-
-def _rho(pairs: pl.DataFrame) -> float:
-    return float(pairs["rho"].abs().max())  # type: ignore[arg-type]
 
 
 def _findings(point: PointResults) -> Iterator[Statement]:
@@ -132,6 +82,7 @@ def _probes(point: PointResults) -> Iterator[Statement]:
             f"first layer at which the interval clears baseline and shuffled control: {said or 'none'}",
             topic="probes",
         )
+        yield from _beyond(point.probes, text)
     count = with_skill(point.probes).filter(
         (pl.col("attribute") == "n_objects")
         & (pl.col("solver") == "ridge")
@@ -157,6 +108,25 @@ def _probes(point: PointResults) -> Iterator[Statement]:
                 f"{row['n_test']} held-out images{before}",
                 topic="probes",
             )
+
+
+def _beyond(probes: pl.DataFrame, text: pl.DataFrame) -> Iterator[Statement]:
+    """What text knows among images that are alike in the covariates."""
+    judged = text.filter(pl.col("skill_beyond").is_not_null()).sort("skill_beyond", descending=True)
+    held = next(iter(probes["beyond"].drop_nulls()), None)
+    if held is None or judged.is_empty():
+        return
+    known = judged.filter(pl.col("beyond_low") > 0)
+    listed = "; ".join(
+        f"{name_of(r['attribute'])} {number(r['skill_beyond'])} {interval(r['beyond_low'], r['beyond_high'])}"
+        for r in judged.to_dicts()
+    )
+    yield Statement(
+        f"Among images alike in {name_of(held)}, text tokens still tell {known.height} of {judged.height} numeric "
+        "attributes apart.",
+        f"rank correlation of held-out predictions with the truth, at the layer of the best score: {listed}",
+        topic="probes",
+    )
 
 
 def _range(probes: pl.DataFrame) -> str:

@@ -30,7 +30,8 @@ def row(tap: str, layer: int, position: str, attribute: str, score: float) -> di
         "kind": "classification" if classes else "regression", "solver": "logistic" if classes else "ridge",
         "engine": "batched", "penalty": 1.0, "score": score, "ci_low": score - 0.1, "ci_high": score + 0.1,
         "balanced_score": score if classes else None, "baseline": 0.2 if classes else 0.0, "control": 0.1,
-        "selectivity": score - 0.1, "n_train": 70, "n_test": 30, "n_classes": 3 if classes else None, "n_left_out": 0,
+        "selectivity": score - 0.1, "skill_beyond": None, "beyond_low": None, "beyond_high": None, "beyond": None,
+        "n_train": 70, "n_test": 30, "n_classes": 3 if classes else None, "n_left_out": 0,
         "reason": None,
     }  # fmt: skip
 

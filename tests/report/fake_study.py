@@ -127,13 +127,16 @@ def fake_probes(kinds: dict[str, str], n_layers: int, rng: np.random.Generator) 
         classes = kind == "categorical"
         baseline = 0.34 if classes else -0.01
         control = baseline + rng.normal(0, 0.02)
+        beyond = None if classes or attribute == "n_objects" else 0.8 * score
+        low, high = (None, None) if beyond is None else (beyond - 0.1, beyond + 0.1)
         rows.append({
             "tap": tap, "layer": layer, "position": position, "attribute": attribute,
             "kind": "classification" if classes else "regression", "solver": "logistic" if classes else "ridge",
             "engine": "batched", "penalty": 1.0, "score": score, "ci_low": score - 0.05, "ci_high": score + 0.05,
             "balanced_score": score if classes else None, "baseline": baseline, "control": control,
-            "selectivity": score - control, "n_train": 140, "n_test": 60, "n_classes": 3 if classes else None,
-            "n_left_out": 0, "reason": None,
+            "selectivity": score - control, "skill_beyond": beyond, "beyond_low": low, "beyond_high": high,
+            "beyond": None if beyond is None else "n_objects", "n_train": 140, "n_test": 60,
+            "n_classes": 3 if classes else None, "n_left_out": 0, "reason": None,
         })  # fmt: skip
 
     for attribute, kind in kinds.items():
@@ -264,7 +267,9 @@ def fake_findings(kinds: dict[str, str]) -> pl.DataFrame:
         holds = "contradicted" if k > 3 else "supported"
         rows.append(("attribute", statement, holds, "middle", name, rho, effect, effect - 0.1, effect + 0.1))
     names = ["claim", "statement", "holds", "where", "attribute", "effect_name", "effect", "ci_low", "ci_high"]
-    return pl.DataFrame(rows, schema=names, orient="row").with_columns(group=pl.lit("vision"), n=60, agreement=0.5)
+    return pl.DataFrame(rows, schema=names, orient="row").with_columns(
+        group=pl.lit("vision"), n=60, agreement=0.5, family=pl.lit("norm"), given=pl.lit(""), smallest=0.2
+    )
 
 
 def fake_point(

@@ -16,7 +16,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import TABLES, check_table
 
-VERSION = 4
+VERSION = 5
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 

@@ -40,6 +40,8 @@ from orchestrator.stats.shape import monotonicity
 
 KEYS = ("tap", "layer", "group")
 SHAPE = ("shape_p", "turning_point", "rho_below", "rho_above")
+ERROR = "_estimate_se"
+"""End of the names of columns that hold an estimate's standard error: no metric to relate."""
 MIN_IMAGES = 5
 """Fewer images with both values give a null: an interval would be noise."""
 _CHUNK = 2**22
@@ -111,7 +113,7 @@ def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str])
 
 def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
     """One row an image and one column a (tap, layer, group, metric), NaN where there is no value."""
-    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens")]
+    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens") and not c.endswith(ERROR)]
     names: list[tuple[str, ...]] = []
     parts = []
     for key, frame in layer_metrics.sort(KEYS).group_by(KEYS, maintain_order=True):

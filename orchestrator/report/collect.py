@@ -101,7 +101,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     roles = roles_of(source) if source else {}
     capture = next(iter(views.get("capture", [])), None)
     rejected = tables.pop("rejected")
-    for unused in ("answers", "training"):
+    for unused in ("answers", "training", "asked_metrics"):
         tables.pop(unused, None)
     if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
         tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)

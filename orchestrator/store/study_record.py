@@ -32,6 +32,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "trials": "finetune",
     "answers": "finetune",
     "training": "finetune",
+    "asked_metrics": "finetune",
     "deletion": "ablate",
     "knockout": "ablate",
     "patching": "ablate",

@@ -56,6 +56,17 @@ TABLES: dict[str, Table] = {
         ("image_id", "tap", "layer", "group"),
         "one float32 column a compression metric (docs/metrics.md)",
     ),
+    "asked_metrics": Table(
+        {
+            "image_id": Column(STRING, "id of a held-out question; the metrics are of its own image and prompt"),
+            "tap": TAP,
+            "layer": LAYER,
+            "group": GROUP,
+            "n_tokens": Column(INT, "tokens of the group in this question's image or prompt at this tap"),
+        },
+        ("image_id", "tap", "layer", "group"),
+        "one float32 column a compression metric (docs/metrics.md)",
+    ),
     "correlations": Table(
         {
             "tap": TAP,

@@ -113,6 +113,13 @@ def text_knows_early(point: PointResults) -> Result:
     return Result(told, name, effect, low, high, SMALLEST_RHO, n, note)
 
 
+def _derived(point: PointResults) -> set[str]:
+    """Attributes that follow from several factors of a design."""
+    pairs = point.further.get("attribute_correlations")
+    rows = [] if pairs is None else pairs.to_dicts()
+    return {row[k] for row in rows for k in ("first", "second") if row[f"{k}_role"] == "derived"}
+
+
 def _mean_skill(rows: pl.DataFrame) -> tuple[float, float, float, int, list[str]] | None:
     if rows.is_empty():
         return None

@@ -23,6 +23,11 @@ def verdict_of(point: PointResults, name: str) -> dict[str, Any]:
     return judge_hypotheses(point).row(by_predicate=pl.col("hypothesis") == name, named=True)
 
 
+def filled(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """`table` with nulls in the declared columns it lacks."""
+    return table.with_columns(pl.lit(None).alias(c) for c in TABLES[name].columns if c not in table.columns)
+
+
 def findings(claim: str, *holds: str, **further: Any) -> PointResults:
     rows = [
         {
@@ -49,9 +54,7 @@ def probes(rows: list[tuple[str, int, str, float, float | None]], half: float = 
         ],
         infer_schema_length=None,
     )  # fmt: skip
-    return replace(BARE, probes=table.with_columns(
-        pl.lit(None).alias(c) for c in TABLES["probes"].columns if c not in table.columns
-    ))  # fmt: skip
+    return replace(BARE, probes=filled(table, "probes"))
 
 
 def text(first: float, middle: float, half: float = 0.05) -> PointResults:
@@ -79,7 +82,7 @@ def deletion(count: tuple[float, float, float], colour: tuple[float, float, floa
         for family, values in (("count", count), ("colour", colour))
         for share, value in zip((0.0, 0.5, 1.0), values, strict=True)
     ]  # fmt: skip
-    return replace(BARE, deletion=pl.DataFrame(rows))
+    return replace(BARE, deletion=filled(pl.DataFrame(rows), "deletion"))
 
 
 def drift(text_drift: float, vision: float, seeds: int = 4, spread: float = 0.01) -> PointResults:
@@ -93,7 +96,7 @@ def drift(text_drift: float, vision: float, seeds: int = 4, spread: float = 0.01
         for s in range(seeds)
         for r in (0.0, 1.0)
     ]  # fmt: skip
-    return replace(BARE, trials=pl.DataFrame(rows))
+    return replace(BARE, trials=filled(pl.DataFrame(rows), "trials"))
 
 
 def ratio(effect: float, half: float | None, sufficient: float | None) -> PointResults:

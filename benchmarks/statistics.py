@@ -217,7 +217,7 @@ def blind(n_draws: int) -> float:
     shares = ((0.5, 0.5), (0.25,) * 4, (0.6, 0.4), (0.4, 0.3, 0.3), (0.29, 0.24, 0.24, 0.23))
     for p in shares:
         for n in (24, 100):
-            rng = np.random.default_rng([SEED, 6])
+            rng = np.random.default_rng([SEED, 16])
             bias: dict[str, list[float]] = {"reference": [], "cross-fitted": []}
             for _ in range(n_draws):
                 answers = [str(v) for v in rng.choice(len(p), n, p=p)]
@@ -280,7 +280,7 @@ PARTS: dict[str, Callable[[bool], dict[str, float]]] = {
     "shapes": _shape_figures,
     "policies": _policy_figures,
     "clusters": lambda quick: {"cluster_coverage_min": clusters(60 if quick else 1000)},
-    "blind": lambda quick: {"blind_bias_max": blind(20 if quick else 300)},
+    "blind": lambda quick: {"blind_bias_max": blind(20 if quick else 1000)},
     "seeds": lambda quick: seeds(60 if quick else 1000),
 }
 

@@ -63,8 +63,8 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
         "text_knows_early",
         "Text tokens know the image's attributes right after the first layer.",
-        f"Mean over numeric attributes (derived ones left out) of the mean text token's skill beyond covariates at layer 1 above"
-        f" {SMALLEST_RHO:g}; contradicted where it is below at layer 1 and above at half of the depth.",
+        "Mean over numeric attributes, derived ones left out, of the mean text token's skill beyond covariates at"
+        f" layer 1 above {SMALLEST_RHO:g}; contradicted where it is below at layer 1 and above at half of the depth.",
         text_knows_early,
     ),
     Hypothesis(

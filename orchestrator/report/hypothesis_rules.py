@@ -96,6 +96,7 @@ def text_knows_early(point: PointResults) -> Result:
         best_linear(point.probes)
         .filter((pl.col("tap") == "decoder") & (pl.col("position") == "text_mean"))
         .drop_nulls(["skill_beyond", "beyond_low", "beyond_high", "beyond"])
+        .filter(~pl.col("attribute").is_in(sorted(_derived(point))))
     )
     if rows.is_empty():
         return _absent("needs numeric attributes beside those held fixed, text positions and 20 held-out images")

@@ -19,7 +19,7 @@ from orchestrator.stats.intervals import CONFIDENCE, Estimate, clustered_share
 
 N_FOLDS = 10
 N_REPEATS = 20
-OWN_WEIGHT = 0.2
+OWN_WEIGHT = 0.25
 """Weight at which the two errors about cancel, from equal answers to near ties (docs/statistics.md)."""
 
 Judge = Callable[[Hashable, str, str], bool]

@@ -141,7 +141,7 @@ def test_few_clusters_of_unequal_size_widen_the_interval() -> None:
 
 def test_blind_constants_come_from_other_images() -> None:
     answers = ["a"] * 6 + ["b"] * 4
-    assert blind_scores(answers, ["g"] * 10, [0] * 6 + [1] * 4) == pytest.approx([0.2] * 6 + [0.0] * 4)
+    assert blind_scores(answers, ["g"] * 10, [0] * 6 + [1] * 4) == pytest.approx([0.25] * 6 + [0.0] * 4)
     assert blind_scores(answers, ["g"] * 10, range(10)) == pytest.approx([1.0] * 6 + [0.0] * 4)
     assert blind_scores(["a"], ["g"], [0]).tolist() == [0.0]
     known = blind_scores(answers, ["g"] * 10, range(10), [("g", "b")])

@@ -12,6 +12,7 @@ from orchestrator.cli.render import format_cell, print_rows
 from orchestrator.data.associations import Pair
 from orchestrator.data.summary import AttributeSummary
 from orchestrator.progress import format_seconds
+from orchestrator.study.cards import CardPlan
 from orchestrator.study.plan import Plan, PlannedStage
 from orchestrator.study.planned_design import PlannedDesign
 
@@ -71,6 +72,29 @@ def print_plan(plan: Plan) -> None:
     points = f"{plan.points} point{'s' * (plan.points > 1)}"
     stages = f"{format_cell(left)} of {len(plan.stages)} stages left to do"
     console.print(f"[bold]{points}, {stages}: {_duration(plan)}[/]", highlight=False)
+    if plan.card is not None:
+        _print_card(plan.card, console)
+
+
+def _print_card(card: CardPlan, console: Console) -> None:
+    """Rates, hours and memory on GPUs that were asked about."""
+    source = "rates measured on this card" if card.measured else "rates of an H200, scaled by the card's data sheet"
+    rows = [
+        {
+            "model": rate.model,
+            "images/s": rate.images_per_s,
+            "of a bare pass": rate.pass_share,
+            "GB": rate.memory_gb,
+            "fits": "yes" if rate.fits else "no",
+        }
+        for rate in card.rates
+    ]
+    print_rows(f"Capture on one {card.card} ({source})", rows, console)
+    if card.seconds is None:
+        console.print(f"on {card.n} x {card.card}: duration not known here")
+        return
+    hours = f"{format_seconds(card.seconds)}, {card.gpu_hours:.2g} GPU-hours"
+    console.print(f"[bold]on {card.n} x {card.card}: about {hours}[/] ({source})", highlight=False)
 
 
 def _stage_row(stage: PlannedStage) -> dict[str, Any]:

@@ -54,15 +54,23 @@ def run(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Q
     _run("run", file, overrides, None, as_json, quiet)
 
 
-@app.command(epilog="Example:  vtsweep plan sweeps/paper_molmo.yaml")
-def plan(file: File, overrides: Overrides = None, as_json: Json = False) -> None:
+@app.command(epilog="Example:  vtsweep plan sweeps/paper_molmo.yaml --gpu h100 --gpus 8")
+def plan(
+    file: File,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    gpu: Annotated[
+        str | None, typer.Option(help="Also plan for this GPU: h200, h100, a100, l40s or rtx4090.", metavar="NAME")
+    ] = None,
+    gpus: Annotated[int, typer.Option(help="How many of them.", min=1)] = 1,
+) -> None:
     """Show points, digests, what is already done, estimates, and whether the machine can hold it. Starts nothing."""
     sweep = _load(file, overrides, as_json)
     from orchestrator.cli.printing import print_plan
     from orchestrator.errors import ResourceError
     from orchestrator.study.plan import make_plan
 
-    made = make_plan(sweep)
+    made = make_plan(sweep, gpu, gpus)
     emit(made.as_json(), as_json, lambda: print_plan(made))
     if made.too_large:
         typer.secho("error: " + "\n".join(made.too_large), fg="red", err=True)

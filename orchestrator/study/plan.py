@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage, canonical_json
+from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
@@ -82,13 +83,15 @@ class Plan:
     """Name of the record: another than the study's where that holds other settings."""
     selection: Sequence[Price] = ()
     """Operations of choosing visual tokens in an ablation, beside those saved."""
+    card: CardPlan | None = None
+    """The same on GPUs that are asked about, wherever this runs."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def make_plan(sweep: Sweep) -> Plan:
-    """Expand, digest and estimate a study.
+def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
+    """Expand, digest and estimate a study; with `gpu`, also on `n_gpus` of these (`cards.CARDS`).
 
     Weights, GPUs and data need not be at hand: what cannot be known here is listed under `problems`. A set-up whose
     actors would wait for ever is refused.
@@ -98,6 +101,7 @@ def make_plan(sweep: Sweep) -> Plan:
         ConfigError: a name is unknown.
         ModelError: a model that is at hand is not whole, or does not take what it will be asked.
     """
+    card = find_card(gpu) if gpu else None
     storage = Storage(sweep.study.storage)
     problems: list[str] = []
     stages: dict[tuple[StageName, str], PlannedStage] = {}
@@ -124,7 +128,7 @@ def make_plan(sweep: Sweep) -> Plan:
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
     pools, too_large = describe_room(sweep, wanted)
-    timed = _timed(sweep, stages, storage)
+    timed = _timed(sweep, stages, storage, lambda *work: stage_seconds(*work, this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]
     total = None if None in left else START_SECONDS * bool(left) + sum(s or 0.0 for s in left)
@@ -137,6 +141,7 @@ def make_plan(sweep: Sweep) -> Plan:
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
         selection=_selection([point.run for point in sweep.points]) if "ablate" in wanted else (),
+        card=_on_cards(sweep, stages, storage, card, n_gpus) if card else None,
     )  # fmt: skip
 
 
@@ -161,8 +166,26 @@ def _axes(sweep: Sweep) -> dict[str, list[Any]]:
     return values
 
 
-def _timed(sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], storage: Storage) -> list[PlannedStage]:
-    """The stages with the seconds that each is estimated to take here; finished ones take none."""
+def _on_cards(
+    sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], storage: Storage, card: Card, n: int
+) -> CardPlan:
+    timed = _timed(sweep, stages, storage, lambda *work: card_seconds(*work, card, n))
+    models = []
+    distinct = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
+                for p in sweep.points}  # fmt: skip
+    for run in distinct.values():
+        with contextlib.suppress(ModelError):
+            models.append((run, footprint(run)))
+    return card_plan(card, n, models, [stage.seconds for stage in timed if stage.done != "done"])
+
+
+def _timed(
+    sweep: Sweep,
+    stages: Mapping[tuple[StageName, str], PlannedStage],
+    storage: Storage,
+    seconds_of: Callable[[StageName, RunConfig, int, Footprint], float],
+) -> list[PlannedStage]:
+    """The stages with the seconds that each is estimated to take; finished ones take none."""
     runs: dict[tuple[StageName, str], RunConfig] = {}
     for point in sweep.points:
         for name in {name for name, _ in stages}:
@@ -176,7 +199,7 @@ def _timed(sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], s
             with contextlib.suppress(VtsweepError):
                 run = runs[name, key]
                 images = len(make_source(run.data)) if name in ("capture", "correlate", "probe") else 0
-                seconds = stage_seconds(name, run, images, footprint(run), this_machine())
+                seconds = seconds_of(name, run, images, footprint(run))
                 seconds *= _samples(sweep, name, run)
         timed.append(replace(stage, seconds=seconds))
     return timed

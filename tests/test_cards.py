@@ -1,0 +1,60 @@
+"""What a study costs on a GPU that is not here: measured rates on one card, scaled ones on the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.config import RunConfig
+from orchestrator.errors import ConfigError
+from orchestrator.models.planning import Footprint
+from orchestrator.study import cards
+from orchestrator.study.plan import make_plan
+from tests.conftest import tiny_study
+
+SEVEN_B = Footprint(28, 3584, 729, 20.0, 10.5, 10**6, 10**8, 378, 378)
+
+
+def run(**keys: object) -> RunConfig:
+    return RunConfig.model_validate({"how": {"batch_size": 8}, **keys})
+
+
+def test_the_measured_card_gives_back_what_was_measured_there() -> None:
+    forward, metrics = cards.image_seconds(run(), SEVEN_B, cards.MEASURED)
+    assert 8 * forward == pytest.approx(0.161, rel=0.02)
+    assert 0.10 <= metrics / forward <= 0.20  # a prototype of the default set took +10 to +20 %
+    exact = cards.image_seconds(run(capture={"spectrum": "exact"}), SEVEN_B, cards.MEASURED)[1]
+    assert (exact - metrics) / forward / 4 == pytest.approx(1.05, rel=0.2)  # one spectrum a layer: +105 %
+
+
+def test_slower_memory_slows_metrics_and_a_lower_matrix_rate_the_pass() -> None:
+    h200, h100, a100 = (cards.image_seconds(run(), SEVEN_B, cards.CARDS[name]) for name in ("h200", "h100", "a100"))
+    assert h100[0] == h200[0]
+    assert h100[1] == pytest.approx(h200[1] * 4.8 / 3.35)
+    assert a100[0] == pytest.approx(h200[0] * 989 / 312)
+
+
+def test_what_does_not_fit_is_told() -> None:
+    assert cards.card_rate(run(), SEVEN_B, cards.CARDS["h200"]).fits
+    assert not cards.card_rate(run(), SEVEN_B, cards.CARDS["rtx4090"]).fits
+
+
+def test_many_cards_take_as_many_gpu_hours_and_less_time() -> None:
+    one, many = (cards.card_seconds("capture", run(), 10**5, SEVEN_B, cards.MEASURED, n) for n in (1, 64))
+    assert one == pytest.approx(64 * many)
+
+
+def test_an_unknown_card_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="h100"):
+        cards.find_card("h1000")
+    assert cards.find_card("RTX 4090").memory_gb == 24
+
+
+def test_a_plan_says_whether_its_rates_were_measured(tmp_path) -> None:
+    sweep = tiny_study(tmp_path)
+    measured, scaled = (make_plan(sweep, name, 2).card for name in ("h200", "l40s"))
+    assert measured is not None
+    assert scaled is not None
+    assert (measured.measured, scaled.measured) == (True, False)
+    assert measured.seconds is not None
+    assert measured.gpu_hours == pytest.approx(measured.seconds * 2 / 3600)
+    assert make_plan(sweep).card is None

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_model
@@ -65,6 +66,24 @@ class Settings:
     def wait(self) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
+
+
+def count_grouped_heads() -> None:
+    """Let torch before 2.13 count attention whose keys have fewer heads than its queries; newer ones do."""
+    for name in ("sdpa_flop_count", "sdpa_backward_flop_count"):
+        known = getattr(flop_counter, name)
+
+        def count(*shapes: Any, known: Callable[..., int] = known) -> int:
+            *first, key, value = shapes
+            heads = first[-1][1]
+            wide = [(shape[0], heads, *shape[2:]) for shape in (key, value)]
+            return known(*first, *wide)
+
+        setattr(flop_counter, name, count)
+
+
+if torch.__version__ < "2.13":
+    count_grouped_heads()
 
 
 def free() -> None:

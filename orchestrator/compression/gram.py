@@ -135,17 +135,35 @@ class Grams:
         variants = list(dict.fromkeys(self.plain(v) for v in variants))
         if not variants:
             return {}
-        if self.by_tokens:
+        if self.by_tokens and self._halves:
             return self._token_leading(variants)
-        return {variant: self._width_leading(variant) for variant in variants}
+        return self._matrix_leading(variants)
 
-    def _width_leading(self, variant: Variant) -> Leading:
-        matrix = self.matrix(variant)
+    def _matrix_leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
+        """The same from the matrices themselves, all in one batch: fastest where they stay in a processor's caches."""
+        matrix = torch.cat([self.matrix(variant) for variant in variants])
         block = leading_block(matrix)
-        ritz = block.mT @ (matrix @ block)
-        block = self.turned(block, variant)
-        diagonal = matrix.diagonal(dim1=1, dim2=2)
-        return Leading(diagonal.sum(1), torch.linalg.matrix_norm(matrix), ritz, block.mT @ block, block)
+        parts = [block.mT @ (matrix @ block), torch.linalg.matrix_norm(matrix)]
+        parts.append(matrix.diagonal(dim1=1, dim2=2).sum(1))
+        n = len(self.mask)
+        found = {}
+        for k, variant in enumerate(variants):
+            ritz, norm, trace = (part[k * n : (k + 1) * n] for part in parts)
+            own = self.turned(block[k * n : (k + 1) * n], variant)
+            if self.by_tokens:
+                found[variant] = Leading(trace, norm, ritz, ritz, self._spread(own, variant))
+            else:
+                found[variant] = Leading(trace, norm, ritz, own.mT @ own, own)
+        return found
+
+    def _spread(self, block: Float[Tensor, "R N b"], variant: Variant) -> Float[Tensor, "R D b"]:
+        """H^T U of the variant's tokens H, for columns U."""
+        if variant.trimmed:
+            block = block * self.kept[..., None]
+        basis = self._down(block)
+        if not variant.centred:
+            basis = basis + self.pivot[:, :, None] * (block * self.mask[..., None]).sum(1, keepdim=True)
+        return basis
 
     def turned(self, block: Float[Tensor, "R K b"], variant: Variant) -> Float[Tensor, "R K b"]:
         """Columns from the coordinates of `matrix` to those of tokens (or dimensions), or back."""

@@ -163,17 +163,18 @@ def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
 
 
 def _state_changes(base: np.ndarray, tuned: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`drift` and `alignment` (I, L), `cka` (L,)."""
-    real = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None])
+    """`drift` and `alignment` (I, L), `cka` (L,); a GPU does it where there is one, as these are large products."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    real = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None]).to(device)
     pooled = np.random.default_rng(0).permutation(int(real.sum()))[:N_CKA_TOKENS]
     drift, alignment, cka = [], [], []
     for layer in range(base.shape[1]):
-        before, after = (torch.from_numpy(np.array(states[:, layer])) for states in (base, tuned))
+        before, after = (torch.from_numpy(np.array(states[:, layer])).to(device) for states in (base, tuned))
         drift.append(relative_drift(before, after, real))
         alignment.append(top5_alignment(before, real, after, real))
         cka.append(linear_cka(before[real][pooled][None], after[real][pooled][None])[0])
     columns = {"drift": torch.stack(drift, 1), "alignment": torch.stack(alignment, 1), "cka": torch.stack(cka)}
-    return {name: values.double().numpy() for name, values in columns.items()}
+    return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
 
 def _metric_changes(base: Snapshot, tuned: Snapshot, name: str, thirds: dict[int, str]) -> dict[str, float]:

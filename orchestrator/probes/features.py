@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -76,14 +77,21 @@ class Features:
             parts.append(part)
         return np.concatenate(parts)
 
+    def width(self, tap: str) -> int:
+        """Dimensions of a tap's features, from the head of one file."""
+        index = next(i for i, record in self._shards.items() if tap in record["extra"].get("features", {}))
+        store, name = self.capture.store, f"features/{tap}/{index:05d}.npy"
+        if store.is_local:
+            return int(store.read_array(name).shape[-1])
+        with store.fs.open(store.path(name), "rb") as handle:
+            return int(_header(handle)[0][-1])
+
     def _read(self, name: str, layer: int) -> np.ndarray:
         store = self.capture.store
         if store.is_local:
             return store.read_array(name)[:, layer]
         with store.fs.open(store.path(name), "rb") as handle:
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(handle)
+            shape, fortran, dtype = _header(handle)
             start = handle.tell()
         assert not fortran, name
         n, n_layers, *rest = shape
@@ -116,6 +124,13 @@ class Features:
         if not blocks:
             raise ConfigError(f"probe: no block holds taps {taps}, layers {layers} and positions {positions} together")
         return blocks
+
+
+def _header(handle: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of a `.npy` file."""
+    version = np.lib.format.read_magic(handle)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(handle)
 
 
 def _known(key: str, asked: Sequence[object] | None, known: object) -> None:

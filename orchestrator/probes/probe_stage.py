@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,8 @@ VERSION = 4
 SEARCH_VERSION = 2
 """The same for the hyperparameter search."""
 PIXEL_FILE = "pixels.npy"
+PIXEL_WIDTH = 3 * 16 * 16
+"""About the dimensions of the small pictures, by which their block's time is estimated."""
 
 
 def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
@@ -83,6 +85,15 @@ class Work:
     def missing(self) -> list[int]:
         """Blocks whose shard is not whole."""
         return sorted(set(range(len(self.blocks))) - set(self.stage.finished_shards()))
+
+    def sizes(self, indices: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Positions, images and width of some blocks."""
+        features = Features(self.capture)
+        widths = {tap: features.width(tap) for tap in dict.fromkeys(t for t, _, _ in self.blocks if t != PIXELS)}
+        return [
+            (len(names), len(self.copy_of), widths.get(tap, PIXEL_WIDTH))
+            for tap, _, names in (self.blocks[i] for i in indices)
+        ]
 
     def name(self, index: int) -> str:
         """`decoder 12`."""

@@ -1,6 +1,7 @@
-"""Ray around the probes: the grid as tasks, one a (tap, layer), and a search over the probes' own settings.
+"""Ray around the probes: the grid in blocks, one a (tap, layer), and a search over the probes' own settings.
 
-A task reads its tap point's features once and fits every probe on them; its shard is the unit of resume. A search's
+A block's features are read once and every probe fitted on them; its shard is the unit of resume. Blocks are tasks on
+processor cores, or calls of long-lived actors that hold a GPU (`cost.py`). A search's
 task fits many probes in one call, on features that all tasks share through the object store.
 """
 
@@ -16,6 +17,7 @@ from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.config.probe_search import configured
 from orchestrator.config.search_space import draw
 from orchestrator.errors import StageError
+from orchestrator.probes.cost import place
 from orchestrator.probes.probe_stage import (
     Work,
     block_progress,
@@ -106,18 +108,35 @@ def _absolute(stage: Stage) -> Stage:
 def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
     import ray
 
-    from orchestrator.cluster.placement import Pool, n_cores
+    from orchestrator.cluster.placement import Pool, n_cores, n_places
     from orchestrator.cluster.session import session
 
     how = run.how
     with session(how, work.stage.storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else cluster.cpus
-        cpus = max(1.0, cluster.cpus / cores) * (how.torch_threads or 1)  # a local Ray may count more CPUs than cores
-        gpus = min(1.0, how.gpus_per_actor if how.gpus_per_actor is not None else float(cluster.gpus > 0))
-        cluster.check([Pool("probe tasks", 1, cpus, gpus)])
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=how.max_retries)(_fit_task)
+        threads = how.torch_threads or 1
+        cpus = max(1.0, cluster.cpus / cores) * threads  # a local Ray may count more CPUs than cores
+        missing = work.missing()
+        share = min(1.0, how.gpus_per_actor or 1.0)
+        useful = cluster.gpus > 0 and work.config.engine == "batched"  # scikit-learn works on cores
+        places = n_places(cluster.nodes, share, cluster.limits) if useful else 0
+        chosen = place(
+            work.sizes(missing), cores / threads, places, mlp="mlp" in work.config.solvers, asked=how.gpus_per_actor
+        )
         shared = ray.put(work)
-        names = {task.remote(shared, i, how.torch_threads or 1, gpus > 0): work.name(i) for i in work.missing()}
+        if chosen.on_gpu:
+            # Ray starts a new process for every task that holds a GPU, an actor keeps its own: 5 s a block.
+            n = max(1, min(places, len(missing)))
+            cluster.check([Pool("probe actors", n, cpus, share)])
+            kind = ray.remote(
+                num_cpus=cpus, num_gpus=share, max_restarts=how.max_retries, max_task_retries=how.max_retries
+            )(_FitActor)
+            actors = [kind.remote(shared, threads) for _ in range(n)]
+            names = {actors[k % n].fit.remote(i): work.name(i) for k, i in enumerate(missing)}
+        else:
+            cluster.check([Pool("probe tasks", 1, cpus)])
+            task = ray.remote(num_cpus=cpus, max_retries=how.max_retries)(_fit_task)
+            names = {task.remote(shared, i, threads): work.name(i) for i in missing}
         failures: dict[str, str] = {}
         with block_progress(work, run, quiet) as progress:
             pending = list(names)
@@ -141,11 +160,24 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
             raise StageError(f"{len(failures)} of {len(names)} probe blocks failed; the others are kept:\n{lines}")
 
 
-def _fit_task(work: Work, index: int, threads: int, on_gpu: bool) -> None:
+def _fit_task(work: Work, index: int, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    fit_block(work, index, "cuda" if on_gpu else "cpu")
+    fit_block(work, index, "cpu")
+
+
+class _FitActor:
+    """A process that holds a GPU and fits block after block."""
+
+    def __init__(self, work: Work, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.work, self.device = work, "cuda" if torch.cuda.is_available() else "cpu"
+
+    def fit(self, index: int) -> None:
+        fit_block(self.work, index, self.device)
 
 
 # ---------------------------------------------------------------- the search

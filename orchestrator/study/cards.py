@@ -1,7 +1,8 @@
 """What a study costs on a GPU that is not here: images/s, hours and memory, from rates measured on one H200.
 
 Measured there (26 November 2026, 28 blocks of width 3,584, 729 visual tokens, bfloat16): operations a second of whole
-passes, the time of metrics an element of hidden state, a LoRA step over a pass. Another card's passes are scaled by its
+passes, exact spectra, a LoRA step over a pass. Metrics of the present code were not measured: theirs is the counted
+work (`python -m benchmarks.gpu --counted`) times what measured metrics took over counted ones before. Another card's passes are scaled by its
 dense bfloat16 rate, its metrics by its memory bandwidth, its exact spectra by its float32 rate, all by data sheet.
 What reading and preparing images costs processors is taken to overlap, as it does where eight cores stand by a GPU.
 """
@@ -18,10 +19,13 @@ from orchestrator.study.estimate import START_SECONDS, Machine, stage_seconds
 
 PASS_FLOPS = 520e12
 """Operations/s of a whole forward pass: 8 images in 161 ms."""
-ELEMENT_SECONDS = {"norms": 8e-12, "gram": 40e-12, "estimate": 30e-12}
-"""Seconds an element of hidden state (tokens x width x tap points): 3 %, 15 % and a further 12 % of that pass."""
-SPECTRUM_SECONDS = 0.56e-3 / 704**3
-"""Seconds of one exact spectrum over the cube of its side; `capture.spectrum: exact` has four a tap point."""
+ELEMENT_SECONDS = {"norms": 6.5e-12, "gram": 51e-12, "estimate": 73e-12}
+"""Seconds an element of hidden state (tokens x width x tap points). Of 612 million elements (232 sets of 736 x 3,584)
+counted 3.8, 23.6 and 20.3 ms; measured over counted was 1.05, 1.31 and 2.2. `gram` is the default set, norms included,
+`estimate` that of one variant beside it."""
+SPECTRUM_SECONDS = 0.90e-3 / 736**3
+"""Seconds of one exact spectrum over the cube of its side, as measured with its float32 Gram matrix;
+`capture.spectrum: exact` has four a tap point."""
 STEP_OVER_PASS = {False: 2.74, True: 3.99}
 """A LoRA step over a forward pass of the same tokens, without and with recomputed activations."""
 ACTIVATION_BYTES = 79
@@ -75,7 +79,7 @@ class CardPlan:
     """Whether the rates were measured on this card; scaled by its data sheet otherwise."""
     rates: list[CardRate]
     seconds: float | None
-    """Of all that is left to do; None where something is not known here."""
+    """Of all that is left to do; None where a model or a stage is not known here."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -156,5 +160,5 @@ def card_plan(
         stages: seconds of each stage that is left to do (`card_seconds`); None where it is not known.
     """
     known = [seconds for seconds in stages if seconds is not None]
-    total = START_SECONDS * bool(known) + sum(known) if len(known) == len(stages) else None
+    total = START_SECONDS * bool(known) + sum(known) if len(known) == len(stages) and models else None
     return CardPlan(card.name, n, card is MEASURED, [card_rate(run, found, card) for run, found in models], total)

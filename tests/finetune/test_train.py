@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import flop_counter
 
 from orchestrator.answers.logits import answer_logits, answer_loss
 from orchestrator.answers.prepared import Prepared
@@ -117,6 +118,20 @@ def test_counted_operations_do_not_depend_on_recomputing(adapter: Adapter, make_
         with tunable(adapter, run.finetune) as tuned:
             counts.append(train(adapter, tuned, fixed_batches(adapter, run), run.finetune, recompute=again).flops)
     assert counts[0] == counts[1] > 0
+
+
+def test_an_operation_without_a_formula_stops_no_training(adapter: Adapter, make_run: MakeRun, monkeypatch) -> None:
+    def unknown(*_: Any) -> int:
+        raise AssertionError("query/key/value shapes are incompatible")
+
+    run = make_run(n_steps=1)
+    counts = []
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr(flop_counter, "sdpa_flop_count", unknown)
+        with tunable(adapter, run.finetune) as tuned:
+            counts.append(train(adapter, tuned, fixed_batches(adapter, run), run.finetune).flops_per_token)
+    assert 0.3 < counts[1] / counts[0] < 3  # embeddings count as weights, attention does not
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -2,9 +2,10 @@
 
 Measured there (26 November 2026, 28 blocks of width 3,584, 729 visual tokens, bfloat16): operations a second of whole
 passes, exact spectra, a LoRA step over a pass. Metrics of the present code were not measured: theirs is the counted
-work (`python -m benchmarks.gpu --counted`) times what measured metrics took over counted ones before. Another card's passes are scaled by its
-dense bfloat16 rate, its metrics by its memory bandwidth, its exact spectra by its float32 rate, all by data sheet.
-What reading and preparing images costs processors is taken to overlap, as it does where eight cores stand by a GPU.
+work (`python -m benchmarks.gpu --counted`) times what measured metrics took over counted ones before. Another card's
+passes are scaled by its dense bfloat16 rate, its metrics by its memory bandwidth, its exact spectra by its float32
+rate, all by data sheet. What reading and preparing images costs processors is taken to overlap, as it does where eight
+cores stand by a GPU.
 """
 
 from __future__ import annotations

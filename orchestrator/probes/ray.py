@@ -131,7 +131,7 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
             kind = ray.remote(
                 num_cpus=cpus, num_gpus=share, max_restarts=how.max_retries, max_task_retries=how.max_retries
             )(_FitActor)
-            actors = [kind.remote(shared, threads) for _ in range(n)]
+            actors: list[Any] = [kind.remote(shared, threads) for _ in range(n)]
             names = {actors[k % n].fit.remote(i): work.name(i) for k, i in enumerate(missing)}
         else:
             cluster.check([Pool("probe tasks", 1, cpus)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from orchestrator.ablate.selectors.price import Price, prices
@@ -128,7 +129,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
     pools, too_large = describe_room(sweep, wanted)
-    timed = _timed(sweep, stages, storage, lambda *work: stage_seconds(*work, this_machine()))
+    timed = _timed(sweep, stages, storage, partial(stage_seconds, machine=this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]
     total = None if None in left else START_SECONDS * bool(left) + sum(s or 0.0 for s in left)
@@ -169,7 +170,7 @@ def _axes(sweep: Sweep) -> dict[str, list[Any]]:
 def _on_cards(
     sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], storage: Storage, card: Card, n: int
 ) -> CardPlan:
-    timed = _timed(sweep, stages, storage, lambda *work: card_seconds(*work, card, n))
+    timed = _timed(sweep, stages, storage, partial(card_seconds, card=card, n=n))
     models = []
     distinct = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
                 for p in sweep.points}  # fmt: skip

@@ -4,8 +4,9 @@
     python3 bootstrap.py run      # .venv, installation, quick start
     python3 bootstrap.py test     # .venv, installation with the test tools, tests
 
-Uses `uv` where it is installed, which picks the CPU or CUDA build of torch; else `venv`, else `virtualenv` by pip (an
-externally managed Python lacks `ensurepip` on Debian). Standard library only; the system's Python is not changed.
+The environment is made by `venv`, else by `uv`, else by `virtualenv` from pip (an externally managed Python lacks
+`ensurepip` on Debian). `uv` then picks the CPU or CUDA build of torch; where it finds none, pip installs. Standard
+library only; the system's Python is not changed.
 """
 
 from __future__ import annotations
@@ -59,12 +60,22 @@ def make_environment(folder: Path) -> Path:
     )
 
 
+def find_uv(python: Path) -> str | Path | None:
+    """`uv` of this machine, else of the environment: it picks the build of torch that fits the machine, CPU or CUDA."""
+    if uv := shutil.which("uv"):
+        return uv
+    return python.with_name("uv") if succeeds(python, "-m", "pip", "install", "--quiet", "uv") else None
+
+
 def install(python: Path, what: str) -> None:
     """Install the package; by uv with the torch build that fits the machine, else by pip."""
-    uv = shutil.which("uv")
-    if uv and succeeds(uv, "pip", "install", "--python", python, "--torch-backend", "auto", "--editable", what):
-        return
-    call(python, "-m", "pip", "install", "--editable", what)
+    if uv := find_uv(python):
+        command = (uv, "pip", "install", "--python", python, "--torch-backend", "auto", "--editable", what)
+        print("+", *command, flush=True)
+        if succeeds(*command):
+            return
+        print("uv does not find everything; pip goes on", flush=True)
+    call(python, "-m", "pip", "install", "--quiet", "--editable", what)
 
 
 def main(arguments: list[str]) -> None:

@@ -43,6 +43,26 @@ class Captured:
 
         return layer_curves_figure(layer_curves(self.layer_metrics), "captured images", metrics)
 
+    def long(self) -> pl.DataFrame:
+        """`layer_metrics` tidy: image_id, tap, layer, group, n_tokens, metric, value."""
+        keys = [c for c in ("image_id", "tap", "layer", "group", "n_tokens") if c in self.layer_metrics.columns]
+        return self.layer_metrics.unpivot(index=keys, variable_name="metric", value_name="value").drop_nulls("value")
+
+    def _repr_html_(self) -> str:
+        """The captured images in a notebook: how many, and every metric by layer as a picture."""
+        import base64
+        import io
+
+        buffer = io.BytesIO()
+        self.figure().savefig(buffer, format="png", dpi=80)
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        rejected = f", {self.rejected.height} rejected" if self.rejected.height else ""
+        taps = ", ".join(self.features) or "none kept"
+        return (
+            f"<p>{self.images.height} images{rejected}; features: {taps}</p>"
+            f'<img alt="compression by layer" src="data:image/png;base64,{picture}">'
+        )
+
 
 def capture_images(
     model: str | ModelConfig,

@@ -1,4 +1,4 @@
-"""The README's file tree, from the first line of each module. `python -m tests.file_tree` writes it."""
+"""The file tree of docs/development.md, from the first line of each module. `python -m tests.file_tree` writes it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "development.md"
 ROOMS = {
     "orchestrator": "the package: what every folder uses",
     "orchestrator/cli": "commands, terminal tables, doctor, init",
@@ -56,12 +57,12 @@ def file_tree() -> str:
     return "\n".join(lines + [f"{name:<28} {what}" for name, what in OTHERS.items()]) + "\n"
 
 
-def replaced(readme: str) -> str:
-    """`readme` with the tree between its markers."""
-    head, _, rest = readme.partition("<!-- files -->\n")
+def replaced(page: str) -> str:
+    """`page` with the tree between its markers."""
+    head, _, rest = page.partition("<!-- files -->\n")
     return f"{head}<!-- files -->\n```\n{file_tree()}```\n<!-- /files -->{rest.partition('<!-- /files -->')[2]}"
 
 
 if __name__ == "__main__":
-    target = ROOT / "README.md"
+    target = PAGE
     target.write_text(replaced(target.read_text(encoding="utf-8")), encoding="utf-8")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.app import app, main
+from orchestrator.cli.app import main
+from orchestrator.cli.common import app
 from orchestrator.errors import StorageError
 
 HEAVY = ("torch", "ray", "mlflow", "transformers", "matplotlib", "scipy.stats", "sklearn")

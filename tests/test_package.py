@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,3 +86,66 @@ def test_bootstrap_finds_a_way_to_an_environment(works, tmp_path, monkeypatch):
         return
     assert module.make_environment(tmp_path / "e") == tmp_path / "e" / "bin" / "python"
     assert {"venv": made == [], "uv": made[:1] and made[0][:2] == ["/bin/uv", "venv"]}.get(works, len(made) == 2)
+
+
+@pytest.mark.parametrize(("uv", "used"), [("/bin/uv", "uv"), ("", "fetched"), ("", "pip")])
+def test_bootstrap_installs_by_uv_where_it_can_and_by_pip_where_not(uv, used, tmp_path, monkeypatch):
+    module, tried, called = _bootstrap(), [], []
+
+    def succeeds(*command):
+        tried.append([str(c) for c in command])
+        return used != "pip" if "--torch-backend" in tried[-1] else used == "fetched" or used == "pip"
+
+    monkeypatch.setattr(module.shutil, "which", lambda _: uv or None)
+    monkeypatch.setattr(module, "succeeds", succeeds)
+    monkeypatch.setattr(module, "call", lambda *c: called.append([str(x) for x in c]))
+    module.install(tmp_path / "bin" / "python", ".[test]")
+    assert any("--torch-backend" in command for command in tried)
+    assert bool(called) == (used == "pip")
+    if called:
+        assert called[0][1:4] == ["-m", "pip", "install"]
+
+
+def test_the_readme_has_exactly_the_two_commands_that_the_gate_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = text.split("<!-- commands -->")[1].split("<!-- /commands -->")[0]
+    commands = [line.split("#")[0].split() for line in block.splitlines() if line.startswith("python3")]
+    assert commands == [["python3", "bootstrap.py", "run"], ["python3", "bootstrap.py", "test"]]
+    assert "<!-- commands -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_gate_passes_shellcheck():
+    tool = Path(sys.executable).parent / "shellcheck"
+    if not tool.exists():
+        pytest.skip("needs shellcheck (extra `test`)")
+    found = subprocess.run([tool, ROOT / ".ci" / "run"], capture_output=True, text=True)
+    assert found.stdout == ""
+
+
+@pytest.mark.timeout(240)
+def test_a_source_distribution_has_what_a_build_needs(tmp_path):
+    code = (
+        "import os, sys; os.chdir(sys.argv[1]); from setuptools import build_meta;"
+        "print(build_meta.build_sdist(sys.argv[2]))"
+    )
+    copy = tmp_path / "copy"
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    if not names:
+        pytest.skip("needs a git checkout")
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith("docs/img"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, copy / name)
+    subprocess.run([sys.executable, "-c", code, str(copy), str(tmp_path)], check=True, capture_output=True)
+    (archive,) = tmp_path.glob("vtsweep-*.tar.gz")
+    with tarfile.open(archive) as opened:
+        opened.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    there = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()}
+    for name in ("LICENSE", "README.md", "pyproject.toml", "vtsweep/py.typed", "orchestrator/models/catalogue.yaml",
+                 "orchestrator/reference/checkpoints/reference-joint/model.safetensors",
+                 "orchestrator/tracking/templates/landing.html.jinja"):  # fmt: skip
+        assert name in there, name
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
+    subprocess.run([*build, str(source)], check=True, capture_output=True)
+    assert len(list(tmp_path.glob("vtsweep-*.whl"))) == 1

@@ -3,7 +3,7 @@
 >>> import vtsweep as vt
 >>> vt.capture("reference-joint", images).layer_metrics   # doctest: +SKIP
 >>> study, report = vt.run_study(vt.load_sweep("sweeps/quickstart.yaml"))   # doctest: +SKIP
->>> vt.Study.load("results/studies/quickstart").layer_metrics.collect()   # doctest: +SKIP
+>>> vt.Study.load("quickstart").findings()   # doctest: +SKIP
 
 The public names; everything else lies in `orchestrator`. Each is imported when it is first used, so that importing the
 package is instant.
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from orchestrator.config.sweep import load_sweep, make_sweep
     from orchestrator.notebook import Captured
     from orchestrator.notebook import capture_images as capture
-    from orchestrator.store.study_record import Study
-    from orchestrator.study.run import run_study
+    from vtsweep.study import Study, run_study
 
 _HOMES = {
     "Captured": ("orchestrator.notebook", "Captured"),
-    "Study": ("orchestrator.store.study_record", "Study"),
+    "Study": ("vtsweep.study", "Study"),
     "capture": ("orchestrator.notebook", "capture_images"),
     "load_sweep": ("orchestrator.config.sweep", "load_sweep"),
     "make_sweep": ("orchestrator.config.sweep", "make_sweep"),
-    "run_study": ("orchestrator.study.run", "run_study"),
+    "run_study": ("vtsweep.study", "run_study"),
 }
 
 __all__ = ["Captured", "Study", "__version__", "capture", "load_sweep", "make_sweep", "run_study"]

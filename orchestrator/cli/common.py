@@ -56,6 +56,14 @@ def complete_sweep_files(incomplete: str) -> list[str]:
     return [path for path in shown if path.startswith(incomplete)]
 
 
+def complete_keys(incomplete: str) -> list[str]:
+    """Dotted keys."""
+    from orchestrator.config import RunConfig, StudyConfig
+    from orchestrator.config.overrides import dotted_keys
+
+    return [key for key in dotted_keys(StudyConfig) + dotted_keys(RunConfig) if key.startswith(incomplete)]
+
+
 def complete_overrides(incomplete: str) -> list[str]:
     """Dotted keys up to `=`, then the words that a key takes; models by name."""
     from orchestrator.config import RunConfig, StudyConfig

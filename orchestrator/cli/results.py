@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -84,13 +86,14 @@ def compare(
 @app.command(epilog="Example:  vtsweep ui results")
 def ui(
     storage: Annotated[str, typer.Argument(help="Storage folder of your studies, or a tracking URI")] = "results",
-    port: Annotated[int | None, typer.Option(help="Port on this machine; a free one when absent")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of MLflow on this machine; a free one when absent")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in this machine's browser")] = True,
 ) -> None:
-    """Open the MLflow comparison UI, on this machine only."""
+    """Open a page of all studies with findings, reports and MLflow's comparison views, on this machine only."""
     say("starting the MLflow server ...")
     from orchestrator.tracking.ui import serve_ui
 
-    serve_ui(storage, port)
+    serve_ui(storage, port, open_page=browser and bool(os.environ.get("DISPLAY") or sys.platform == "darwin"))
 
 
 @app.command(epilog="Example:  vtsweep track results")
@@ -111,3 +114,53 @@ def track(
     )
     if waiting:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example:  vtsweep pack quickstart --out packed --licence cc-by-4.0")
+def pack(
+    study: StudyName,
+    out: Annotated[str, typer.Option(help="Folder to write: empty, or packed before")] = "packed",
+    licence: Annotated[str, typer.Option(help="Licence of these results, as the hub names it")] = "other",
+    features: Annotated[bool, typer.Option(help="Include kept token features")] = True,
+    pictures: Annotated[
+        bool | None, typer.Option(help="Include the report, which shows images; of scenes only when not said")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a study as a folder others can read: tables, features, adapters, report and a card. Sends nothing."""
+    from orchestrator.store.study_record import Study
+
+    loaded = Study.load(study)
+    say(f"packing {loaded.name} into {out}", as_json)
+    from orchestrator.cli.publish import pack_study
+
+    made = pack_study(loaded, out, licence=licence, features=features, pictures=pictures, quiet=as_json)
+    emit(
+        vars(made),
+        as_json,
+        lambda: typer.echo(
+            f"{made.folder}: {len(made.files)} files, {made.n_bytes / 1e6:.1f} MB\nnext:  vtsweep push {out} OWNER/NAME"
+        ),
+    )
+
+
+@app.command(epilog="Example:  vtsweep push packed my-name/quickstart")
+def push(
+    folder: Annotated[str, typer.Argument(help="Folder that `vtsweep pack` wrote")],
+    repo: Annotated[str, typer.Argument(help="OWNER/NAME of a data set on the Hugging Face hub; made when absent")],
+    public: Annotated[bool, typer.Option(help="Let everybody see it")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before sending")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send a packed study to the Hugging Face hub, after asking. Private unless `--public`."""
+    from pathlib import Path
+
+    sizes = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
+    who = "everybody" if public else "its owner alone"
+    if not yes:
+        typer.confirm(f"Send {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, to {repo}, seen by {who}?", abort=True)
+    say(f"sending to {repo}", as_json)
+    from orchestrator.cli.publish import push_study
+
+    address = push_study(folder, repo, private=not public)
+    emit({"address": address}, as_json, lambda: typer.echo(address))

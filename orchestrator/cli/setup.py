@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.common import File, Json, Overrides, app, complete_models, emit, say
+from orchestrator.cli.common import File, Json, Overrides, app, complete_keys, complete_models, emit, say
 
 
 @app.command(epilog="Examples:  vtsweep data questions.jsonl --html data.html    vtsweep data sweeps/pope.yaml")
@@ -39,6 +39,23 @@ def init(
 
     write_starter(file, model, data, root)
     typer.echo(f"wrote {file}\nnext:  vtsweep plan {shlex.quote(file)}    vtsweep run {shlex.quote(file)}")
+
+
+@app.command(epilog="Examples:  vtsweep settings    vtsweep settings finetune.")
+def settings(
+    key: Annotated[str, typer.Argument(help="Beginning of a key", autocompletion=complete_keys)] = "",
+    as_json: Json = False,
+) -> None:
+    """List every setting with what it takes, its default and its meaning."""
+    from orchestrator.cli.render import print_rows
+    from orchestrator.config.reference import setting_rows
+    from orchestrator.errors import ConfigError, did_you_mean
+
+    every = setting_rows()
+    rows = [row for row in every if row["key"].startswith(key)]
+    if not rows:
+        raise ConfigError(f"no setting begins with {key!r}.{did_you_mean(key, [row['key'] for row in every])}")
+    emit(rows, as_json, lambda: print_rows("Settings", rows))
 
 
 @app.command(epilog="Example:  vtsweep models --json")
@@ -94,3 +111,34 @@ def submit(
     emit(asdict(job), as_json, lambda: typer.echo(f"job {job.job_id}: {job.status}"))
     if job.exit_code:
         raise typer.Exit(job.exit_code)
+
+
+@app.command(
+    epilog="Example:  vtsweep slurm sweeps/quickstart.yaml storage=/shared/results --nodes 2 --gpus 4 --out job.sh"
+)
+def slurm(
+    file: File,
+    overrides: Overrides = None,
+    nodes: Annotated[int, typer.Option(help="Nodes")] = 1,
+    cpus: Annotated[int, typer.Option(help="CPUs of a node")] = 8,
+    gpus: Annotated[int, typer.Option(help="GPUs of a node")] = 0,
+    time: Annotated[str, typer.Option(help="Time limit; near it the job queues itself again and resumes")] = "12:00:00",
+    memory: Annotated[str, typer.Option(help="Memory of a node, for example 64G")] = "",
+    partition: Annotated[str, typer.Option(help="Partition")] = "",
+    account: Annotated[str, typer.Option(help="Account")] = "",
+    setup: Annotated[str, typer.Option(help="Shell line before anything, as `source /shared/venv/bin/activate`")] = "",
+    extra: Annotated[list[str] | None, typer.Option(help="Further option of sbatch, as --constraint=a100")] = None,
+    out: Annotated[str | None, typer.Option(help="File to write; standard output when absent")] = None,
+) -> None:
+    """Write an sbatch script that runs a study on a Slurm cluster and resumes it by requeue."""
+    from pathlib import Path
+
+    from orchestrator.cluster.slurm import SlurmJob, slurm_script
+
+    job = SlurmJob(nodes, cpus, gpus, time, memory, partition, account, setup, tuple(extra or ()))
+    text = slurm_script(file, overrides or (), job)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    Path(out).write_text(text, encoding="utf-8")
+    typer.echo(f"wrote {out}\nnext:  sbatch {shlex.quote(out)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import polars as pl
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from orchestrator.correlate.consensus import main_tap
 from orchestrator.report import figures
+from orchestrator.report.answer import answers
 from orchestrator.report.figures.base import save
 from orchestrator.report.hypotheses import hypothesis_table
 from orchestrator.report.intervals import curves_of
@@ -18,12 +19,15 @@ from orchestrator.report.model import PointResults, StudyResults, distinct_point
 from orchestrator.report.page import render_page
 from orchestrator.report.probe_views import decoder_taps, vision_tap
 from orchestrator.report.trial_views import finished, outcomes
+from orchestrator.report.words import summary
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"
 HYPOTHESES = "tables/hypotheses.csv"
 """Table `hypotheses` within the report's folder."""
+ANSWERS = "answers.json"
+"""The sentences of the page's first screen, for lists of studies."""
 Drawing = tuple[str, Callable[[], Figure]]
 
 
@@ -49,6 +53,7 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
         written.append(HYPOTHESES)
     note(REPORT)
     folder.write(REPORT, render_page(results).encode())
+    folder.write_json(ANSWERS, [asdict(answer) for answer in answers(results, summary(results))])
     return [REPORT, *written]
 
 

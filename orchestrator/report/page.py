@@ -16,6 +16,9 @@ import polars as pl
 from markupsafe import Markup
 
 from orchestrator.report import style
+from orchestrator.report.answer import answers
+from orchestrator.report.contrast import agreements, differences
+from orchestrator.report.glossary import GLOSSARY
 from orchestrator.report.intervals import depth_table
 from orchestrator.report.model import PointResults, StudyResults, distinct_points
 from orchestrator.report.payload import payload
@@ -84,13 +87,19 @@ def render_page(results: StudyResults) -> str:
     """The page as HTML text."""
     data = payload(results)
     points = distinct_points(results.points)
+    said = summary(results)
     there = {key for p in data["points"] for key, value in p.items() if value} | (
         {"trials"} if data["trials"] else set()
     )
     charts = [c for c in CHARTS if c.needs in there]
     further = [_shown(t, f"{p.label}: {style.name_of(n)}") for p in points for n, t in p.further.items()]
-    sections = [("findings", "Findings"), *((c.anchor, c.short) for c in charts)]
-    sections += [("tables", "Further tables")] * bool(further) + [("run", "Run again")]
+    versus = list(_contrast_tables(points)) if len(points) > 1 else []
+    sections = [
+        ("findings", "Findings"),
+        *([("contrast", "Contrasts")] if versus else []),
+        *((c.anchor, c.short) for c in charts),
+    ]
+    sections += [("tables", "Further tables")] * bool(further) + [("words", "Definitions"), ("run", "Run again")]
     sections += [("next", "Next steps")] * bool(results.next_steps)
     text = json.dumps(data, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     return _templates().get_template("report.html.jinja").render(
@@ -99,7 +108,10 @@ def render_page(results: StudyResults) -> str:
         points=points,
         sections=sections,
         charts=[(c.anchor, c.title, c.words) for c in charts],
-        summary=summary(results),
+        summary=said,
+        answers=answers(results, said),
+        versus=versus,
+        glossary=GLOSSARY,
         finding_tables=[_shown(p.findings, p.label) for p in points if p.findings is not None and p.findings.height],
         tables={"compression": list(_depth_tables(points)), "probes": list(_first_tables(points))},
         further_tables=further,
@@ -108,6 +120,16 @@ def render_page(results: StudyResults) -> str:
         data=Markup(text.replace("</", "<\\/").replace("<!--", "<\\u0021--")),
         script=Markup("".join(_template_text(name) for name in SCRIPTS)),
     )  # fmt: skip
+
+
+def _contrast_tables(points: list[PointResults]) -> Iterator[ShownTable]:
+    """Differences with intervals, and agreement by hypothesis."""
+    if rows := list(differences(points)):
+        head = ["difference", "metric", "third", "vision tokens", "more compressed"]
+        yield ShownTable("Differences of compression, with 95 % intervals", head, rows)
+    if rows := list(agreements(points)):
+        head = ["hypothesis", *(p.label for p in points), "agreement"]
+        yield ShownTable("Verdicts by hypothesis", head, sorted(rows, key=lambda row: row[-1] != "disagree"))
 
 
 def _in_words(moment: str) -> str:

@@ -18,8 +18,9 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from orchestrator.report import style
+from orchestrator.report.answer import headline
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
-from orchestrator.report.figures.trials import best_columns, column_arrow, column_direction, column_words
+from orchestrator.report.figures.trials import column_direction, column_words, first_column
 from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, TokenMap, distinct_points, merged_trials
 from orchestrator.report.probe_views import POSITION_NAMES, best_linear, with_skill
@@ -42,6 +43,7 @@ def payload(results: StudyResults) -> dict[str, Any]:
     return {
         "style": _style(points),
         "points": [_point(p, keep, most_maps) for p in points],
+        "headline": headline(results),
         "trials": {
             m: _trials(t, sweeps.get(m, {})) for m, t in merged_trials(results.points).items() if finished(t).height
         },
@@ -163,16 +165,17 @@ def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> dict[str, Any]:
     for column in [*results, *columns]:
         effects[column] = effect_of_ratio(done, column, sweep).to_dicts()
     outcome = "accuracy/high" if "accuracy/high" in results else (results or [""])[0]
-    best = best_columns(done, outcome, 1) if outcome else []
+    start, chosen = first_column(done, outcome, sweep)
     return {
         "rows": encode(done.select("trial", *numeric)),
         "outcomes": results,
         "compressions": columns,
         "effects": effects,
         "words": {c: column_words(c) for c in numeric},
-        "arrows": {c: column_arrow(c) for c in columns},
         "directions": {c: column_direction(c) for c in columns},
-        "start": {"x": (best or columns or [""])[0], "y": outcome},
+        "start": {"x": start, "y": outcome, "chosen": chosen},
+        "primary": [c for c in (r["outcome"] for r in sweep.get("contrasts", []) if r["primary"]) if c in columns],
+        "verdicts": {r["outcome"]: r["verdict"] for r in sweep.get("contrasts", []) if r["primary"] and r["verdict"]},
     }
 
 
@@ -203,10 +206,11 @@ def _metric(name: str) -> dict[str, Any]:
     metric = style.metric_of(name)
     about = {"title": style.metric_title(name), "short": style.metric_short(name), "unit": style.metric_unit(name)}
     if metric is None:
-        return {**about, "direction": 0}
+        return {**about, "direction": 0, "family": "of other packages"}
     return {
         **about,
         "direction": metric.direction,
+        "family": f"{metric.family} metrics",
         "formula": metric.formula,
         "range": metric.range,
         "misleads": metric.misleads,

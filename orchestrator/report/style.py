@@ -146,6 +146,12 @@ def metric_unit(name: str) -> str:
     return UNITS.get(metric.base, "") if metric is not None else ""
 
 
+def direction_of(name: str) -> int:
+    """+1 where larger means more compressed, -1 where less, 0 where a metric has no direction or no entry."""
+    metric = metric_of(name)
+    return metric.direction if metric is not None else 0
+
+
 def direction_words(name: str) -> str:
     """`up = more compressed` or `down = more compressed`; empty for a metric without direction or entry."""
     metric = metric_of(name)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import polars as pl
 
 from orchestrator.probes.summary import redundancy
-from orchestrator.report.benchmark_words import deletion_figures, trial_figures
+from orchestrator.report.benchmark_words import deletion_figures
 from orchestrator.report.causal_views import over_seeds, windows, without_knockout
 from orchestrator.report.claims import claims, design
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
+from orchestrator.report.ratio_words import ratio_statements
 from orchestrator.report.statement import Statement, interval, number, percent
 from orchestrator.report.style import name_of
-from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drift, smallest_sufficient_ratio
-from orchestrator.stats.intervals import MIN_SEEDS
+from orchestrator.stats.power import correlation_detectable
 
 MOST_ATTRIBUTES = 4
 """Attribute findings shown before the rest is folded into one line."""
@@ -30,7 +30,7 @@ def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
              for p in distinct_points(results.points)]  # fmt: skip
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
-        parts.append((f"{model}, complexity ratio", list(_trials(trials, sweeps.get(model, {})))))
+        parts.append((f"{model}, complexity ratio", list(ratio_statements(trials, sweeps.get(model, {})))))
     return [(heading, statements) for heading, statements in parts if statements]
 
 
@@ -53,6 +53,13 @@ def _findings(point: PointResults) -> Iterator[Statement]:
             (f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings")
             + "; verdicts pay for the number of relations, intervals hold by themselves",
             topic="compression",
+        )
+    if point.images is not None and (least := correlation_detectable(point.images.height)) is not None:
+        yield Statement(
+            f"{point.images.height} images cannot settle a correlation below {number(least)}: what is not found may be "
+            "there and smaller.",
+            "smallest absolute correlation seen with 80 % power at 5 %, one test alone",
+            topic="power",
         )
 
 
@@ -208,70 +215,3 @@ def _patching(point: PointResults) -> Iterator[Statement]:
     if said:
         text = f"With vision states of another scene put in place at least half of the answers flip {', '.join(said)}."
         yield Statement(text, "; ".join(evidence), topic="patching")
-
-
-def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statement]:
-    done = finished(trials)
-    failed = trials.height - done.height
-    for tier in ("high", "low"):
-        column = f"accuracy/{tier}"
-        if column not in done.columns or done.is_empty():
-            continue
-        said = sweep.get("tiers", {}).get(tier)
-        effect = effect_of_ratio(done, column, sweep)
-        first, last = effect.row(0, named=True), effect.row(-1, named=True)
-        enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
-        text = (
-            f"Accuracy on {tier}-tier questions is {percent(first['mean'])} at complexity ratio "
-            f"{number(first['complexity_ratio'])} and {percent(last['mean'])} at {number(last['complexity_ratio'])}."
-        )
-        few = effect["n_seeds"].min() < MIN_SEEDS  # type: ignore[operator]
-        if enough is not None:
-            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
-        elif tier == "high":
-            text += (
-                f" Fewer than {MIN_SEEDS} seeds a ratio decide nothing." if few else " No ratio gains beyond chance."
-            )
-        if f"blind/{tier}" in done.columns:
-            blind = float(done[f"blind/{tier}"].to_numpy().mean())
-            text += f" Without seeing the image, the commonest answers earn {percent(blind)}."
-        yield Statement(
-            text,
-            f"{interval(first['ci_low'], first['ci_high'], percent)} and "
-            f"{interval(last['ci_low'], last['ci_high'], percent)}, 95 % interval over seeds, "
-            f"{done.height} trials" + (f", {failed} failed" if failed else ""),
-            topic="ratio",
-        )
-    yield from (Statement(text, evidence, topic="ratio") for text, evidence in trial_figures(done))
-    yield from _contrasts(sweep.get("contrasts", []))
-    vision, text_drift = mean_drift(done, "vision"), mean_drift(done, "text")
-    if vision is not None and text_drift is not None:
-        yield Statement(
-            f"Fine-tuning moves text states by {number(text_drift)} and vision states by {number(vision)} on average.",
-            "relative drift from the base model, mean over trials and layers",
-            topic="ratio",
-        )
-
-
-def _contrasts(rows: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
-    """Primary outcomes with their verdicts, and what was explored beside them with the number of its tests."""
-    for row in (r for r in rows if r["primary"]):
-        seen = row["detectable"]
-        text = (
-            f"From ratio {number(row['low_ratio'])} to {number(row['high_ratio'])}, {row['outcome']} changes by "
-            f"{number(row['effect'], 3)} (primary outcome)."
-        )
-        evidence = f"{interval(row['ci_low'], row['ci_high'], lambda v: number(v, 3))}, {row['n_seeds']} pairs of seeds"
-        evidence += f"; smallest effect of interest {number(row['smallest'], 3)}"
-        evidence += "" if seen is None else f"; an effect of {number(seen, 3)} would be seen with 80 % power"
-        yield Statement(text, evidence, row["verdict"] or "", topic="ratio")
-    explored = [r for r in rows if not r["primary"]]
-    tested = [r for r in explored if r["p"] is not None]
-    if tested:
-        found = sorted((r for r in tested if r["q"] < 0.05), key=lambda r: r["q"])
-        names = ", ".join(f"{r['outcome']} {number(r['effect'], 3)}" for r in found[:MOST_ATTRIBUTES])
-        yield Statement(
-            f"Explored: {len(found)} of {len(tested)} further outcomes differ between these ratios at q < 0.05.",
-            f"the surest of {len(tested)}: {names}" if names else "none",
-            topic="ratio",
-        )

@@ -99,11 +99,6 @@ class Tracker:
             self._attempt(lambda: self._sender.write_views())
         return Sent(sent, 0)
 
-    def links(self, address: str) -> dict[str, str]:
-        """Title -> address of the study's shared views on the server at `address`."""
-        with quiet_mlflow():
-            return self._sender.links(address)
-
     def _attempt(self, work: Any) -> bool:
         if self._unreachable is not None:
             return False
@@ -296,13 +291,6 @@ class _Sender:
             if run.data.tags.get("mlflow.parentRunId"):
                 metrics.setdefault(run.data.tags.get("stage", ""), {}).update(dict.fromkeys(run.data.metrics))
         return views.study_views({stage: list(names) for stage, names in metrics.items()})
-
-    def links(self, address: str) -> dict[str, str]:
-        """Title -> address of each shared view that is there."""
-        with _no_proxy(self.uri):
-            tags = self.client.get_experiment(self._experiment_id).tags
-        there = {k.removeprefix(views.TAG): json.loads(v)["name"] for k, v in tags.items() if k.startswith(views.TAG)}
-        return {name: views.page(address, self._experiment_id, key) for key, name in sorted(there.items())}
 
 
 def _quoted(text: str) -> str:

@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -21,9 +22,12 @@ from orchestrator.errors import ResourceError, StorageError
 from orchestrator.scrub import scrub
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking import views
+from orchestrator.tracking.landing import landing_server
 from orchestrator.tracking.runs import default_uri
 
 FIRST_PORT = 5000
+LANDING_PORT = 4990
+"""Of the page over all studies; another free one where it is taken."""
 _START_SECONDS = 120.0
 _NOISE = (b"Registry store URI not provided", b"[MLflow] Security middleware enabled with default settings")
 """What the server says at every start; a reader can do nothing with it."""
@@ -38,13 +42,14 @@ _SETTINGS = {
 """Job execution starts a runner and several consumers of about 250 MB each, for features a study does not use."""
 
 
-def serve_ui(place: str, port: int | None = None) -> None:
+def serve_ui(place: str, port: int | None = None, open_page: bool = False) -> None:
     """Serve the runs in `place` until interrupted; prints the address once it answers.
 
     Args:
         place: storage of studies, or a database URI; for a tracking server only its address is printed, as it serves
             its own pages.
-        port: loopback port; the first free one from 5000 when absent.
+        port: loopback port of MLflow; the first free one from 5000 when absent.
+        open_page: whether the page of studies is shown in this machine's browser.
 
     Raises:
         StorageError: the storage holds no runs.
@@ -53,19 +58,39 @@ def serve_ui(place: str, port: int | None = None) -> None:
     if place.startswith(("http://", "https://")):
         print(f"MLflow runs at {scrub(place)}")
         return
-    with ui_server(place if place.startswith("sqlite:") else _database(place), port) as (address, process):
+    is_database = place.startswith("sqlite:")
+    uri, storage = (place, None) if is_database else (_database(place), Storage(place))
+    with ui_server(uri, port) as (address, process), _landing(storage, address) as page:
+        if page:
+            print(f"studies, findings, reports: {page}")
         for study in study_pages(address):
             print(f"{study.name}: {study.page}")
-            for title, page in study.views.items():
-                print(f"  {title}: {page}")
+            for title, view in study.views.items():
+                print(f"  {title}: {view}")
         print(f"MLflow: {address}   (Ctrl-C to stop)", flush=True)
         for name in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave the server behind
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _interrupt)
+        if open_page and page:
+            webbrowser.open(page)
         try:
             process.wait()
         except KeyboardInterrupt:
             print("stopped")
+
+
+@contextmanager
+def _landing(storage: Storage | None, mlflow: str) -> Iterator[str | None]:
+    """The page over a storage's studies, linked with the MLflow server; none over a bare database."""
+    if storage is None:
+        yield None
+        return
+
+    def links() -> dict[str, tuple[str, dict[str, str]]]:
+        return {one.name: (one.page, one.views) for one in study_pages(mlflow, most=100)}
+
+    with landing_server(storage, 0 if not _is_free(LANDING_PORT) else LANDING_PORT, links) as page:
+        yield page
 
 
 def _database(storage: str) -> str:

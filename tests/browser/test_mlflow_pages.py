@@ -1,6 +1,7 @@
 """The MLflow pages a reader meets, on a real server over a database that a `Tracker` wrote."""
 
 import json
+from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
@@ -12,6 +13,7 @@ from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.report.intervals import layer_curves
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Content, Entry
+from orchestrator.tracking.landing import landing_server
 from orchestrator.tracking.runs import Tracker, default_uri
 from orchestrator.tracking.ui import study_pages, ui_server
 from tests.report.fake_study import fake_point, fake_trials
@@ -129,3 +131,23 @@ def test_the_same_view_as_a_table_sorts_trials_by_ratio_with_accuracy_beside(ser
         page.get_by_text(heading, exact=True).first.wait_for(timeout=SLOW)
     page.get_by_role("link", name="ratio 0.0, seed 0").wait_for(timeout=SLOW)
     assert page.get_by_role("link", name="reference-joint", exact=True).count() == 0
+
+
+def test_one_click_from_the_studies_page_to_compression_against_accuracy(server, watched, storage):
+    folder = Path(storage.path("studies/invented"))
+    (folder / "report").mkdir(parents=True, exist_ok=True)
+    record = {"name": "invented", "versions": {}, "stages": [], "points": [], "created": "2026-11-26", "hardware": {}}
+    record |= dict.fromkeys(("description", "file", "text", "command"), "") | {"seconds": {}}
+    (folder / "study.json").write_text(json.dumps(record))
+    (folder / "report" / "report.html").write_text("<title>the report</title>")
+
+    def links():
+        return {one.name: (one.page, one.views) for one in study_pages(server[0])}
+
+    with landing_server(storage, 0, links) as address:
+        page = watched(address).page
+        page.get_by_role("link", name="Report").click()
+        page.wait_for_url("**/report/invented/report.html")
+        page.go_back()
+        page.get_by_role("link", name="Compression against accuracy over the complexity ratio").click()
+        page.locator(".js-plotly-plot").nth(2).wait_for(timeout=SLOW)

@@ -74,6 +74,7 @@ def test_layer_of_the_place_map_follows_its_slider(watched, url):
 
 def test_points_can_be_hidden_everywhere(watched, url):
     page = watched(url).page
+    page.select_option("#compression-lay", "beside")
     both = page.locator("#compression .panels svg.chart").count()
     page.locator("#points input").nth(1).uncheck()
     assert page.locator("#compression .panels svg.chart").count() == both / 2
@@ -82,6 +83,8 @@ def test_points_can_be_hidden_everywhere(watched, url):
 
 def test_pointer_and_arrow_keys_read_values(watched, url):
     page = watched(url).page
+    page.select_option("#compression-depth", "layer")
+    page.select_option("#compression-lay", "beside")
     page.locator("#compression svg.chart").nth(1).hover()
     assert "vision tokens:" in page.inner_text("#tip")
     page.locator("#compression svg.chart").first.focus()
@@ -248,3 +251,80 @@ def test_a_heading_that_is_jumped_to_is_not_covered_by_the_links(watched, url):
     top = page.evaluate("document.querySelector('#probes h2').getBoundingClientRect().top")
     bar = page.evaluate("document.querySelector('nav').getBoundingClientRect().bottom")
     assert top >= bar
+
+
+def test_the_first_screen_has_question_answer_and_figure(watched, url):
+    page = watched(url).page
+    top = page.evaluate("document.querySelector('#answer svg.chart').getBoundingClientRect().top")
+    assert top < 900
+    assert page.locator("#answer .answer").count() >= 1
+    assert page.locator("#answer svg.chart .dot").count() > 3
+
+
+def test_every_statement_has_an_address_of_its_own(watched, url):
+    page = watched(url).page
+    links = page.eval_on_selector_all("ul.statements a.here", "all => all.map(a => a.getAttribute('href').slice(1))")
+    ids = page.eval_on_selector_all("ul.statements li", "all => all.map(li => li.id)")
+    assert links == ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_data_and_figures_can_be_saved(watched, url, tmp_path: Path):
+    page = watched(url).page
+    with page.expect_download() as saved:
+        page.locator("#answer .save button").first.click()
+    saved.value.save_as(tmp_path / "data.csv")
+    assert "Ratio,mean over seeds,interval" in (tmp_path / "data.csv").read_text()
+    with page.expect_download() as saved:
+        page.locator("#compression .save button").nth(1).click()
+    saved.value.save_as(tmp_path / "figure.svg")
+    text = (tmp_path / "figure.svg").read_text()
+    assert text.startswith("<svg")
+    assert "var(--" not in text.split("style=")[1][:400]
+
+
+def test_letters_of_charts_keep_their_size_on_a_phone(watched, url):
+    page = watched(url).page
+    page.set_viewport_size({"width": 400, "height": 900})
+    page.wait_for_timeout(300)
+    sizes = page.eval_on_selector_all(
+        "#answer svg.chart, #compression svg.chart",
+        "all => all.map(e => e.getBoundingClientRect().width / e.viewBox.baseVal.width)",
+    )
+    assert min(sizes) > 0.9
+
+
+def test_up_is_more_compressed_in_every_chart_of_a_metric(watched, url):
+    page = watched(url).page
+    hints = page.locator("#compression svg.chart .hint").all_text_contents()
+    turned = page.evaluate("Object.entries(STYLE.metrics).filter(([, m]) => m.direction < 0).length")
+    assert turned > 0
+    order = page.evaluate("[false, true].map((flip) => [0, 1].map(alongAxis({ flip }, 0, 1, 100, 0)))")
+    assert order == [[100, 0], [0, 100]]
+    assert all("↓" not in hint for hint in hints)
+
+
+def test_selectors_are_grouped(watched, url):
+    page = watched(url).page
+    assert page.locator("#compression-metric optgroup").count() >= 2
+    assert page.locator("#trials-x optgroup").count() >= 2
+
+
+def test_knockout_is_bars_over_layers_with_the_whole_model_apart(watched, url):
+    page = watched(url).page
+    assert page.locator("#knockout svg.chart .bar").count() > 3
+    assert page.locator("#knockout svg.chart", has_text="the whole model").count() >= 1
+
+
+def test_several_points_are_overlaid_in_one_chart_and_can_stand_side_by_side(watched, url):
+    page = watched(url).page
+    charts = "#compression .panels svg.chart"
+    over = page.locator(charts).count()
+    assert page.locator(charts).first.locator("polyline").count() == 2
+    page.select_option("#compression-lay", "beside")
+    assert page.locator(charts).count() > over
+
+
+def test_the_first_choice_of_a_compression_column_is_of_vision_tokens(watched, url):
+    page = watched(url).page
+    assert "/vision/" in page.input_value("#trials-x")

@@ -229,6 +229,8 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
             a = top - 0.4 * np.exp(-((first - 2) ** 2)) + rng.normal(0, 0.01)
             knockout.append(("base", first, first + 1, family, tier, a, a - 0.06, a + 0.06, *_figures(a), 100))
         knockout.append(("base", 0, -1, family, tier, top, top - 0.05, top + 0.05, *_figures(top), 100))
+        none = top / 2
+        knockout.append(("base", 0, n_layers - 1, family, tier, none, none - 0.05, none + 0.05, *_figures(none), 100))
     for attribute in ("colour", "shape", "n_objects"):
         for layer in range(n_layers + 1):
             a = 0.02 + 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.uniform(0, 0.01)

@@ -4,6 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.report.figures.trials import first_column
+from orchestrator.report.ratio_words import change_words
+from orchestrator.report.ratio_words import ratio_statements as statements
 from orchestrator.report.trial_views import (
     compression_columns,
     effect_of_ratio,
@@ -11,7 +14,6 @@ from orchestrator.report.trial_views import (
     pareto_front,
     smallest_sufficient_ratio,
 )
-from orchestrator.report.words import _trials as statements
 from tests.report.fake_study import fake_trials
 
 pairs = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20)
@@ -91,4 +93,61 @@ def test_ends_of_intervals_are_no_outcomes():
 
 def test_accuracy_is_stated_beside_what_blind_answers_earn():
     texts = [s.text for s in statements(fake_trials(np.random.default_rng(0)), {})]
-    assert any("high-tier" in t and "Without seeing the image, the commonest answers earn 38 %" in t for t in texts)
+    assert any("high tier" in t and "without the image earn 38 %" in t for t in texts)
+
+
+def _row(
+    outcome: str, effect: float | None, low: float | None, high: float | None, **more: object
+) -> dict[str, object]:
+    row = {"outcome": outcome, "primary": True, "low_ratio": 0.0, "high_ratio": 1.0, "effect": effect, "ci_low": low}
+    row |= {
+        "ci_high": high,
+        "p": 0.01,
+        "q": None,
+        "n_seeds": 5,
+        "smallest": 0.1,
+        "verdict": "supported",
+        "detectable": 0.1,
+    }
+    return row | more
+
+
+RANK, GINI = "delta/vision/stable_rank_centred/middle", "delta/vision/gini/middle"
+
+
+def test_what_became_of_compression_comes_first_then_accuracy_then_forgetting():
+    trials = fake_trials(np.random.default_rng(0))
+    rows = [_row("drift/vision/late", 0.1, 0.0, 0.2), _row("accuracy/high", 0.1, 0.05, 0.15), _row(RANK, 1.0, 0.5, 1.5)]
+    texts = [s.text for s in statements(trials, {"contrasts": rows})]
+    order = [
+        next(i for i, t in enumerate(texts) if piece in t)
+        for piece in ("compressed", "high tier", "low tier", "drift/")
+    ]
+    assert order == sorted(order)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "effect", "words"),
+    [(RANK, 1.0, "less compressed"), (RANK, -1.0, "more compressed"), (GINI, 1.0, "more compressed")],
+)
+def test_the_direction_of_a_metric_decides_what_a_change_is_called(outcome, effect, words):
+    row = _row(outcome, effect, effect - 0.5, effect + 0.5)
+    assert f"get {words}" in change_words(row)
+
+
+def test_a_change_whose_interval_holds_zero_is_not_called_one():
+    assert "not seen to change" in change_words(_row(RANK, 1.0, -0.5, 2.5, verdict="undecided"))
+    assert "as compressed at one as at the other" in change_words(
+        _row(RANK, 0.0, -0.01, 0.01, verdict="equivalent to nothing")
+    )
+    assert "unknown amount" in change_words(_row(RANK, 1.0, None, None, verdict=None))
+
+
+def test_the_first_column_is_a_primary_outcome_and_a_choice_by_outcome_says_of_how_many():
+    trials = fake_trials(np.random.default_rng(0))
+    columns = compression_columns(trials)
+    named, how = first_column(trials, "accuracy/high", {"contrasts": [_row(columns[-1], 1.0, 0.5, 1.5)]})
+    assert (named, "before the sweep" in how) == (columns[-1], True)
+    named, how = first_column(trials, "accuracy/high", {})
+    assert named.split("/")[1] == "vision"
+    assert f"of {sum(c.split('/')[1] == 'vision' for c in columns)}" in how

@@ -50,6 +50,15 @@ MISSING = "#DDDDDD"
 P = ParamSpec("P")
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows by itself, without pyplot and its global state."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=90)
+        return buffer.getvalue()
+
+
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw with the report's style whatever the caller's matplotlib settings are, and leave those alone."""
 
@@ -81,7 +90,7 @@ def new_panels(
     """A figure with `n` equal panels (inches each), at most `columns` side by side."""
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.7), layout="constrained")
+    figure = ShownFigure(figsize=(width * columns + 0.4, height * rows + 0.7), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     axes = [a for row in grid for a in row]

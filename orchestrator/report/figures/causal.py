@@ -56,26 +56,44 @@ def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
-    """Accuracy when text cannot attend to vision in a window of layers; a dotted line shows the plain model."""
+    """Accuracy when text cannot attend to vision in a window of layers, as bars, and in the whole model apart.
+
+    A line across a bar shows the same questions with nothing blocked.
+    """
     base = knockout.filter(pl.col("checkpoint") == "base")
     table, plain = windows(base), without_knockout(base)
     tiers = [t for t in ("low", "high") if t in set(table["tier"])]
-    figure, panels = new_panels(len(tiers), width=4.2, height=2.9, share_y=True)
+    width = table["last_layer"] - table["first_layer"]
+    some, whole = table.filter(width == width.min()), table.filter(width == width.max())
+    places = some.select("first_layer", "last_layer").unique().sort("first_layer").rows()
+    n_slots = len(places) + (1.5 if width.max() > width.min() else 0)  # type: ignore[operator]
+    figure, panels = new_panels(len(tiers), width=max(4.2, 0.5 * n_slots + 1), height=2.9, share_y=True)
     for axes, tier in zip(panels, tiers, strict=True):
-        for family, _ in [q for q in _questions(table) if q[1] == tier]:
-            rows = table.filter((pl.col("family") == family) & (pl.col("tier") == tier)).sort("centre")
-            x, mean, low, high = (rows[c].to_list() for c in ("centre", "accuracy", "ci_low", "ci_high"))
-            dash, marker = TIERS[tier]
-            band(axes, x, mean, low, high, colour_of(family), f"{name_of(family)}, {tier} tier", dash, marker)
-            whole = plain.filter((pl.col("family") == family) & (pl.col("tier") == tier))["accuracy"].drop_nulls()
-            if whole.len():
-                axes.axhline(whole[0], color=colour_of(family), lw=0.8, ls=":")
+        families = [family for family, t in _questions(table) if t == tier]
+        thick = 0.8 / max(1, len(families))
+        for number, family in enumerate(families):
+            mine = (pl.col("family") == family) & (pl.col("tier") == tier)
+            bars = [(x, some.filter(mine & (pl.col("first_layer") == first))) for x, (first, _) in enumerate(places)]
+            if n_slots > len(places):
+                bars.append((len(places) + 0.5, whole.filter(mine)))
+            level = plain.filter(mine)["accuracy"].drop_nulls()
+            for x, rows in bars:
+                if rows.height and (row := rows.row(0, named=True))["accuracy"] is not None:
+                    at = x - 0.4 + (number + 0.5) * thick
+                    label = f"{name_of(family)}, {tier} tier" if x == 0 else None
+                    axes.bar(at, row["accuracy"], thick * 0.92, color=colour_of(family), label=label)
+                    axes.vlines(at, row["ci_low"], row["ci_high"], color="#222222", lw=0.8)
+                    if level.len():
+                        axes.hlines(level[0], at - thick / 2, at + thick / 2, color="#222222", lw=1.1, ls=":")
+        names = [str(first) if first == last else f"{first}-{last}" for first, last in places]
+        ticks = list(range(len(places))) + ([len(places) + 0.5] if n_slots > len(places) else [])
+        axes.set_xticks(ticks, names + (["all"] if n_slots > len(places) else []))
         axes.set_title(f"{tier.capitalize()} tier")
-        layer_axis(axes, "centre of the blocked window, decoder layer")
+        axes.set_xlabel("decoder layers in which text cannot attend to vision")
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(0, 1.02)
     panels[0].set_ylabel("accuracy (dotted: nothing blocked)")
-    return _finish(figure, panels, f"Where text reads vision: attention knock-out · {title} · band = 95 % interval")
+    return _finish(figure, panels, f"Where text reads vision: attention knock-out · {title} · bars = 95 % interval")
 
 
 @styled

@@ -13,6 +13,7 @@ from orchestrator.report.figures.base import band, head, heat_map, layer_axis, l
 from orchestrator.report.style import (
     TAP_NAMES,
     colour_of,
+    direction_of,
     direction_words,
     headline_metrics,
     main_metrics,
@@ -60,10 +61,12 @@ def layer_curves_figure(
                 band(axes, x, mean, low, high, colour_of(group), f"{group} tokens")
         axes.set_title(metric_short(metric))
         axes.set_ylabel(metric_unit(metric))
-        axes.annotate(
-            direction_words(metric), (0.02, 0.985), xycoords="axes fraction", va="top", fontsize=7, color="#555555"
-        )
         axes.margins(y=0.18)
+        if direction := direction_of(metric):
+            words = "up = more compressed" + " (axis turned)" * (direction < 0)
+            axes.annotate(words, (0.02, 0.985), xycoords="axes fraction", va="top", fontsize=7, color="#555555")
+            if direction < 0:
+                axes.invert_yaxis()
         layer_axis(axes, LAYER_AXIS.get(tap, "layer"))
     legend(figure, panels, "outside upper right", 2)
     n = int(curves["n"].max() or 0)  # type: ignore[arg-type]

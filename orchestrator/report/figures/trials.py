@@ -43,9 +43,12 @@ def column_direction(column: str) -> int:
     return metric.direction if metric is not None else 0
 
 
-def column_arrow(column: str) -> str:
-    """`↑ more compressed` or the like for a compression column, else an empty string."""
-    return {1: "↑ more compressed", -1: "↓ more compressed", 0: ""}[column_direction(column)]
+def _turned(axes: Axes, column: str, side: str) -> str:
+    """Turn an axis so that up or right is more compressed, and say so; empty for columns without a direction."""
+    direction = column_direction(column)
+    if direction < 0:
+        (axes.invert_yaxis if side == "up" else axes.invert_xaxis)()
+    return {1: f"{side} = more compressed", -1: f"{side} = more compressed (axis turned)", 0: ""}[direction]
 
 
 def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
@@ -67,6 +70,20 @@ def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
     for _, column in sorted(scored):
         chosen.setdefault(column.rsplit("/", 1)[0], column)
     return list(chosen.values())[:n]
+
+
+def first_column(trials: pl.DataFrame, outcome: str, sweep: Mapping[str, Any]) -> tuple[str, str]:
+    """The compression column shown first, and how it was chosen: a primary outcome of the sweep, else the strongest."""
+    columns = compression_columns(finished(trials))
+    named = [r["outcome"] for r in sweep.get("contrasts", []) if r["primary"] and r["outcome"] in columns]
+    if named:
+        return named[0], "named as a primary outcome before the sweep ran"
+    mine = [c for c in columns if c.split("/")[1] == "vision"] or columns
+    best = [c for c in best_columns(trials, outcome, len(columns)) if c in mine] if outcome else []
+    if best:
+        how = f"the one of {len(mine)} that goes most with {column_words(outcome).lower()}: chosen by the outcome"
+        return best[0], how
+    return next(iter(mine), ""), ""
 
 
 @styled
@@ -97,7 +114,7 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
             edgecolors="#333333",
             linewidths=0.5,
         )
-        axes.set_xlabel(column_words(column).replace(", ", ",\n", 1) + "\n" + column_arrow(column))
+        axes.set_xlabel(column_words(column).replace(", ", ",\n", 1) + "\n" + _turned(axes, column, "right"))
         axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
         if max(y) - min(y) < LEAST_SPAN:
             middle = (max(y) + min(y)) / 2
@@ -109,7 +126,9 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
     if chosen:
         figure.colorbar(dots, ax=panels, label="complexity ratio", shrink=0.8, aspect=25, pad=0.01)
         panels[0].legend(loc="best", fontsize=7.5)
-    head(figure, f"Compression against accuracy · {title} · {done.height} trials")
+    n = len(compression_columns(done))
+    how = "" if columns else f" · the {len(chosen)} of {n} columns that go most with accuracy"
+    head(figure, f"Compression against accuracy · {title} · {done.height} trials{how}")
     return figure
 
 
@@ -123,7 +142,8 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
     tiers = [c for c in outcomes(done) if c.count("/") == 1]
     high = "accuracy/high" if "accuracy/high" in tiers else tiers[0]
     drifts = [c for c in ("drift/vision/late", "drift/text/late") if c in done.columns]
-    changes = best_columns(done, high, 2 if drifts else 3)
+    named, chosen = first_column(done, high, sweep or {})
+    changes = [c for c in dict.fromkeys([named, *best_columns(done, high, 2)]) if c][: 2 if drifts else 3]
     figure, panels = new_panels(1 + bool(drifts) + len(changes), width=3.3, height=2.7, columns=4)
     shown = {"accuracy/low": (SERIES_COLOURS[0], "o"), "accuracy/high": (SERIES_COLOURS[1], "s")}
     for column in tiers:
@@ -151,8 +171,9 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
         group = column.split("/")[1] if column.count("/") == 3 else "vision"
         _ratio_curve(axes, done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
-        axes.set_title(column_words(column).replace(", ", ",\n", 1), fontsize=8)
-        axes.set_ylabel(column_arrow(column))
+        how = "primary outcome" if column == named and "primary" in chosen else "chosen by the outcome"
+        axes.set_title(f"{column_words(column).replace(', ', ',' + chr(10), 1)} ({how})", fontsize=8)
+        axes.set_ylabel(_turned(axes, column, "up"))
     for axes in panels:
         axes.set_xlabel("complexity ratio (share of high-tier examples)")
         axes.grid(True)

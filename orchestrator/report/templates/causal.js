@@ -120,14 +120,25 @@ function knockoutSection() {
     const all = [];
     const charts = s.points().map((p) => {
       const mine = (name) => (tableOf(p, name) || []).filter((r) => r.checkpoint === checkpoint && (!tier || r.tier === tier));
-      const series = questionSeries(mine("knockout"), "centre");
-      all.push(...series);
-      const rules = mine("plain").map((r) => ({ name: `${questionName(r.family, r.tier)}, nothing blocked`, y: r.accuracy, colour: colourOf(r.family), dash: "2 3" }));
-      return series.length ? lineChart({ title: p.label, series, rules, x: { label: "centre of the blocked window, decoder layer", name: "window around layer", format: (v) => formatNumber(v, 2) },
-        y: { label: "accuracy", format: formatPercent, domain: [0, 1.02] }, size: { width: 560, height: 340 } }) : null;
-    }).filter(Boolean);
+      const rows = mine("knockout"), plain = mine("plain");
+      const series = questionSeries(rows, "centre");
+      all.push(...series.map((one) => ({ ...one, dash: "" })));
+      const wide = Math.max(...rows.map((r) => r.last_layer - r.first_layer)), narrow = Math.min(...rows.map((r) => r.last_layer - r.first_layer));
+      const group = (name, some) => ({ name, values: series.map((one) => {
+        const r = some.find((q) => questionName(q.family, q.tier) === one.name);
+        const whole = plain.find((q) => questionName(q.family, q.tier) === one.name);
+        return { name: one.name, colour: one.colour, hollow: one.hollow, y: r?.accuracy, low: r?.ci_low, high: r?.ci_high, rule: whole?.accuracy };
+      }) });
+      const title = (r) => (r.first_layer === r.last_layer ? String(r.first_layer) : `${r.first_layer}–${r.last_layer}`);
+      const places = unique(rows.filter((r) => r.last_layer - r.first_layer === narrow).sort((a, b) => a.first_layer - b.first_layer).map(title));
+      const bars = places.map((name) => group(name, rows.filter((r) => r.last_layer - r.first_layer === narrow && title(r) === name)));
+      const y = { label: "accuracy", format: formatPercent, domain: [0, 1.02] };
+      const charts = series.length ? [barChart({ title: p.label, hint: "windows of layers", bars, x: { label: "decoder layers in which text cannot attend to vision", name: "layers" }, y, ruleName: "nothing blocked", size: { width: 760, height: 320 } })] : [];
+      if (wide > narrow) charts.push(barChart({ title: p.label, hint: "the whole model", bars: [group("all", rows.filter((r) => r.last_layer - r.first_layer === wide))], x: { label: "all layers", name: "layers" }, y, ruleName: "nothing blocked", size: { width: 300, height: 320 } }));
+      return charts;
+    }).filter((c) => c.length);
     legendOfSeries(s, all);
-    s.show(charts, "Accuracy when text cannot attend to vision within a window of layers; dotted: nothing blocked; band = 95 % interval.");
+    s.show(charts, "Accuracy when text cannot attend to vision within a window of layers, and in the whole model apart. Dashed line across a bar: nothing blocked; whisker = 95 % interval; pale: high tier.");
   };
   return s;
 }
@@ -191,13 +202,69 @@ function trialTable(model, rows, x, y) {
   return host;
 }
 
+// Charts of columns of the trials against the ratio: a list of columns a chart, with seeds, base model and blind level.
+function ratioCharts(model, groups, size) {
+  const t = DATA.trials[model], rows = (t.decoded ||= decodeTable(t.rows));
+  return groups.map((group) => group.filter((c) => t.effects[c])).filter((group) => group.length).map((group) => {
+    const series = [], dots = [], rules = [];
+    for (const column of group) {
+      const accuracy = column.startsWith("accuracy/"), tier = column.split("/")[1];
+      const colour = accuracy ? `var(--series-${tier === "low" ? 0 : 1})` : colourOf(tier === "text" ? "text" : "vision");
+      series.push({ name: group.length > 1 ? `${tier} tier` : "mean over seeds", colour, points: t.effects[column].map((r) => ({ x: r.complexity_ratio, y: r.mean, low: r.ci_low, high: r.ci_high })) });
+      dots.push(...rows.map((r) => ({ x: r.complexity_ratio, y: r[column], colour })));
+      const level = (kind) => rows.map((r) => r[column.replace("accuracy/", kind)]).find(known);
+      if (accuracy) rules.push({ name: `base model${group.length > 1 ? `, ${tier}` : ""}`, y: level("accuracy_base/"), colour, dash: "5 3" }, { name: `without the image${group.length > 1 ? `, ${tier}` : ""}`, y: level("blind/"), colour, dash: "1 3" });
+      else if (column.startsWith("delta/")) rules.push({ name: "base model", y: 0, colour: "var(--control)", dash: "5 3" });
+    }
+    const accuracy = group[0].startsWith("accuracy/");
+    return lineChart({ title: group.length > 1 ? "Accuracy by tier" : t.words[group[0]], hint: group.length > 1 ? "dashed: base model, dotted: without the image" : [upward(t.directions[group[0]]), t.verdicts[group[0]]].filter(Boolean).join(", "), of: model, bars: true, rules, dots, series, size,
+      x: { label: "complexity ratio (share of high-tier examples)", name: "ratio", format: (v) => formatNumber(v, 3).replace(/0$/, "") },
+      y: { label: accuracy ? "accuracy" : t.words[group[0]], format: accuracy ? formatPercent : formatNumber, flip: t.directions[group[0]] < 0 } });
+  });
+}
+
+// The figure above everything else: what became of compression and accuracy, or compression against the number of objects.
+function answerSection() {
+  const s = new Section("answer", "curves");
+  s.render = () => {
+    const sets = DATA.headline.map((h) => {
+      if (h.kind === "ratio") {
+        const t = DATA.trials[h.model];
+        const tiers = ["accuracy/low", "accuracy/high"].filter((c) => t.effects[c]);
+        return ratioCharts(h.model, [[t.start.x], tiers.length ? tiers : [t.start.y]], { width: 520, height: 310 });
+      }
+      const colour = colourOf("vision"), order = ascending(h.x);
+      const cuts = [...Array(9).keys()].map((i) => order[Math.min(order.length - 1, Math.floor((i * order.length) / 8))]);
+      const bins = cuts.slice(0, -1).map((low, i) => {
+        const mine = h.x.map((x, k) => [x, h.y[k]]).filter(([x]) => x >= low && (x < cuts[i + 1] || (i === 7 && x <= cuts[8])));
+        const mean = (k) => mine.reduce((sum, q) => sum + q[k], 0) / mine.length;
+        return mine.length ? { x: mean(0), y: mean(1) } : null;
+      }).filter(Boolean);
+      return [lineChart({ title: h.label, hint: upward(h.direction), x: { label: "number of objects", name: "objects" }, y: { label: h.metric, flip: h.direction < 0 }, size: { width: 640, height: 340 },
+        dots: h.x.map((x, i) => ({ x, y: h.y[i], colour })), series: [{ name: "mean of an eighth of the images", colour, points: bins }] })];
+    }).filter((charts) => charts.length);
+    const ratio = DATA.headline.some((h) => h.kind === "ratio");
+    const tiers = ratio && sets.some((charts) => charts.length > 1);
+    s.legendOf(tiers ? [{ name: "low tier (simple scenes)", colour: "var(--series-0)" }, { name: "high tier (crowded scenes)", colour: "var(--series-1)" }] : []);
+    s.show(sets, ratio ? "Large dots: mean over seeds with 95 % interval; small dots: seeds. Dashed: base model; dotted: best answers without the image."
+      : sets.length ? "A dot an image; large dots: mean of an eighth of the images." : "");
+    s.save.hidden = s.table.hidden = !sets.length;
+    if (!sets.length) s.panels.replaceChildren();
+  };
+  return s;
+}
+
 function trialSection() {
   const s = new Section("trials", "trials");
   const models = Object.keys(DATA.trials);
   const words = Object.assign({}, ...models.map((m) => DATA.trials[m].words));
   const start = DATA.trials[models[0]].start;
-  s.select("x", "Compression", unique(models.flatMap((m) => DATA.trials[m].compressions)).map((c) => [c, words[c]]), start.x);
-  s.select("y", "Accuracy", unique(models.flatMap((m) => DATA.trials[m].outcomes)).map((c) => [c, words[c]]), start.y);
+  const primary = unique(models.flatMap((m) => DATA.trials[m].primary));
+  const groupOf = (c) => (primary.includes(c) ? "primary outcomes" : `${c.split("/")[1]} tokens, ${c.split("/")[3]} layers`);
+  const compressions = unique(models.flatMap((m) => DATA.trials[m].compressions)).map((c) => [c, words[c], groupOf(c)]);
+  const rank = (c) => (c[2] === "primary outcomes" ? 0 : c[0].includes("/vision/") ? 1 : 2);
+  s.select("x", "Compression", compressions.sort((a, b) => rank(a) - rank(b) || (a[2] < b[2] ? -1 : a[2] > b[2] ? 1 : 0)), start.x);
+  s.select("y", "Accuracy", unique(models.flatMap((m) => DATA.trials[m].outcomes)).map((c) => [c, words[c], c.split("/").length > 2 ? `${c.split("/")[1]} tier by family` : "whole tiers"]), start.y);
   s.render = () => {
     const { x, y } = s.values;
     const sets = [], tables = [];
@@ -209,21 +276,15 @@ function trialSection() {
       const points = rows.map((r) => ({ x: r[x], y: r[y], colour: toCss(mix(STYLE.viridis, r.complexity_ratio)),
         lines: [`ratio ${formatNumber(r.complexity_ratio, 3)}, seed ${r.seed}`] })).filter((p) => known(p.x) && known(p.y));
       if (points.length) {
-        const chart = scatterChart({ title: model, hint: t.arrows[x], points, front: paretoFront(points, t.directions[x] || 1), x: { label: words[x] }, y: { label: words[y], format: formatPercent } });
+        const chart = scatterChart({ title: model, hint: t.directions[x] ? `right = more compressed${t.directions[x] < 0 ? " (axis turned)" : ""}` : "", points, front: paretoFront(points, t.directions[x] || 1), x: { label: words[x], flip: t.directions[x] < 0 }, y: { label: words[y], format: formatPercent } });
         charts.push(chart);
       }
-      for (const [column, colour, format] of [[y, "var(--series-1)", formatPercent], [x, colourOf(x.split("/")[1] || "vision"), formatNumber]]) {
-        const effect = t.effects[column];
-        if (!effect) continue;
-        const base = column === y ? rows[0]?.[y.replace("accuracy/", "accuracy_base/")] : 0;
-        charts.push(lineChart({ title: `${model}: effect of the ratio`, hint: t.arrows[column] || "", bars: true, rules: [{ name: "base model", y: base, colour: "var(--control)", dash: "4 3" }],
-          x: { label: "complexity ratio (share of high-tier examples)", name: "ratio", format: (v) => formatNumber(v, 3).replace(/0$/, "") }, y: { label: words[column], format },
-          series: [{ name: "mean over seeds", colour, points: effect.map((r) => ({ x: r.complexity_ratio, y: r.mean, low: r.ci_low, high: r.ci_high })) }] }));
-      }
+      charts.push(...ratioCharts(model, [[y], [x]]));
       tables.push(trialTable(model, rows, x, y));
     }
     s.legend.replaceChildren(ramp("complexity ratio", "0", "1"));
-    s.show(sets, "A point a trial, the ratio as colour; the line is the Pareto front of accuracy and compression. Bars: 95 % interval, of a tier's accuracy over questions and seeds where all trials answer the same questions, else over three or more seeds, or the trial's own; dashed: base model.");
+    const chosen = x === start.x && start.chosen ? ` ${capital(words[x])}: ${start.chosen}.` : "";
+    s.show(sets, `A point a trial, the ratio as colour; the line is the Pareto front of accuracy and compression.${chosen} Small dots: seeds. Bars: 95 % interval, of a tier's accuracy over questions and seeds where all trials answer the same questions, else over three or more seeds, or the trial's own; dashed: base model; dotted: best answers without the image.`);
     s.extra.append(...tables);
   };
   return s;

@@ -2,6 +2,9 @@
 
 const MARGIN = { left: 62, right: 14, top: 38, bottom: 44 };
 
+// A chart is never drawn wider than the page shows it: letters keep their size on a phone.
+const roomFor = (width) => Math.max(280, Math.min(width, document.documentElement.clientWidth - 56));
+
 function chartRoot(width, height, label) {
   return svg("svg", {
     viewBox: `0 0 ${width} ${height}`, class: "chart", tabindex: "0", role: "group",
@@ -63,19 +66,25 @@ function extent(values, padding = 0.06, least = 0) {
   return [low - pad, high + pad];
 }
 
+// A value's place on an axis. `flip` turns the axis round: of a metric whose small values mean more compressed, up and right are more compressed too.
+const alongAxis = (axis, low, high, from, to) => (v) => {
+  const share = (v - low) / (high - low || 1);
+  return from + (axis.flip ? 1 - share : share) * (to - from);
+};
+
 // A chart's spoken name: two charts of a page never share one. `of` is what is not written on the chart itself.
 const spokenTitle = (spec) => [spec.title, spec.hint, spec.of].filter(Boolean).join(", ");
 
-// spec: {title, hint, of, x: {label, domain, whole, format}, y: {label, domain, format}, size,
+// spec: {title, hint, of, x: {label, domain, whole, format, flip}, y: {label, domain, format, flip}, size,
 //        series: [{name, colour, dash, hollow, points: [{x, y, low, high}]}], rules: [{name, y, colour, dash}]}
 function lineChart(spec) {
-  const width = spec.size?.width || 440, height = spec.size?.height || 290;
+  const width = roomFor(spec.size?.width || 440), height = spec.size?.height || 290;
   const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} by ${spec.x.label}`);
-  const all = spec.series.flatMap((s) => s.points);
-  const [x0, x1] = spec.x.domain || extent(all.map((p) => p.x), 0.02);
-  const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...(spec.rules || []).map((r) => r.y)], 0.06, spec.y.format === formatPercent ? 0.1 : 0);
-  const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
-  const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
+  const all = spec.series.flatMap((s) => s.points), dots = (spec.dots || []).filter((p) => known(p.x) && known(p.y));
+  const [x0, x1] = spec.x.domain || extent([...all, ...dots].map((p) => p.x), 0.02);
+  const [y0, y1] = spec.y.domain || extent([...all.flatMap((p) => [p.y, p.low, p.high]), ...dots.map((p) => p.y), ...(spec.rules || []).map((r) => r.y)], 0.06, spec.y.format === formatPercent ? 0.1 : 0);
+  const scaleX = alongAxis(spec.x, x0, x1, MARGIN.left, width - MARGIN.right);
+  const scaleY = alongAxis(spec.y, y0, y1, height - MARGIN.bottom, MARGIN.top);
   frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 7, spec.x.whole), niceTicks(y0, y1, 5));
   const clip = `clip-${Math.random().toString(36).slice(2)}`;
   root.append(svg("clipPath", { id: clip }, svg("rect", {
@@ -86,6 +95,7 @@ function lineChart(spec) {
     marks.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: scaleY(rule.y), y2: scaleY(rule.y),
       stroke: rule.colour, "stroke-width": 1.2, "stroke-dasharray": rule.dash || "" }));
   }
+  for (const p of dots) marks.append(svg("circle", { cx: scaleX(p.x), cy: scaleY(p.y), r: 2.6, fill: p.colour, class: "dot" }));
   for (const series of spec.series) {
     const points = series.points.filter((p) => known(p.y));
     const banded = points.filter((p) => known(p.low) && known(p.high));
@@ -130,6 +140,49 @@ function lineChart(spec) {
   root.numbers = () => [head, stops.map((x) => [formatX(x), ...spec.series.flatMap((s) => {
     const p = s.points.find((q) => q.x === x);
     return p ? [format(p.y), formatInterval(p.low, p.high, format).trim()] : ["", ""];
+  })])];
+  return root;
+}
+
+// spec: {title, hint, of, x: {label}, y: {label, format, domain}, bars: [{name, values: [{name, colour, y, low, high, rule}]}]}: groups of bars side by side;
+// `rule` draws a short line across a bar: what it is held against.
+function barChart(spec) {
+  const least = 60 + 30 + spec.bars.reduce((sum, group) => sum + group.values.length * 9 + 12, 0);
+  const width = Math.max(roomFor(spec.size?.width || 560), least), height = spec.size?.height || 320;
+  const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} by ${spec.x.label}`);
+  const [y0, y1] = spec.y.domain;
+  const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0)) * (height - MARGIN.bottom - MARGIN.top);
+  frame(root, spec, { width, height }, () => -99, scaleY, [], niceTicks(y0, y1, 5));
+  const slot = (width - MARGIN.left - MARGIN.right) / spec.bars.length;
+  const format = spec.y.format || formatNumber;
+  const places = [];
+  spec.bars.forEach((group, g) => {
+    const thick = Math.min(26, (slot - 8) / group.values.length), left = MARGIN.left + g * slot + (slot - thick * group.values.length) / 2;
+    group.values.forEach((v, i) => {
+      if (!known(v.y)) return;
+      const x = left + i * thick, middle = x + thick / 2;
+      root.append(svg("rect", { x: x + 0.5, width: Math.max(1, thick - 1.5), y: scaleY(Math.max(v.y, 0)), height: Math.max(0.5, Math.abs(scaleY(0) - scaleY(v.y))), fill: v.colour, class: "bar", opacity: v.hollow ? 0.55 : 1 }));
+      if (known(v.low) && known(v.high)) root.append(svg("line", { x1: middle, x2: middle, y1: scaleY(v.low), y2: scaleY(v.high), stroke: "var(--ink)", "stroke-width": 1.2 }));
+      if (known(v.rule)) root.append(svg("line", { x1: x, x2: x + thick - 1, y1: scaleY(v.rule), y2: scaleY(v.rule), stroke: "var(--ink)", "stroke-width": 1.8, "stroke-dasharray": "3 2" }));
+      places.push({ x: middle, y: v.y, lines: [{ text: `${spec.x.name || spec.x.label} ${group.name}` }, { colour: v.colour, text: `${v.name}: ${format(v.y)}${formatInterval(v.low, v.high, format)}` },
+        ...(known(v.rule) ? [{ text: `${spec.ruleName}: ${format(v.rule)}` }] : [])] });
+    });
+    axisText(root, MARGIN.left + (g + 0.5) * slot, height - MARGIN.bottom + 16, group.name);
+  });
+  let at = -1;
+  const read = (index, spoken) => {
+    at = Math.max(0, Math.min(places.length - 1, index));
+    if (places[at]) showTip(places[at].lines, ...onScreen(root, places[at].x, scaleY(places[at].y)), spoken);
+  };
+  readable(root, {
+    point: (px) => places.length && read(places.reduce((best, p, i) => (Math.abs(p.x - px) < Math.abs(places[best].x - px) ? i : best), 0), false),
+    key: (key) => ({ ArrowRight: 1, ArrowLeft: -1 }[key] ? (read(at + { ArrowRight: 1, ArrowLeft: -1 }[key], true), true) : false),
+    leave: () => {},
+  });
+  const names = unique(spec.bars.flatMap((group) => group.values.map((v) => v.name)));
+  root.numbers = () => [[capital(spec.x.name || spec.x.label), ...names.flatMap((n) => [n, "interval"])], spec.bars.map((group) => [group.name, ...names.flatMap((n) => {
+    const v = group.values.find((one) => one.name === n);
+    return v && known(v.y) ? [format(v.y), formatInterval(v.low, v.high, format).trim()] : ["", ""];
   })])];
   return root;
 }
@@ -234,12 +287,12 @@ function ramp(label, low, high) {
 
 // spec: {title, x: {label, format}, y: {label, format}, points: [{x, y, colour, lines}], front: [indices], size}
 function scatterChart(spec) {
-  const width = spec.size?.width || 520, height = spec.size?.height || 340;
+  const width = roomFor(spec.size?.width || 520), height = spec.size?.height || 340;
   const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} against ${spec.x.label}`);
   const points = spec.points.filter((p) => known(p.x) && known(p.y));
   const [x0, x1] = extent(points.map((p) => p.x)), [y0, y1] = extent(points.map((p) => p.y), 0.06, spec.y.format === formatPercent ? 0.1 : 0);
-  const scaleX = (v) => MARGIN.left + ((v - x0) / (x1 - x0 || 1)) * (width - MARGIN.left - MARGIN.right);
-  const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0 || 1)) * (height - MARGIN.bottom - MARGIN.top);
+  const scaleX = alongAxis(spec.x, x0, x1, MARGIN.left, width - MARGIN.right);
+  const scaleY = alongAxis(spec.y, y0, y1, height - MARGIN.bottom, MARGIN.top);
   frame(root, spec, { width, height }, scaleX, scaleY, niceTicks(x0, x1, 6), niceTicks(y0, y1, 5));
   if (spec.front) root.append(svg("polyline", { points: spec.front.map((p) => `${scaleX(p.x)},${scaleY(p.y)}`).join(" "), class: "front" }));
   for (const p of points) root.append(svg("circle", { cx: scaleX(p.x), cy: scaleY(p.y), r: 6, fill: p.colour, class: "point" }));

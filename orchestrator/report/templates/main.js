@@ -3,6 +3,7 @@
 const BUILDERS = { compression: [compressionSection, "curves"], correlation: [correlationSection, "rho"], probes: [probeSection, "probes"], tokens: [tokenSection, "maps"],
   deletion: [deletionSection, "deletion"], knockout: [knockoutSection, "knockout"], patching: [patchingSection, "patching"] };
 
+if (document.getElementById("answer")) answerSection();
 for (const [id, [build, needs]] of Object.entries(BUILDERS)) {
   const host = document.getElementById(id);
   if (host && DATA.points.some((p) => (needs === "maps" ? p.maps.length : p[needs]))) build();
@@ -35,6 +36,12 @@ const paper = (printing) => { if (state.printing !== printing) { state.printing 
 addEventListener("beforeprint", () => paper(true));
 addEventListener("afterprint", () => paper(false));
 matchMedia("print").addEventListener("change", (event) => paper(event.matches));
+
+let wide = document.documentElement.clientWidth;
+addEventListener("resize", () => {
+  const now = document.documentElement.clientWidth;
+  if (now !== wide && Math.min(now, wide) < 720) { wide = now; drawAll(); }
+});
 
 // A heading that is jumped to must not end below the bar of links, whose height depends on its contents.
 const bar = document.querySelector("nav");

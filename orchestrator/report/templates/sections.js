@@ -4,6 +4,23 @@ const sections = [];
 const shownPoints = () => DATA.points.filter((p) => !hiddenPoints.has(p.label));
 const hiddenPoints = new Set();
 
+function saveFile(name, type, text) {
+  const link = make("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// A chart as a file of its own: what style sheet and variables say is written into its elements.
+function standalone(chart) {
+  const copy = chart.cloneNode(true);
+  const from = [chart, ...chart.querySelectorAll("*")], to = [copy, ...copy.querySelectorAll("*")];
+  const kept = ["fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-size", "font-family", "font-weight", "visibility"];
+  from.forEach((node, i) => { const look = getComputedStyle(node); for (const name of kept) to[i].style.setProperty(name, look.getPropertyValue(name)); });
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.style.background = getComputedStyle(document.documentElement).getPropertyValue("--panel");
+  return new XMLSerializer().serializeToString(copy);
+}
+
 // A section of the page that is drawn again whenever one of its controls, the points or the theme change.
 class Section {
   constructor(id, needs) {
@@ -18,7 +35,10 @@ class Section {
     this.extra = make("div", { class: "extra" });
     this.table = make("details", { class: "numbers" }, make("summary", {}, "Numbers of these charts"), make("div"));
     this.table.addEventListener("toggle", () => this.fillTable());
-    this.host.querySelector(".body").append(this.controls, this.legend, this.panels, this.state, this.extra, this.table);
+    this.save = make("div", { class: "save" },
+      make("button", { type: "button", onclick: () => this.saveData() }, "Download data (CSV)"),
+      make("button", { type: "button", onclick: () => this.saveFigures() }, "Download figures (SVG)"));
+    this.host.querySelector(".body").append(this.controls, this.legend, this.panels, this.state, this.extra, this.save, this.table);
     sections.push(this);
   }
 
@@ -26,8 +46,13 @@ class Section {
     const id = `${this.id}-${key}`;
     const entries = options.map((o) => (Array.isArray(o) ? o : [o, nameOf(o)]));
     this.values[key] = start ?? entries[0]?.[0];
+    const option = ([value, text]) => make("option", { value, selected: value === this.values[key] }, text);
+    const groups = unique(entries.map((e) => e[2] || ""));
     const field = make("select", { id, onchange: (event) => { this.values[key] = event.target.value; this.draw(); } },
-      ...entries.map(([value, text]) => make("option", { value, selected: value === this.values[key] }, text)));
+      ...(groups.length < 2 ? entries.map(option) : groups.flatMap((g) => {
+        const mine = entries.filter((e) => (e[2] || "") === g).map(option);
+        return g ? [make("optgroup", { label: g }, ...mine)] : mine;
+      })));
     this.controls.append(make("div", { class: "control", hidden: entries.length < 2 }, make("label", { for: id }, label), field));
     return this;
   }
@@ -78,6 +103,19 @@ class Section {
       numbersTable(...c.numbers(), c.querySelector(".panel-title")?.textContent || "values")));
   }
 
+  saveData() {
+    const quote = (v) => (/[",\n]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v);
+    const parts = this.charts.filter((c) => c.numbers).map((c) => {
+      const [head, rows] = c.numbers();
+      return [[c.getAttribute("aria-label")?.split(":")[0] || ""], head, ...rows].map((row) => row.map((v) => quote(String(v).replaceAll("−", "-"))).join(",")).join("\n");
+    });
+    saveFile(`${slug(document.title.split(" ·")[0])}-${this.id}.csv`, "text/csv", parts.join("\n\n"));
+  }
+
+  saveFigures() {
+    this.charts.filter((c) => c.tagName === "svg").forEach((chart, i) => saveFile(`${slug(document.title.split(" ·")[0])}-${this.id}-${i + 1}.svg`, "image/svg+xml", standalone(chart)));
+  }
+
   draw() {
     hideTip();
     this.extra.replaceChildren();
@@ -89,7 +127,11 @@ const rhoScale = (statistic) => statistic === "epsilon_squared"
   ? { label: "ε²", low: 0, high: 1, colour: (v) => mix(STYLE.viridis, v) }
   : { label: "ρ", low: -1, high: 1, colour: (v) => mix(divergingStops(), (v + 1) / 2) };
 const STATISTICS = [["spearman", "Spearman ρ"], ["conditional_spearman", "conditional ρ, covariates held fixed"], ["epsilon_squared", "ε², categories"]];
-const metricOptions = (there) => Object.keys(STYLE.metrics).filter((m) => there.has(m)).map((m) => [m, STYLE.metrics[m].title]);
+const METRIC_FAMILIES = unique(Object.values(STYLE.metrics).map((m) => m.family));
+const metricOptions = (there) => Object.keys(STYLE.metrics).filter((m) => there.has(m)).map((m) => [m, STYLE.metrics[m].title, STYLE.metrics[m].family])
+  .sort((a, b) => METRIC_FAMILIES.indexOf(a[2]) - METRIC_FAMILIES.indexOf(b[2]));
+const isFlipped = (metric) => STYLE.metrics[metric]?.direction < 0;
+const upward = (direction) => ({ 1: "up = more compressed", "-1": "up = more compressed (axis turned)" }[direction] || "");
 const arrowOf = (metric) => ({ 1: "↑ more compressed", "-1": "↓ more compressed" }[STYLE.metrics[metric]?.direction] || "");
 const layerName = (tap) => (tap === "decoder" ? "decoder layer (0 = input)" : tap === "encoder" ? "vision encoder layer" : "layer");
 const namesIn = (needs, column) => new Set(DATA.points.filter((p) => p[needs]).flatMap((p) => p[needs].columns[column].words));
@@ -122,7 +164,7 @@ function groupCurves(p, metric, tap, share) {
     const at = tapFor(rows, tap, group);
     const mine = rows.filter((r) => r.group === group && r.tap === at);
     const last = Math.max(1, ...mine.map((r) => r.layer));
-    return { name: `${group} tokens${at && at !== "decoder" ? ` (${STYLE.taps[at] || at})` : ""}`, colour: colourOf(group),
+    return { group, name: `${group} tokens${at && at !== "decoder" ? ` (${STYLE.taps[at] || at})` : ""}`, colour: colourOf(group),
       points: mine.map((r) => ({ x: share ? r.layer / last : r.layer, y: r.mean, low: r.ci_low, high: r.ci_high })) };
   }).filter((x) => x.points.length);
 }
@@ -132,23 +174,33 @@ function compressionSection() {
   const metrics = namesIn("curves", "metric");
   s.select("metric", "Metric", [["overview", "overview of the main metrics"], ...metricOptions(metrics)], "overview");
   s.select("tap", "Read at", [["main", "main tap of each group"], ...tapOptions("curves")]);
-  s.select("depth", "Depth", [["layer", "layer"], ["share", "share of depth"]]);
+  const several = DATA.points.filter((p) => p.curves).length > 1;
+  s.select("depth", "Depth", [["layer", "layer"], ["share", "share of depth"]], several ? "share" : "layer");
+  s.select("lay", "Points", several ? [["over", "overlaid"], ["beside", "side by side"]] : [["beside", "side by side"]]);
+  s.select("group", "Tokens overlaid", several ? [["vision", "vision"], ["text", "text"]] : [["vision", "vision"]]);
   s.render = () => {
     const { metric, tap } = s.values;
-    const share = s.values.depth === "share", overview = metric === "overview";
+    const share = s.values.depth === "share", overview = metric === "overview", over = s.values.lay === "over";
+    const field = document.getElementById("compression-group");
+    if (field) field.disabled = !over;
     const chosen = overview ? STYLE.headline.filter((m) => metrics.has(m)) : [metric];
     const drawn = (m) => {
       const found = s.points().map((p) => [p, groupCurves(p, m, tap, share)]).filter(([, series]) => series.length);
       const domain = extent(found.flatMap(([, series]) => series.flatMap((x) => x.points.flatMap((q) => [q.low, q.high, q.y]))));
       const { short, unit } = STYLE.metrics[m];
-      return found.map(([p, series]) => lineChart({ title: overview ? short : p.label, hint: overview && s.points().length > 1 ? `${arrowOf(m).slice(0, 1)} ${p.label}` : arrowOf(m), series,
+      if (over) {
+        const series = found.flatMap(([p, all]) => all.filter((x) => x.group === s.values.group).map((x) => ({ ...x, name: p.label, colour: colourOf("", DATA.points.indexOf(p)) })));
+        return series.length ? [lineChart({ title: short, hint: upward(STYLE.metrics[m].direction), series, x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth", format: (v) => formatNumber(v, 3) } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
+          y: { label: unit, domain, flip: isFlipped(m) }, size: overview ? { width: 330, height: 240 } : { width: 560, height: 340 } })] : [];
+      }
+      return found.map(([p, series]) => lineChart({ title: overview ? short : p.label, hint: overview && s.points().length > 1 ? p.label : upward(STYLE.metrics[m].direction), series,
         x: share ? { label: "share of depth (0 = input, 1 = last)", name: "depth" } : { label: layerName(tap === "main" ? "decoder" : tap), name: "layer", whole: true },
-        y: { label: overview ? unit : `${short}${unit ? `, ${unit}` : ""}`, domain }, size: overview ? { width: 330, height: 240 } : undefined }));
+        y: { label: overview ? unit : `${short}${unit ? `, ${unit}` : ""}`, domain, flip: isFlipped(m) }, size: overview ? { width: 330, height: 240 } : undefined }));
     };
-    s.legendOf([{ name: "vision tokens", colour: colourOf("vision") }, { name: "text tokens", colour: colourOf("text") }]);
+    s.legendOf(over ? s.points().map((p) => ({ name: p.label, colour: colourOf("", DATA.points.indexOf(p)) })) : [{ name: "vision tokens", colour: colourOf("vision") }, { name: "text tokens", colour: colourOf("text") }]);
     s.panels.classList.toggle("small", overview);
     s.show(chosen.flatMap(drawn), `${overview ? "Main metrics" : STYLE.metrics[metric].title}: mean over images, band = 95 % bootstrap interval of the mean. `
-      + `${s.points().map((p) => `${p.label}: n = ${p.nImages}`).join("; ")}. Arrows say which way is more compressed.`);
+      + `${s.points().map((p) => `${p.label}: n = ${p.nImages}`).join("; ")}. Up is always more compressed: axes of metrics whose small values mean that are turned.`);
     const card = aboutMetric(metric);
     if (card) s.extra.append(card);
   };

@@ -1,0 +1,121 @@
+"""The first screen and the contrasts of several studies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from orchestrator.report.answer import answers, headline
+from orchestrator.report.contrast import agreements, differences, pairs
+from orchestrator.report.intervals import depth_table
+from orchestrator.report.page import render_page
+from orchestrator.report.statement import Statement
+from tests.report.fake_study import fake_point, fake_study
+from tests.report.test_trial_views import RANK, _row
+
+CONTRASTS = [_row(RANK, 0.2, -0.1, 0.5, verdict="undecided"), _row("accuracy/high", 0.063, 0.03, 0.1)]
+CONTRASTS += [_row("accuracy/low", -0.096, -0.146, -0.047, primary=False, verdict=None, q=0.01)]
+
+
+def test_a_sweep_is_answered_by_compression_accuracy_and_forgetting_in_one_sentence() -> None:
+    study = fake_study(1)
+    point = replace(study.points[0], sweep={"contrasts": CONTRASTS})
+    first = answers(replace(study, points=(point,)), [])[0]
+    assert first.anchor == "trials"
+    assert first.verdicts == (("compression", "undecided"), ("crowded scenes", "supported"))
+    places = [first.sentence.index(part) for part in ("not seen to change", "+6.3 points [3.0, 10.0]", "−9.6 points")]
+    assert places == sorted(places)
+
+
+def test_too_few_seeds_are_said_in_the_answer() -> None:
+    study = fake_study(1)
+    rows = [{**row, "n_seeds": 2, "ci_low": None, "ci_high": None, "verdict": None} for row in CONTRASTS]
+    point = replace(study.points[0], sweep={"contrasts": rows})
+    first = answers(replace(study, points=(point,)), [])[0]
+    assert "2 of 3 seeds" in first.sentence
+    assert first.verdicts == ()
+
+
+def test_a_study_of_neither_is_answered_by_its_first_verdict() -> None:
+    study = replace(fake_study(1), points=(replace(fake_point(), findings=None, trials=None, sweep={}),))
+    said = [("", [Statement("Measured.", "n = 3"), Statement("Found.", "[1, 2]", "supported", "deletion")])]
+    assert answers(study, said)[0].sentence == "Found. ([1, 2])"
+    assert answers(study, []) == []
+
+
+def test_the_headline_draws_each_image_once_at_its_number_of_objects() -> None:
+    point = replace(fake_point(), trials=None)
+    (drawn,) = headline(replace(fake_study(1), points=(point,)))
+    assert point.images is not None
+    assert drawn["kind"] == "objects"
+    assert sorted(drawn["x"]) == sorted(point.images["n_objects"].to_list())
+
+
+def test_two_points_differ_by_their_means_with_an_interval_of_both_spreads() -> None:
+    one = fake_point()
+    assert one.layer_metrics is not None
+    shifted = one.layer_metrics.with_columns(pl.col("gini") + 0.25)
+    two = replace(one, label="other", layer_metrics=shifted)
+    rows = [row for row in differences([one, two]) if row[1] == "Gini"]
+    assert len(rows) == 3
+    for row in rows:
+        assert row[3].startswith("0.250 [")
+        assert row[4] == "other"  # a larger Gini is more compressed
+    (same,) = {row[4] for row in differences([one, replace(one, label="twin")])}
+    assert same == "not told apart"
+
+
+def test_intervals_of_differences_hold_the_truth_about_as_often_as_they_say() -> None:
+    """Two samples from one distribution: the difference of their means is 0 in truth."""
+    base = fake_point()
+    assert base.layer_metrics is not None
+    rng, held, drawn = np.random.default_rng(0), 0, 0
+    frame = base.layer_metrics.filter(
+        (pl.col("tap") == "decoder") & (pl.col("group") == "vision") & (pl.col("layer") == 0)
+    )
+    for _ in range(60):
+        parts = [
+            replace(
+                base,
+                label=name,
+                layer_metrics=frame.with_columns(gini=pl.Series(rng.normal(0.4, 0.1, frame.height)).cast(pl.Float32)),
+            )
+            for name in ("a", "b")
+        ]
+        for row in differences(parts):
+            if row[1] == "Gini":
+                drawn += 1
+                held += row[4] == "not told apart"
+    assert depth_table(base, ["gini"]) is not None
+    assert held / drawn > 0.85
+
+
+def test_many_points_are_held_against_the_first() -> None:
+    points = [replace(fake_point(), label=str(n)) for n in range(6)]
+    assert len(pairs(points[:4])) == 6
+    assert [(a.label, b.label) for a, b in pairs(points)] == [("0", str(n)) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "agreement"),
+    [
+        (("supported", "supported"), "agree"),
+        (("supported", "contradicted"), "disagree"),
+        (("supported", "undecided"), "one decides"),
+        (("undecided", "undecided"), "nobody decides"),
+    ],
+)
+def test_agreement_is_of_those_that_decide(verdicts: tuple[str, str], agreement: str) -> None:
+    points = [
+        replace(fake_point(), label=str(n), findings=pl.DataFrame({"claim": ["objects"], "holds": [v]}), sweep={})
+        for n, v in enumerate(verdicts)
+    ]
+    assert [row[-1] for row in agreements(points)] == [agreement]
+
+
+def test_several_points_have_contrasts_and_a_single_one_has_none() -> None:
+    assert 'id="contrast"' in render_page(fake_study(2))
+    assert 'id="contrast"' not in render_page(fake_study(1))

@@ -73,7 +73,9 @@ def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
         thick = 0.8 / max(1, len(families))
         for number, family in enumerate(families):
             mine = (pl.col("family") == family) & (pl.col("tier") == tier)
-            bars = [(x, some.filter(mine & (pl.col("first_layer") == first))) for x, (first, _) in enumerate(places)]
+            bars = [
+                (float(x), some.filter(mine & (pl.col("first_layer") == first))) for x, (first, _) in enumerate(places)
+            ]
             if n_slots > len(places):
                 bars.append((len(places) + 0.5, whole.filter(mine)))
             level = plain.filter(mine)["accuracy"].drop_nulls()

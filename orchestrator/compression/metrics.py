@@ -22,7 +22,8 @@ from torch import Tensor
 from orchestrator.compression import finish
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.entries import Metric
-from orchestrator.compression.gram import LEAN, Leading, Variant
+from orchestrator.compression.gram import Leading, Variant
+from orchestrator.compression.halves import LEAN
 from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, default_names, load_user_metric
 from orchestrator.compression.shared import Shared, gather_tokens, may_be
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.estimate import Estimate, estimate
-from orchestrator.compression.gram import LEAN, Grams, Leading, Variant, wide_product
+from orchestrator.compression.gram import Grams, Leading, Variant
+from orchestrator.compression.halves import LEAN, wide_product
 from orchestrator.compression.spectrum import squared_singular_values
 from orchestrator.errors import ConfigError
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from orchestrator.compression.gram import LEAN, Grams, Variant
+from orchestrator.compression.gram import Grams, Variant
+from orchestrator.compression.halves import LEAN
 
 NOISE = 0.25 * 2.0**-23
 """Error of a squared singular value, as a share of the largest; measured from 0.02 to 0.15 of 2^-23 on average."""

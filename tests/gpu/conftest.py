@@ -13,7 +13,7 @@ from functools import cache
 import pytest
 import torch
 
-from orchestrator.compression.gram import LEAN
+from orchestrator.compression.halves import LEAN
 from orchestrator.config import ModelConfig, RunConfig
 from orchestrator.config.sweep import set_key, validate
 from orchestrator.models.adapter import Adapter

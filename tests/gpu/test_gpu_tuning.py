@@ -100,7 +100,7 @@ def test_drift_between_two_models_equals_the_cpus(gpu: str) -> None:
         assert found[1][name] == pytest.approx(value, rel=loose, abs=loose), name
 
 
-@pytest.mark.parametrize("method", ["norm", "similarity", "leverage", "attention"])
+@pytest.mark.parametrize("method", ["norm", "similarity", "leverage", "question_attention"])
 def test_answers_with_deleted_tokens_equal_those_of_the_cpu(method: str, gpu: str) -> None:
     run = make_run(**SETTINGS)
     asked = make_evaluation(run.finetune)[:16]

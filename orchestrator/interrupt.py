@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+NUMBERS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 2.0
 """A second signal within this time is the same one sent twice (to a process and to its group); a later one ends the
 process at once."""
@@ -27,6 +28,7 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     number: int | None = None
     since: float = 0.0
+    handled: bool = False
 
 
 def _handle(number: int, _: FrameType | None) -> None:
@@ -46,13 +48,24 @@ def handled() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _State.number = None
-    before = {number: signal.signal(number, _handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    _State.number, _State.handled = None, True
+    before = {number: signal.signal(number, _handle) for number in NUMBERS}
     try:
         yield
     finally:
+        _State.handled = False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def restore() -> None:
+    """Handle the signals again after a library took them; nothing outside `handled` and the main thread.
+
+    Ray's core takes SIGTERM for a crash: it prints its stack and aborts the process.
+    """
+    if _State.handled and threading.current_thread() is threading.main_thread():
+        for number in NUMBERS:
+            signal.signal(number, _handle)
 
 
 def check() -> None:

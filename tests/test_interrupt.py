@@ -57,3 +57,16 @@ def test_a_lost_interrupt_is_raised_again_before_anything_is_counted_or_marked_d
         with pytest.raises(interrupt.Interrupted):
             stage.mark_done({})
     assert not stage.store.exists(SUCCESS)
+
+
+def test_signals_that_a_library_took_are_handled_again_but_not_outside_a_command() -> None:
+    """As Ray's core takes SIGTERM: it would abort the process."""
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt.restore()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with interrupt.handled():
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        interrupt.restore()
+        with pytest.raises(interrupt.Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before

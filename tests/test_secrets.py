@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
+from PIL import Image
 
 from orchestrator.cluster.submit import check_no_secrets, job_environment
+from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.scrub import scrub
-from orchestrator.store.study_record import make_record
-from orchestrator.study.run import run_study
+from orchestrator.store.study_record import Study, make_record
+from orchestrator.study.run import run_study, write_report
 from tests.conftest import tiny_study
 
 SECRET = "Tr0ub4dor"
@@ -84,6 +87,34 @@ def test_a_secret_in_every_field_is_in_no_byte_that_a_study_writes(
     run_study(sweep, command=command)
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or SECRET.encode() not in file.read_bytes(), file
+    out, err = capfd.readouterr()
+    assert SECRET not in out + err
+
+
+def test_a_secret_in_the_place_of_the_images_is_in_no_byte_that_a_study_writes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.report.build.study_figures", lambda _: ())
+    root = f"memory://me:{SECRET}@pictures"
+    fs, folder = fsspec.core.url_to_fs(root)
+    for k in range(6):
+        with fs.open(f"{folder}/{k}.png", "wb") as file:
+            Image.new("RGB", (112, 112), (40 * k, 9, 9)).save(file, format="png")
+    fs.pipe_file(f"{folder}/attributes.csv", b"file,n\n" + b"".join(b"%d.png,%d\n" % (k, k) for k in range(6)))
+    run = {
+        "model": {"name": "reference-joint"},
+        "data": {"source": "folder", "root": root},
+        "how": {"backend": "local"},
+    }
+    sweep = make_sweep({"name": "tiny", "storage": str(tmp_path), "stages": ["capture"], "base": run})
+    study, _ = run_study(sweep, command=f"vtsweep run x.yaml data.root={root}")
+    fs.rm(folder, recursive=True)
+    page = write_report(Study.load(f"{tmp_path}/studies/{study.name}"))  # which needs the tables alone
+    assert Path(page[0]).stat().st_size > 10_000
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    for one in written:
+        assert SECRET.encode() not in one.read_bytes(), one
     out, err = capfd.readouterr()
     assert SECRET not in out + err
 

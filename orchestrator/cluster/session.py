@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import interrupt
 from orchestrator.cluster import guard
 from orchestrator.cluster.placement import (
     Node,
@@ -77,6 +78,7 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
     with _guarded() if owned and not address else nullcontext() as folder:
         if owned:
             _join(ray, address) if address else _start_local(ray, how, str(folder))
+            interrupt.restore()
         yield from _connected(ray, storage, owned)
 
 

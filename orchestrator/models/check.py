@@ -16,13 +16,19 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, check_lora, digest_folder, fingerprint, resolve
 from orchestrator.models.planning import check_context
+from orchestrator.models.prompts import unknown_words
 
 EXAMPLE = "a"
 """A question that any tokeniser has a token for."""
 
 
 def check_model(
-    config: ModelConfig, *, questions: tuple[str, ...] = (), text_only: bool = False, size: tuple[int, int] = (336, 336)
+    config: ModelConfig,
+    *,
+    questions: tuple[str, ...] = (),
+    text_only: bool = False,
+    size: tuple[int, int] = (336, 336),
+    words: str = "",
 ) -> bool:
     """Refuse a model that is not whole, or does not take an example of what it will be asked.
 
@@ -30,6 +36,7 @@ def check_model(
         questions: texts that will be asked of a picture; `capture.prompt`, say.
         text_only: whether questions without a picture will be asked.
         size: (height, width) of the pictures, px.
+        words: words of further questions, for which the tokeniser must have tokens.
 
     Returns:
         Whether the weights are at hand; if not, only what is known without them was checked.
@@ -47,9 +54,9 @@ def check_model(
     if not weights_here(entry):
         return False
     if entry.folder is not None and config.adapter is None and _shipped(entry.folder):
-        check_words(entry.name, entry.folder, questions)  # a test holds what else is asked here
+        check_words(entry.name, entry.folder, (*questions, *words.split()))  # a test holds what else is asked here
         return True
-    _check(config, questions, text_only, size, str(_state(config, entry)))
+    _check(config, questions, text_only, size, words, str(_state(config, entry)))
     return True
 
 
@@ -82,11 +89,15 @@ def _state(config: ModelConfig, entry: Entry) -> object:
 
 
 @lru_cache(maxsize=64)
-def _check(config: ModelConfig, questions: tuple[str, ...], text_only: bool, size: tuple[int, int], _: str) -> None:
+def _check(
+    config: ModelConfig, questions: tuple[str, ...], text_only: bool, size: tuple[int, int], words: str, _: str
+) -> None:
     from orchestrator.models.loading import is_panic, load_adapter
     from orchestrator.models.processor_fields import check_example
 
     adapter, entry = load_adapter(config, "meta"), resolve(config)
+    if unknown := unknown_words(adapter.tokenizer, words):
+        raise ModelError(f"{entry.name}: the tokeniser has no token for {unknown[0]!r}, a word of the question file.")
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     try:
         for question in questions or (EXAMPLE,):

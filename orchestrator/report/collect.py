@@ -17,6 +17,8 @@ from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate.findings import find
 from orchestrator.data.associations import roles_of
+from orchestrator.data.attributes import Kind
+from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
@@ -96,8 +98,8 @@ def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
 
 def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> PointResults:
     tables = {name: _read(views.get(stage, []), name) for name, stage in TABLE_STAGE.items()}
-    source = make_source(run.data) if tables["images"] is not None else None
-    kinds = dict(source.attribute_kinds) if source else {}
+    source = _source(run) if tables["images"] is not None else None
+    kinds = dict(source.attribute_kinds) if source else _kinds_of(tables["images"])
     roles = roles_of(source) if source else {}
     capture = next(iter(views.get("capture", [])), None)
     rejected = tables.pop("rejected")
@@ -132,6 +134,29 @@ def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
         except AbsentError:
             continue
     return pl.concat(frames, how="diagonal_relaxed") if frames else None
+
+
+def _source(run: RunConfig) -> Source | None:
+    """Return the images' source; None where it cannot be opened from here: a report needs its tables alone.
+
+    The pictures may lie elsewhere by now, and a study's record hides a password that they are reached by.
+    """
+    try:
+        return make_source(run.data)
+    except DataError:
+        return None
+
+
+def _kinds_of(images: pl.DataFrame | None) -> dict[str, Kind]:
+    """Return the kinds of attributes by the types of their columns, where the source cannot be asked."""
+    if images is None:
+        return {}
+    own = [name for name in images.columns if name not in TABLES["images"].columns]
+    return {name: _kind(images.schema[name]) for name in own}
+
+
+def _kind(dtype: pl.DataType) -> Kind:
+    return "count" if dtype.is_integer() else "continuous" if dtype.is_numeric() else "categorical"
 
 
 def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
@@ -202,7 +227,8 @@ def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:
     grids = view.stage.arrays("token_grid")
     layers = tuple(next(iter(shards.values()))["extra"]["token_norms"]["layers"])
     starts = np.cumsum([0, *(len(a) for a in norms)])
-    source = make_source(run.data)
+    if (source := _source(run)) is None:
+        return
     for row in rows:
         shard = int(np.searchsorted(starts, row, side="right")) - 1
         grid, values = grids[shard][row - starts[shard]], norms[shard][row - starts[shard]]

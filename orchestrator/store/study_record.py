@@ -144,7 +144,7 @@ class Study:
                 frame = view.stage.scan(name)
             except AbsentError:
                 continue
-            marks = {"point": view.label, "model": view.run.model.name, "source": view.run.data.source}
+            marks = {"point": view.label, "model": view.run.model.label, "source": view.run.data.source}
             lead = [pl.lit(value).alias(key) for key, value in marks.items()]
             present = frame.collect_schema().names()
             frames.append(frame.select(*lead, *[pl.col(c) for c in present if c not in marks]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -78,7 +79,32 @@ def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
         "questions": tuple(text for text in texts if text),
         "text_only": "finetune" in stages and (run.finetune.task.text_only_share > 0 or _without_image(run, stages)),
         "size": image_size(run.data),
+        "words": _question_words(run) if run.data.source == "questions" else "",
     }
+
+
+N_READ = 5000
+"""Rows of a question file, spread over it, whose words are looked for in the tokeniser before work."""
+_WORDS: dict[str, str] = {}
+
+
+def _question_words(run: RunConfig) -> str:
+    """Return the distinct words of a question file's questions and choices, as one text."""
+    from orchestrator.data.source import make_source
+
+    source: Any = make_source(run.data)
+    if not hasattr(source, "columns"):
+        return ""  # a source of another kind in its place
+    key = canonical_json(source.fingerprint())
+    if key not in _WORDS:
+        places = source.chosen[:: max(1, len(source) // N_READ)]
+        found: dict[str, None] = {}
+        for text in source.columns("row", places=places)["row"]:
+            row = json.loads(text) or {}
+            for part in (row.get("question") or "", *(row.get("choices") or ())):
+                found |= dict.fromkeys(str(part).split())
+        _WORDS[key] = " ".join(found)
+    return _WORDS[key]
 
 
 def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:

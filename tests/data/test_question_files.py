@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from sklearn.metrics import accuracy_score, f1_score
 from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.loading import from_row, load_shard, to_row
 from orchestrator.config import QuestionsConfig, RunConfig
+from orchestrator.config.sweep import make_sweep
 from orchestrator.data.files import index
 from orchestrator.data.files.scoring import position_bias, score, shuffled_choices, vqa_score, yes_no_summary, yes_or_no
 from orchestrator.data.files.source import QuestionSource
-from orchestrator.errors import ConfigError, DataError
+from orchestrator.errors import ConfigError, DataError, ModelError
+from orchestrator.models.catalogue import entries
 from orchestrator.store.filesystem import Storage
+from orchestrator.study.preflight import preflight
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_pope = pytest.mark.skipif(
@@ -79,6 +84,23 @@ def write(root: Path, name: str, records: list[dict[str, Any]], images: bool = T
         for i in range(len(records)):
             (root / f"{i}.png").write_bytes(encoded(40 * i))
     return root
+
+
+def test_a_word_that_the_tokeniser_cannot_express_is_refused_before_work(tmp_path: Path) -> None:
+    """Wherever it stands; of a folder's own tokeniser as of a shipped one."""
+    records = [{"id": f"q{k}", "image": "0.png", "question": "describe the image .", "answer": "1"} for k in range(40)]
+    shipped = entries()["reference-joint"].folder
+    assert shipped is not None
+    copy = shutil.copytree(shipped, tmp_path / "model")
+    for name in ("known", "unknown"):
+        records[33]["question"] = "describe the image ." if name == "known" else "describe the zyzzyva ."
+        data = {"source": "questions", "root": str(write(tmp_path / name, "q.jsonl", records)), "file": ["q.jsonl"]}
+        for model in ("reference-joint", str(copy)):
+            base = {"model": {"name": model}, "data": data}
+            sweep = make_sweep({"name": "x", "storage": str(tmp_path / "results"), "base": base})
+            refused = contextlib.nullcontext() if name == "known" else pytest.raises(ModelError, match="'zyzzyva'")
+            with refused:
+                preflight(sweep, ["capture"])
 
 
 def open_file(root: Path, name: str | tuple[str, ...] = "q.jsonl", **options: Any) -> QuestionSource:

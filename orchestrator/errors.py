@@ -67,9 +67,13 @@ class DivergedError(StageError):
     """Training diverged: an answer about the settings, which a search records, and not a fault of the machine."""
 
 
+MAX_SHOWN = 60
+"""Characters of a name that a message shows: names may be anybody's, as a table's columns are."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``" Did you mean 'x'?"`` for the nearest known names, else a list of them (at most 12)."""
-    options = sorted(set(known))
+    options = sorted({option if len(option) <= MAX_SHOWN else f"{option[:MAX_SHOWN]}..." for option in known})
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.55)
     if near:
         return " Did you mean " + " or ".join(repr(n) for n in near) + "?"

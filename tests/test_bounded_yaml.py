@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config.sweep import load_sweep, make_sweep
 from orchestrator.config.yaml import MAX_DEPTH, read_yaml
-from orchestrator.errors import ConfigError
+from orchestrator.errors import ConfigError, did_you_mean
 
 BOMB = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 20)
@@ -88,3 +88,13 @@ def test_any_text_is_yaml_or_a_yaml_error(text: str) -> None:
         read_yaml(text)
     except yaml.YAMLError as error:
         assert len(str(error)) < 2000  # noqa: PT017
+
+
+def test_a_message_names_a_few_of_many_problems_and_the_head_of_long_names() -> None:
+    with pytest.raises(ConfigError) as refused:
+        make_sweep({"name": "x", "base": {"capture": {"metrics": list(range(500))}}})
+    assert "and 480 more" in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        make_sweep({"name": "x", "base": {"capture": {"y" * 5000: 1}}})
+    assert len(str(refused.value)) < 12_000
+    assert len(did_you_mean("question", ["x" * 5000, "y"])) < 200

@@ -18,6 +18,8 @@ from orchestrator.config.overrides import nested_key, split_overrides
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
 
+MAX_NAMED = 20
+"""Problems of a file that a message names."""
 MAX_POINTS = 10_000
 """Points of one study; more is a slip in an axis."""
 
@@ -174,7 +176,9 @@ def validate(model: type[Model], tree: Any, file: str, prefix: str = "") -> Mode
         return model.model_validate(tree)
     except ValidationError as error:
         lines = [_describe(model, problem, prefix) for problem in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{file}: {line}" for line in dict.fromkeys(lines))) from None
+        distinct = list(dict.fromkeys(lines))
+        more = [f"and {len(distinct) - MAX_NAMED} more"] if len(distinct) > MAX_NAMED else []
+        raise ConfigError("\n".join(f"{file}: {line}" for line in distinct[:MAX_NAMED] + more)) from None
 
 
 def _describe(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:

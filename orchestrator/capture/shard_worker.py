@@ -30,6 +30,7 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.memory import Limit, TokenBudget, pack, padded_tokens, retry_with_smaller_batch
+from orchestrator.models.planning import vision_positions
 from orchestrator.models.tap_names import chosen_taps
 
 
@@ -71,7 +72,7 @@ class CaptureWorker:
         self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
         self.prepare = Preparer(self.adapter, run.capture.prompt)
         self.metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
-        self.quantiles = positions.vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
+        self.quantiles = positions.vision_quantiles(vision_positions(run), run.capture.seed)
         self.select = select_taps(self.adapter, run)
         # names and layers are checked before the first image
         self.n_layers = {tap: len(layers) for tap, layers in Taps(self.adapter, self.select).select.items()}

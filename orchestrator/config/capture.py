@@ -58,8 +58,9 @@ class CaptureConfig(Section):
     than exact."""
     keep_features: bool = True
     """Keep float16 features for probes."""
-    n_vision_positions: Count = 16
-    """Vision tokens kept for probes, at places drawn by `seed`."""
+    n_vision_positions: Count | Literal["all"] = 16
+    """Vision tokens kept for probes, at places drawn by `seed`; `all`: as many as the model has of an image of the
+    data's size, so that every one is kept where images have that many."""
     n_text_positions: Count = 8
     """Text tokens kept for probes, spread evenly over the question."""
     seed: Count = 0

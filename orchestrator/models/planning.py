@@ -255,6 +255,12 @@ def n_parameters(entry: Entry, config: Any, decoder: Stack, vision: Stack) -> fl
     return float(blocks + tables * text.vocab_size * decoder.width)
 
 
+def vision_positions(run: RunConfig) -> int:
+    """Return the number of single vision tokens kept of an image; `all` is the model's own number."""
+    asked = run.capture.n_vision_positions
+    return footprint(run).vision_tokens if asked == "all" else asked
+
+
 # ---------------------------------------------------------------- bytes
 
 
@@ -274,7 +280,8 @@ def kept_bytes(config: Any, decoder: Stack, load: VisionLoad, capture: CaptureCo
     """Return the bytes that capture keeps of one image: float32 metrics, float16 features and maps of token norms."""
     n = len(cross_layers(config))
     points = len(capture.layers) if capture.layers is not None else decoder.layers + 1
-    vision, text = 1 + capture.n_vision_positions, 2 + capture.n_text_positions
+    places = load.tokens if capture.n_vision_positions == "all" else capture.n_vision_positions
+    vision, text = 1 + places, 2 + capture.n_text_positions
     taps = chosen_taps("cross_kv" if n else "residual", capture.taps)
     encoder = vision_stack(config)
     positions = {

@@ -205,7 +205,8 @@ def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
         return {}
     if len(np.unique(one[:, 2])) > 1 or run.capture.n_vision_positions == 0:
         return {}
-    quantiles = vision_quantiles(run.capture.n_vision_positions, run.capture.seed)
+    asked = run.capture.n_vision_positions
+    quantiles = vision_quantiles(len(one) if asked == "all" else asked, run.capture.seed)
     tokens = np.floor(quantiles * len(one)).astype(int)
     places = {f"vision_{i:02d}": (int(one[t, 0]), int(one[t, 1])) for i, t in enumerate(tokens)}
     return {"places": places, "grid": (int(one[:, 0].max()) + 1, int(one[:, 1].max()) + 1)}

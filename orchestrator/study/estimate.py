@@ -106,7 +106,8 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, found: Footprin
         metrics = 30 * (found.layers + 1)  # layers x metrics x attributes x bootstraps
         return 2 + metrics * 10 * run.correlate.n_bootstrap * images * 2e-8
     if stage == "probe":
-        positions = 4 + run.capture.n_vision_positions + run.capture.n_text_positions
+        places = run.capture.n_vision_positions
+        positions = 4 + (found.vision_tokens if places == "all" else places) + run.capture.n_text_positions
         return 3 + (found.layers + 1) * positions * images * found.width * (images + found.width) * 3e-11
     if stage == "finetune":
         tune = run.finetune

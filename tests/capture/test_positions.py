@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from orchestrator.capture import positions
+from orchestrator.config import CaptureConfig, RunConfig
+from orchestrator.models.planning import vision_positions
 
 
 @given(n=st.integers(1, 64), seed=st.integers(0, 2**31), counts=st.lists(st.integers(1, 5000), min_size=1, max_size=4))
@@ -84,3 +86,15 @@ def test_large_features_come_back_from_float16_within_its_precision(features):
 def test_the_largest_values_do_not_overflow(value):
     half, _ = positions.to_float16(np.full((1, 1, 1, 2), value, dtype=np.float32))
     assert np.isfinite(half).all()
+
+
+@given(n=st.integers(1, 700), seed=st.integers(0, 50))
+def test_as_many_places_as_tokens_are_every_token_once(n: int, seed: int) -> None:
+    found = positions.vision_ordinals(positions.vision_quantiles(n, seed), torch.tensor([n]))
+    assert found[0].tolist() == list(range(n))
+
+
+def test_all_positions_are_the_models_own_number() -> None:
+    run = RunConfig(capture=CaptureConfig(n_vision_positions="all"))
+    assert vision_positions(run) == 64
+    assert vision_positions(RunConfig(capture=CaptureConfig(n_vision_positions=7))) == 7

@@ -6,14 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from orchestrator.ablate.cells import Cell, list_cells
+from orchestrator.ablate.cells import Cell, list_cells, unmet
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
 from orchestrator.ablate.questions import identify_images
+from orchestrator.ablate.rivals import rank_table, rival_table
 from orchestrator.ablate.selectors.registry import ENTRY_POINT_GROUP
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.templates import question_fingerprint
@@ -41,7 +43,8 @@ def ablate_stage(run: RunConfig, storage: Storage) -> Stage:
         ModelError: the model is unknown.
     """
     config = {"version": VERSION, **what(run), "ablate": run.ablate.model_dump(mode="json")}
-    if packages := registered_by(ENTRY_POINT_GROUP, (*run.ablate.methods, *run.ablate.inside_methods)):
+    methods = (*run.ablate.methods, *run.ablate.inside_methods, *run.ablate.rivals)
+    if packages := registered_by(ENTRY_POINT_GROUP, methods):
         config["selectors"] = packages
     return Stage(storage, "ablate", config)
 
@@ -113,12 +116,34 @@ def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
         text = {} if policy is None else {POLICY_FILE: policy_text(policy, tables["policy"]).encode()}
         stage.write_shard(len(cells), tables, files=text)
         summary |= {"rules": tables["policy"].height, "links": tables["link"].height}
+    if "rivals" in config.checks:
+        plan = stage.open()
+        tables = draw_rivals(run, stage.scan("rival_answers").collect(), plan["n_layers"], plan["cross_layers"])
+        stage.write_shard(len(cells) + int("rules" in summary), tables)
+        summary |= {"rivals": tables["rivals"].height}
     stage.mark_done(summary)
     return stage
 
 
 def _metrics(stage: Stage, cells: list[Cell]) -> pl.DataFrame | None:
     return stage.scan("question_metrics").collect() if any(cell.check == "metrics" for cell in cells) else None
+
+
+def draw_rivals(
+    run: RunConfig, answers: pl.DataFrame, n_layers: int, cross_layers: Sequence[int]
+) -> dict[str, pl.DataFrame]:
+    """Tables `rivals`, with a row and its reason for each setting that could not be measured, and `rival_ranks`."""
+    config = run.ablate
+    reasons = [(m, b, unmet(m, n_layers, cross_layers, b)) for m in config.rivals for b in config.budgets]
+    missing = [
+        {"method": m, "budget": b, "tier": tier, "family": "all", "difficulty": "all", "reason": reason}
+        for m, b, reason in reasons
+        if reason
+        for tier in answers["tier"].unique(maintain_order=True)
+    ]
+    rows = rival_table(answers, config.max_accuracy_loss)
+    rows = pl.concat([rows, pl.DataFrame(missing, schema_overrides={"budget": pl.Float64})], how="diagonal_relaxed")
+    return {"rivals": check_table(rows, "rivals"), "rival_ranks": check_table(rank_table(answers), "rival_ranks")}
 
 
 def draw_policy(

@@ -8,8 +8,11 @@ from typing import Any
 
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.registry import get_selector
+from orchestrator.ablate.selectors.schedules import schedule_for
 from orchestrator.config import AblateConfig
+from orchestrator.errors import ConfigError
 
+ALL_TOKENS = "all tokens"
 UNSEEDED = -1
 """Seed of cells that draw nothing."""
 
@@ -19,7 +22,8 @@ class Cell:
     """One setting; a shard of the stage holds one cell's rows.
 
     `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
-    `last_layer`; none where that is -1), `patching` (of `attribute` at `layer`) or `metrics`.
+    `last_layer`; none where that is -1), `patching` (of `attribute` at `layer`), `rivals` (a method at an average share
+    `budget` of the tokens; all of them at 1) or `metrics`.
     """
 
     check: str
@@ -29,6 +33,7 @@ class Cell:
     deleted_share: float = 0.0
     last_layer: int = -1
     attribute: str = ""
+    budget: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -40,6 +45,8 @@ class Cell:
             return f"{self.method} {self.deleted_share:.0%}" + (f" after layer {self.layer}" if self.layer else "")
         if self.check == "knockout":
             return f"knock-out {self.layer}-{self.last_layer}" if self.last_layer >= 0 else "no knock-out"
+        if self.check == "rivals":
+            return f"{self.method} at {self.budget:.1%}" if self.budget < 1 else ALL_TOKENS
         return f"{self.attribute} at layer {self.layer}" if self.check == "patching" else self.check
 
 
@@ -61,6 +68,8 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
                 reads = get_selector(method).needs_at(layer) & {"attention"}
                 if not reads or not cross_layers or layer > cross_layers[0]:
                     cells += _deletions(config, method, layer, [s for s in shares if s > 0])
+    if "rivals" in config.checks:
+        cells += _rivals(config, n_layers, cross_layers)
     if "link" in config.checks:
         cells.append(Cell("metrics"))
     if "knockout" in config.checks:
@@ -74,6 +83,28 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         points = list(cross_layers) or list(range(n_layers))
         cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]
     return cells
+
+
+def _rivals(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[Cell]:
+    """All tokens, then every method at every budget that it can meet."""
+    cells = [Cell("rivals", ALL_TOKENS)]
+    for method in config.rivals:
+        seeds = config.seeds if method != DOWNSAMPLE and get_selector(method).draws else (UNSEEDED,)
+        for budget in config.budgets:
+            if not unmet(method, n_layers, cross_layers, budget):
+                cells += [Cell("rivals", method, seed=seed, budget=budget) for seed in seeds]
+    return cells
+
+
+def unmet(method: str, n_layers: int, cross_layers: Sequence[int], budget: float) -> str:
+    """Why a method cannot meet a budget; empty where it can."""
+    if method == DOWNSAMPLE:
+        return ""
+    try:
+        schedule_for(get_selector(method), n_layers, cross_layers, budget)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def _inside(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[int]:

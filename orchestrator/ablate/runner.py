@@ -16,6 +16,9 @@ from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
+from orchestrator.ablate.selectors.registry import get_selector
+from orchestrator.ablate.selectors.schedules import average_share, schedule_for
 from orchestrator.answers.evaluate import figures, judge
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
@@ -68,6 +71,7 @@ class Ablation:
             "knockout": self._knockout,
             "patching": self._patching,
             "metrics": self._metrics,
+            "rivals": self._rivals,
         }
         return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
 
@@ -103,6 +107,46 @@ class Ablation:
             for i, item in enumerate(self.bench.asked)
         ]
         return {"deletion": pl.DataFrame(rows), "deletion_answers": pl.DataFrame(single)}
+
+    def _rivals(self, cell: Cell) -> dict[str, pl.DataFrame]:
+        bench, n = self.bench, len(self.bench.asked)
+        cross = list(getattr(self.adapter, "cross_layers", ()))
+        if cell.budget >= 1.0:
+            answered = bench.plain
+        elif cell.method == DOWNSAMPLE:
+            answered = bench.keeping([1.0 - cell.budget] * n, DOWNSAMPLE)
+        else:
+            schedule = schedule_for(get_selector(cell.method), self.adapter.n_layers, cross, cell.budget)
+            layers, shares = zip(*schedule, strict=True)
+            answered = bench.reduced(cell.method, layers, [[share] * n for share in shares], seed=max(cell.seed, 0))
+        setting = {"checkpoint": self.checkpoint, "method": cell.method, "budget": cell.budget, "seed": cell.seed}
+        setting |= {
+            "selection_seconds": answered.selection_seconds / n,
+            "prefill_seconds": answered.prefill_seconds / n,
+            "decode_seconds": answered.decode_seconds / n,
+            "cache_mb": None if answered.cache_bytes is None else answered.cache_bytes / n / 1e6,
+            "peak_mb": None if answered.peak_bytes is None else answered.peak_bytes / 1e6,
+        }
+        rows = []
+        for i, item in enumerate(bench.asked):
+            question, n_vision, stages = item.question, n_tokens(bench, i)[0], answered.stages(i)
+            shares = [(depth, left / max(1, n_vision)) for depth, left in stages]
+            rows.append(
+                {
+                    **setting,
+                    "question_id": question.question_id,
+                    "image_id": question.image_id,
+                    "cluster": question.cluster,
+                    "family": question.family,
+                    "tier": question.tier,
+                    "n_vision": n_vision,
+                    "correct": bool(answered.correct[i]),
+                    "score": float(answered.score[i]),
+                    "kept_share": average_share(shares, self.adapter.n_layers, cross),
+                    "gflop": gflop(bench, i, cell.method if stages else DOWNSAMPLE, stages),
+                }
+            )
+        return {"rival_answers": pl.DataFrame(rows, infer_schema_length=None)}
 
     def _knockout(self, cell: Cell) -> dict[str, pl.DataFrame]:
         answered = self.bench.blocked(range(cell.layer, cell.last_layer + 1))

@@ -15,7 +15,7 @@ from orchestrator.config.section import Count, Float, Int, PositiveInt, Section,
 class AblateConfig(Section):
     """Which causal checks are run, on which questions."""
 
-    checks: tuple[Literal["deletion", "inside", "knockout", "patching", "policy", "link"], ...] = (
+    checks: tuple[Literal["deletion", "inside", "rivals", "knockout", "patching", "policy", "link"], ...] = (
         "deletion",
         "knockout",
         "patching",
@@ -47,6 +47,11 @@ class AblateConfig(Section):
     """Numbers of decoder layers after which tokens are deleted in the `inside` check; every second when absent."""
     inside_methods: tuple[str, ...] = ("random", "fastv")
     """How the tokens deleted inside the decoder are chosen; attention is that of the last layer before."""
+    rivals: tuple[str, ...] = ("random", "norm", "divprune", "fastv", "fastervlm", "tome", "downsample")
+    """Ways to choose tokens that the `rivals` check compares at equal average tokens, each at the depth of its paper;
+    `random` and `downsample` are controls, without which columns that need them stay empty."""
+    budgets: tuple[Share, ...] = (0.5, 0.25, 0.125)
+    """Average share of visual tokens, over the layers that read them, at which rivals are compared."""
     window: PositiveInt = 2
     """Width of a knock-out window, in layers."""
     patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")

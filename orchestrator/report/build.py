@@ -139,6 +139,8 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
             yield f"fig{number}_probe_places", draw
     if (deletion := point.deletion) is not None and deletion.height:
         yield "deletion", partial(figures.deletion_figure, deletion, title)
+    if (rivals := point.rivals) is not None and rivals.height:
+        yield "rivals", partial(figures.rivals_figure, rivals, title)
     if (knockout := point.knockout) is not None and knockout.height:
         yield "knockout", partial(figures.knockout_figure, knockout, title)
     if (patching := point.patching) is not None and patching.height:

@@ -1,4 +1,4 @@
-"""Deletion, knock-out and patching tables as the report shows them."""
+"""Deletion, rival, knock-out and patching tables as the report shows them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def over_seeds(deletion: pl.DataFrame) -> pl.DataFrame:
         )
         .sort(keys)
     )
+
+
+def measured_rivals(rivals: pl.DataFrame) -> pl.DataFrame:
+    """What is drawn of `rivals`: settings that were measured."""
+    columns = ["method", "budget", "tier", "family", "difficulty", "accuracy", "ci_low", "ci_high", "difference", "n"]
+    return rivals.filter(pl.col("accuracy").is_not_null()).select(columns)
 
 
 def without_knockout(knockout: pl.DataFrame) -> pl.DataFrame:

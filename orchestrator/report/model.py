@@ -23,6 +23,7 @@ POINT_TABLES = (
     "probes",
     "trials",
     "deletion",
+    "rivals",
     "knockout",
     "patching",
 )
@@ -94,6 +95,7 @@ class PointResults:
     probes: pl.DataFrame | None = None
     trials: pl.DataFrame | None = None
     deletion: pl.DataFrame | None = None
+    rivals: pl.DataFrame | None = None
     knockout: pl.DataFrame | None = None
     patching: pl.DataFrame | None = None
     findings: pl.DataFrame | None = None

@@ -55,6 +55,8 @@ CHARTS = (
                  "Norms of visual tokens laid back on the image, layer by layer."),
     ChartSection("deletion", "deletion", "Deletion", "Deleting visual tokens",
                  "How many visual tokens a kind of question needs."),
+    ChartSection("rivals", "rivals", "Rivals", "Ways to drop tokens, compared",
+                 "Which way to drop or merge visual tokens keeps most accuracy at an equal average number of tokens."),
     ChartSection("knockout", "knockout", "Knock-out", "Blocking attention to vision",
                  "In which layers the text reads the image."),
     ChartSection("patching", "patching", "Patching", "Patching vision states",

@@ -19,7 +19,7 @@ from PIL import Image
 
 from orchestrator.report import style
 from orchestrator.report.answer import headline
-from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.causal_views import measured_rivals, over_seeds, windows, without_knockout
 from orchestrator.report.figures.trials import column_direction, column_words, first_column
 from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, TokenMap, distinct_points, merged_trials
@@ -122,6 +122,8 @@ def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[s
     share = {"accuracy": (0.0, 1.0), "ci_low": (0.0, 1.0), "ci_high": (0.0, 1.0)}
     if point.deletion is not None and point.deletion.height:
         made["deletion"] = encode(over_seeds(point.deletion), share)
+    if point.rivals is not None and point.rivals.height:
+        made["rivals"] = encode(measured_rivals(point.rivals), share)
     if point.knockout is not None and point.knockout.height:
         made["knockout"] = encode(windows(point.knockout), share)
         made["plain"] = encode(without_knockout(point.knockout), share)
@@ -183,7 +185,13 @@ def _style(points: Iterable[PointResults]) -> dict[str, Any]:
     metrics = sorted({m for p in points for m in p.metrics} | _named(points, "correlations", "metric"))
     ordered = style.main_metrics(metrics) + [m for m in metrics if m not in set(style.main_metrics(metrics))]
     keys = {k for p in points for k in p.attribute_kinds}
-    for table, column in (("deletion", "family"), ("deletion", "method"), ("patching", "attribute")):
+    for table, column in (
+        ("deletion", "family"),
+        ("deletion", "method"),
+        ("rivals", "method"),
+        ("rivals", "family"),
+        ("patching", "attribute"),
+    ):
         keys |= _named(points, table, column)
     return {
         "metrics": {m: _metric(m) for m in ordered},

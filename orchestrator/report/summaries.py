@@ -199,6 +199,13 @@ def _ablate(view: View) -> Summary:
         for (method, family, tier), rows in mean.group_by(keys, maintain_order=True):
             percent = [round(100 * s) for s in rows["deleted_share"].to_list()]
             curves[f"deletion/{method}/{tier}/{family}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
+    if "rivals" in tables:
+        whole = (pl.col("family") == "all") & (pl.col("difficulty") == "all") & pl.col("accuracy").is_not_null()
+        frame = view.stage.scan("rivals").filter(whole).sort("budget").collect()
+        for (method, tier), rows in frame.group_by(["method", "tier"], maintain_order=True):
+            percent = [round(100 * b) for b in rows["budget"].to_list()]
+            name = str(method).replace(" ", "_")
+            curves[f"rivals/{name}/{tier}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
     if "knockout" in tables:
         width = pl.col("last_layer") - pl.col("first_layer")
         frame = view.stage.scan("knockout").filter(pl.col("last_layer") >= 0).sort("first_layer").collect()

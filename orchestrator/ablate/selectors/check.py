@@ -19,10 +19,12 @@ def check_methods(config: AblateConfig) -> None:
         ConfigError: naming key and method.
     """
     names = selector_names()
-    for key, methods, more in (
+    asked: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("methods", config.methods, (DOWNSAMPLE,)),
         ("inside_methods", config.inside_methods, ()),
-    ):
+        ("rivals", config.rivals, (DOWNSAMPLE,)),
+    ]
+    for key, methods, more in asked:
         for name in methods:
             if name not in (*names, *more):
                 raise ConfigError(f"ablate.{key}: unknown name {name!r}.{did_you_mean(name, (*names, *more))}")
@@ -52,6 +54,9 @@ def check_model_gives(config: AblateConfig, model_type: str) -> None:
     """
     asked = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
     asked += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
+    if "rivals" in config.checks:
+        rivals = [get_selector(name) for name in config.rivals if name != DOWNSAMPLE]
+        asked += [(one.name, int(max(one.depths) > 0)) for one in rivals]
     for name, layer in asked:
         if reason := cannot_have(get_selector(name).needs_at(layer), model_type):
             raise ConfigError(f"ablate: {name} needs what a model of type {model_type!r} does not give: {reason}.")

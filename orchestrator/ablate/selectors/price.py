@@ -50,10 +50,13 @@ def prices(run: RunConfig) -> list[Price]:
     decoder, load = decoder_stack(config), visual_load(config, *image_size(run.data))
     asked = [(name, 0) for name in run.ablate.methods if name != DOWNSAMPLE] if before_decoder(run.ablate) else []
     asked += [(name, 2) for name in run.ablate.inside_methods] if "inside" in run.ablate.checks else []
+    if "rivals" in run.ablate.checks:
+        rivals = [get_selector(name) for name in run.ablate.rivals if name != DOWNSAMPLE]
+        asked += [(one.name, 2 * int(max(one.depths) > 0)) for one in rivals]
     n_kept = max(1, round(KEPT * load.tokens))
     saved = _pass(config, decoder, load, load.tokens) - _pass(config, decoder, load, n_kept)
     found = []
-    for name, layer in asked:
+    for name, layer in dict.fromkeys(asked):
         selector = get_selector(name)
         needs = selector.needs_at(layer)
         total = selector.operations(Sizes(load.tokens, decoder.width, n_kept, QUESTION_TOKENS))

@@ -1,6 +1,6 @@
 """Static figures: each function takes tables and returns a matplotlib `Figure`, for files and for notebooks."""
 
-from orchestrator.report.figures.causal import deletion_figure, knockout_figure, patching_figure
+from orchestrator.report.figures.causal import deletion_figure, knockout_figure, patching_figure, rivals_figure
 from orchestrator.report.figures.compression import layer_curves_figure, rho_figure
 from orchestrator.report.figures.probes import probe_curves_figure, probe_heat_figure, probe_places_figure
 from orchestrator.report.figures.tokens import token_map_figure
@@ -9,6 +9,7 @@ from orchestrator.report.figures.trials import ratio_figure, trials_figure
 __all__ = [
     "deletion_figure",
     "knockout_figure",
+    "rivals_figure",
     "layer_curves_figure",
     "patching_figure",
     "probe_curves_figure",

@@ -7,10 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.causal_views import measured_rivals, over_seeds, windows, without_knockout
 from orchestrator.report.figures.base import band, head, layer_axis, legend, new_panels, styled
 from orchestrator.report.style import colour_of, name_of
 
+ALL_TOKENS = "all tokens"
 TIERS = {"low": ("-", "o"), "high": ("--", "s")}
 """Dash and marker of a tier."""
 
@@ -52,6 +53,31 @@ def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
     for axes in panels[::3]:
         axes.set_ylabel("accuracy")
     return _finish(figure, panels, f"Accuracy when visual tokens are deleted · {title} · band = 95 % interval")
+
+
+@styled
+def rivals_figure(rivals: pl.DataFrame, title: str) -> Figure:
+    """Accuracy of all of a tier's questions against the average share of tokens, a panel a tier, a line a method."""
+    table = measured_rivals(rivals).filter((pl.col("family") == "all") & (pl.col("difficulty") == "all"))
+    tiers = table["tier"].unique(maintain_order=True).to_list()
+    figure, panels = new_panels(len(tiers), width=4.4, height=3.2, share_y=True)
+    methods = [m for m in table["method"].unique(maintain_order=True) if m != ALL_TOKENS]
+    for axes, tier in zip(panels, tiers, strict=True):
+        for k, method in enumerate(methods):
+            rows = table.filter((pl.col("method") == method) & (pl.col("tier") == tier)).sort("budget")
+            x, mean, low, high = (rows[c].to_list() for c in ("budget", "accuracy", "ci_low", "ci_high"))
+            control = method in ("random", "downsample")
+            band(axes, x, mean, low, high, colour_of(method, k), name_of(method), "--" if control else "-")
+        full = table.filter((pl.col("method") == ALL_TOKENS) & (pl.col("tier") == tier))["accuracy"]
+        if full.len():
+            axes.axhline(full[0], color="0.4", lw=0.8, ls=":")
+        axes.set_title(f"{tier.capitalize()} tier" if tier != "all" else "All questions")
+        axes.set_xlabel("visual tokens, mean over layers that read them")
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(-0.02, 1.02)
+    panels[0].set_ylabel("accuracy (dotted: all tokens)")
+    return _finish(figure, panels, f"Ways to drop or merge visual tokens · {title} · band = 95 % interval")
 
 
 @styled

@@ -111,6 +111,33 @@ function deletionSection() {
   return s;
 }
 
+function rivalsSection() {
+  const s = new Section("rivals", "rivals");
+  s.select("family", "Questions", [...namesIn("rivals", "family")], "all");
+  s.select("tier", "Tier", [...namesIn("rivals", "tier")].map((t) => [t, `${t} tier`]));
+  s.select("difficulty", "Difficulty", [["all", "all questions"], ["hard", "not answered by a smaller image"], ["easy", "answered by a smaller image too"]]);
+  s.render = () => {
+    const { family, tier, difficulty } = s.values;
+    const all = [];
+    const names = [...namesIn("rivals", "method")].filter((m) => m !== "all tokens");
+    const charts = s.points().map((p) => {
+      const mine = tableOf(p, "rivals").filter((r) => r.family === family && r.tier === tier);
+      const rows = mine.filter((r) => r.difficulty === difficulty);
+      const series = unique(rows.map((r) => r.method)).filter((m) => m !== "all tokens").map((how) => ({ name: nameOf(how), colour: colourOf(how, names.indexOf(how)),
+        dash: how === "random" || how === "downsample" ? "6 3" : "",
+        points: rows.filter((r) => r.method === how).map((r) => ({ x: r.budget, y: r.accuracy, low: r.ci_low, high: r.ci_high })).sort((a, b) => a.x - b.x) }));
+      all.push(...series);
+      const full = mine.find((r) => r.method === "all tokens" && r.difficulty === "all");
+      const rules = full && difficulty === "all" ? [{ name: "all tokens", y: full.accuracy, colour: "#777", dash: "2 3" }] : [];
+      return series.length ? lineChart({ title: p.label, series, rules, x: { label: "visual tokens, mean over layers that read them", name: "tokens", format: formatPercent, domain: [0, 1.02] },
+        y: { label: "accuracy", format: formatPercent, domain: [0, 1.02] }, size: { width: 560, height: 340 } }) : null;
+    }).filter(Boolean);
+    legendOfSeries(s, all);
+    s.show(charts, "Accuracy by average share of visual tokens, on the same questions; dashed: controls; dotted: all tokens; band = 95 % interval.");
+  };
+  return s;
+}
+
 function knockoutSection() {
   const s = new Section("knockout", "knockout");
   s.select("tier", "Tier", tierOptions("knockout"));

@@ -22,6 +22,7 @@ from orchestrator.store.tables.columns import (
     N,
     Table,
 )
+from orchestrator.store.tables.rivals import RIVAL_TABLES
 
 GROUPS = ("vision", "text")
 
@@ -234,6 +235,7 @@ TABLES: dict[str, Table] = {
         ("step",),
     ),
     **CAUSAL_TABLES,
+    **RIVAL_TABLES,
 }
 
 

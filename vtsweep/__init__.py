@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from vtsweep.version import __version__
 
 if TYPE_CHECKING:
+    from orchestrator.ablate.apply import apply_policy
     from orchestrator.config.sweep import load_sweep, make_sweep
     from orchestrator.notebook import Captured
     from orchestrator.notebook import capture_images as capture
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
 _HOMES = {
     "Captured": ("orchestrator.notebook", "Captured"),
     "Study": ("vtsweep.study", "Study"),
+    "apply_policy": ("orchestrator.ablate.apply", "apply_policy"),
     "capture": ("orchestrator.notebook", "capture_images"),
     "load_sweep": ("orchestrator.config.sweep", "load_sweep"),
     "make_sweep": ("orchestrator.config.sweep", "make_sweep"),
     "run_study": ("vtsweep.study", "run_study"),
 }
 
-__all__ = ["Captured", "Study", "__version__", "capture", "load_sweep", "make_sweep", "run_study"]
+__all__ = ["Captured", "Study", "__version__", "apply_policy", "capture", "load_sweep", "make_sweep", "run_study"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from orchestrator.ablate.cells import Cell, list_cells, unmet
+from orchestrator.ablate.identity import chosen_on
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
 from orchestrator.ablate.questions import identify_images
@@ -171,7 +172,8 @@ def draw_policy(
     if not rules:
         return tables, None
     file = PolicyFile(
-        model=run.model.name,
+        **chosen_on(run),
+        selector_settings=config.selector_settings,
         max_accuracy_loss=config.max_accuracy_loss,
         fixed=tuple(rules),
         adaptive=tuple(adaptive),

@@ -16,6 +16,7 @@ import polars as pl
 import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, what
+from orchestrator.ablate.identity import checkpoint_of, is_own_model
 from orchestrator.ablate.policy import with_layer_share
 from orchestrator.ablate.questions import make_questions
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
@@ -62,10 +63,21 @@ def load_policy(file: str) -> PolicyFile:
 
 
 def evaluate_sweep(sweep: Sweep, file: str) -> list[tuple[RunConfig, Stage]]:
-    """Evaluate a policy on every distinct model of a sweep; what is done already is found again."""
+    """Evaluate a policy on the points of a sweep whose model it was chosen on; what is done already is found again.
+
+    Raises:
+        ConfigError: the policy cannot be read, or no point has its model.
+    """
     policy = load_policy(file)
     storage = Storage(sweep.study.storage)
-    runs = {evaluation_stage(point.run, policy, storage).digest: point.run for point in sweep.points}
+    points = [point.run for point in sweep.points if is_own_model(policy, point.run)]
+    if not points:
+        found = sorted({f"{p.run.model.name} ({checkpoint_of(p.run.model)})" for p in sweep.points})
+        raise ConfigError(
+            f"policy {file!r} was chosen on {policy.model} ({policy.checkpoint}); the sweep has {', '.join(found)}."
+            " A policy says nothing of another model: ablate that one."
+        )
+    runs = {evaluation_stage(run, policy, storage).digest: run for run in points}
     return [(run, run_evaluation(run, policy, storage)) for run in runs.values()]
 
 
@@ -81,10 +93,9 @@ def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> St
         "n_per_family",
         "instruction",
         "seed",
-        "selector_settings",
     )
     asked = {key: value for key, value in run.ablate.model_dump(mode="json").items() if key in keys}
-    rules = policy.model_dump(mode="json", include={"fixed", "adaptive"})
+    rules = policy.model_dump(mode="json", include={"fixed", "adaptive", "selector_settings"})
     return Stage(storage, "evaluate", {"version": VERSION, **what(run), "asked": asked, "policy": rules})
 
 
@@ -99,7 +110,7 @@ def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stag
     stage.open()
     asked = make_questions(run, fresh=True)
     config = run.ablate
-    bench = Bench(load_model(run), asked, run.how.batch_size, config.instruction, config.selector_settings)
+    bench = Bench(load_model(run), asked, run.how.batch_size, config.instruction, policy.selector_settings)
     table = evaluate(bench, policy)
     stage.write_shard(0, {"evaluation": table})
     stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
+from orchestrator.ablate.identity import checkpoint_of
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
@@ -23,22 +22,13 @@ from orchestrator.answers.evaluate import figures, judge
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
-from orchestrator.config import ModelConfig, RunConfig, TaskConfig
+from orchestrator.config import RunConfig, TaskConfig
 from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.models.adapter import Adapter
-from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.groups import TEXT
 from orchestrator.models.loading import load_adapter
 from orchestrator.stats.intervals import wilson
 from orchestrator.store.tables.core import check_table
-
-
-def checkpoint_of(model: ModelConfig) -> str:
-    """`base`, or the digest of the trial whose folder holds the LoRA weights (else of the weights)."""
-    if model.adapter is None:
-        return "base"
-    trial = Path(model.adapter).expanduser().resolve().parent.name
-    return trial if re.fullmatch(r"[0-9a-f]{16}", trial) else fingerprint(model)["adapter"]
 
 
 def load_model(run: RunConfig) -> Adapter:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.common import File, Json, Overrides, Quiet, app, emit, say
+from orchestrator.errors import ConfigError
 
 if TYPE_CHECKING:
     from orchestrator.config import StageName
@@ -105,6 +106,26 @@ def finetune(file: File, overrides: Overrides = None, as_json: Json = False, qui
 def ablate(file: File, overrides: Overrides = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Delete, knock out and patch visual tokens to see what the decoder uses."""
     _run("ablate", file, overrides, ["ablate"], as_json, quiet)
+
+
+@app.command(epilog="Example:  vtsweep export merged model.adapter=results/finetune/DIGEST/adapter")
+def export(
+    folder: Annotated[str, typer.Argument(help="new folder for the checkpoint")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Save a model, a trial's adapter merged into its weights, as a checkpoint that transformers loads by itself."""
+    from orchestrator.config.sweep import make_sweep
+
+    sweep = make_sweep({"name": "export", "stages": ["capture"]}, list(overrides or ()))
+    if len(sweep.points) != 1:
+        raise ConfigError(f"export: expected one model, found {len(sweep.points)} points")
+    from orchestrator.models.export import export_model
+
+    model = sweep.points[0].run.model
+    say(f"{model.name}, adapter {model.adapter or 'none'}", as_json)
+    place = export_model(model, folder)
+    emit({"folder": str(place)}, as_json, lambda: typer.echo(f"{place}: use it as model.name={place}"))
 
 
 @app.command(epilog="Example:  vtsweep evaluate --policy results/ablate/DIGEST/policy.yaml sweeps/ablation.yaml")

@@ -128,6 +128,16 @@ class PolicyFile(Section):
     """Version of this format."""
     model: str
     """Model it was chosen on."""
+    checkpoint: str = "base"
+    """`base`, or the digest of the trial whose adapter the model carried."""
+    model_type: str = ""
+    """Type of that model, as transformers calls it; empty in files that do not say."""
+    n_layers: Count = 0
+    """Its decoder layers; 0 in files that do not say."""
+    hidden_size: Count = 0
+    """Its width; 0 in files that do not say."""
+    selector_settings: dict[str, dict[str, Float]] = Field(default_factory=dict)
+    """Settings of the methods, as `ablate.selector_settings`."""
     max_accuracy_loss: Share
     """Loss of accuracy allowed when it was chosen."""
     fixed: tuple[PolicyRule, ...] = ()

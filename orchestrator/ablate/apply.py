@@ -1,0 +1,125 @@
+"""A policy on a plain transformers model: fewer visual tokens in every prompt, nothing else changed.
+
+    reduced = vt.apply_policy(model, "results/ablate/DIGEST/policy.yaml", tier="low")
+    ids = reduced.generate(**processor(text=prompt, images=image, return_tensors="pt"), max_new_tokens=20)
+
+The model's own code runs; hooks are in place during a call alone, so that `model` itself stays as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from orchestrator.ablate.evaluate import load_policy
+from orchestrator.ablate.selection import make_reduction
+from orchestrator.ablate.selectors.registry import Settings
+from orchestrator.config import PolicyFile, PolicyRule
+from orchestrator.errors import ConfigError, ModelError
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.families import make_adapter
+from orchestrator.models.preparation import encoder_rows
+from orchestrator.models.reduction import Reduction
+
+
+class ReducedModel:
+    """A model whose prompts lose visual tokens by one rule.
+
+    `last` holds what happened in the last call: `last.kept` the tokens left of each image, `last.seconds` the time of
+    choosing. Methods that read the question's tokens take all text of the prompt for it, its template included, since a
+    processor's output does not tell the two apart.
+    """
+
+    def __init__(self, adapter: Adapter, rule: PolicyRule, settings: Mapping[str, Settings]) -> None:
+        self.adapter, self.rule, self.settings = adapter, rule, settings
+        self.last: Reduction | None = None
+
+    @torch.no_grad()
+    def __call__(self, **inputs: Tensor) -> Any:
+        """The model's output for a processor's tensors; `.logits` are of the shortened sequence."""
+        return self.adapter.run(self._reduced(inputs))
+
+    @torch.no_grad()
+    def generate(self, *, max_new_tokens: int = 20, **inputs: Tensor) -> Int[Tensor, "B S"]:
+        """The prompts' ids with the greedily chosen ones after them, as `model.generate(do_sample=False)` returns."""
+        ids = self.adapter.generate_ids(self._reduced(inputs), max_new_tokens)
+        return torch.cat([inputs["input_ids"].cpu(), ids], dim=1)
+
+    def _reduced(self, inputs: Mapping[str, Tensor]) -> Batch:
+        batch = _as_batch(self.adapter, inputs)
+        rule, n = self.rule, len(batch["input_ids"])
+        if rule.deleted_share == 0.0 or not int(self.adapter.n_vision(batch).max()):
+            self.last = None
+            return batch
+        shares = [[1.0 - rule.deleted_share] * n]
+        self.last = make_reduction(self.adapter, batch, rule.method, [rule.layer], shares, settings=self.settings)
+        return self.adapter.reduce(batch, self.last)
+
+
+def _as_batch(adapter: Adapter, inputs: Mapping[str, Tensor]) -> Batch:
+    """A processor's tensors with what an adapter keeps beside them.
+
+    Raises:
+        ModelError: the prompts are padded on the right, so that their last position is no token.
+    """
+    batch: Batch = {key: value.cpu() for key, value in inputs.items() if isinstance(value, Tensor)}
+    batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
+    if not batch["attention_mask"][:, -1].all():
+        raise ModelError("apply_policy: prompts are padded on the right; expected padding_side='left'.")
+    if len(batch["input_ids"]) == 1 and (rows := encoder_rows(batch)) is not None:
+        batch["n_encoder_rows"] = torch.tensor([rows])
+    batch["groups"] = adapter.infer_groups(batch)
+    return batch
+
+
+def apply_policy(
+    model: nn.Module, policy: str | PolicyFile | PolicyRule, *, tier: str | None = None, family: str = "all"
+) -> ReducedModel:
+    """A model that follows the fixed rule of a policy.
+
+    Args:
+        model: a loaded transformers model of a supported class; LoRA layers may be in it.
+        policy: path or URI of `policy.yaml`, what it holds, or one rule.
+        tier: tier of the questions that will be asked; may be left out where the policy has one.
+        family: family of the questions; its rule, else the tier's.
+
+    Raises:
+        ConfigError: the policy was chosen on another model, or has no rule for such questions.
+        ModelError: the model's class is not supported, or does not give what the method needs.
+    """
+    adapter = make_adapter(model)
+    if isinstance(policy, PolicyRule):
+        return ReducedModel(adapter, policy, {})
+    file = load_policy(policy) if isinstance(policy, str) else policy
+    check_same_model(file, adapter)
+    return ReducedModel(adapter, _rule(file, tier, family), file.selector_settings)
+
+
+def check_same_model(policy: PolicyFile, adapter: Adapter) -> None:
+    """Refuse a policy that was chosen on a model of another type or size."""
+    found = {
+        "model_type": str(adapter.config.model_type),
+        "n_layers": adapter.n_layers,
+        "hidden_size": adapter.hidden_size,
+    }
+    expected = {key: getattr(policy, key) for key in found}
+    other = {key: value for key, value in expected.items() if value and value != found[key]}
+    if other:
+        words = ", ".join(f"{key} {value} (found {found[key]})" for key, value in other.items())
+        raise ConfigError(f"apply_policy: the policy was chosen on {policy.model}, which has {words}")
+
+
+def _rule(policy: PolicyFile, tier: str | None, family: str) -> PolicyRule:
+    tiers = list(dict.fromkeys(rule.tier for rule in policy.fixed))
+    if tier is None and len(tiers) == 1:
+        (tier,) = tiers
+    for name in (family, "all"):
+        for rule in policy.fixed:
+            if rule.tier == tier and rule.family == name:
+                return rule
+    raise ConfigError(f"apply_policy: no rule for tier {tier!r} and family {family!r}; the policy has tiers {tiers}")

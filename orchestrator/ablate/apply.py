@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from orchestrator.ablate.evaluate import load_policy
 from orchestrator.ablate.selection import make_reduction
-from orchestrator.ablate.selectors.registry import Settings
+from orchestrator.ablate.selectors.kinds import Settings
 from orchestrator.config import PolicyFile, PolicyRule
 from orchestrator.errors import ConfigError, ModelError
 from orchestrator.models.adapter import Adapter

@@ -8,7 +8,7 @@ from orchestrator.report.page import render_page
 from tests.report.fake_study import FAKE_METRICS, fake_point, fake_study
 
 pytestmark = pytest.mark.browser
-SECTIONS = ("compression", "correlation", "probes", "tokens", "deletion", "knockout", "patching", "trials")
+SECTIONS = ("compression", "correlation", "probes", "tokens", "deletion", "rivals", "knockout", "patching", "trials")
 
 
 @pytest.fixture(scope="module")
@@ -175,9 +175,8 @@ def test_print_is_light_and_without_controls(watched, url, tmp_path: Path):
 
 
 def test_a_page_of_captures_alone_works(watched, tmp_path: Path):
-    point = replace(
-        fake_point(), correlations=None, probes=None, trials=None, deletion=None, knockout=None, patching=None
-    )
+    gone = dict.fromkeys(("correlations", "probes", "trials", "deletion", "rivals", "knockout", "patching"))
+    point = replace(fake_point(), **gone)
     path = tmp_path / "report.html"
     path.write_text(render_page(replace(fake_study(1), points=(replace(point, token_maps=()),))))
     seen = watched(path.as_uri())

@@ -9,7 +9,7 @@ import polars as pl
 
 from orchestrator.compression.registry import METRICS
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
-from orchestrator.store.tables.core import TABLES
+from orchestrator.store.tables.core import TABLES, check_table
 
 SCENE_KINDS = {
     "n_objects": "count",
@@ -241,6 +241,24 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
     return tables[0], tables[1], tables[2]
 
 
+def fake_rivals(rng: np.random.Generator) -> pl.DataFrame:
+    """Three ways to choose tokens at two budgets, and one budget that a method cannot meet."""
+    rows = []
+    for tier in ("low", "high"):
+        for method, skill in (("all tokens", 0.9), ("random", 0.5), ("divprune", 0.8), ("fastv", 0.7)):
+            for budget in (1.0,) if method == "all tokens" else (0.5, 0.125):
+                a = skill * (0.6 + 0.4 * budget) + rng.normal(0, 0.01)
+                row = dict.fromkeys(TABLES["rivals"].columns) | {
+                    "method": method, "budget": budget, "tier": tier, "family": "all", "difficulty": "all",
+                    "accuracy": a, "ci_low": a - 0.05, "ci_high": a + 0.05, "difference": a - 0.9, "n": 100,
+                    "reason": "",
+                }  # fmt: skip
+                if (method, budget) == ("fastv", 0.125):
+                    row |= {"accuracy": None, "ci_low": None, "ci_high": None, "reason": "its average stays above 17 %"}
+                rows.append(row)
+    return check_table(pl.DataFrame(rows, infer_schema_length=None), "rivals")
+
+
 def fake_token_maps(images: pl.DataFrame, n_layers: int, n_maps: int, rng: np.random.Generator) -> tuple[TokenMap, ...]:
     maps = []
     for image_id in images["image_id"].to_list()[:n_maps]:
@@ -300,6 +318,7 @@ def fake_point(
         probes=fake_probes(kinds, n_layers, rng),
         trials=fake_trials(rng) if scenes else None,
         deletion=deletion if scenes else None,
+        rivals=fake_rivals(rng) if scenes else None,
         knockout=knockout if scenes else None,
         patching=patching if scenes else None,
         findings=fake_findings(kinds),

@@ -20,7 +20,7 @@ from tests.report.fake_study import fake_study
 
 STUDY = fake_study(1)
 POINT = STUDY.points[0]
-DRAWN = ("layer_metrics", "correlations", "probes", "trials", "deletion", "knockout", "patching", "findings")
+DRAWN = ("layer_metrics", "correlations", "probes", "trials", "deletion", "rivals", "knockout", "patching", "findings")
 
 
 def nullable(table: str) -> list[str]:

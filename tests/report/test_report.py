@@ -31,7 +31,8 @@ def test_every_figure_is_written_as_png_and_svg_beside_the_page(tmp_path):
     stems = {n.rsplit(".", 1)[0] for n in written[1:] if n.startswith("figures/")}
     assert stems == {n.removesuffix(".png") for n in written if n.endswith(".png")}
     names = {s.split("/")[-1] for s in stems}
-    assert {"fig1_compression", "fig2_spearman_vision", "fig4_probes", "deletion", "knockout", "patching"} <= names
+    assert {"fig1_compression", "fig2_spearman_vision", "fig4_probes"} <= names
+    assert {"deletion", "rivals", "knockout", "patching"} <= names
     assert {"token_maps", "fig4_probe_curves", "fig4_probe_places"} <= names
     assert (tmp_path / "figures/reference-joint-scenes/fig1_compression.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -95,9 +96,10 @@ def test_a_hostile_name_stays_text():
 
 
 def test_what_is_not_there_is_left_out():
-    point = replace(fake_point(), probes=None, trials=None, deletion=None, knockout=None, patching=None, token_maps=())
+    gone = dict.fromkeys(("probes", "trials", "deletion", "rivals", "knockout", "patching"))
+    point = replace(fake_point(), **gone, token_maps=())
     page = render_page(replace(fake_study(1), points=(point,)))
-    for anchor in ("probes", "tokens", "deletion", "knockout", "patching", "trials"):
+    for anchor in ("probes", "tokens", "deletion", "rivals", "knockout", "patching", "trials"):
         assert f'<section id="{anchor}"' not in page
     assert '<section id="compression"' in page
 

@@ -22,8 +22,8 @@ class Cell:
     """One setting; a shard of the stage holds one cell's rows.
 
     `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
-    `last_layer`; none where that is -1), `patching` (of `attribute` at `layer`), `rivals` (a method at an average share
-    `budget` of the tokens; all of them at 1) or `metrics`.
+    `last_layer`; none where that is -1), `routes` (the route `method` in those layers), `patching` (of `attribute` at
+    `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1) or `metrics`.
     """
 
     check: str
@@ -45,6 +45,8 @@ class Cell:
             return f"{self.method} {self.deleted_share:.0%}" + (f" after layer {self.layer}" if self.layer else "")
         if self.check == "knockout":
             return f"knock-out {self.layer}-{self.last_layer}" if self.last_layer >= 0 else "no knock-out"
+        if self.check == "routes":
+            return f"{self.method} in layers {self.layer}-{self.last_layer}"
         if self.check == "rivals":
             return f"{self.method} at {self.budget:.1%}" if self.budget < 1 else ALL_TOKENS
         return f"{self.attribute} at layer {self.layer}" if self.check == "patching" else self.check
@@ -79,6 +81,11 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         windows.append((0, n_layers - 1))
         cells.append(Cell("knockout"))
         cells += [Cell("knockout", layer=first, last_layer=last) for first, last in dict.fromkeys(windows)]
+    if "routes" in config.checks:
+        width = min(config.window, n_layers)
+        spans = [(first, first + width - 1) for first in range(n_layers - width + 1)]
+        spans = list(dict.fromkeys([*spans, (0, n_layers - 1)]))
+        cells += [Cell("routes", name, layer=a, last_layer=b) for name in config.routes for a, b in spans]
     if "patching" in config.checks:
         points = list(cross_layers) or list(range(n_layers))
         cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]

@@ -15,6 +15,7 @@ from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
 from orchestrator.ablate.identity import checkpoint_of
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
+from orchestrator.ablate.routing import route_rows, routed
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.ablate.selectors.schedules import average_share, schedule_for
@@ -27,6 +28,7 @@ from orchestrator.data.mixture import Example, ExampleMaker
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.groups import TEXT
 from orchestrator.models.loading import load_adapter
+from orchestrator.models.routes import Route
 from orchestrator.stats.intervals import wilson
 from orchestrator.store.tables.core import check_table
 
@@ -62,6 +64,7 @@ class Ablation:
             "patching": self._patching,
             "metrics": self._metrics,
             "rivals": self._rivals,
+            "routes": self._routes,
         }
         return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
 
@@ -142,6 +145,18 @@ class Ablation:
         answered = self.bench.blocked(range(cell.layer, cell.last_layer + 1))
         window = {"checkpoint": self.checkpoint, "first_layer": cell.layer, "last_layer": cell.last_layer}
         return {"knockout": pl.DataFrame([{**window, **row} for row, _ in self._by_family(answered)])}
+
+    @cached_property
+    def _unrouted(self) -> tuple[Answered, np.ndarray]:
+        return routed(self.bench, Route("image", "last"), ())
+
+    def _routes(self, cell: Cell) -> dict[str, pl.DataFrame]:
+        route = Route.of(cell.method)
+        blocked = routed(self.bench, route, range(cell.layer, cell.last_layer + 1))
+        setting = {"checkpoint": self.checkpoint, "source": route.source, "target": route.target}
+        setting |= {"first_layer": cell.layer, "last_layer": cell.last_layer}
+        rows = [{**setting, **row} for row in route_rows(self.bench, self._unrouted, blocked)]
+        return {"routes": pl.DataFrame(rows, infer_schema_length=None)}
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
         own, donors = self._pair(cell.attribute)

@@ -11,11 +11,21 @@ from pydantic import Field, model_validator
 from orchestrator.config.finetune import check_tiers
 from orchestrator.config.section import Count, Float, Int, PositiveInt, Section, Share
 
+RouteName = Literal[
+    "image->question",
+    "image->last",
+    "question->last",
+    "object->question",
+    "object->last",
+    "background->question",
+    "background->last",
+]
+
 
 class AblateConfig(Section):
     """Which causal checks are run, on which questions."""
 
-    checks: tuple[Literal["deletion", "inside", "rivals", "knockout", "patching", "policy", "link"], ...] = (
+    checks: tuple[Literal["deletion", "inside", "rivals", "knockout", "routes", "patching", "policy", "link"], ...] = (
         "deletion",
         "knockout",
         "patching",
@@ -54,6 +64,9 @@ class AblateConfig(Section):
     """Average share of visual tokens, over the layers that read them, at which rivals are compared."""
     window: PositiveInt = 2
     """Width of a knock-out window, in layers."""
+    routes: tuple[RouteName, ...] = ("image->question", "image->last", "question->last")
+    """What is blocked in the `routes` check, from what is read to what reads; parts of the image (`object`,
+    `background`) need scenes, whose objects' places are known."""
     patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")
     """Attributes in which the scenes of a patched pair differ."""
     max_accuracy_loss: Share = 0.01
@@ -71,6 +84,9 @@ class AblateConfig(Section):
             raise ValueError(
                 "methods: a policy needs a method that deletes tokens; downsample is what it is held against"
             )
+        parts = [name for name in self.routes if name.startswith(("object", "background"))]
+        if "routes" in self.checks and parts and self.source != "scenes":
+            raise ValueError(f"routes: {parts[0]} needs ablate.source: scenes, found {self.source}")
         check_tiers(self.n_objects_low, self.n_objects_high)
         if "patching" in self.checks and "count" in self.patched and self.n_objects_low[1] < 2:
             raise ValueError("n_objects_low: patching of counts takes an object away, so 2 or more are needed, found 1")

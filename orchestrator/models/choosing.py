@@ -121,6 +121,43 @@ def choose(prompts: Prompted, trees: Sequence[Branch | int | None]) -> list[tupl
     return [queue.best for queue in queues]
 
 
+@torch.no_grad()
+def scores_of(
+    prompts: Prompted, trees: Sequence[Branch | int | None], numbers: Sequence[int | None]
+) -> list[float | None]:
+    """Return the score of one answer of each row, `choose`'s for the best; None for a row without a tree or number.
+
+    The prompts are left as they were.
+    """
+    paths = [None if tree is None or n is None else _path(tree, n) for tree, n in zip(trees, numbers, strict=True)]
+    found: list[float | None] = [None if path is None else 1.0 for path in paths]
+    longest = [max((b.prefix for b, _ in path or ()), key=len, default=()) for path in paths]
+    logits, pad = prompts.logits, prompts.adapter.pad_token_id
+    for place in range(max(map(len, longest), default=0) + 1):
+        if place:
+            tokens = [prefix[place - 1 : place] or (pad,) for prefix in longest]
+            logits = prompts.step(torch.tensor(tokens, device=logits.device)[:, 0])
+        for row, path in enumerate(paths):
+            for branch, token in path or ():
+                if len(branch.prefix) == place:
+                    found[row] = (found[row] or 0.0) * branch_probabilities(branch, logits[row])[token]
+    prompts.rewind()
+    return found
+
+
+def _path(tree: Branch | int, number: int) -> list[tuple[Branch, int | None]] | None:
+    """Branches on the way to an answer, with the token taken at each (None: it stops there)."""
+    if not isinstance(tree, Branch):
+        return [] if tree == number else None
+    if tree.ends == number:
+        return [(tree, None)]
+    for token, child in tree.children.items():
+        rest = _path(child, number)
+        if rest is not None:
+            return [(tree, token), *rest]
+    return None
+
+
 class _Queue:
     """Best-first search of one row's tree."""
 

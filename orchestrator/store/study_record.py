@@ -35,6 +35,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "asked_metrics": "finetune",
     "deletion": "ablate",
     "knockout": "ablate",
+    "routes": "ablate",
     "rivals": "ablate",
     "rival_ranks": "ablate",
     "rival_answers": "ablate",

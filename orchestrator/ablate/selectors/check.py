@@ -9,7 +9,7 @@ from orchestrator.ablate.selectors.kinds import Selector
 from orchestrator.ablate.selectors.registry import get_selector, selector_names, settings_of
 from orchestrator.config import AblateConfig
 from orchestrator.errors import ConfigError, ModelError, did_you_mean
-from orchestrator.models.needs import cannot_have
+from orchestrator.models.needs import FUSED, cannot_have
 
 
 def check_methods(config: AblateConfig) -> None:
@@ -46,12 +46,23 @@ def before_decoder(config: AblateConfig) -> bool:
     return bool({"deletion", "policy", "link"} & set(config.checks))
 
 
+def check_routes(config: AblateConfig, model_type: str) -> None:
+    """Refuse routes on a model whose prompts cannot be kept for trying answers.
+
+    Raises:
+        ConfigError: naming the model type.
+    """
+    if "routes" in config.checks and model_type in FUSED:
+        raise ConfigError(f"ablate.checks: routes need a cache to try answers on; {model_type!r} models have none")
+
+
 def check_model_gives(config: AblateConfig, model_type: str) -> None:
     """Refuse methods whose needs a model does not meet.
 
     Raises:
         ConfigError: naming method, model type and what is missing.
     """
+    check_routes(config, model_type)
     asked = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
     asked += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
     if "rivals" in config.checks:

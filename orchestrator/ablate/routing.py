@@ -1,0 +1,121 @@
+"""Questions asked with a route of attention blocked: what it does to the right answer's probability, and flips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.ablate.bench import Answered, Bench
+from orchestrator.data.mixture import Example
+from orchestrator.errors import ModelError
+from orchestrator.models.batching import Batch
+from orchestrator.models.choosing import scores_of
+from orchestrator.models.decoding import Generated, continue_greedily, prompted
+from orchestrator.models.routes import Route, route_blocked
+from orchestrator.stats.intervals import clustered_share, student_interval
+
+
+def routed(bench: Bench, route: Route, layers: Sequence[int]) -> tuple[Answered, np.ndarray]:
+    """Answers with a route blocked in `layers`, and the probability of each right answer among its choices.
+
+    The probabilities are float64 (n,), NaN for a question without choices. Nothing is blocked without layers.
+    """
+    chances = np.full(len(bench.asked), np.nan)
+    adapter = bench.adapter
+
+    def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
+        objects = _objects(bench, batch, chunk) if route.source in ("object", "background") else None
+        asked = [bench.asked[i].question for i in chunk]
+        trees, numbers = zip(*[_tree(bench, q.choices, q.answer) for q in asked], strict=True)
+        with route_blocked(adapter, layers, route, objects), prompted(adapter, batch) as prompts:
+            scores = scores_of(prompts, trees, numbers)
+            ids = continue_greedily(prompts, bench.max_new_tokens)
+        chances[chunk] = [np.nan if score is None else score for score in scores]
+        return batch, Generated(ids, 0.0, 0.0, None)
+
+    with torch.no_grad():
+        return bench.ask(answer), chances
+
+
+def _tree(bench: Bench, choices: tuple[str, ...] | None, right: str) -> tuple[Any, int | None]:
+    if choices is None or right not in choices:
+        return None, None
+    return bench.adapter.choice_trees.get(choices, True), choices.index(right)
+
+
+def _objects(bench: Bench, batch: Batch, chunk: Sequence[int]) -> Tensor:
+    """Which visual tokens of each image show an object, bool (B, V)."""
+    grids = bench.adapter.vision_grid(batch)
+    rows = [object_tokens(bench.asked[i], grid) for i, grid in zip(chunk, grids, strict=True)]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def object_tokens(item: Example, grid: Tensor) -> Tensor:
+    """Which visual tokens show an object of the item's scene, bool (V,): those whose cell an object's box reaches into.
+
+    Args:
+        grid: (row, column, tile) of each token; a class token (row -1) shows none.
+
+    Raises:
+        ModelError: the image is no scene, or the model sees it in several tiles, whose places are not known here.
+    """
+    if item.scene is None or int(grid[:, 2].max()) > 0:
+        raise ModelError("routes from objects need scenes, and a model that sees an image as one tile.")
+    scene, (rows, cols) = item.scene, (grid[:, :2].max(dim=0).values + 1).tolist()
+    high, wide = scene.height / rows, scene.width / cols
+    y, x = (grid[:, 0] + 0.5) * high, (grid[:, 1] + 0.5) * wide
+    inside = torch.zeros(len(grid), dtype=torch.bool)
+    for one in scene.objects:
+        reach = one.size / 2
+        inside |= ((x - one.x).abs() < reach + wide / 2) & ((y - one.y).abs() < reach + high / 2)
+    return inside & (grid[:, 0] >= 0)
+
+
+def route_rows(
+    bench: Bench, plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray]
+) -> list[dict[str, Any]]:
+    """Rows of table `routes` for one setting, without what names it: each tier as a whole and by family."""
+    rows = []
+    keys = [(item.question.tier, item.question.family) for item in bench.asked]
+    scopes = [(t, "all") for t in dict.fromkeys(t for t, _ in keys)] + list(dict.fromkeys(keys))
+    for tier, family in scopes:
+        numbers = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
+        clusters = np.array([bench.asked[i].question.cluster for i in numbers])
+        rows.append({"tier": tier, "family": family, **_effect(plain, blocked, numbers, clusters)})
+    return rows
+
+
+def _effect(
+    plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray], numbers: np.ndarray, clusters: np.ndarray
+) -> dict[str, Any]:
+    before, after = plain[1][numbers], blocked[1][numbers]
+    known = np.isfinite(before) & np.isfinite(after)
+    row: dict[str, Any] = dict.fromkeys(("probability", "probability_plain", "change", "change_low", "change_high"))
+    if known.any():
+        gap = after[known] - before[known]
+        images = [gap[clusters[known] == one].mean() for one in dict.fromkeys(clusters[known])]
+        change = student_interval(images)  # an image counts once, however many questions it has
+        row |= {
+            "probability": float(after[known].mean()),
+            "probability_plain": float(before[known].mean()),
+            "change": float(np.mean(images)),
+            "change_low": change.low,
+            "change_high": change.high,
+        }
+    right = plain[0].correct[numbers]
+    texts = [(plain[0].predicted[i], blocked[0].predicted[i]) for i in numbers]
+    flipped = np.array([a != b for a, b in texts])[right]
+    share = clustered_share(flipped, clusters[right]) if len(flipped) else None
+    return row | {
+        "accuracy": float(blocked[0].correct[numbers].mean()),
+        "accuracy_plain": float(right.mean()),
+        "flip_share": None if share is None else share.value,
+        "ci_low": None if share is None else share.low,
+        "ci_high": None if share is None else share.high,
+        "n_flippable": len(flipped),
+        "n": len(numbers),
+    }

@@ -1,0 +1,99 @@
+"""Routes on the reference models: probabilities are those of the choices, objects lie where they were drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from pydantic import ValidationError
+
+from orchestrator.ablate.ablate_stage import run_ablate
+from orchestrator.ablate.bench import Bench
+from orchestrator.ablate.questions import make_questions
+from orchestrator.ablate.routing import object_tokens, routed
+from orchestrator.ablate.runner import load_model
+from orchestrator.config import AblateConfig, RunConfig
+from orchestrator.data.mixture import Example
+from orchestrator.data.questions import Question
+from orchestrator.data.scenes import Scene, SceneObject
+from orchestrator.errors import ModelError
+from orchestrator.models.choosing import choose, scores_of
+from orchestrator.models.decoding import prompted
+from orchestrator.models.routes import Route
+from orchestrator.store.filesystem import Storage
+
+HOW = {"backend": "local", "batch_size": 12, "torch_threads": 1}
+ABLATE = {
+    "checks": ["routes"],
+    "low_families": ["colour", "count"],
+    "high_families": [],
+    "n_per_family": 6,
+    "window": 3,
+}
+
+
+def make_run(model: str = "reference-joint", **settings) -> RunConfig:
+    return RunConfig.model_validate({"model": {"name": model}, "ablate": {**ABLATE, **settings}, "how": HOW})
+
+
+def test_the_score_of_the_best_choice_is_the_one_it_was_chosen_by() -> None:
+    run = make_run()
+    adapter, asked = load_model(run), make_questions(run)
+    bench = Bench(adapter, asked, 12)
+    batch = adapter.collate(bench.inputs)
+    trees = [adapter.choice_trees.get(item.question.choices, True) for item in asked]
+    with prompted(adapter, batch) as prompts:
+        best = choose(prompts, trees)
+        scores = scores_of(prompts, trees, [number for number, _ in best])
+        every = [scores_of(prompts, trees, [k] * len(trees)) for k in range(2)]
+        assert scores_of(prompts, trees, [None] * len(trees)) == [None] * len(trees)
+    np.testing.assert_allclose(scores, [score for _, score in best], atol=1e-5)
+    assert all(a + b <= 1 + 1e-5 for a, b in zip(*every, strict=True))
+
+
+def test_objects_are_found_where_they_were_drawn() -> None:
+    scene = Scene(0, 0, 112, 112, (SceneObject("circle", "red", 21.0, 91.0, 14.0, 0.0),))
+    item = Example(Question("q", "i", "colour", "low", "?", "red"), scene=scene)
+    grid = torch.tensor([[r, c, 0] for r in range(8) for c in range(8)])
+    shown = grid[object_tokens(item, grid)].tolist()
+    assert shown == [[6, 1, 0]], "14 px a token: the circle fills the cell of column 1 and row 6"
+    wide = Example(item.question, scene=Scene(0, 0, 112, 112, (SceneObject("circle", "red", 28.0, 28.0, 20.0, 0.0),)))
+    assert {tuple(p[:2]) for p in grid[object_tokens(wide, grid)].tolist()} == {(1, 1), (1, 2), (2, 1), (2, 2)}
+    with_class = torch.cat([torch.tensor([[-1, -1, 0]]), grid])
+    assert not object_tokens(item, with_class)[0]
+    with pytest.raises(ModelError, match="one tile"):
+        object_tokens(item, grid + torch.tensor([0, 0, 1]))
+
+
+@pytest.mark.parametrize("model", ["reference-joint", "reference-cross"])
+def test_the_stage_blocks_routes_by_windows_of_layers(model: str, tmp_path: Path) -> None:
+    routes = ["image->question", "image->last", "question->last", "object->question", "background->question"]
+    run = make_run(model, routes=routes, window=10)
+    table = run_ablate(run, Storage(str(tmp_path)), quiet=True).scan("routes").collect()
+    assert table.height == len(routes) * 3  # one window of all layers; the tier and two families
+    whole = table.filter(pl.col("family") == "all")
+    assert whole["probability_plain"].n_unique() == 1
+    assert whole["probability_plain"][0] > 0.5
+    by_source = {(r["source"], r["target"]): r for r in whole.iter_rows(named=True)}
+    seen = by_source["object", "question"]["change"], by_source["background", "question"]["change"]
+    assert seen[0] < -0.02, "the words read the objects"
+    assert seen[0] < seen[1] + 0.05, "and less of the background"
+    assert (whole["change_low"] <= whole["change"]).all()
+    assert ((whole["flip_share"] >= 0) & (whole["flip_share"] <= 1)).all()
+    assert (whole["n_flippable"] <= whole["n"]).all()
+
+
+def test_nothing_blocked_is_the_plain_answer() -> None:
+    run = make_run()
+    bench = Bench(load_model(run), make_questions(run), 12)
+    answered, chances = routed(bench, Route("image", "last"), ())
+    assert answered.predicted == bench.plain.predicted
+    assert ((chances > 0) & (chances <= 1)).all()
+
+
+def test_parts_of_the_image_need_scenes() -> None:
+    with pytest.raises(ValidationError, match=r"object->last needs ablate.source: scenes"):
+        AblateConfig(checks=("routes",), routes=("object->last",), source="coco")

@@ -182,6 +182,7 @@ class Progress:
         self.reduction.seconds += time.perf_counter() - started
         return step, changed
 
+    @torch.no_grad()
     def _choose(self, row: int, places: Tensor, n: int, source: Tensor, weights: Tensor | None) -> Kept:
         if n == 0:
             return Kept(torch.zeros(0, dtype=torch.long))

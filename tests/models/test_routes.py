@@ -21,7 +21,7 @@ def objects_of(model, inputs, first: int):
     return (torch.arange(int(counts.max()))[None] < first).expand(len(counts), -1)
 
 
-@pytest.mark.parametrize("family", CLASSES)
+@pytest.mark.parametrize("family", [family for family in CLASSES if family != "paligemma"])  # its prompt reads ahead
 @torch.no_grad()
 def test_what_the_last_token_cannot_read_leaves_all_before_it_as_it_was(family):
     model, inputs = adapter(family), batch(family)

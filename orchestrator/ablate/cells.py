@@ -23,7 +23,7 @@ class Cell:
 
     `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
     `last_layer`; none where that is -1), `routes` (the route `method` in those layers), `patching` (of `attribute` at
-    `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1) or `metrics`.
+    `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1), `lens` or `metrics`.
     """
 
     check: str
@@ -86,6 +86,8 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         spans = [(first, first + width - 1) for first in range(n_layers - width + 1)]
         spans = list(dict.fromkeys([*spans, (0, n_layers - 1)]))
         cells += [Cell("routes", name, layer=a, last_layer=b) for name in config.routes for a, b in spans]
+    if "lens" in config.checks:
+        cells.append(Cell("lens"))
     if "patching" in config.checks:
         points = list(cross_layers) or list(range(n_layers))
         cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]

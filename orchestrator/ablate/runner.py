@@ -15,6 +15,7 @@ from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
 from orchestrator.ablate.identity import checkpoint_of
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
+from orchestrator.ablate.reading import lens_rows
 from orchestrator.ablate.routing import route_rows, routed
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.registry import get_selector
@@ -30,7 +31,7 @@ from orchestrator.models.groups import TEXT
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.routes import Route
 from orchestrator.stats.intervals import wilson
-from orchestrator.store.tables.core import check_table
+from orchestrator.store.tables.core import TABLES, check_table
 
 
 def load_model(run: RunConfig) -> Adapter:
@@ -65,6 +66,7 @@ class Ablation:
             "metrics": self._metrics,
             "rivals": self._rivals,
             "routes": self._routes,
+            "lens": self._lens,
         }
         return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
 
@@ -157,6 +159,12 @@ class Ablation:
         setting |= {"first_layer": cell.layer, "last_layer": cell.last_layer}
         rows = [{**setting, **row} for row in route_rows(self.bench, self._unrouted, blocked)]
         return {"routes": pl.DataFrame(rows, infer_schema_length=None)}
+
+    def _lens(self, _: Cell) -> dict[str, pl.DataFrame]:
+        rows = [{"checkpoint": self.checkpoint, **row} for row in lens_rows(self.bench)]
+        return {
+            "lens": pl.DataFrame(rows, infer_schema_length=None, schema=None if rows else list(TABLES["lens"].columns))
+        }
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
         own, donors = self._pair(cell.attribute)

@@ -25,7 +25,9 @@ RouteName = Literal[
 class AblateConfig(Section):
     """Which causal checks are run, on which questions."""
 
-    checks: tuple[Literal["deletion", "inside", "rivals", "knockout", "routes", "patching", "policy", "link"], ...] = (
+    checks: tuple[
+        Literal["deletion", "inside", "rivals", "knockout", "routes", "lens", "patching", "policy", "link"], ...
+    ] = (
         "deletion",
         "knockout",
         "patching",

@@ -36,6 +36,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "deletion": "ablate",
     "knockout": "ablate",
     "routes": "ablate",
+    "lens": "ablate",
     "rivals": "ablate",
     "rival_ranks": "ablate",
     "rival_answers": "ablate",

@@ -1,8 +1,8 @@
 """Logit lens: what the decoder would answer if it stopped at a layer (nostalgebraist 2020).
 
 The state of the prompt's last token at the input of each layer goes through the final norm and the output embeddings.
-Early layers are read in the coordinates of the last one: a low probability there says that the answer is not yet written
-in them, not that it is not known. A probe says the latter.
+Early layers are read in the coordinates of the last one: a low probability there says that the answer is not yet
+written in them, not that it is not known. A probe says the latter.
 
 Shapes: B rows, L decoder layers, W vocabulary.
 """

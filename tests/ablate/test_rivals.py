@@ -126,6 +126,14 @@ def test_a_winner_is_named_only_against_what_it_is_told_apart_from() -> None:
     assert {m: r["rank"] for m, r in rows.items()} == dict(means.iter_rows())
 
 
+def test_what_keeps_more_tokens_than_the_budget_is_not_ranked() -> None:
+    frame = answers({"downsample": 0.99, "good": 0.6})
+    whole = pl.col("method") == "downsample"
+    frame = frame.with_columns(kept_share=pl.when(whole).then(1.0).otherwise(pl.col("kept_share")))
+    assert set(rank_table(frame)["method"]) == {"good"}
+    assert set(rank_table(answers({"downsample": 0.99, "good": 0.6}))["method"]) == {"downsample", "good"}
+
+
 def test_equal_methods_share_a_rank_and_are_tied() -> None:
     frame = answers({"one": 0.5})
     both = pl.concat([frame, frame.with_columns(method=pl.lit("two"))])
@@ -157,4 +165,6 @@ def test_the_stage_compares_rivals_on_the_same_questions(model: str, tmp_path: P
     reasons = {(r["method"], r["budget"]) for r in table.filter(pl.col("reason") != "").iter_rows(named=True)}
     assert reasons == {("fastv", 0.1), ("pyramiddrop", 0.1)}
     assert table.filter(pl.col("reason") != "")["accuracy"].null_count() == 4  # a row a tier
-    assert stage.scan("rival_ranks").collect().filter(pl.col("budget") == 0.1)["method"].n_unique() == 4
+    assert (
+        stage.scan("rival_ranks").collect().filter(pl.col("budget") == 0.1)["method"].n_unique() == 3
+    )  # the smaller image has all its tokens

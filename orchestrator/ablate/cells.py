@@ -23,7 +23,8 @@ class Cell:
 
     `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
     `last_layer`; none where that is -1), `routes` (the route `method` in those layers), `patching` (of `attribute` at
-    `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1), `lens` or `metrics`.
+    `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1), `replacing` (by `method`
+    at `layer`), `lens` or `metrics`.
     """
 
     check: str
@@ -45,6 +46,8 @@ class Cell:
             return f"{self.method} {self.deleted_share:.0%}" + (f" after layer {self.layer}" if self.layer else "")
         if self.check == "knockout":
             return f"knock-out {self.layer}-{self.last_layer}" if self.last_layer >= 0 else "no knock-out"
+        if self.check == "replacing":
+            return f"{self.method} at layer {self.layer}"
         if self.check == "routes":
             return f"{self.method} in layers {self.layer}-{self.last_layer}"
         if self.check == "rivals":
@@ -86,6 +89,15 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         spans = [(first, first + width - 1) for first in range(n_layers - width + 1)]
         spans = list(dict.fromkeys([*spans, (0, n_layers - 1)]))
         cells += [Cell("routes", name, layer=a, last_layer=b) for name in config.routes for a, b in spans]
+    if "replacing" in config.checks:
+        points = list(cross_layers) or list(range(n_layers))
+        seeds = {"noise": config.seeds}
+        cells += [
+            Cell("replacing", kind, layer=layer, seed=seed)
+            for kind in config.replaced
+            for layer in points
+            for seed in seeds.get(kind, (UNSEEDED,))
+        ]
     if "lens" in config.checks:
         cells.append(Cell("lens"))
     if "patching" in config.checks:

@@ -16,6 +16,7 @@ from orchestrator.ablate.identity import checkpoint_of
 from orchestrator.ablate.pairs import make_pairs
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.ablate.reading import lens_rows
+from orchestrator.ablate.replacing import Moments, moments, replaced
 from orchestrator.ablate.routing import route_rows, routed
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.registry import get_selector
@@ -47,6 +48,7 @@ class Ablation:
     def __init__(self, adapter: Adapter, run: RunConfig) -> None:
         self.adapter, self.run = adapter, run
         self.checkpoint = checkpoint_of(run.model)
+        self._moments: dict[int, Moments] = {}
         self._pairs: dict[str, tuple[Bench, Bench]] = {}
 
     @cached_property
@@ -67,6 +69,7 @@ class Ablation:
             "rivals": self._rivals,
             "routes": self._routes,
             "lens": self._lens,
+            "replacing": self._replacing,
         }
         return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
 
@@ -159,6 +162,15 @@ class Ablation:
         setting |= {"first_layer": cell.layer, "last_layer": cell.last_layer}
         rows = [{**setting, **row} for row in route_rows(self.bench, self._unrouted, blocked)]
         return {"routes": pl.DataFrame(rows, infer_schema_length=None)}
+
+    def _replacing(self, cell: Cell) -> dict[str, pl.DataFrame]:
+        if cell.layer not in self._moments:
+            self._moments[cell.layer] = moments(self.bench, cell.layer)
+        answered = replaced(self.bench, cell.method, cell.layer, max(cell.seed, 0), self._moments[cell.layer])
+        setting = {"checkpoint": self.checkpoint, "kind": cell.method, "layer": cell.layer, "seed": cell.seed}
+        columns = ("family", "tier", "accuracy", "ci_low", "ci_high", "n")
+        rows = [{**setting, **{c: row[c] for c in columns}} for row, _ in self._by_family(answered)]
+        return {"replacing": pl.DataFrame(rows, infer_schema_length=None)}
 
     def _lens(self, _: Cell) -> dict[str, pl.DataFrame]:
         rows = [{"checkpoint": self.checkpoint, **row} for row in lens_rows(self.bench)]

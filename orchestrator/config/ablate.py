@@ -22,11 +22,19 @@ RouteName = Literal[
 ]
 
 
+CheckName = Literal[
+    "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "patching", "policy", "link"
+]  # fmt: skip
+
+
 class AblateConfig(Section):
     """Which causal checks are run, on which questions."""
 
     checks: tuple[
-        Literal["deletion", "inside", "rivals", "knockout", "routes", "lens", "patching", "policy", "link"], ...
+        Literal[
+            "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "patching", "policy", "link"
+        ],
+        ...,
     ] = (
         "deletion",
         "knockout",
@@ -69,6 +77,9 @@ class AblateConfig(Section):
     routes: tuple[RouteName, ...] = ("image->question", "image->last", "question->last")
     """What is blocked in the `routes` check, from what is read to what reads; parts of the image (`object`,
     `background`) need scenes, whose objects' places are known."""
+    replaced: tuple[Literal["zero", "mean", "noise"], ...] = ("zero", "mean", "noise")
+    """What takes the place of all visual states at the input of a layer in the `replacing` check: zeros, the mean state
+    of all images asked about, or draws from a normal distribution of their mean and deviation in each dimension."""
     patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")
     """Attributes in which the scenes of a patched pair differ."""
     max_accuracy_loss: Share = 0.01

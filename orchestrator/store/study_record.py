@@ -37,6 +37,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "knockout": "ablate",
     "routes": "ablate",
     "lens": "ablate",
+    "replacing": "ablate",
     "rivals": "ablate",
     "rival_ranks": "ablate",
     "rival_answers": "ablate",

@@ -162,6 +162,21 @@ CAUSAL_TABLES: dict[str, Table] = {
         },
         ("checkpoint", "first_layer", "last_layer", "family", "tier"),
     ),
+    "replacing": Table(
+        {
+            "checkpoint": CHECKPOINT,
+            "kind": Column(STRING, "what takes the place of all visual states: zero, mean or noise"),
+            "layer": Column(INT, "decoder tap point at whose input they are replaced (`cross_kv`: from there on)"),
+            "seed": Column(INT, "seed of the noise; -1 for others"),
+            "family": Column(STRING, "question family"),
+            "tier": Column(STRING, "low or high"),
+            "accuracy": Column(FLOAT, "share of right answers"),
+            "ci_low": LOW,
+            "ci_high": HIGH,
+            "n": N,
+        },
+        ("checkpoint", "kind", "layer", "seed", "family", "tier"),
+    ),
     "lens": Table(
         {
             "checkpoint": CHECKPOINT,

@@ -60,9 +60,9 @@ def rivals_figure(rivals: pl.DataFrame, title: str) -> Figure:
     """Accuracy of all of a tier's questions against the average share of tokens, a panel a tier, a line a method."""
     table = measured_rivals(rivals).filter((pl.col("family") == "all") & (pl.col("difficulty") == "all"))
     tiers = table["tier"].unique(maintain_order=True).to_list()
-    figure, panels = new_panels(len(tiers), width=4.4, height=3.2, share_y=True)
+    figure, panels = new_panels(max(1, len(tiers)), width=4.4, height=3.2, share_y=True)
     methods = [m for m in table["method"].unique(maintain_order=True) if m != ALL_TOKENS]
-    for axes, tier in zip(panels, tiers, strict=True):
+    for axes, tier in zip(panels, tiers, strict=False):  # one empty panel where nothing was measured
         for k, method in enumerate(methods):
             rows = table.filter((pl.col("method") == method) & (pl.col("tier") == tier)).sort("budget")
             x, mean, low, high = (rows[c].to_list() for c in ("budget", "accuracy", "ci_low", "ci_high"))

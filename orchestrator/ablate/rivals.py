@@ -43,9 +43,10 @@ def with_difficulty(rows: pl.DataFrame) -> pl.DataFrame:
     full = rows.filter(pl.col("method") == ALL_TOKENS).select("question_id", full="score")
     small = rows.filter(pl.col("method") == DOWNSAMPLE).select("question_id", "budget", small="score")
     joined = rows.join(full, on="question_id", how="left").join(small, on=["question_id", "budget"], how="left")
-    kind = pl.when(pl.col("full") < 0.5).then(pl.lit("unsolved"))
-    kind = kind.when(pl.col("small").is_null()).then(None).when(pl.col("small") >= 0.5).then(pl.lit("easy"))
-    return joined.with_columns(difficulty=kind.otherwise(pl.lit("hard"))).drop("small")
+    solved = pl.when(pl.col("small") >= 0.5).then(pl.lit("easy")).otherwise(pl.lit("hard"))
+    known = pl.when(pl.col("small").is_null()).then(None).otherwise(solved)
+    kind = pl.when(pl.col("full") < 0.5).then(pl.lit("unsolved")).otherwise(known)
+    return joined.with_columns(difficulty=kind).drop("small")
 
 
 def rival_table(answers: pl.DataFrame, margin: float) -> pl.DataFrame:

@@ -128,7 +128,7 @@ class Ablation:
         rows = []
         for i, item in enumerate(bench.asked):
             question, n_vision, stages = item.question, n_tokens(bench, i)[0], answered.stages(i)
-            shares = [(depth, left / max(1, n_vision)) for depth, left in stages]
+            present = [(depth, left / max(1, n_vision)) for depth, left in stages]
             rows.append(
                 {
                     **setting,
@@ -140,7 +140,7 @@ class Ablation:
                     "n_vision": n_vision,
                     "correct": bool(answered.correct[i]),
                     "score": float(answered.score[i]),
-                    "kept_share": average_share(shares, self.adapter.n_layers, cross),
+                    "kept_share": average_share(present, self.adapter.n_layers, cross),
                     "gflop": gflop(bench, i, cell.method if stages else DOWNSAMPLE, stages),
                 }
             )
@@ -158,7 +158,7 @@ class Ablation:
     def _routes(self, cell: Cell) -> dict[str, pl.DataFrame]:
         route = Route.of(cell.method)
         blocked = routed(self.bench, route, range(cell.layer, cell.last_layer + 1))
-        setting = {"checkpoint": self.checkpoint, "source": route.source, "target": route.target}
+        setting: dict[str, Any] = {"checkpoint": self.checkpoint, "source": route.source, "target": route.target}
         setting |= {"first_layer": cell.layer, "last_layer": cell.last_layer}
         rows = [{**setting, **row} for row in route_rows(self.bench, self._unrouted, blocked)]
         return {"routes": pl.DataFrame(rows, infer_schema_length=None)}

@@ -257,8 +257,8 @@ def n_parameters(entry: Entry, config: Any, decoder: Stack, vision: Stack) -> fl
 
 def vision_positions(run: RunConfig) -> int:
     """Return the number of single vision tokens kept of an image; `all` is the model's own number."""
-    asked = run.capture.n_vision_positions
-    return footprint(run).vision_tokens if asked == "all" else asked
+    n = run.capture.n_vision_positions
+    return footprint(run).vision_tokens if n == "all" else n
 
 
 # ---------------------------------------------------------------- bytes

@@ -32,6 +32,7 @@ import psutil
 
 from orchestrator.config import HowConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.store.filesystem import Storage
+from orchestrator.study.resolve import resolve_run
 
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
@@ -93,24 +94,23 @@ def time_local(run: RunConfig, folder: Path) -> float:
         ready[0] = time.perf_counter()
         return worker
 
-    run_capture(run, Storage(str(folder)), quiet=True, make_worker=make_worker)
+    point = resolve_run(run, Storage(str(folder)), "capture")
+    run_capture(point, quiet=True, make_worker=make_worker)
     return time.perf_counter() - ready[0]
 
 
 def time_ray(run: RunConfig, folder: Path) -> float:
     """Seconds all images would take at the rate after the first two shards, which an actor has in hand together."""
-    from orchestrator.capture.capture_stage import capture_stage, make_job
+    from orchestrator.capture.capture_stage import make_job
     from orchestrator.capture.ray import stream_ray
     from orchestrator.cluster.placement import capture_pool
     from orchestrator.cluster.session import session
     from orchestrator.data.source import make_source
 
-    storage = Storage(str(folder))
+    point = resolve_run(run, Storage(str(folder)), "capture")
     source = make_source(run.data)
-    stage = capture_stage(run, storage)
-    plan = stage.open({"n_images": len(source), "shard_size": run.how.shard_size, "dtype": "float32"})
-    job = make_job(run, stage, plan, source)
-    with session(run.how, storage) as cluster:
+    job = make_job(point, point.stages["capture"].open({"n_images": len(source), "shard_size": run.how.shard_size}))
+    with session(run.how, point.storage) as cluster:
         pool = capture_pool(run.how, cluster.nodes)
         times, counts = [], []
         for stats in stream_ray(job, source, range(job.n_shards), pool, 1):

@@ -26,11 +26,12 @@ from pathlib import Path
 import psutil
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.capture_stage import capture_stage, run_capture
+from orchestrator.capture.capture_stage import run_capture
 from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig, RunConfig, ScenesConfig
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import SUCCESS
+from orchestrator.study.resolve import resolve_run
 
 SECONDS_PER_IMAGE = 0.04
 """A 7B model on one GPU captures about 25 images a second."""
@@ -92,9 +93,10 @@ def measure(n_images: int, n_actors: int, storage: Storage, seconds: float = SEC
 
     run = make_run(n_images, n_actors)
     source = make_source(run.data)
-    stage = capture_stage(run, storage)
-    plan = stage.open({"n_images": n_images, "shard_size": SHARD, "dtype": "float32"})
-    job = make_job(run, stage, plan, source, Simulation(seconds))
+    point = resolve_run(run, storage, "capture")
+    stage = point.stages["capture"]
+    plan = stage.open({"n_images": n_images, "shard_size": SHARD})
+    job = make_job(point, plan, Simulation(seconds))
     tally = Tally(job)
     cluster = resources()
     started = time.perf_counter()
@@ -141,14 +143,13 @@ def main() -> None:
                 f"{result.store / 1e6:>9.0f} {overhead:>18.3f}",
                 flush=True,
             )
-        run = make_run(series[-1], 4)
-        stage = capture_stage(run, Storage(f"{folder}/series"))
+        point = resolve_run(make_run(series[-1], 4), Storage(f"{folder}/series"), "capture")
         started = time.perf_counter()
-        run_capture(run, Storage(f"{folder}/series"), quiet=True)
+        run_capture(point, quiet=True)
         finished = time.perf_counter() - started
-        Path(stage.store.path(SUCCESS)).unlink()
+        Path(point.stages["capture"].store.path(SUCCESS)).unlink()
         started = time.perf_counter()
-        run_capture(run, Storage(f"{folder}/series"), quiet=True)
+        run_capture(point, quiet=True)
         checked = time.perf_counter() - started
         print(f"resume of {series[-1]} images: finished {finished:.2f} s, every shard checked {checked:.2f} s")
     summary = {

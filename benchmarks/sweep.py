@@ -22,9 +22,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers; set b
 
 from orchestrator.cluster.placement import n_cores
 from orchestrator.config import RunConfig
-from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray.trials import plan_room, run_trials
 from orchestrator.store.filesystem import Storage
+from orchestrator.study.resolve import resolve_run
 
 
 def make_run(n_steps: int, ratio: float = 0.5, seed: int = 0, reuse: bool = True) -> RunConfig:
@@ -51,9 +51,9 @@ def sweep_overhead(n_steps: int, ratios: tuple[float, ...], seeds: int, reuse: b
     with tempfile.TemporaryDirectory() as folder:
         storage = Storage(folder)
         started = time.perf_counter()
-        run_trials(runs, storage, quiet=True)
+        points = run_trials([resolve_run(run, storage, "finetune") for run in runs], quiet=True)
         wall = time.perf_counter() - started
-        rows = [trial_stage(run, storage).scan("trials").collect().row(0, named=True) for run in runs]
+        rows = [point.stages["finetune"].scan("trials").collect().row(0, named=True) for point in points]
     at_a_time = min(plan_room(runs[0].how, n_cores(), 0.0).n_trials, len(runs))
     training = sum(row["train_seconds"] for row in rows) / at_a_time
     work = sum(row["trial_seconds"] for row in rows) / at_a_time

@@ -90,7 +90,7 @@ def test_results_of_another_version_of_a_package_are_another_stage(site: Path, t
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from orchestrator.store.filesystem import Storage\n"
-        "from orchestrator.study.stage_kinds import STAGE_KINDS\n"
+        "from orchestrator.study.resolve import resolve_run\n"
         "from orchestrator.config.sweep import make_sweep\n"
         "for stage, *overrides in (\n"
         "    ('capture', 'capture.metrics=[gini]'), ('capture', 'capture.metrics=[gini,top_token_share]'),\n"
@@ -98,7 +98,7 @@ def test_results_of_another_version_of_a_package_are_another_stage(site: Path, t
         "    ('capture', 'capture.metrics=[gini]', 'model.name=' + sys.argv[2]),\n"
         "):\n"
         "    run = make_sweep({'name': 't', 'base': {'model': {'name': 'reference-cross'}}}, overrides).points[0].run\n"
-        "    print(STAGE_KINDS[stage].make(run, Storage('nowhere')).digest)\n"
+        "    print(resolve_run(run, Storage('nowhere'), stage).stages[stage].digest)\n"
     )
     one, two = (
         subprocess.run(
@@ -160,16 +160,17 @@ def test_a_registered_probe_is_judged_like_the_built_in_ones(site: Path, tmp_pat
 def test_a_way_to_choose_tokens_is_used_by_its_name(site: Path, tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "from orchestrator.ablate.ablate_stage import ablate_stage, run_ablate\n"
+        "from orchestrator.ablate.ablate_stage import run_ablate\n"
         "from orchestrator.ablate.selectors.check import check_methods\n"
         "from orchestrator.config import RunConfig\n"
         "from orchestrator.store.filesystem import Storage\n"
         "run = RunConfig.model_validate({'ablate': {'checks': ['deletion'], 'methods': ['middle_out'],"
         " 'low_families': ['colour'], 'high_families': [], 'n_per_family': 3, 'deleted_shares': [0.5]},"
         " 'how': {'backend': 'local', 'torch_threads': 1}})\n"
+        "from orchestrator.study.resolve import resolve_run\n"
         "check_methods(run.ablate)\n"
-        f"stage = run_ablate(run, Storage({str(tmp_path)!r}), quiet=True)\n"
-        "assert stage.config['selectors'] == {'middle_out': 'mine 1.0'}, stage.config\n"
+        f"stage = run_ablate(resolve_run(run, Storage({str(tmp_path)!r}), 'ablate'), quiet=True)\n"
+        "assert stage.what['selectors'] == {'middle_out': 'mine 1.0'}, stage.what\n"
         "print(stage.scan('deletion').collect()['kept_tokens'].to_list())\n"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

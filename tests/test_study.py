@@ -117,7 +117,7 @@ def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, s
     from orchestrator.report.collect import gather_results
 
     shutil.copytree(finished[0], tmp_path / "copy")
-    (table,) = (tmp_path / "copy" / "correlate").rglob("*.parquet")
+    (table,) = (tmp_path / "copy" / "correlate").rglob("correlations/*.parquet")
     table.write_bytes(table.read_bytes()[:100])
     with pytest.raises(StorageError, match=r"correlate.*correlations/00000.parquet is damaged.*verify STUDY --redo"):
         gather_results(Study.load(str(tmp_path / "copy" / "studies" / "tiny")))

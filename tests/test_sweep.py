@@ -13,7 +13,7 @@ from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import load_sweep, make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
-from orchestrator.study.stage_kinds import STAGE_KINDS
+from tests.points import stage_of
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
 
@@ -108,7 +108,7 @@ def test_another_space_of_the_probes_is_another_stage() -> None:
     def digest(high: float, trials: int = 3) -> str:
         search = {"probe.penalty": {"kind": "loguniform", "low": 1e-3, "high": high}}
         run = make_sweep({**BASE, "search": search}, [f"probe.search_trials={trials}"]).points[0].run
-        return STAGE_KINDS["probe"].make(run, Storage("nowhere")).digest
+        return stage_of(run, Storage("nowhere"), "probe").digest
 
     assert digest(1.0) != digest(2.0)
     assert digest(1.0, trials=0) == digest(2.0, trials=0)

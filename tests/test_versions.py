@@ -9,13 +9,16 @@ import pytest
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_list import list_studies, versions_of
 from orchestrator.store.study_record import Study
+from orchestrator.study.resolve import resolve
 from orchestrator.study.run import finished_study, open_study, run_study
-from orchestrator.study.versions import version_name
+from orchestrator.study.versions import listed_stages, version_name
 from tests.conftest import tiny_study
 
 
 def opened(storage: Path, *overrides: str) -> Study:
-    return open_study(tiny_study(storage, *overrides), Storage(str(storage)), ["capture", "correlate"])
+    sweep = tiny_study(storage, *overrides)
+    listed = listed_stages(sweep, sweep.study.stages)
+    return open_study(sweep, resolve(sweep, listed), listed)
 
 
 def test_other_settings_get_a_record_of_their_own_and_equal_ones_find_theirs_again(tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_more_points_extend_a_record_and_fewer_do_not_shrink_it(tmp_path: Path) 
 
 def test_fewer_stages_do_not_shrink_a_record(tmp_path: Path) -> None:
     opened(tmp_path)
-    study = open_study(tiny_study(tmp_path, "stages=capture"), Storage(str(tmp_path)), ["capture"])
+    study = opened(tmp_path, "stages=capture")
     assert study.stages == ["capture", "correlate"]
 
 

@@ -15,16 +15,13 @@ from orchestrator.ablate.cells import Cell, list_cells, unmet
 from orchestrator.ablate.identity import chosen_on
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
-from orchestrator.ablate.questions import identify_images
 from orchestrator.ablate.rivals import rank_table, rival_table
-from orchestrator.ablate.selectors.registry import ENTRY_POINT_GROUP
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import StageError
-from orchestrator.models.catalogue import fingerprint, resolve
-from orchestrator.plugins import registered_by
+from orchestrator.models.catalogue import resolve
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import TABLES, check_table
 
@@ -36,24 +33,19 @@ VERSION = 5
 POLICY_FILE = "policy.yaml"
 
 
-def ablate_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of an ablation, without work.
-
-    Raises:
-        ConfigError: the questions' images do not come from `data`.
-        ModelError: the model is unknown.
-    """
-    config = {"version": VERSION, **what(run), "ablate": run.ablate.model_dump(mode="json")}
-    methods = (*run.ablate.methods, *run.ablate.inside_methods, *run.ablate.rivals)
-    if packages := registered_by(ENTRY_POINT_GROUP, methods):
-        config["selectors"] = packages
-    return Stage(storage, "ablate", config)
+def ablate_stage(point: ResolvedPoint) -> Stage:
+    """The directory of an ablation, without work."""
+    config, subject = point.run.ablate, subject_of(point)
+    if packages := point.packages_of("selectors", (*config.methods, *config.inside_methods, *config.rivals)):
+        subject["selectors"] = packages
+    if "link" in config.checks and (packages := point.packages_of("metrics")):
+        subject["metrics_of"] = packages
+    return Stage(point.storage, "ablate", {"version": VERSION, **subject, "ablate": config.model_dump(mode="json")})
 
 
-def what(run: RunConfig) -> dict[str, Any]:
+def subject_of(point: ResolvedPoint) -> dict[str, Any]:
     """What identifies model, questions and images."""
-    model = {**fingerprint(run.model), "dtype": run.model.dtype}
-    return {"model": model, "questions": question_fingerprint(), "images": identify_images(run)}
+    return {"model": point.model, "questions": question_fingerprint(), "images": point.ablated}
 
 
 def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:
@@ -76,13 +68,13 @@ def work(ablation: Ablation, stage: Stage, index: int, cell: Cell) -> None:
     stage.write_shard(index, ablation.tables(cell), extra={"cell": cell.as_json()})
 
 
-def run_ablate(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:
+def run_ablate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     """Run all cells in this process, skipping finished ones; does nothing when the stage is done.
 
     Raises:
         VtsweepError: model, data or settings do not allow it; what was finished is kept.
     """
-    stage = ablate_stage(run, storage)
+    run, stage = point.run, point.stages["ablate"]
     if stage.is_done():
         return stage
     cells = open_ablation(run, stage)

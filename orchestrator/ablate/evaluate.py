@@ -15,18 +15,19 @@ import numpy as np
 import polars as pl
 import yaml
 
-from orchestrator.ablate.ablate_stage import VERSION, what
+from orchestrator.ablate.ablate_stage import VERSION, subject_of
 from orchestrator.ablate.identity import checkpoint_of, is_own_model
 from orchestrator.ablate.policy import with_layer_share
 from orchestrator.ablate.questions import make_questions
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
-from orchestrator.config.sweep import Sweep, validate
+from orchestrator.config.sweep import validate
 from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.stats.paired import paired_difference
 from orchestrator.stats.verdict import non_inferiority
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
@@ -62,26 +63,25 @@ def load_policy(file: str) -> PolicyFile:
     return validate(PolicyFile, tree, file)
 
 
-def evaluate_sweep(sweep: Sweep, file: str) -> list[tuple[RunConfig, Stage]]:
-    """Evaluate a policy on the points of a sweep whose model it was chosen on; what is done already is found again.
+def evaluate_points(points: Sequence[ResolvedPoint], file: str) -> list[tuple[RunConfig, Stage]]:
+    """Evaluate a policy on the points whose model it was chosen on; what is done already is found again.
 
     Raises:
         ConfigError: the policy cannot be read, or no point has its model.
     """
     policy = load_policy(file)
-    storage = Storage(sweep.study.storage)
-    points = [point.run for point in sweep.points if is_own_model(policy, point.run)]
-    if not points:
-        found = sorted({f"{p.run.model.name} ({checkpoint_of(p.run.model)})" for p in sweep.points})
+    own = [point for point in points if is_own_model(policy, point.run)]
+    if not own:
+        found = sorted({f"{p.run.model.name} ({checkpoint_of(p.run.model)})" for p in points})
         raise ConfigError(
             f"policy {file!r} was chosen on {policy.model} ({policy.checkpoint}); the sweep has {', '.join(found)}."
             " A policy says nothing of another model: ablate that one."
         )
-    runs = {evaluation_stage(run, policy, storage).digest: run for run in points}
-    return [(run, run_evaluation(run, policy, storage)) for run in runs.values()]
+    todo = distinct([point.with_stages(evaluation_stage(point, policy)) for point in own], "evaluate")
+    return [(point.run, run_evaluation(point, policy)) for point in todo]
 
 
-def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stage:
+def evaluation_stage(point: ResolvedPoint, policy: PolicyFile) -> Stage:
     """The directory of an evaluation, without work."""
     keys = (
         "source",
@@ -94,14 +94,15 @@ def evaluation_stage(run: RunConfig, policy: PolicyFile, storage: Storage) -> St
         "instruction",
         "seed",
     )
-    asked = {key: value for key, value in run.ablate.model_dump(mode="json").items() if key in keys}
+    asked = {key: value for key, value in point.run.ablate.model_dump(mode="json").items() if key in keys}
     rules = policy.model_dump(mode="json", include={"fixed", "adaptive", "selector_settings"})
-    return Stage(storage, "evaluate", {"version": VERSION, **what(run), "asked": asked, "policy": rules})
+    what = {"version": VERSION, **subject_of(point), "asked": asked, "policy": rules}
+    return Stage(point.storage, "evaluate", what)
 
 
-def run_evaluation(run: RunConfig, policy: PolicyFile, storage: Storage) -> Stage:
+def run_evaluation(point: ResolvedPoint, policy: PolicyFile) -> Stage:
     """Ask all systems in this process and write table `evaluation`; does nothing when it is done."""
-    stage = evaluation_stage(run, policy, storage)
+    run, stage = point.run, point.stages["evaluate"]
     if stage.is_done():
         return stage
     from orchestrator.ablate.bench import Bench

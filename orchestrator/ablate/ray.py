@@ -12,33 +12,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.ablate.ablate_stage import ablate_stage, finish, open_ablation, run_ablate, unfinished, work
+from orchestrator.ablate.ablate_stage import finish, open_ablation, run_ablate, unfinished, work
 from orchestrator.ablate.cells import Cell
 from orchestrator.cluster.placement import Pool, n_cores, place
 from orchestrator.cluster.session import Cluster, session
 from orchestrator.config import RunConfig
 from orchestrator.errors import StageError, VtsweepError
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
 
-def run_ablate_stage(run: RunConfig, storage: Storage, *, quiet: bool = False) -> Stage:
+def run_ablate_stage(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     """Run an ablation where `how.backend` says; does nothing when it is done.
 
     Raises:
         ResourceError: the cluster could never hold the actors.
         StageError: a cell failed again and again, or nothing finished for `how.no_progress_timeout_s`.
     """
-    stage = ablate_stage(run, storage)
+    run, stage = point.run, point.stages["ablate"]
     if stage.is_done() or run.how.backend == "local":
-        return run_ablate(run, storage, quiet=quiet)
+        return run_ablate(point, quiet=quiet)
     cells = open_ablation(run, stage)
     left = unfinished(stage, cells)
     done = len(cells) - len(left)
     with Progress(f"ablate {run.model.name}", len(cells), "cells", done=done, quiet=quiet) as progress:
         if left:
-            with session(run.how, storage) as cluster:
+            with session(run.how, point.storage) as cluster:
                 _run_cells(run, stage, cells, left, cluster, progress)
     return finish(run, stage, cells)
 

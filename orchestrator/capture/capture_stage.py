@@ -9,42 +9,29 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from orchestrator.capture.loading import load_shard
 from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, Worker
-from orchestrator.compression.registry import ENTRY_POINT_GROUP, chosen_names
-from orchestrator.config import RunConfig
+from orchestrator.compression.registry import chosen_names
 from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
-from orchestrator.models.catalogue import fingerprint
-from orchestrator.plugins import registered_by
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
 VERSION = 5
 """Raised whenever the same configuration gives other tables; part of the digest."""
 
 
-def capture_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The stage's directory, from fingerprints alone."""
-    return _stage(run, storage, make_source(run.data))
-
-
-def _stage(run: RunConfig, storage: Storage, source: Source) -> Stage:
-    capture = run.capture.model_dump(mode="json")
-    capture["metrics"] = list(chosen_names(run.capture.metrics, run.capture.spectrum))
-    what = {
-        "version": VERSION,
-        "model": fingerprint(run.model),
-        "dtype": run.model.dtype,
-        "data": source.fingerprint(),
-        "capture": capture,
-    }
-    if packages := registered_by(ENTRY_POINT_GROUP, capture["metrics"]):
+def capture_stage(point: ResolvedPoint) -> Stage:
+    """The directory of a capture, without work."""
+    config = point.run.capture
+    capture = {**config.model_dump(mode="json"), "metrics": list(chosen_names(config.metrics, config.spectrum))}
+    what = {"version": VERSION, "model": point.model, "data": point.data, "capture": capture}
+    if packages := point.packages_of("metrics", capture["metrics"]):
         what["metrics_of"] = packages
-    return Stage(storage, "capture", what)
+    return Stage(point.storage, "capture", what)
 
 
 def make_model_worker(job: Job, threads: int | None) -> Worker:
@@ -54,33 +41,28 @@ def make_model_worker(job: Job, threads: int | None) -> Worker:
     return CaptureWorker(job.run, job.attribute_kinds, threads=threads)
 
 
-def run_capture(
-    run: RunConfig, storage: Storage, *, quiet: bool = False, make_worker: MakeWorker = make_model_worker
-) -> Stage:
-    """Capture every image of `run.data`; shards that an earlier run finished are not computed again.
+def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeWorker = make_model_worker) -> Stage:
+    """Capture every image of the point's data; shards that an earlier run finished are not computed again.
 
     Args:
-        run: the point's configuration.
-        storage: where stages lie.
         quiet: show no progress.
         make_worker: makes what computes a shard; a benchmark may simulate a model.
 
     Raises:
         VtsweepError: what stopped it. Finished shards are kept, and the same call goes on from them.
     """
-    source = make_source(run.data)
-    stage = _stage(run, storage, source)
+    run, stage = point.run, point.stages["capture"]
     if stage.is_done():
         return stage
-    with _backend(run, storage) as backend:
-        dtype = backend.dtype if run.model.dtype == "auto" else run.model.dtype
-        plan = stage.open({"n_images": len(source), "shard_size": run.how.shard_size, "dtype": dtype})
-        job = make_job(run, stage, plan, source, make_worker)
+    with _backend(point) as stream:
+        source = make_source(run.data)
+        plan = stage.open({"n_images": point.n_images, "shard_size": run.how.shard_size})
+        job = make_job(point, plan, make_worker)
         tally = Tally(job)
         todo = tally.resume()
         done = tally.n_images + tally.n_rejected
         with Progress(f"capture {run.model.name}", len(source), "images", done=done, quiet=quiet) as progress:
-            for stats in backend.stream(job, source, todo) if todo else ():
+            for stats in stream(job, source, todo) if todo else ():
                 tally.add(stats)
                 progress.advance(stats.n_images + stats.n_rejected, _note(tally))
     tally.close()
@@ -88,19 +70,10 @@ def run_capture(
     return stage
 
 
-def make_job(
-    run: RunConfig, stage: Stage, plan: Mapping[str, Any], source: Source, make_worker: MakeWorker = make_model_worker
-) -> Job:
-    """The job of a stage as its first run planned it: a resumed run keeps the shards and the precision."""
-    model = run.model.model_copy(update={"dtype": plan["dtype"]})
-    return Job(
-        run.model_copy(update={"model": model}),
-        stage,
-        plan["n_images"],
-        plan["shard_size"],
-        dict(source.attribute_kinds),
-        make_worker,
-    )
+def make_job(point: ResolvedPoint, plan: Mapping[str, Any], make_worker: MakeWorker = make_model_worker) -> Job:
+    """The job of a stage as its first run planned it: a resumed run keeps the shards."""
+    stage, kinds = point.stages["capture"], dict(point.attribute_kinds)
+    return Job(point.run, stage, plan["n_images"], plan["shard_size"], kinds, make_worker)
 
 
 def _note(tally: Tally) -> str:
@@ -110,32 +83,29 @@ def _note(tally: Tally) -> str:
 # ---------------------------------------------------------------- backends
 
 
-class Backend(NamedTuple):
-    """How shards are captured: `dtype` is what `model.dtype: auto` means there."""
-
-    dtype: str
-    stream: Callable[[Job, Source, Sequence[int]], Iterator[ShardStats]]
+Stream = Callable[[Job, Source, Sequence[int]], Iterator[ShardStats]]
+"""Captures shards and says what came of each."""
 
 
 @contextlib.contextmanager
-def _backend(run: RunConfig, storage: Storage) -> Iterator[Backend]:
-    if run.how.backend == "local":
-        from orchestrator.capture.shard_worker import pick_device
-
-        yield Backend("bfloat16" if pick_device() == "cuda" else "float32", stream_local)
+def _backend(point: ResolvedPoint) -> Iterator[Stream]:
+    """Where shards are captured: in this process, or on a Ray of this length."""
+    how = point.run.how
+    if how.backend == "local":
+        yield stream_local
         return
     from orchestrator.capture.ray import stream_ray
     from orchestrator.cluster.placement import capture_pool, reader_pool
     from orchestrator.cluster.session import session
 
-    with session(run.how, storage) as cluster:
-        pool = capture_pool(run.how, cluster.nodes, cluster.limits)
+    with session(how, point.storage) as cluster:
+        pool = capture_pool(how, cluster.nodes, cluster.limits)
         cluster.check([pool, reader_pool()])
 
         def stream(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:
             return stream_ray(job, source, shards, pool, len(cluster.nodes))
 
-        yield Backend("bfloat16" if pool.gpus else "float32", stream)
+        yield stream
 
 
 def stream_local(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:

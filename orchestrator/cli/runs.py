@@ -137,9 +137,10 @@ def evaluate(
 ) -> None:
     """Apply a policy to fresh questions: accuracy, tokens, time and operations against all tokens and rivals."""
     sweep = _load(file, overrides, as_json)
-    from orchestrator.ablate.evaluate import evaluate_sweep
+    from orchestrator.ablate.evaluate import evaluate_points
     from orchestrator.cli.printing import print_evaluations
+    from orchestrator.study.resolve import resolve
 
-    found = evaluate_sweep(sweep, policy)
+    found = evaluate_points(resolve(sweep, ["ablate"]), policy)
     tables = {run.model.name: stage.scan("evaluation").collect().to_dicts() for run, stage in found}
     emit(tables, as_json, lambda: print_evaluations(tables))

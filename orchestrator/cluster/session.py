@@ -82,6 +82,20 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
         yield from _connected(ray, storage, owned)
 
 
+def has_gpu(how: HowConfig) -> bool:
+    """Whether the machine or cluster of a run has a GPU, now or once its autoscaler adds one.
+
+    Depends on the place alone: whether workers are given a GPU (`how.gpus_per_actor`) changes no result.
+
+    Raises:
+        ResourceError: no cluster answers at the address.
+    """
+    if how.backend == "local" or not cluster_address(how):
+        return local_node().gpus > 0
+    with session(how) as cluster:
+        return cluster.gpus > 0 or (cluster.limits or {}).get("GPU", 0.0) > 0
+
+
 def _connected(ray: Any, storage: Storage | None, owned: bool) -> Iterator[Cluster]:
     try:
         cluster = resources()
@@ -140,7 +154,7 @@ def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
             try:
                 ray.init(**options)
             except Exception:  # a start that takes more than 30 s is a bare Exception of Ray's
-                # A machine that is busy at this moment deserves a second try.
+                # Retry once: start-up can exceed 30 s on a busy machine.
                 ray.shutdown()
                 ray.init(**options)
     except Exception as error:

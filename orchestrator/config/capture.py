@@ -17,7 +17,8 @@ class ModelConfig(Section):
     revision: str | None = None
     """Commit of a hub repository; required when `trust_remote_code` is on."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Weights' precision; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Weights' precision; `auto` is bfloat16 where the machine or cluster has a GPU, else float32; it is settled
+    before work starts, and digests hold the precision that is used."""
     trust_remote_code: bool = False
     """Run Python code from the repository; refused without a pinned `revision`."""
     adapter: str | None = None

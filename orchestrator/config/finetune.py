@@ -112,7 +112,8 @@ class FinetuneConfig(Section):
     alpha_over_rank: PositiveFloat = 2.0
     """LoRA alpha divided by rank."""
     dropout: Annotated[float, Field(strict=True, ge=0.0, lt=1.0)] = 0.0
-    """LoRA dropout."""
+    """LoRA dropout. Above 0 every example gets a forward pass of its own, so that what is dropped depends on seed, step
+    and example alone; training then takes longer where short examples would have shared one."""
     warmup_share: Share = 0.05
     """Share of steps with linear warm-up; cosine decay after it."""
     weight_decay: Annotated[float, Field(strict=True, ge=0.0)] = 0.0

@@ -7,12 +7,11 @@ from dataclasses import asdict
 
 import polars as pl
 
-from orchestrator.config import RunConfig
 from orchestrator.correlate.correlation import correlate
 from orchestrator.data.associations import associations, roles_of
 from orchestrator.data.source import make_source
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import TABLES, check_table
 
@@ -20,26 +19,25 @@ VERSION = 5
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 
-def correlate_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
+def correlate_stage(point: ResolvedPoint) -> Stage:
     """The directory of this correlation, without work."""
-    what = {"version": VERSION, "correlate": run.correlate.model_dump(mode="json", exclude={"smallest_rho"})}
-    return Stage(storage, "correlate", what, {"capture": capture.digest})
+    what = {"version": VERSION, "correlate": point.run.correlate.model_dump(mode="json", exclude={"smallest_rho"})}
+    return Stage(point.storage, "correlate", what, {"capture": point.stages["capture"].digest})
 
 
-def run_correlate(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bool = False) -> Stage:
+def run_correlate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     """Correlate every metric with every attribute, by tap, layer and group; does nothing when that is done."""
-    stage = correlate_stage(run, storage, capture)
+    run, stage, capture = point.run, point.stages["correlate"], point.stages["capture"]
     if stage.is_done():
         return stage
     stage.open()
     images = capture.scan("images").collect()
     metrics = capture.scan("layer_metrics").collect()
     with Progress(f"correlate {run.model.name} on {run.data.source}", None, "rows", quiet=quiet) as progress:
-        source = make_source(run.data)
-        kinds = dict(source.attribute_kinds)
+        kinds = dict(point.attribute_kinds)
         table = correlate(images, metrics, kinds, run.correlate)
         progress.advance(table.height)
-    among = attribute_correlations(images, kinds, roles_of(source))
+    among = attribute_correlations(images, kinds, roles_of(make_source(run.data)))
     stage.write_shard(0, {"correlations": check_table(table, "correlations"), "attribute_correlations": among})
     stage.mark_done({"rows": table.height, "images": images.height})
     return stage

@@ -4,7 +4,7 @@ A `Snapshot` holds the compression metrics of every image and, for the compariso
 all of them up to a limit, else a seeded choice that is the same before and after. The base model's snapshot is taken
 once and serves every trial.
 
-Letters: I images, L tap layers, T kept tokens, D width.
+Shapes: I images, L tap layers, T kept tokens, D width.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from orchestrator.compression.metrics import compute
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.memory import retry_with_smaller_batch
+from orchestrator.stats.resample import bootstrap_means
 from orchestrator.store.tables.core import check_table
 
 N_BOOTSTRAP = 500
@@ -217,8 +218,7 @@ def compare_asked(base: pl.DataFrame, tuned: pl.DataFrame, answers: pl.DataFrame
 
 
 def _with_interval(found: dict[str, float], name: str, values: np.ndarray) -> None:
-    """Add the mean of an image-wise value and its 95 % percentile bootstrap interval over images."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(N_BOOTSTRAP, len(values)))].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    found |= {name: float(values.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+    """Add the mean of an image-wise value and its 95 % bootstrap interval over images; no interval for one image."""
+    mean, low, high = (float(end[0]) for end in bootstrap_means(values[:, None], n_resamples=N_BOOTSTRAP))
+    ends = {} if np.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
+    found |= {name: mean, **ends}

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-from orchestrator.compression.registry import ENTRY_POINT_GROUP, chosen_names
+from orchestrator.compression.registry import chosen_names
 from orchestrator.config import CocoConfig, QuestionsConfig, RunConfig
+from orchestrator.config.search_space import sampled
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.files.source import QuestionSource
-from orchestrator.data.source import SCENES_VERSION, make_source
+from orchestrator.data.source import SCENES_VERSION
 from orchestrator.data.task_source import check_task_source, open_task_source
 from orchestrator.data.templates import question_fingerprint
 from orchestrator.errors import ConfigError
-from orchestrator.models.catalogue import fingerprint
-from orchestrator.plugins import registered_by
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
 VERSION = 6
@@ -36,57 +36,78 @@ _EVALUATION = (
 _NOT_HASHED = {"search_trials", "search_algorithm", "prune", "primary"}
 
 
-def baseline_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of the base model's answers and states; shared by all trials that are judged alike.
+def check_task(run: RunConfig) -> None:
+    """Refuse a task that the run's model or data cannot serve.
 
     Raises:
         ConfigError: the model already carries a LoRA adapter, the task's images do not come from `data`, or they are
             those of the held-out questions.
     """
+    task = run.finetune.task
     if run.model.adapter is not None:
         raise ConfigError(f"model.adapter {run.model.adapter!r}: fine-tuning starts from a base model; leave it out")
-    check_task_source(run.data, run.finetune.task.source, "finetune.task.source")
-    if isinstance(run.data, CocoConfig) and run.finetune.task.eval_split == run.data.split:
+    check_task_source(run.data, task.source, "finetune.task.source")
+    if isinstance(run.data, CocoConfig) and task.eval_split == run.data.split:
         raise ConfigError(
             f"finetune.task.eval_split: {run.data.split} is data.split, so held-out images would be trained on. Name "
             "another split, or none: a half of the images is then kept from training"
         )
-    held_out_split = run.finetune.task.eval_split
-    if (
-        isinstance(run.data, QuestionsConfig)
-        and held_out_split
-        and held_out_split in (run.data.splits or [held_out_split])
-    ):
+    splits = (run.data.splits or (task.eval_split,)) if isinstance(run.data, QuestionsConfig) else ()
+    if task.eval_split and task.eval_split in splits:
         raise ConfigError(
-            f"finetune.task.eval_split: name in data.splits the splits to train on, without {held_out_split}; else its "
-            "rows would be trained on"
+            f"finetune.task.eval_split: name in data.splits the splits to train on, without {task.eval_split}; else "
+            "its rows would be trained on"
         )
-    settings = run.finetune.model_dump(mode="json")
-    held_out = task_source(run, held_out=True)
-    return Stage(
-        storage,
-        "baseline",
-        {
-            "version": VERSION,
-            "model": {**fingerprint(run.model), "dtype": run.model.dtype},
-            "data": make_source(run.data).fingerprint(),
-            "capture": {
-                "prompt": run.capture.prompt,
-                "metrics": list(metrics := chosen_names(run.capture.metrics, run.capture.spectrum)),
-                "packages": registered_by(ENTRY_POINT_GROUP, metrics),
-            },
-            "task": settings["task"],
-            "questions": {**question_fingerprint(), "scenes": SCENES_VERSION},
-            "held_out": held_out.fingerprint() if held_out else None,
-            **{key: settings[key] for key in _EVALUATION},
+
+
+def held_out_identity(run: RunConfig) -> dict[str, Any] | None:
+    """What identifies the images of held-out questions; None where those are scenes. Raises as `check_task`."""
+    check_task(run)
+    source = task_source(run, held_out=True)
+    return source.fingerprint() if source else None
+
+
+def baseline_stage(point: ResolvedPoint) -> Stage:
+    """The directory of the base model's answers and states; shared by all trials that are judged alike."""
+    run, settings = point.run, point.run.finetune.model_dump(mode="json")
+    metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
+    what = {
+        "version": VERSION,
+        "model": point.model,
+        "data": point.data,
+        "capture": {
+            "prompt": run.capture.prompt,
+            "metrics": list(metrics),
+            "packages": point.packages_of("metrics", metrics),
         },
-    )
+        "task": settings["task"],
+        "questions": {**question_fingerprint(), "scenes": SCENES_VERSION},
+        "held_out": point.held_out,
+        **{key: settings[key] for key in _EVALUATION},
+    }
+    return Stage(point.storage, "baseline", what)
 
 
-def trial_stage(run: RunConfig, storage: Storage) -> Stage:
-    """The directory of a trial, without work. Raises `ConfigError` as `baseline_stage`."""
-    settings = run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
-    return Stage(storage, "finetune", {"finetune": settings}, {"baseline": baseline_stage(run, storage).digest})
+def trial_stages(point: ResolvedPoint) -> tuple[Stage, Stage]:
+    """The directories of the base model's measurement and of the trial, without work."""
+    baseline = baseline_stage(point)
+    settings = point.run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
+    return baseline, Stage(point.storage, "finetune", {"finetune": settings}, {"baseline": baseline.digest})
+
+
+def sampled_point(point: ResolvedPoint, values: Mapping[str, Any]) -> ResolvedPoint:
+    """The point with a search's values set, and the directories that follow from them.
+
+    Raises:
+        ConfigError: a value is not valid for its key.
+    """
+    if not values:
+        return point
+    run = sampled(point.run, values)
+    same_task = run.finetune.task == point.run.finetune.task
+    held_out = point.held_out if same_task else held_out_identity(run)
+    made = replace(point, run=run, held_out=held_out)
+    return made.with_stages(*trial_stages(made))
 
 
 def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | QuestionSource | None:

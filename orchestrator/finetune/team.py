@@ -25,7 +25,7 @@ class Team:
     size: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes checkpoints, asks the questions and stores the results."""
         return self.rank == 0
 

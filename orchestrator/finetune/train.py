@@ -5,7 +5,7 @@ optimiser), never on when the process started: a run that was killed and resumed
 undisturbed one. A checkpoint is one safetensors file; nothing is pickled. Of several processes (`team.py`) each
 computes a share of every step.
 
-Letters: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
+Shapes: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class StepRecord:
     """Share of the peak learning rates that the schedule allowed."""
     n_answer_tokens: int
     n_tokens: int
-    """Sequence positions computed, padding included."""
+    """Sequence positions of the step's examples, padding left out: it depends on which examples share a pass."""
     seconds: float
     """Wall time, the preparation of its examples included."""
 
@@ -153,10 +153,10 @@ def train(
             optimiser.step()
             tuned.publish()
             tuned.drop_gradients()
-            n_tokens = sum(batch["input_ids"].numel() for batch in batches)
+            n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
             seconds = time.perf_counter() - started
             log.steps.append(StepRecord(step, loss, float(norm), rate, n_answer, n_tokens, seconds))
-            if save is not None and team.leads and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
+            if save is not None and team.is_main and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
                 save(_checkpoint(tuned, optimiser, log))
             if report is not None:
                 report(log.steps[-1])
@@ -228,7 +228,7 @@ def _backward(
     However the step is split, over micro-batches or processes, the sum is the same. Returns that loss and the tokens.
 
     Args:
-        seed: decides the dropout of each micro-batch, whichever process and device computes it.
+        seed: decides the dropout of each micro-batch with its place in the step, whichever process computes it.
     """
     n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     total = torch.zeros((), dtype=torch.float64, device=adapter.device)

@@ -23,87 +23,104 @@ Columns of table `trials` beyond those of schema.py, all flat names:
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_evaluation, tier_facts
-from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, baseline_stage, task_source, trial_stage
-from orchestrator.store.filesystem import Storage
+from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
 if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
     from orchestrator.finetune.train import TrainingLog
+    from orchestrator.finetune.worker import Measured
 
 
-def run_baseline(run: RunConfig, storage: Storage) -> Stage:
+@dataclass(frozen=True)
+class TrialResult:
+    """What a trial measured on its tuned model."""
+
+    log: TrainingLog
+    n_trained: int
+    """Trained parameters."""
+    adapter: dict[str, bytes]
+    """File name -> content of the LoRA weights."""
+    measured: Measured
+    seconds: float
+    """Wall time of training, earlier attempts included, evaluation and capture."""
+
+
+def run_baseline(point: ResolvedPoint) -> Stage:
     """Answer and capture with the base model, unless that was done before."""
-    stage = baseline_stage(run, storage)
+    stage = point.stages["baseline"]
     if not stage.is_done():
-        from orchestrator.finetune.worker import worker_for
+        from orchestrator.finetune.worker import measure, worker_for
 
-        worker = worker_for(run)
         stage.open()
-        answers, snapshot, asked = worker.answers(run), worker.snapshot(run), worker.asked_metrics(run)
-        arrays = {f"states/{name}": states for name, states in snapshot.states.items()}
-        extra = {
-            "layers": snapshot.layers,
-            "counts": {name: counts.tolist() for name, counts in snapshot.counts.items()},
-        }
-        tables = {"answers": answers, "layer_metrics": snapshot.metrics}
-        stage.write_shard(0, tables if asked is None else {**tables, "asked_metrics": asked}, arrays, extra)
-        stage.mark_done({"n_answers": answers.height, "n_images": len(next(iter(snapshot.counts.values())))})
+        found = measure(worker_for(point), point)
+        arrays = {f"states/{name}": states for name, states in found.snapshot.states.items()}
+        counts = {name: counts.tolist() for name, counts in found.snapshot.counts.items()}
+        stage.write_shard(0, found.tables, arrays, {"layers": found.snapshot.layers, "counts": counts})
+        n_images = len(next(iter(counts.values())))
+        stage.mark_done({"n_answers": found.answers.height, "n_images": n_images})
     return stage
 
 
-def run_trial(run: RunConfig, storage: Storage, report: Report | None = None) -> Stage:
+def run_trial(point: ResolvedPoint, report: Report | None = None) -> Stage:
     """Run a trial to its end, from its last checkpoint where there is one; nothing if it is done.
 
     Raises:
         VtsweepError: the configuration, model or data do not allow the trial, or training diverged.
     """
-    stage = trial_stage(run, storage)
+    stage = point.stages["finetune"]
     if stage.is_done():
         return stage
-    from orchestrator.finetune.drift import compare_asked
+    result = train_and_measure(point, report)
+    if result is not None:  # of several processes one measures and writes
+        write_trial(point, result, run_baseline(point))
+    return stage
+
+
+def train_and_measure(point: ResolvedPoint, report: Report | None = None) -> TrialResult | None:
+    """Train on the point's mixture, then answer and capture with the tuned model; None where another process does."""
     from orchestrator.finetune.lora import tunable
     from orchestrator.finetune.team import this_team
-    from orchestrator.finetune.worker import worker_for
+    from orchestrator.finetune.worker import measure, worker_for
 
-    worker, team = worker_for(run), this_team()
-    if team.leads:
+    stage, worker, is_main = point.stages["finetune"], worker_for(point), this_team().is_main
+    if is_main:
         stage.open()
-    with tunable(worker.adapter, run.finetune) as tuned:
-        log = worker.train(run, tuned, stage.store, report)
-        if not team.leads:
-            return stage
+    with tunable(worker.adapter, point.run.finetune) as tuned:
+        log = worker.train(point, tuned, stage.store, report)
+        if not is_main:
+            return None
         started = time.perf_counter()
+        measured = measure(worker, point)
+        seconds = log.seconds + time.perf_counter() - started  # of earlier attempts too: the checkpoint has them
         n_trained = sum(p.numel() for p in tuned.parameters.values())
-        adapter = tuned.files(run.model.name) if run.how.keep_adapters else {}
-        answers, snapshot, asked = worker.answers(run), worker.snapshot(run), worker.asked_metrics(run)
-    # Steps of earlier attempts count: their seconds are in the checkpoint.
-    seconds = log.seconds + time.perf_counter() - started
-    baseline = run_baseline(run, storage)
-    row = trial_row(run, stage, log, answers, snapshot, baseline)
-    if asked is not None:
-        row |= compare_asked(baseline.scan("asked_metrics").collect(), asked, answers)
-    row |= {"n_trained": n_trained, "trial_seconds": seconds}
-    training = pl.DataFrame([asdict(step) for step in log.steps])
+        return TrialResult(log, n_trained, tuned.files(point.run.model.name), measured, seconds)
+
+
+def write_trial(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> None:
+    """Write a trial's tables and adapter, mark it done and drop its checkpoint."""
+    stage = point.stages["finetune"]
+    adapter = result.adapter if point.run.how.keep_adapters else {}
+    row = trial_row(point, result, baseline)
+    training = pl.DataFrame([asdict(step) for step in result.log.steps])
     tables = {
         "trials": check_table(pl.DataFrame([row], infer_schema_length=None), "trials"),
-        "answers": answers,
-        "layer_metrics": snapshot.metrics,
-        **({} if asked is None else {"asked_metrics": asked}),
+        **result.measured.tables,
         "training": check_table(training, "training"),
     }
     stage.write_shard(0, tables, files={f"adapter/{name}": data for name, data in adapter.items()})
     stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
     stage.store.remove(CHECKPOINT)
-    return stage
 
 
 def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:
@@ -120,19 +137,15 @@ def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:
     )
 
 
-def trial_row(
-    run: RunConfig, stage: Stage, log: TrainingLog, answers: pl.DataFrame, snapshot: Snapshot, baseline: Stage
-) -> dict[str, Any]:
+def trial_row(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> dict[str, Any]:
     """The trial's row of table `trials`."""
-    from statistics import median
-
     from orchestrator.answers.evaluate import accuracy_columns, blind_columns
-    from orchestrator.finetune.drift import compare
+    from orchestrator.finetune.drift import compare, compare_asked
 
-    config = run.finetune
+    run, config, log, found = point.run, point.run.finetune, result.log, result.measured
     base_answers, base_snapshot = load_baseline(baseline)
     row: dict[str, Any] = {
-        "trial": stage.digest,
+        "trial": point.stages["finetune"].digest,
         "model": run.model.name,
         "complexity_ratio": config.complexity_ratio,
         "seed": config.seed,
@@ -145,14 +158,17 @@ def trial_row(
         "step_seconds": median(step.seconds for step in log.steps),
         "train_tokens": sum(step.n_tokens for step in log.steps),
     }
-    row |= accuracy_columns(answers)
+    row |= accuracy_columns(found.answers)
     row |= accuracy_columns(base_answers, "_base")
-    row |= blind_columns(answers)
+    row |= blind_columns(found.answers)
     row |= tier_facts(make_evaluation(config, task_source(run, held_out=True)))
     for tier in ("low", "high"):
         if f"accuracy/{tier}" in row:
             row[f"gain/{tier}"] = row[f"accuracy/{tier}"] - row[f"accuracy_base/{tier}"]
-    return row | compare(base_snapshot, snapshot)
+    row |= compare(base_snapshot, found.snapshot)
+    if found.asked is not None:
+        row |= compare_asked(baseline.scan("asked_metrics").collect(), found.asked, found.answers)
+    return row | {"n_trained": result.n_trained, "trial_seconds": result.seconds}
 
 
 def setting_columns(run: RunConfig) -> dict[str, Any]:

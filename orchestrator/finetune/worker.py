@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,6 @@ import torch
 from orchestrator.answers.evaluate import answer_table, predict
 from orchestrator.answers.prepared import Prepared
 from orchestrator.compression.registry import chosen_names
-from orchestrator.config import RunConfig
 from orchestrator.data.mixture import Example, make_evaluation, make_mixture
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
@@ -23,19 +23,19 @@ from orchestrator.finetune.team import this_team
 from orchestrator.finetune.train import TrainingLog, check_checkpoint, train
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
-from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.loading import load_adapter
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import digest
 
 _WORKERS: dict[str, TrialWorker] = {}
 
 
-def worker_for(run: RunConfig) -> TrialWorker:
-    """This process's worker for the run's base model, loaded on first use; one model is held at a time."""
+def worker_for(point: ResolvedPoint) -> TrialWorker:
+    """This process's worker for the point's base model, loaded on first use; one model is held at a time."""
+    run, key = point.run, digest(dict(point.model))
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
-    key = digest([fingerprint(run.model), run.model.dtype])
     if key not in _WORKERS:
         _WORKERS.clear()
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,27 +51,30 @@ class TrialWorker:
         self._prepared: dict[str, Prepared] = {}
         self._images: dict[str, tuple[list[str], list[Batch]]] = {}
 
-    def prepared(self, run: RunConfig) -> Prepared:
-        """Inputs of the run's task; a task of other settings takes the place of the last."""
-        data = make_source(run.data).fingerprint() if run.finetune.task.source != "scenes" else None
-        key = digest([run.finetune.task.model_dump(mode="json"), run.finetune.instruction, data])
+    def prepared(self, point: ResolvedPoint) -> Prepared:
+        """Inputs of the point's task; a task of other settings takes the place of the last."""
+        config = point.run.finetune
+        data = dict(point.data) if config.task.source != "scenes" else None
+        key = digest([config.task.model_dump(mode="json"), config.instruction, data])
         if key not in self._prepared:
-            self._prepared = {key: Prepared(self.adapter, run.finetune.instruction)}
+            self._prepared = {key: Prepared(self.adapter, config.instruction)}
         return self._prepared[key]
 
-    def train(self, run: RunConfig, tuned: Tuned, store: Storage, report: Report | None = None) -> TrainingLog:
-        """Train on the run's mixture, with checkpoints in `store`, from the one that is there."""
-        config = run.finetune
+    def train(self, point: ResolvedPoint, tuned: Tuned, store: Storage, report: Report | None = None) -> TrainingLog:
+        """Train on the point's mixture, with checkpoints in `store`, from the one that is there."""
+        run, config = point.run, point.run.finetune
         mixture = make_mixture(config, config.complexity_ratio, config.seed, task_source(run))
-        prepared, n_processes = self.prepared(run), this_team().size
+        prepared, n_processes = self.prepared(point), this_team().size
 
         def micro_batches(step: int) -> list[Batch]:
             indices = step_indices(step, config.batch_size, len(mixture), config.seed)
             size = max(1, config.batch_size // config.accumulate // n_processes)
+            if config.dropout:
+                size = 1  # an example's dropout then depends on neither the examples beside it nor the processes
             found = []
             for start in range(0, len(indices), size):
-                examples = {i: prepared.with_answer(mixture[i]) for i in indices[start : start + size]}
-                chunks = prepared.batches(examples, size)
+                examples = [prepared.with_answer(mixture[i]) for i in indices[start : start + size]]
+                chunks = prepared.batches(dict(enumerate(examples)), size)
                 found += [self.adapter.collate([examples[i] for i in chunk]) for chunk in chunks]
             return found
 
@@ -88,37 +91,42 @@ class TrialWorker:
             report=None if report is None else lambda record: report({"step": record.step + 1, "loss": record.loss}),
         )
 
-    def answers(self, run: RunConfig) -> pl.DataFrame:
-        """Table `answers` of the run's held-out questions."""
+    def answers(self, point: ResolvedPoint) -> pl.DataFrame:
+        """Table `answers` of the point's held-out questions."""
+        run = point.run
         asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run, held_out=True))
-        replies = predict(self.adapter, self.prepared(run), asked, run.how.batch_size, by=run.finetune.answer_by)
+        replies = predict(self.adapter, self.prepared(point), asked, run.how.batch_size, by=run.finetune.answer_by)
         return answer_table(asked, replies)
 
-    def asked_metrics(self, run: RunConfig) -> pl.DataFrame | None:
+    def asked_metrics(self, point: ResolvedPoint) -> pl.DataFrame | None:
         """Compression on `n_capture_questions` held-out questions' own images and prompts; None for none.
 
         Table `layer_metrics` by question, its id in `image_id`.
         """
+        run = point.run
         asked = spread(make_evaluation(run.finetune, task_source(run, held_out=True)), run.finetune.n_capture_questions)
         if not asked:
             return None
-        prepared = self.prepared(run)
+        prepared = self.prepared(point)
         examples = [prepared.prompt(item) for item in asked]
         ids = [item.question.question_id for item in asked]
         batches = prepared.batches(dict(enumerate(examples)), run.how.batch_size)
-        return take_snapshot(self.adapter, examples, ids, batches, run.capture.metrics, 1).metrics
+        metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
+        return take_snapshot(self.adapter, examples, ids, batches, metrics, 1).metrics
 
-    def snapshot(self, run: RunConfig) -> Snapshot:
-        """The model's states on the first `n_capture_images` readable images of the run's data."""
-        ids, examples = self._capture_examples(run)
-        batches = self.prepared(run).batches(dict(enumerate(examples)), run.how.batch_size)
+    def snapshot(self, point: ResolvedPoint) -> Snapshot:
+        """The model's states on the first `n_capture_images` readable images of the point's data."""
+        run = point.run
+        ids, examples = self._capture_examples(point)
+        batches = self.prepared(point).batches(dict(enumerate(examples)), run.how.batch_size)
         metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
         return take_snapshot(self.adapter, examples, ids, batches, metrics, run.finetune.n_drift_tokens)
 
-    def _capture_examples(self, run: RunConfig) -> tuple[list[str], list[Batch]]:
-        source, wanted = make_source(run.data), run.finetune.n_capture_images
-        key = digest([source.fingerprint(), wanted, run.capture.prompt])
+    def _capture_examples(self, point: ResolvedPoint) -> tuple[list[str], list[Batch]]:
+        run, wanted = point.run, point.run.finetune.n_capture_images
+        key = digest([dict(point.data), wanted, run.capture.prompt])
         if key not in self._images:
+            source = make_source(run.data)
             ids: list[str] = []
             examples: list[Batch] = []
             for index in range(len(source)):
@@ -134,6 +142,27 @@ class TrialWorker:
                 raise DataError(f"data: none of {len(source)} images can be read")
             self._images = {key: (ids, examples)}
         return self._images[key]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model answers and how its states look on the fixed images."""
+
+    answers: pl.DataFrame
+    snapshot: Snapshot
+    asked: pl.DataFrame | None
+    """Compression on held-out questions' own images; None where none are asked."""
+
+    @property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The tables that a baseline and a trial both write."""
+        tables = {"answers": self.answers, "layer_metrics": self.snapshot.metrics}
+        return tables if self.asked is None else {**tables, "asked_metrics": self.asked}
+
+
+def measure(worker: TrialWorker, point: ResolvedPoint) -> Measured:
+    """Answer and capture with the worker's model as it is."""
+    return Measured(worker.answers(point), worker.snapshot(point), worker.asked_metrics(point))
 
 
 def _whole_checkpoint(store: Storage) -> bytes | None:

@@ -1,11 +1,15 @@
-"""Whether the model hub can be reached, asked once: without a network nobody should wait for minutes of retries."""
+"""The model hub: whether it can be reached, asked once, and the commit a repository stands at."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
+
+from orchestrator.config import ModelConfig
+from orchestrator.models.catalogue import resolve
 
 _PATIENCE_S = 3.0
 
@@ -21,3 +25,27 @@ def use_cache_where_unreachable() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # also for the processes that Ray starts
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
+
+
+def pinned(config: ModelConfig) -> ModelConfig:
+    """The configuration with the commit that its repository stands at now, so that all workers load the same weights.
+
+    Unchanged for a folder, a pinned revision, and where neither the hub nor the local cache knows the repository.
+    """
+    entry = resolve(config)
+    if entry.pinned:
+        return config
+    use_cache_where_unreachable()
+    commit = _newest_commit(str(entry.repository), entry.revision)
+    return config.model_copy(update={"revision": commit}) if commit else config
+
+
+def _newest_commit(repository: str, revision: str | None) -> str | None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return HfApi().model_info(repository, revision=revision, timeout=10.0).sha
+    except (OSError, HfHubHTTPError):
+        cached = try_to_load_from_cache(repository, "config.json", revision=revision)
+        return Path(cached).parent.name if isinstance(cached, str) else None

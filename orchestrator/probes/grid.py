@@ -14,9 +14,10 @@ from orchestrator.errors import DataError
 from orchestrator.probes.beyond import Covariates, skill_beyond
 from orchestrator.probes.engines import Block, Fit, find_solver, tasks_of
 from orchestrator.probes.labels import Labels, make_labels
-from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
+from orchestrator.probes.score import accuracy, balanced_accuracy, r2
 from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
+from orchestrator.stats.resample import resample_weights
 from orchestrator.store.tables.core import TABLES, check_table
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}
@@ -60,7 +61,7 @@ def fit_grid(
             f"probes of {tap} layer {layer}: features {features.shape} with {len(positions)} position names and labels "
             f"of {sorted(n_images)} images; expected (n_images, n_positions, width)"
         )
-    counts = bootstrap_counts(len(split.test), config.n_bootstrap, config.seed)
+    counts = resample_weights(len(split.test), config.n_bootstrap, config.seed).astype(np.float64)
     labels = [make_labels(target, split, config.seed) for target in targets]
     held = None if covariates is None else Covariates(covariates.names, covariates.values[split.test])
     rows: list[dict[str, Any]] = []

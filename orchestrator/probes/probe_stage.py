@@ -17,18 +17,17 @@ from orchestrator.config import ProbeConfig, RunConfig
 from orchestrator.data.clusters import CLUSTER, first_of_like
 from orchestrator.data.source import make_source
 from orchestrator.errors import StageError, StorageError
-from orchestrator.plugins import registered_by
 from orchestrator.probes.beyond import Covariates, covariates_of
 from orchestrator.probes.features import PIXELS, Features
 from orchestrator.probes.pixels import load_pixels
 from orchestrator.probes.split import Split, check_leak, make_split
 from orchestrator.probes.targets import Target, make_targets
-from orchestrator.probes.user import ENTRY_POINT_GROUP
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage, checksum
+from orchestrator.store.filesystem import checksum
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
-VERSION = 4
+VERSION = 5
 """Raised whenever equal inputs would give other values; part of the digest."""
 SEARCH_VERSION = 2
 """The same for the hyperparameter search."""
@@ -37,18 +36,19 @@ PIXEL_WIDTH = 3 * 16 * 16
 """About the dimensions of the small pictures, by which their block's time is estimated."""
 
 
-def probe_stage(run: RunConfig, storage: Storage, capture: Stage) -> Stage:
+def probe_stage(point: ResolvedPoint) -> Stage:
     """The directory of these probes, without work."""
+    run = point.run
     unused = set() if run.probe.search_trials else {"search_trials"}
     settings = run.probe.model_dump(mode="json", exclude=unused)
     what: dict[str, Any] = {"version": VERSION, "probe": settings}
-    if packages := registered_by(ENTRY_POINT_GROUP, run.probe.solvers):
+    if packages := point.packages_of("solvers", run.probe.solvers):
         what["solvers_of"] = packages
     if run.probe.search_trials:
         what["search_version"] = SEARCH_VERSION
     if run.probe.search_trials and run.search:
         what["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
-    return Stage(storage, "probe", what, {"capture": capture.digest})
+    return Stage(point.storage, "probe", what, {"capture": point.stages["capture"].digest})
 
 
 @dataclass(frozen=True)
@@ -100,17 +100,17 @@ class Work:
         return f"{self.blocks[index][0]} {self.blocks[index][1]}"
 
 
-def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = False) -> Work:
+def open_probes(point: ResolvedPoint, *, quiet: bool = False) -> Work:
     """Check what is asked, find copies among the images, and write the stage's plan; on resume, read it.
 
     Raises:
         ConfigError: an attribute, tap, layer or position that does not exist.
         DataError: too few different images, or a capture without features.
     """
-    config, features = run.probe, Features(capture)
-    source = make_source(run.data)
-    targets = make_targets(features.images, source.attribute_kinds, config.attributes, config.min_class_count)
-    covariates = covariates_of(features.images, source.attribute_kinds, config.beyond)
+    config, stage, capture = point.run.probe, point.stages["probe"], point.stages["capture"]
+    features = Features(capture)
+    targets = make_targets(features.images, point.attribute_kinds, config.attributes, config.min_class_count)
+    covariates = covariates_of(features.images, point.attribute_kinds, config.beyond)
     blocks = features.select(config.taps, config.layers, config.positions)
     if stage.store.exists(STAGE_FILE):
         plan = stage.open()
@@ -120,7 +120,7 @@ def open_probes(run: RunConfig, stage: Stage, capture: Stage, *, quiet: bool = F
         return work
     indices = features.images["index"].to_list()
     with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
-        pixels, keys = load_pixels(source, indices, progress.advance)
+        pixels, keys = load_pixels(make_source(point.run.data), indices, progress.advance)
     mark = None
     if "pixels" in config.controls:
         mark = stage.store.write_array(PIXEL_FILE, pixels)
@@ -205,11 +205,10 @@ def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
     return Progress(title, n, "blocks", done=n - len(work.missing()), quiet=quiet)
 
 
-def run_probes(run: RunConfig, storage: Storage, capture: Stage, *, quiet: bool = False) -> Stage:
+def run_probes(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     """The whole grid in this process, without a search; does nothing when the stage is done."""
-    stage = probe_stage(run, storage, capture)
-    if stage.is_done():
-        return stage
-    work = open_probes(run, stage, capture, quiet=quiet)
-    fit_missing(work, run, quiet=quiet)
+    if point.stages["probe"].is_done():
+        return point.stages["probe"]
+    work = open_probes(point, quiet=quiet)
+    fit_missing(work, point.run, quiet=quiet)
     return finish(work)

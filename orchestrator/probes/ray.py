@@ -25,7 +25,6 @@ from orchestrator.probes.probe_stage import (
     fit_block,
     fit_missing,
     open_probes,
-    probe_stage,
 )
 from orchestrator.probes.search import (
     Asked,
@@ -39,6 +38,7 @@ from orchestrator.probes.search import (
 )
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
 
@@ -60,12 +60,7 @@ def default_space(data: SearchData) -> dict[str, SearchAxis]:
 
 
 def run_probe_stage(
-    run: RunConfig,
-    storage: Storage,
-    capture: Stage,
-    *,
-    search: Mapping[str, SearchAxis] | None = None,
-    quiet: bool = False,
+    point: ResolvedPoint, *, search: Mapping[str, SearchAxis] | None = None, quiet: bool = False
 ) -> Stage:
     """The probe stage: the grid, then the search where one is asked for. Does nothing when the stage is done.
 
@@ -76,11 +71,10 @@ def run_probe_stage(
         ConfigError: the space reaches settings no trial could use.
         StageError: blocks failed; the others are kept, and the same call resumes.
     """
-    stage = probe_stage(run, storage, capture)
+    run, stage = point.run, point.stages["probe"]
     if stage.is_done():
         return stage
-    stage, capture = _absolute(stage), _absolute(capture)
-    work, local = open_probes(run, stage, capture, quiet=quiet), run.how.backend == "local"
+    work, local = open_probes(point, quiet=quiet), run.how.backend == "local"
     given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
     if run.probe.search_trials:
         check_space(work, given)
@@ -94,12 +88,6 @@ def run_probe_stage(
     stage.write_shard(len(work.blocks), {"probe_search": table})
     best = table.filter("best").row(0, named=True)
     return finish(work, {"search": {key: value for key, value in best.items() if value is not None}})
-
-
-def _absolute(stage: Stage) -> Stage:
-    """The stage with a storage that means the same in a worker's folder."""
-    uri = stage.storage.path("") if stage.storage.is_local else stage.storage.uri
-    return Stage(Storage(uri), stage.name, stage.what, stage.inputs)
 
 
 # ---------------------------------------------------------------- the grid

@@ -8,11 +8,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-
-def bootstrap_counts(m: int, n_bootstrap: int, seed: int) -> Float[np.ndarray, "R m"]:
-    """How often each held-out image is drawn in each resample; the same resamples for every probe of a stage."""
-    random = np.random.default_rng([seed, 0xB007])
-    return random.multinomial(m, np.full(m, 1.0 / m), size=n_bootstrap).astype(np.float64)
+from orchestrator.stats.resample import percentile_interval
 
 
 def accuracy(
@@ -21,7 +17,7 @@ def accuracy(
     """Share of right answers among valid images: (S,) score, low and high end of the 95 % interval (NaN when R = 0)."""
     scores = right[valid].mean(0)
     counts = counts[:, valid]
-    return scores, *_interval(counts @ right[valid] / np.maximum(counts.sum(1, keepdims=True), 1.0), scores)
+    return scores, *percentile_interval(counts @ right[valid] / np.maximum(counts.sum(1, keepdims=True), 1.0))
 
 
 def r2(
@@ -39,7 +35,7 @@ def r2(
     centred = y - y.mean()
     spread = counts @ np.square(centred) - np.square(counts @ centred) / n
     drawn = counts[spread > 0]
-    return scores, *_interval(1.0 - (drawn @ error) / spread[spread > 0, None], scores)
+    return scores, *percentile_interval(1.0 - (drawn @ error) / spread[spread > 0, None])
 
 
 def balanced_accuracy(
@@ -48,10 +44,3 @@ def balanced_accuracy(
     """Mean recall over the classes present among valid held-out images."""
     recalls = [(predicted[valid & (truth == c)] == c).mean(0) for c in np.unique(truth[valid])]
     return np.mean(recalls, axis=0)
-
-
-def _interval(draws: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if not len(draws):
-        return np.full_like(scores, np.nan), np.full_like(scores, np.nan)
-    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
-    return low, high

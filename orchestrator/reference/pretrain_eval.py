@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import binomtest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from orchestrator.config import ScenesConfig
@@ -23,6 +22,7 @@ from orchestrator.data.examples import make_example
 from orchestrator.data.questions import HIGH_OBJECTS, LOW_OBJECTS, parse_point
 from orchestrator.data.render import render
 from orchestrator.reference.pretrain_data import LOGGED
+from orchestrator.stats.intervals import wilson
 
 HELD_OUT_SEED = 90_001
 """Seed of held-out examples; training scenes have seed 1."""
@@ -118,10 +118,10 @@ def evaluate(
         truth = [answer for _, _, answer in asked]
         given = answers(model, processor, asked)
         right = sum(a == b for a, b in zip(given, truth, strict=True))
-        interval = binomtest(right, n).proportion_ci(method="wilson")
+        low, high = wilson(right, n)
         chance = Counter(truth).most_common(1)[0][1] / n
         error, unreadable = point_errors(given, truth) if SETS[name][0] == "point" else (None, None)
-        rows.append(Row(name, n, right / n, float(interval.low), float(interval.high), chance, error, unreadable))
+        rows.append(Row(name, n, right / n, low, high, chance, error, unreadable))
     return rows
 
 

@@ -1,49 +1,17 @@
-"""Means with bootstrap intervals over images, and per-layer summaries of the tables a report draws.
-
-B resamples, n images, K columns.
-"""
+"""Per-layer summaries of the tables a report draws: means with bootstrap intervals over images."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
 
 from orchestrator.compression.depth import third_expression
 from orchestrator.correlate.consensus import main_tap
 from orchestrator.report.model import PointResults
+from orchestrator.stats.resample import bootstrap_means
 from orchestrator.store.tables.core import GROUPS
 
-N_RESAMPLES = 1000
-LEVEL = 0.95
 _FIXED = ("image_id", "tap", "layer", "group", "n_tokens")
-
-
-def mean_intervals(
-    values: Float[np.ndarray, "n K"], seed: int = 0, n_resamples: int = N_RESAMPLES, level: float = LEVEL
-) -> tuple[Float[np.ndarray, " K"], Float[np.ndarray, " K"], Float[np.ndarray, " K"]]:
-    """Mean of each column over rows with its percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
-
-    Args:
-        values: float (n, K); NaN entries are left out. The same resamples of rows serve all columns.
-
-    Returns:
-        mean, lower and upper end, float64 (K,) each; NaN for a column without any value. With one row the interval
-        has no width, as the bootstrap cannot know better.
-    """
-    n = values.shape[0]
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.float64)
-    there = np.isfinite(values)
-    filled = np.where(there, values, 0.0).astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        resampled = (counts @ filled) / (counts @ there)
-        mean = filled.sum(0) / there.sum(0)
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    known = there.any(0)
-    tail = (1 - level) / 2
-    if known.any():
-        low[known], high[known] = np.nanquantile(resampled[:, known], [tail, 1 - tail], axis=0)
-    return mean, low, high
 
 
 def layer_curves(layer_metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
@@ -56,7 +24,7 @@ def layer_curves(layer_metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     parts = []
     for (tap, layer, group), part in layer_metrics.group_by("tap", "layer", "group", maintain_order=True):
         values = part.select(pl.col(metrics).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
-        mean, low, high = mean_intervals(values, seed)
+        mean, low, high = bootstrap_means(values, seed)
         parts.append(
             pl.DataFrame(
                 {

@@ -14,18 +14,20 @@ from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
 from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
-from orchestrator.errors import DataError, ModelError, VtsweepError
+from orchestrator.errors import DataError, ModelError, ResourceError, VtsweepError
 from orchestrator.models.planning import Footprint, footprint
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
+from orchestrator.study.resolve import Resolver
 from orchestrator.study.room import describe_room
-from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
+from orchestrator.study.stage_kinds import with_inputs
 from orchestrator.study.versions import version_name
 
 
@@ -108,28 +110,26 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
     stages: dict[tuple[StageName, str], PlannedStage] = {}
     wanted = with_inputs(sweep.study.stages)
     check_search(sweep)
-    for point in sweep.points:
-        check_names(point.run, wanted, None)
-    for run in by_questions([point.run for point in sweep.points]):
+    runs = [point.run for point in sweep.points]
+    for run in runs:
+        check_names(run, wanted, None)
+    for run in by_questions(runs):
         try:
             check_file_questions(run, wanted)
         except DataError as error:
             problems.append(str(error))
     problems += check_models([point.run for point in sweep.points], wanted)
+    points = _resolved(sweep, wanted, problems)
     for name in wanted:
-        for point in sweep.points:
-            try:
-                stage = STAGE_KINDS[name].make(point.run, storage)
-            except (DataError, ModelError) as error:
-                problems.append(str(error))
-                continue
+        for point in points:
+            stage = point.stages[name]
             seen = stages.get((name, stage.digest))
             label = point.label if name == "finetune" else f"{point.run.model.name} on {point.run.data.source}"
-            points = seen.points + 1 if seen else 1
-            stages[name, stage.digest] = PlannedStage(name, label, stage.digest, points, _progress(stage))
+            n_points = seen.points + 1 if seen else 1
+            stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
     pools, too_large = describe_room(sweep, wanted)
-    timed = _timed(sweep, stages, storage, partial(stage_seconds, machine=this_machine()))
+    timed = _timed(sweep, stages, points, partial(stage_seconds, machine=this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]
     total = None if None in left else START_SECONDS * bool(left) + sum(s or 0.0 for s in left)
@@ -142,7 +142,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
         selection=_selection([point.run for point in sweep.points]) if "ablate" in wanted else (),
-        card=_on_cards(sweep, stages, storage, card, n_gpus) if card else None,
+        card=_on_cards(sweep, stages, points, card, n_gpus) if card else None,
     )  # fmt: skip
 
 
@@ -168,9 +168,10 @@ def _axes(sweep: Sweep) -> dict[str, list[Any]]:
 
 
 def _on_cards(
-    sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], storage: Storage, card: Card, n: int
-) -> CardPlan:
-    timed = _timed(sweep, stages, storage, partial(card_seconds, card=card, n=n))
+    sweep: Sweep, stages: Mapping[tuple[StageName, str], PlannedStage], points: Sequence[ResolvedPoint],
+    card: Card, n: int,
+) -> CardPlan:  # fmt: skip
+    timed = _timed(sweep, stages, points, partial(card_seconds, card=card, n=n))
     models = []
     distinct = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
                 for p in sweep.points}  # fmt: skip
@@ -183,23 +184,19 @@ def _on_cards(
 def _timed(
     sweep: Sweep,
     stages: Mapping[tuple[StageName, str], PlannedStage],
-    storage: Storage,
+    points: Sequence[ResolvedPoint],
     seconds_of: Callable[[StageName, RunConfig, int, Footprint], float],
 ) -> list[PlannedStage]:
     """The stages with the seconds that each is estimated to take; finished ones take none."""
-    runs: dict[tuple[StageName, str], RunConfig] = {}
-    for point in sweep.points:
-        for name in {name for name, _ in stages}:
-            with contextlib.suppress(VtsweepError):
-                runs.setdefault((name, STAGE_KINDS[name].make(point.run, storage).digest), point.run)
+    first = {(name, stage.digest): point for point in reversed(points) for name, stage in point.stages.items()}
     timed = []
     for (name, key), stage in stages.items():
         seconds: float | None = 0.0
         if stage.done != "done":
             seconds = None
             with contextlib.suppress(VtsweepError):
-                run = runs[name, key]
-                images = len(make_source(run.data)) if name in ("capture", "correlate", "probe") else 0
+                run = first[name, key].run
+                images = first[name, key].n_images if name in ("capture", "correlate", "probe") else 0
                 seconds = seconds_of(name, run, images, footprint(run))
                 seconds *= _samples(sweep, name, run)
         timed.append(replace(stage, seconds=seconds))
@@ -211,6 +208,17 @@ def _samples(sweep: Sweep, name: StageName, run: RunConfig) -> int:
     if not any(key.startswith(f"{name}.") for key in sweep.study.search):
         return 1
     return run.finetune.search_trials if name == "finetune" else run.probe.search_trials
+
+
+def _resolved(sweep: Sweep, wanted: Sequence[StageName], problems: list[str]) -> list[ResolvedPoint]:
+    """The points that can be resolved here; why others cannot is added to `problems`."""
+    resolver, points = Resolver(Storage(sweep.study.storage), wanted), []
+    for point in sweep.points:
+        try:
+            points.append(resolver.point(point))
+        except (DataError, ModelError, ResourceError) as error:
+            problems.append(str(error))
+    return points
 
 
 def power_of_seeds(runs: Sequence[RunConfig]) -> str:

@@ -7,62 +7,72 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.ablate.selectors.check import check_methods, check_model_gives
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import ConfigError, DataError, ModelError, StorageError, VtsweepError, did_you_mean
+from orchestrator.models.catalogue import resolve
+from orchestrator.models.hub import use_cache_where_unreachable
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import canonical_json
+from orchestrator.study.resolve import Resolver
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
-def preflight(sweep: Sweep, stages: Sequence[StageName]) -> None:
+def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageName] = ()) -> list[ResolvedPoint]:
     """Check storage, data, models and names of every point; starts nothing and loads no weights.
+
+    Args:
+        stages: what is going to run.
+        listed: stages that the study's record names beside them; they are resolved as well.
+
+    Returns:
+        Every point, resolved: what the stages, the record and the estimates take.
 
     Raises:
         VtsweepError: of the first kind of problem found; every problem of a kind is in the message.
     """
     runs = [point.run for point in sweep.points]
+    storage = Storage(sweep.study.storage)
     check_search(sweep)
     _each(_by_model(runs, stages), lambda run: _check_model(run, stages))
-    for run, attributes in _each(_distinct(runs, lambda run: run.data), _source_attributes):
-        for other in runs:
-            if other.data == run.data:
-                check_names(other, stages, attributes)
-    _each(by_questions(runs), lambda run: check_file_questions(run, stages))
-    check_storage(Storage(sweep.study.storage), estimate_bytes(runs, stages))
-
-
-def _distinct(runs: Sequence[RunConfig], key: Callable[[RunConfig], Any]) -> list[RunConfig]:
-    return list({canonical_json(key(run).model_dump(mode="json")): run for run in reversed(runs)}.values())[::-1]
-
-
-def _each(runs: Iterable[RunConfig], check: Callable[[RunConfig], Any]) -> list[tuple[RunConfig, Any]]:
-    """Apply `check` to all runs before raising, so that one attempt shows every mistake of its kind."""
-    done, errors = [], []
     for run in runs:
+        check_names(run, stages, None)
+    resolver = Resolver(storage, [*stages, *listed])
+    points = _each(sweep.points, resolver.point)
+    for point in points:
+        check_names(point.run, stages, list(point.attribute_kinds))
+    _each(by_questions(runs), lambda run: check_file_questions(run, stages))
+    check_storage(storage, estimate_bytes(points))
+    return points
+
+
+def _each(items: Iterable[Item], check: Callable[[Item], Found]) -> list[Found]:
+    """Apply `check` to all items before raising, so that one attempt shows every mistake of its kind."""
+    done: list[Found] = []
+    errors: list[VtsweepError] = []
+    for item in items:
         try:
-            done.append((run, check(run)))
+            done.append(check(item))
         except VtsweepError as error:
             errors.append(error)
-    if len(errors) == 1:
-        raise errors[0]
     if errors:
-        raise type(errors[0])("\n".join(str(error) for error in errors))
+        raise type(errors[0])("\n".join(dict.fromkeys(str(error) for error in errors))) from errors[0]
     return done
 
 
 def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
-    from orchestrator.models.catalogue import fingerprint, resolve
     from orchestrator.models.check import check_model
-    from orchestrator.models.hub import use_cache_where_unreachable
     from orchestrator.models.planning import read_config
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
-    fingerprint(run.model)
     check_model(run.model, **_asked(run, stages))
     if "ablate" in stages:
         check_model_gives(run.ablate, str(read_config(resolve(run.model)).model_type))
@@ -109,16 +119,15 @@ def _question_words(run: RunConfig) -> str:
 
 def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:
     """Return one run of each model and what it is asked."""
-    distinct = {}
+    found = {}
     for run in reversed(runs):
         methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in stages else ""
-        distinct[run.model, methods, *_asked(run, stages).values()] = run
-    return list(distinct.values())[::-1]
+        found[run.model, methods, *_asked(run, stages).values()] = run
+    return list(found.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
     """Refuse models that are not whole; return what cannot be known here, where weights or packages are not at hand."""
-    from orchestrator.models.catalogue import resolve
     from orchestrator.models.loading import missing_extras
 
     unknown: list[str] = []
@@ -135,12 +144,6 @@ def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list
             at_hand.append(run)
     _each(at_hand, lambda run: _check_model(run, stages))
     return unknown
-
-
-def _source_attributes(run: RunConfig) -> list[str]:
-    from orchestrator.data.source import make_source
-
-    return list(make_source(run.data).attribute_kinds)
 
 
 def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str] | None) -> None:
@@ -236,17 +239,12 @@ def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:
     return list({(str(r.data), r.finetune.task, str(r.ablate)): r for r in reversed(runs)}.values())[::-1]
 
 
-def estimate_bytes(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> int:
+def estimate_bytes(points: Sequence[ResolvedPoint]) -> int:
     """Bytes of results to expect, from above; features of captured tokens dominate."""
-    from orchestrator.data.source import make_source
     from orchestrator.models.planning import capture_bytes_per_image
 
-    if "capture" not in stages:
-        return 0
-    distinct = {
-        canonical_json([run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): run for run in runs
-    }
-    return sum(len(make_source(run.data)) * capture_bytes_per_image(run) for run in distinct.values())
+    captured = [point for point in points if "capture" in point.stages]
+    return sum(point.n_images * capture_bytes_per_image(point.run) for point in distinct(captured, "capture"))
 
 
 def check_storage(storage: Storage, needed: int = 0) -> None:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from orchestrator.config import RunConfig, StageName
+from orchestrator.config import RunConfig, SearchAxis, StageName
 from orchestrator.config.sweep import Sweep
 from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.study_record import STUDY_FILE, Study, make_record
+from orchestrator.study.resolve import resolve
 from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
-from orchestrator.study.versions import version_name
+from orchestrator.study.versions import listed_stages, version_name
 
 REPORT_FILE = "report/report.html"
 
@@ -35,7 +39,6 @@ def run_study(
         VtsweepError: bad input (before any work starts), or a stage that did not finish (what it finished is kept).
     """
     wanted = with_inputs(stages or sweep.study.stages)
-    storage = Storage(sweep.study.storage)
     if finished := finished_study(sweep, stages):
         return finished, finished.folder.locate(REPORT_FILE)
     from orchestrator.study.preflight import preflight
@@ -43,16 +46,17 @@ def run_study(
     from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
 
     check_room(sweep, wanted)
-    preflight(sweep, wanted)
-    study = open_study(sweep, storage, wanted, command)
+    listed = listed_stages(sweep, wanted)
+    points = preflight(sweep, wanted, listed)
+    study = open_study(sweep, points, listed, command)
     tracker = study_tracker(study, sweep.study.track)
-    with _ray(sweep, study, wanted):
+    with _ray(points, wanted):
         for stage in wanted:
             started = time.monotonic()
-            runs = distinct_runs(sweep, storage, stage)
-            pending = any(not STAGE_KINDS[stage].make(run, storage).is_done() for run in runs)
-            done = STAGE_KINDS[stage].run(runs, storage, sweep.study.search, quiet)
-            add_samples(study, stage, [run for run in done if run not in runs])
+            todo = distinct(points, stage)
+            pending = any(not point.stages[stage].is_done() for point in todo)
+            done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet)
+            add_samples(study, stage, [point for point in done if point not in todo])
             if pending or stage not in study.record["seconds"]:
                 study.record["seconds"][stage] = round(time.monotonic() - started, 2)
             tracker.log(stage_entries(study, stage))
@@ -69,7 +73,7 @@ def run_study(
 def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> Study | None:
     """The study, where nothing is left of it to do: every stage, the report and the MLflow runs are there.
 
-    Looks at names of files alone: neither Ray nor a model is started, nor MLflow asked.
+    Looks at names of files alone: no model is loaded, nor MLflow asked.
     """
     storage = Storage(sweep.study.storage)
     _, record = version_name(sweep, storage)
@@ -83,46 +87,47 @@ def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> S
     if not set(wanted) <= set(study.stages) or not study.folder.exists(REPORT_FILE):
         return None
     planned = {d for point in record["points"] for stage, d in point["stages"].items() if stage in wanted}
-    for point in sweep.points:
-        for stage in wanted:
-            made = STAGE_KINDS[stage].make(point.run, storage)
-            if made.digest not in planned or not made.is_done():
-                return None
+    for point in resolve(sweep, wanted):
+        if any(point.stages[name].digest not in planned or not point.stages[name].is_done() for name in wanted):
+            return None
     return study if all(view.stage.is_done() for stage in wanted for view in study.views(stage)) else None
 
 
-def open_study(sweep: Sweep, storage: Storage, wanted: Sequence[StageName], command: str | None = None) -> Study:
+def open_study(
+    sweep: Sweep, points: Sequence[ResolvedPoint], listed: Sequence[StageName], command: str | None = None
+) -> Study:
     """Write `study.json`, which names every point and the directory of each of its stages, before any work.
 
     A record of other settings is left alone: these get a name of their own (`versions.version_name`).
     """
+    storage = Storage(sweep.study.storage)
     name, before = version_name(sweep, storage)
-    known = before["stages"] if before else ()
-    listed = [stage for stage in STAGE_KINDS if stage in {*sweep.study.stages, *wanted, *known}]
-    points = []
-    for point in sweep.points:
-        stages = {stage: STAGE_KINDS[stage].make(point.run, storage).digest for stage in listed}
-        config = point.run.model_dump(mode="json")
-        points.append({"label": point.label, "axes": dict(point.axes), "config": config, "stages": stages})
-    record = make_record(sweep, listed, points, command)
+    entries = [_entry(p, listed, asked.run) for p, asked in zip(points, sweep.points, strict=True)]
+    record = make_record(sweep, listed, entries, command)
     study = Study(storage, {**record, "name": name, "seconds": dict(before["seconds"]) if before else {}})
     study.folder.write_json(STUDY_FILE, study.record)
     return study
 
 
-def add_samples(study: Study, stage: StageName, runs: Sequence[RunConfig]) -> None:
-    """Record the runs that a hyperparameter search added to a stage."""
-    for number, run in enumerate(runs):
-        digests = {stage: STAGE_KINDS[stage].make(run, study.storage).digest}
-        point = {"label": f"sample {number}", "axes": {}, "config": run.model_dump(mode="json"), "stages": digests}
-        study.record["points"].append(point)
-    if runs:
+def add_samples(study: Study, stage: StageName, samples: Sequence[ResolvedPoint]) -> None:
+    """Record the points that a hyperparameter search added to a stage."""
+    for number, sample in enumerate(samples):
+        point = replace(sample, label=f"sample {number}", axes={})
+        study.record["points"].append(_entry(point, [stage], point.run))
+    if samples:
         study.folder.write_json(STUDY_FILE, study.record)
 
 
-def distinct_runs(sweep: Sweep, storage: Storage, stage: StageName) -> list[RunConfig]:
-    """One run for each distinct directory of `stage`: equal work is done once, whatever the number of points."""
-    return list({STAGE_KINDS[stage].make(p.run, storage).digest: p.run for p in reversed(sweep.points)}.values())[::-1]
+def _entry(point: ResolvedPoint, stages: Sequence[StageName], asked: RunConfig) -> dict[str, Any]:
+    """What `study.json` says of a point: its settings as asked, and the directories that they mean here."""
+    digests = {stage: point.stages[stage].digest for stage in stages}
+    config = asked.model_dump(mode="json")
+    return {"label": point.label, "axes": dict(point.axes), "config": config, "stages": digests}
+
+
+def search_of(sweep: Sweep, stage: StageName) -> dict[str, SearchAxis]:
+    """The searched keys of one stage."""
+    return {key: axis for key, axis in sweep.study.search.items() if key.startswith(f"{stage}.")}
 
 
 def write_report(study: Study, *, quiet: bool = False) -> list[str]:
@@ -136,20 +141,18 @@ def write_report(study: Study, *, quiet: bool = False) -> list[str]:
 
 
 @contextlib.contextmanager
-def _ray(sweep: Sweep, study: Study, wanted: Sequence[StageName]) -> Iterator[None]:
+def _ray(points: Sequence[ResolvedPoint], wanted: Sequence[StageName]) -> Iterator[None]:
     """A Ray session for the stages that need one; none when nothing is left to do or the backend is local."""
+    on_ray = [stage for stage in wanted if STAGE_KINDS[stage].uses_ray]
     pending = [
-        point.run
-        for point in sweep.points
-        for stage in wanted
-        if STAGE_KINDS[stage].uses_ray
-        and point.run.how.backend == "ray"
-        and not STAGE_KINDS[stage].make(point.run, study.storage).is_done()
+        point
+        for point in points
+        if point.run.how.backend == "ray" and not all(point.stages[stage].is_done() for stage in on_ray)
     ]
     if not pending:
         yield
         return
     from orchestrator.cluster.session import session
 
-    with session(pending[0].how, study.storage):
+    with session(pending[0].run.how, pending[0].storage):
         yield

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, StageName
+from orchestrator.config.section import STAGES
 from orchestrator.config.sweep import Sweep
 from orchestrator.errors import StorageError
 from orchestrator.scrub import scrub_tree
@@ -37,6 +38,13 @@ def version_name(sweep: Sweep, storage: Storage) -> tuple[str, dict[str, Any] | 
         if held and held < asked:
             extended = name, found
     raise AssertionError("unreachable")
+
+
+def listed_stages(sweep: Sweep, wanted: Sequence[StageName]) -> list[StageName]:
+    """The stages that the study's record names, in running order: its own, those that run now, those of before."""
+    _, before = version_name(sweep, Storage(sweep.study.storage))
+    listed = {*sweep.study.stages, *wanted, *(before["stages"] if before else ())}
+    return [name for name in STAGES if name in listed]
 
 
 def settings_of(points: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orchestrator.ablate.apply import apply_policy
-from orchestrator.ablate.evaluate import evaluate_sweep
+from orchestrator.ablate.evaluate import evaluate_points
 from orchestrator.ablate.policy import policy_text
 from orchestrator.ablate.selection import make_reduction
 from orchestrator.config import ModelConfig, PolicyFile, PolicyRule
@@ -21,6 +21,7 @@ from orchestrator.models.random_models import random_adapter, random_example
 
 NAMES = ("reference-joint", "reference-cross")
 NOT_OF_A_PROCESSOR = ("groups", "vision_grid", "n_encoder_rows")
+from orchestrator.study.resolve import resolve
 
 
 def rule(method: str, share: float, layer: int = 0, tier: str = "low", family: str = "all") -> PolicyRule:
@@ -94,9 +95,9 @@ def test_a_policy_is_evaluated_on_its_own_model_alone(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"chosen on reference-cross \(base\); the sweep has reference-joint \(base\)"
     ):
-        evaluate_sweep(make_sweep(study), str(file))
+        evaluate_points(resolve(make_sweep(study), ["ablate"]), str(file))
     both = make_sweep({**study, "axes": {"model.name": list(NAMES)}})
-    assert [run.model.name for run, _ in evaluate_sweep(both, str(file))] == ["reference-cross"]
+    assert [run.model.name for run, _ in evaluate_points(resolve(both, ["ablate"]), str(file))] == ["reference-cross"]
 
 
 def test_an_exported_checkpoint_is_the_model_with_its_adapter(tmp_path: Path) -> None:

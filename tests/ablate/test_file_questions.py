@@ -8,15 +8,17 @@ from typing import Any
 import polars as pl
 import pytest
 
-from orchestrator.ablate.ablate_stage import POLICY_FILE, ablate_stage, run_ablate
-from orchestrator.ablate.evaluate import evaluate_sweep
+from orchestrator.ablate.ablate_stage import POLICY_FILE
+from orchestrator.ablate.evaluate import evaluate_points
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.config import RunConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
 from orchestrator.study.preflight import check_file_questions
+from orchestrator.study.resolve import resolve
 from tests.data.own_files import write_own_questions
+from tests.points import ablate_stage, run_ablate
 
 FAMILIES = ["colour", "existence"]
 
@@ -63,7 +65,7 @@ def test_a_policy_is_chosen_and_judged_on_the_rows_of_a_question_file(root: Path
     by_tier = answers.unique("question_id").group_by("tier", "family").len()
     assert by_tier["len"].to_list() == [6] * 4
     sweep = make_sweep({"name": "own", "storage": storage.uri, "base": base(root)})
-    ((_, evaluated),) = evaluate_sweep(sweep, stage.store.path(POLICY_FILE))
+    ((_, evaluated),) = evaluate_points(resolve(sweep, ["ablate"]), stage.store.path(POLICY_FILE))
     table = evaluated.scan("evaluation").collect()
     assert set(table["system"]) >= {"all tokens", "fixed", "random", "downsample"}
     assert set(table["tier"]) == {"low", "high"}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.ablate.ablate_stage import ablate_stage, run_ablate
 from orchestrator.store.filesystem import Storage
 from tests.ablate.test_stage import make_run
+from tests.points import ablate_stage, run_ablate, run_ablate_stage
 
 SETTINGS = {"checks": ["deletion", "policy"], "n_per_family": 3, "methods": ["norm"], "deleted_shares": [0.5]}
 
@@ -32,7 +32,7 @@ def test_actors_give_the_tables_of_one_process_also_when_one_is_lost(
     monkeypatch.setattr(ablation, "AblateWorker", Mortal)
     ray_run = make_run(how={"backend": "ray", "n_actors": 2}, **SETTINGS)
     shared = Storage(str(tmp_path / "ray"))
-    found = ablation.run_ablate_stage(ray_run, shared, quiet=True)
+    found = run_ablate_stage(ray_run, shared, quiet=True)
     assert fuse.exists()
     alone = run_ablate(make_run(**SETTINGS), Storage(str(tmp_path / "local")), quiet=True)
     assert found.digest == alone.digest == ablate_stage(ray_run, shared).digest

@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.ablate.ablate_stage import run_ablate
 from orchestrator.ablate.bench import Bench
 from orchestrator.ablate.questions import make_questions
 from orchestrator.ablate.reading import lens_scores, token_of
@@ -16,6 +15,7 @@ from orchestrator.ablate.runner import load_model
 from orchestrator.config import RunConfig
 from orchestrator.models.choosing import Branch
 from orchestrator.store.filesystem import Storage
+from tests.points import run_ablate
 
 ABLATE = {"checks": ["lens"], "low_families": ["colour", "shape"], "high_families": [], "n_per_family": 10}
 

@@ -9,11 +9,11 @@ import polars as pl
 import pytest
 import torch
 
-from orchestrator.ablate.ablate_stage import run_ablate
 from orchestrator.ablate.replacing import Moments, moments, replaced
 from orchestrator.config import RunConfig
 from orchestrator.models.interventions import vision_states
 from orchestrator.store.filesystem import Storage
+from tests.points import run_ablate
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "mllama"])

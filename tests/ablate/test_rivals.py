@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.ablate.ablate_stage import run_ablate
 from orchestrator.ablate.cells import ALL_TOKENS, list_cells, unmet
 from orchestrator.ablate.rivals import rank_table, rival_table
 from orchestrator.ablate.selectors.entries import ENTRIES
@@ -19,6 +18,7 @@ from orchestrator.ablate.selectors.schedules import average_share, depths, sched
 from orchestrator.config import AblateConfig, RunConfig
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
+from tests.points import run_ablate
 
 NAMES = [entry.name for entry in ENTRIES]
 

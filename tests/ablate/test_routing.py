@@ -10,7 +10,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from orchestrator.ablate.ablate_stage import run_ablate
 from orchestrator.ablate.bench import Bench
 from orchestrator.ablate.questions import make_questions
 from orchestrator.ablate.routing import object_tokens, routed
@@ -24,6 +23,7 @@ from orchestrator.models.choosing import choose, scores_of
 from orchestrator.models.decoding import prompted
 from orchestrator.models.routes import Route
 from orchestrator.store.filesystem import Storage
+from tests.points import run_ablate
 
 HOW = {"backend": "local", "batch_size": 12, "torch_threads": 1}
 ABLATE = {

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from orchestrator.ablate.ablate_stage import POLICY_FILE, ablate_stage, run_ablate
+from orchestrator.ablate.ablate_stage import POLICY_FILE
 from orchestrator.ablate.cells import Cell
-from orchestrator.ablate.evaluate import evaluate_sweep, load_policy
+from orchestrator.ablate.evaluate import evaluate_points, load_policy
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.ablate.runner import Ablation, load_model
 from orchestrator.answers.evaluate import judge
@@ -19,6 +19,8 @@ from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import SUCCESS, Stage
+from orchestrator.study.resolve import resolve
+from tests.points import ablate_stage, run_ablate
 
 ABLATE: dict[str, Any] = {
     "checks": ["deletion", "knockout", "patching", "policy", "link"],
@@ -142,7 +144,7 @@ def test_a_policy_file_is_read_back_and_applied_to_fresh_questions(stage: Stage,
     assert {rule.family for rule in policy.fixed if rule.tier == "low"} == {"all", "colour", "shape"}
     base = {"ablate": ABLATE, "how": HOW}
     sweep = make_sweep({"name": "tiny", "storage": storage.uri, "base": base})
-    ((_, evaluated),) = evaluate_sweep(sweep, file)
+    ((_, evaluated),) = evaluate_points(resolve(sweep, ["ablate"]), file)
     table = evaluated.scan("evaluation").collect()
     low = table.filter((pl.col("tier") == "low") & (pl.col("family") == "all"))
     rows = {row["system"]: row for row in low.iter_rows(named=True)}
@@ -151,7 +153,7 @@ def test_a_policy_file_is_read_back_and_applied_to_fresh_questions(stage: Stage,
     assert rows["all tokens"]["kept_share"] == 1
     assert rows["fixed"]["kept_tokens"] == rows["random"]["kept_tokens"] <= 64
     assert rows["downsample"]["n"] == 16
-    ((_, again),) = evaluate_sweep(sweep, file)
+    ((_, again),) = evaluate_points(resolve(sweep, ["ablate"]), file)
     assert again.scan("evaluation").collect().equals(table)
 
 

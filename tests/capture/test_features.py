@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from benchmarks.simulated import SimulatedWorker, Simulation
-from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.positions import to_float16
 from orchestrator.capture.shard_job import Job
 from orchestrator.capture.shard_result import ShardResult
@@ -13,6 +12,7 @@ from orchestrator.store.filesystem import Storage
 from tests.capture.conftest import make_run
 from tests.capture.test_pipeline import folder as folder  # a fixture
 from tests.capture.test_pipeline import folder_run, run_simulated
+from tests.points import run_capture
 
 
 class Large(Simulation):

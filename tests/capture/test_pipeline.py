@@ -12,13 +12,13 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.capture.shard_job import Job, Tally
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.planning import METRIC_COLUMNS, footprint
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 from tests.capture.conftest import make_run
+from tests.points import capture_stage, run_capture
 
 TABLES = ("images", "layer_metrics", "rejected")
 

@@ -2,7 +2,6 @@
 
 import pytest
 
-from orchestrator.capture.capture_stage import run_capture
 from orchestrator.cluster.session import session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ModelError, ResourceError, StorageError
@@ -11,6 +10,7 @@ from tests.capture.conftest import make_run
 from tests.capture.faulty import FullDisk, NoModel
 from tests.capture.test_pipeline import assert_equal, folder_run, run_simulated
 from tests.capture.test_pipeline import folder as folder  # a fixture
+from tests.points import run_capture
 
 pytestmark = pytest.mark.ray
 

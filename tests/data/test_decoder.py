@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.loading import load_shard
 from orchestrator.config import CocoConfig, FolderConfig, RunConfig
 from orchestrator.data import reading
@@ -23,6 +22,7 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
 from orchestrator.notebook import _pixels
 from orchestrator.store.filesystem import Storage
+from tests.points import run_capture
 
 WIDTH, HEIGHT = 6, 4
 RNG = np.random.default_rng(0)

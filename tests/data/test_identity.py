@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.config import CocoConfig, FolderConfig, RunConfig
 from orchestrator.data import content
 from orchestrator.data.content import content_digest, file_digests
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
 from orchestrator.store.filesystem import Storage
+from tests.points import capture_stage, run_capture
 
 
 def picture(path: Path, value: int = 0, size: tuple[int, int] = (40, 30)) -> None:

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, f1_score
 
-from orchestrator.capture.capture_stage import run_capture
 from orchestrator.capture.loading import from_row, load_shard, to_row
 from orchestrator.config import QuestionsConfig, RunConfig
 from orchestrator.config.sweep import make_sweep
@@ -32,6 +31,7 @@ from orchestrator.errors import ConfigError, DataError, ModelError
 from orchestrator.models.catalogue import entries
 from orchestrator.store.filesystem import Storage
 from orchestrator.study.preflight import preflight
+from tests.points import run_capture
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_pope = pytest.mark.skipif(

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.config import RunConfig
 from orchestrator.errors import StorageError
 from orchestrator.store.filesystem import Storage
@@ -26,6 +25,7 @@ from orchestrator.store.stage_folder import Stage
 from tests.capture.conftest import make_run
 from tests.capture.test_pipeline import assert_equal, run_simulated
 from tests.faults.workers import DiskFills, LittleMemory, SlowNode, Watched
+from tests.points import capture_stage, run_capture
 
 pytestmark = [pytest.mark.faults, pytest.mark.ray]
 

@@ -11,12 +11,13 @@ import pytest
 
 from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.errors import DivergedError, StageError
-from orchestrator.finetune.finetune_stage import trial_stage
 from orchestrator.finetune.ray import experiment, trials
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples
-from orchestrator.finetune.ray.trials import run_trials, search_folder
+from orchestrator.finetune.ray.trials import search_folder
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
+from tests.points import run_trials, trial_point, trial_stage
 
 MakeRun = Callable[..., RunConfig]
 SPACE = {
@@ -35,9 +36,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """`run_trial` in name only: notes the learning rate and marks the trial done."""
     rates: list[float] = []
 
-    def run_trial(run: RunConfig, storage: Storage) -> Any:
-        rates.append(run.finetune.language.learning_rate)
-        stage = trial_stage(run, storage)
+    def run_trial(point: ResolvedPoint) -> Any:
+        rates.append(point.run.finetune.language.learning_rate)
+        stage = point.stages["finetune"]
         stage.open()
         stage.mark_done({"accuracy/low": 0.5})
         return stage
@@ -49,9 +50,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_samples_of_a_point_depend_on_neither_other_points_nor_the_order_of_keys(
     make_run: MakeRun, storage: Storage
 ) -> None:
-    points = [make_run(complexity_ratio=r, search_trials=3) for r in (0.0, 0.5, 1.0)]
-    together = draw_samples(points, SPACE, storage)
-    alone = draw_samples([points[2]], dict(reversed(SPACE.items())), storage)
+    points = [trial_point(make_run(complexity_ratio=r, search_trials=3), storage) for r in (0.0, 0.5, 1.0)]
+    together = draw_samples(points, SPACE)
+    alone = draw_samples([points[2]], dict(reversed(SPACE.items())))
     assert [s.values for s in together[6:]] == [s.values for s in alone]
     assert len({str(s.values) for s in together}) == 9
 
@@ -62,11 +63,11 @@ def test_a_sample_that_fails_fails_the_search_and_the_others_are_kept(
     run = make_run(search_trials=3)
     whole = trials.run_trial
 
-    def broken(one: RunConfig, storage: Storage) -> Any:
+    def broken(one: ResolvedPoint) -> Any:
         if len(trained) == 1 and not fixed:
             trained.append(0.0)
             raise StageError("no memory left")
-        return whole(one, storage)
+        return whole(one)
 
     fixed: list[bool] = []
     monkeypatch.setattr(trials, "run_trial", broken)
@@ -83,11 +84,11 @@ def test_a_sample_that_diverges_is_an_answer_unless_all_of_them_do(
     run = make_run(search_trials=2)
     whole = trials.run_trial
 
-    def diverges(one: RunConfig, storage: Storage) -> Any:
+    def diverges(one: ResolvedPoint) -> Any:
         if always or not trained:
             trained.append(0.0)
             raise DivergedError("the loss is inf")
-        return whole(one, storage)
+        return whole(one)
 
     always: list[bool] = []
     monkeypatch.setattr(trials, "run_trial", diverges)
@@ -103,14 +104,14 @@ def test_a_sample_that_diverges_is_an_answer_unless_all_of_them_do(
 @pytest.mark.usefixtures("trained")
 def test_an_experiment_that_ends_early_is_a_failure(make_run: MakeRun, storage: Storage, n_told: int) -> None:
     """As when Tune hands back what there is after a signal."""
-    samples = draw_samples([make_run(search_trials=2)], SPACE, storage)
-    folder = search_folder(samples, SPACE, "random", storage)
+    samples = draw_samples([trial_point(make_run(search_trials=2), storage)], SPACE)
+    folder = search_folder(samples, SPACE, "random")
     for sample in samples[:n_told]:
-        trials.run_trial(sample.run, storage)
+        trials.run_trial(sample.resolved)
         made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": dict(sample.values or {})}
         folder.write(SampleRecord(**made, state="done", score=0.5, rungs=[]))
     with pytest.raises(StageError, match=f"{2 - n_told} of 2 samples failed(.|\n)*ended without a result"):
-        check_samples(samples, folder.read(), {}, storage)
+        check_samples(samples, folder.read(), {})
 
 
 def test_a_record_that_speaks_of_a_trial_that_is_not_there_is_tried_again(
@@ -135,14 +136,14 @@ def test_samples_are_judged_at_steps_that_no_clock_decides(
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", told.append)
 
-    def run_trial(_: RunConfig, __: Storage, report: Callable[[dict[str, Any]], None]) -> Any:
+    def run_trial(_: ResolvedPoint, report: Callable[[dict[str, Any]], None]) -> Any:
         for step in range(1, 65):
             report({"step": step, "loss": 1.0 / step})
         return SimpleNamespace(summary=dict)
 
     monkeypatch.setattr(experiment, "run_trial", run_trial)
-    sample = draw_samples([run], SPACE, storage)[0]
-    made = experiment.Experiment(storage, run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True)
+    sample = draw_samples([trial_point(run, storage)], SPACE)[0]
+    made = experiment.Experiment(run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True)
     experiment.tune_trial({"entry": made._entry("trial", sample.base, sample.point, sample.number, sample.values)})
     assert [t["step"] for t in told] == [*rung_steps(64), 64] == [8, 24, 64]
     assert [t["end"] for t in told] == ["", "", "done"]
@@ -182,7 +183,7 @@ def test_the_experiments_own_folder_is_no_place_that_others_can_write(
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
     run = make_run()
-    experiment.Experiment(storage, run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True).run_points([run])
+    experiment.Experiment(run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True).run_points([trial_point(run, storage)])
     folder = Path(made["run_config"].storage_path)
     assert made["mode"] == 0
     assert not folder.is_relative_to(tmp_path)

@@ -18,12 +18,15 @@ from orchestrator.data.mixture import make_mixture
 from orchestrator.errors import StageError
 from orchestrator.finetune import recompute
 from orchestrator.finetune import train as train_module
+from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.team import Team
 from orchestrator.finetune.train import _backward, check_checkpoint, schedule, train
-from orchestrator.finetune.worker import step_indices
+from orchestrator.finetune.worker import step_indices, worker_for
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.loading import load_adapter
+from orchestrator.store.filesystem import Storage
+from tests.points import trial_point
 
 MakeRun = Callable[..., RunConfig]
 
@@ -194,6 +197,39 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
     assert not torch.equal(gradient((0, 4), Team()), alone)
     shared = gradient((0, 3), Team(0, 2)) + gradient((0, 3), Team(1, 2))
     torch.testing.assert_close(shared, alone)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_step_depends_on_neither_the_number_of_processes_nor_of_micro_batches(
+    make_run: MakeRun, monkeypatch, tmp_path: Path, dropout: float
+) -> None:
+    """Through the worker's own micro-batches: gradient, loss and counted tokens; examples may come twice in a step."""
+
+    def step_of(n_processes: int, accumulate: int) -> tuple[torch.Tensor, float, int, int]:
+        run = make_run(dropout=dropout, batch_size=6, accumulate=accumulate, n_examples=8)
+        point = trial_point(run, Storage(str(tmp_path)))
+        worker, found = worker_for(point), []
+        monkeypatch.setattr(worker_module, "this_team", lambda: Team(0, n_processes))
+        monkeypatch.setattr(worker_module, "train", lambda *args, **_: found.extend(args[2](1)))
+        worker.train(point, None, point.storage)  # type: ignore[arg-type]
+        monkeypatch.setattr(Team, "sum", lambda *given: given[1])
+        total, loss, n_answer = torch.zeros(()), 0.0, 0
+        for rank in range(n_processes):
+            with tunable(worker.adapter, run.finetune) as tuned:
+                worker.adapter.model.train(dropout > 0)
+                part, n_answer = _backward(worker.adapter, tuned, found, Team(rank, n_processes), (0, 1))
+                grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
+                total = total + torch.cat([grad.flatten() for grad in grads])
+                loss += part
+            worker.adapter.model.eval()
+        return total, loss, n_answer, sum(int(batch["attention_mask"].sum()) for batch in found)
+
+    alone = step_of(1, 1)
+    assert alone[0].abs().max() > 0
+    for other in (step_of(2, 1), step_of(3, 1), step_of(1, 3)):
+        torch.testing.assert_close(other[0], alone[0], rtol=1e-3, atol=1e-5)
+        assert other[1] == pytest.approx(alone[1], rel=1e-4)
+        assert other[2:] == alone[2:]
 
 
 def test_a_finished_checkpoint_trains_no_further(adapter: Adapter, make_run: MakeRun) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from polars.testing import assert_frame_equal
 from safetensors.numpy import load
 
 from orchestrator.config import RunConfig
@@ -14,11 +15,12 @@ from orchestrator.errors import ConfigError
 from orchestrator.finetune import trial as trial_module
 from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.drift import compare
-from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
-from orchestrator.finetune.trial import load_baseline, run_baseline, run_trial
+from orchestrator.finetune.trial import load_baseline
 from orchestrator.finetune.worker import worker_for
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
+from tests.points import baseline_stage, run_baseline, run_trial, trial_point, trial_stage
 
 MakeRun = Callable[..., RunConfig]
 
@@ -36,17 +38,18 @@ def row_of(stage: Stage) -> dict[str, Any]:
 def test_at_both_ends_only_one_tier_is_trained_on(make_run: MakeRun, ratio: float, monkeypatch) -> None:
     """Through the worker's own data path: the very examples that reach the loss."""
     run = make_run(complexity_ratio=ratio)
+    point = trial_point(run, Storage("memory://none"))
     seen: set[str | None] = set()
 
     def spy(*args: Any, **_: Any) -> None:
         for step in range(run.finetune.n_steps):
             args[2](step)
 
-    prepared = worker_for(run).prepared(run)
+    prepared = worker_for(point).prepared(point)
     original = prepared.with_answer
     monkeypatch.setattr(prepared, "with_answer", lambda asked: seen.add(asked.question.tier) or original(asked))
     monkeypatch.setattr(worker_module, "train", spy)
-    worker_for(run).train(run, None, Storage("memory://none"))  # type: ignore[arg-type]
+    worker_for(point).train(point, None, point.storage)  # type: ignore[arg-type]
     assert seen == ({"low"} if ratio == 0.0 else {"high"})
 
 
@@ -89,10 +92,10 @@ def test_a_finished_trial_is_not_run_again_and_the_base_is_measured_once(
     make_run: MakeRun, storage: Storage, monkeypatch
 ) -> None:
     run_trial(make_run(), storage)
-    calls: list[RunConfig] = []
+    calls: list[ResolvedPoint] = []
     original = worker_module.TrialWorker.answers
     monkeypatch.setattr(
-        worker_module.TrialWorker, "answers", lambda self, run: calls.append(run) or original(self, run)
+        worker_module.TrialWorker, "answers", lambda self, point: calls.append(point) or original(self, point)
     )
     run_trial(make_run(), storage)
     assert not calls
@@ -126,10 +129,35 @@ def test_a_killed_trial_ends_with_the_weights_of_an_undisturbed_one(make_run: Ma
             assert row_of(stage)[key] == value or (value != value), key
 
 
+@pytest.fixture(scope="module")
+def undisturbed(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Stage:
+    return run_trial(make_run(dropout=0.2), Storage(str(tmp_path_factory.mktemp("undisturbed"))))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"batch_size": 2}, {"gradient_checkpointing": True}, {"checkpoint_steps": 1}, {"keep_adapters": False}],
+    ids=str,
+)
+def test_how_a_trial_is_done_changes_no_table(make_run: MakeRun, storage: Storage, undisturbed: Stage, how) -> None:
+    """With dropout; the order of additions may differ with the batch, nothing else. Processes: `test_train.py`."""
+    stage = run_trial(make_run(dropout=0.2, how=how), storage)
+    for name in ("answers", "layer_metrics", "training", "asked_metrics"):
+        ours, theirs = (s.scan(name).collect().drop("seconds", strict=False) for s in (stage, undisturbed))
+        assert_frame_equal(ours, theirs, rel_tol=1e-3, abs_tol=1e-4)
+    ours, theirs = row_of(stage), row_of(undisturbed)
+    assert set(ours) == set(theirs)
+    for key, value in theirs.items():
+        if "seconds" not in key:
+            assert ours[key] == (
+                pytest.approx(value, rel=1e-3, abs=1e-4, nan_ok=True) if isinstance(value, float) else value
+            ), key
+
+
 def test_no_training_means_no_drift(make_run: MakeRun, storage: Storage) -> None:
-    run = make_run()
-    _, base = load_baseline(run_baseline(run, storage))
-    columns = compare(base, worker_for(run).snapshot(run))
+    point = trial_point(make_run(), storage)
+    _, base = load_baseline(run_baseline(make_run(), storage))
+    columns = compare(base, worker_for(point).snapshot(point))
     for key, value in columns.items():
         kind = key.split("/")[0]
         if kind in ("delta", "drift"):

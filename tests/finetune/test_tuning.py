@@ -20,9 +20,9 @@ from safetensors.torch import load_file
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
-from orchestrator.finetune.finetune_stage import trial_stage
-from orchestrator.finetune.ray.trials import plan_room, run_trials
+from orchestrator.finetune.ray.trials import plan_room
 from orchestrator.store.filesystem import Storage
+from tests.points import run_trials, trial_stage
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -120,16 +120,16 @@ def killed_once(marker: str) -> Callable[[dict[str, Any]], None]:
 
         original = experiment.run_trial
 
-        def run_trial(run: Any, storage: Any, report: Any) -> Any:
+        def run_trial(point: Any, report: Any) -> Any:
             def deadly(values: Any) -> None:
                 report(values)
                 with Path(marker).open("a") as log:
-                    log.write(f"{run.finetune.complexity_ratio} {values['step']}\n")
+                    log.write(f"{point.run.finetune.complexity_ratio} {values['step']}\n")
                 if values["step"] == 3 and not Path(f"{marker}.killed").exists():
                     Path(f"{marker}.killed").touch()
                     os.kill(os.getpid(), signal.SIGKILL)
 
-            return original(run, storage, deadly)
+            return original(point, deadly)
 
         experiment.run_trial = run_trial
         try:
@@ -165,8 +165,8 @@ def test_a_killed_trial_goes_on_and_equals_the_plain_loop(make_run: MakeRun, tmp
 DRIVER = """
 import json, sys
 from orchestrator.config import RunConfig
-from orchestrator.store.stage_folder import Storage
-from orchestrator.finetune.ray.trials import run_trials
+from orchestrator.store.filesystem import Storage
+from tests.points import run_trials
 runs = [RunConfig.model_validate(r) for r in json.load(open(sys.argv[1]))]
 run_trials(runs, Storage(sys.argv[2]), quiet=True)
 """
@@ -231,7 +231,7 @@ def test_trials_on_two_processes_equal_those_on_one_and_say_what_has_to_be_mende
 ) -> None:
     """Ray Train places two processes; gradients are summed, so that only the order of additions differs."""
     diverging = {"language": {"rank": 4, "learning_rate": 1e30}, "max_grad_norm": 1e30, "warmup_share": 0.0}
-    alone, together = make_run(n_steps=3), make_run(n_steps=3, how=TOGETHER)
+    alone, together = make_run(n_steps=3, dropout=0.2), make_run(n_steps=3, dropout=0.2, how=TOGETHER)
     run_trials([alone], Storage(str(tmp_path / "alone")), quiet=True)
     with pytest.raises(StageError, match=r"1 of 2 trials failed(.|\n)*diverged"):
         run_trials([together, make_run(how=TOGETHER, **diverging)], Storage(str(tmp_path / "together")), quiet=True)
@@ -241,7 +241,8 @@ def test_trials_on_two_processes_equal_those_on_one_and_say_what_has_to_be_mende
         weights = load_file(tmp_path / name / "finetune" / stage.digest / "adapter" / "adapter_model.safetensors")
         found.append((stage.scan("training").collect(), weights))
     (one, weights), (two, other) = found
-    assert one["n_answer_tokens"].to_list() == two["n_answer_tokens"].to_list()
+    for column in ("n_answer_tokens", "n_tokens"):
+        assert one[column].to_list() == two[column].to_list()
     assert two["loss"].to_numpy() == pytest.approx(one["loss"].to_numpy(), rel=1e-4)
     assert two["grad_norm"].to_numpy() == pytest.approx(one["grad_norm"].to_numpy(), rel=1e-3)
     for key, value in weights.items():

@@ -27,12 +27,11 @@ from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models.catalogue import entries
 from orchestrator.models.check import check_model
 from orchestrator.models.loading import with_hub_errors
-from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage, load_stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import verify_study
+from orchestrator.study.resolve import resolve
 from orchestrator.study.run import open_study
-from orchestrator.study.stage_kinds import STAGE_KINDS
 from tests.conftest import tiny_study
 from tests.fuzz.alter import all_finite, as_json, documents, texts, trees
 
@@ -332,11 +331,11 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Stage]:
     import numpy as np
     import polars as pl
 
-    folder = tmp_path_factory.mktemp("results")
-    sweep, storage = tiny_study(folder), Storage(str(folder))
-    study = open_study(sweep, storage, ["capture", "correlate"])
-    stage = STAGE_KINDS["capture"].make(sweep.points[0].run, storage)
-    stage.open({"n_images": 12, "shard_size": 12, "dtype": "float32"})
+    sweep = tiny_study(tmp_path_factory.mktemp("results"))
+    points = resolve(sweep, ["capture", "correlate"])
+    study = open_study(sweep, points, ["capture", "correlate"])
+    stage = points[0].stages["capture"]
+    stage.open({"n_images": 12, "shard_size": 12})
     table = pl.DataFrame({"image_id": ["a"], "index": [0]})
     stage.write_shard(0, {"images": table}, {"features/decoder": np.zeros((1, 2), np.float16)}, {"n": 1})
     stage.mark_done({"n_images": 1})

@@ -10,9 +10,10 @@ from sklearn.metrics import balanced_accuracy_score, r2_score
 from orchestrator.config import ProbeConfig
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.probes.grid import fit_grid
-from orchestrator.probes.score import accuracy, balanced_accuracy, bootstrap_counts, r2
+from orchestrator.probes.score import accuracy, balanced_accuracy, r2
 from orchestrator.probes.split import Split, check_leak, content_keys, make_split
 from orchestrator.probes.targets import make_target, make_targets
+from orchestrator.stats.resample import resample_weights
 
 N = 240
 POSITIONS = ["vision_mean", "vision_00", "text_mean", "last"]
@@ -197,7 +198,7 @@ def test_scores_equal_those_of_sklearn() -> None:
 def test_bootstrap_intervals_equal_explicit_resampling() -> None:
     random = np.random.default_rng(0)
     y, guess, valid = random.normal(size=30), random.normal(size=(30, 1)), np.ones(30, bool)
-    counts = bootstrap_counts(30, 50, 0)
+    counts = resample_weights(30, 50, 0)
     scores = [r2_score(np.repeat(y, c), np.repeat(guess[:, 0], c)) for c in counts.astype(int)]
     _, low, high = r2(guess, y, valid, counts)
     assert [low[0], high[0]] == pytest.approx(np.quantile(scores, [0.025, 0.975]))

@@ -14,13 +14,13 @@ from orchestrator.config import HowConfig, ProbeConfig, RunConfig, ScenesConfig,
 from orchestrator.config.probe_search import configured
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.probes import probe_stage as probes_stage
-from orchestrator.probes.probe_stage import open_probes, probe_stage, run_probes
-from orchestrator.probes.ray import run_probe_stage, search_table
+from orchestrator.probes.ray import search_table
 from orchestrator.probes.search import Asked, groups, halve, judge, load_search_data, validation_split
 from orchestrator.probes.search import Trial as Tried
 from orchestrator.probes.split import make_split
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
+from tests.points import open_probes, probe_stage, run_probe_stage, run_probes
 
 SCENES = ScenesConfig(n_images=80, width=32, height=32, n_objects=(1, 6))
 POSITIONS = ["vision_mean", "vision_00", "text_mean"]
@@ -86,7 +86,7 @@ def test_the_search_finds_the_planted_position_and_judges_it_on_held_out_images(
 
 def test_no_trial_sees_a_held_out_image(storage: Storage, capture: Stage) -> None:
     run = make_run()
-    work = open_probes(run, probe_stage(run, storage, capture), capture, quiet=True)
+    work = open_probes(run, storage, capture, quiet=True)
     data = load_search_data(work)
     before = judge(data, {"solver": "linear"}, held_out=False)
     for array in data.layers.values():
@@ -103,7 +103,7 @@ def test_nets_are_halved_after_a_quarter_and_a_half_of_their_steps_and_linear_pr
     storage: Storage, capture: Stage
 ) -> None:
     run = make_run()
-    data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
+    data = load_search_data(open_probes(run, storage, capture, quiet=True))
     samples: list[dict[str, Any]] = [{"solver": "mlp", "width": 2 + i} for i in range(5)] + [{"solver": "linear"}] * 2
     rounds: list[list[Asked]] = []
 
@@ -122,7 +122,7 @@ def test_nets_are_halved_after_a_quarter_and_a_half_of_their_steps_and_linear_pr
 def test_settings_of_the_studys_own_net_are_in_the_table(storage: Storage, capture: Stage) -> None:
     run = make_run(mlp_steps=5)
     run = run.model_copy(update={"probe": run.probe.model_copy(update={"solvers": ("mlp",)})})
-    data = load_search_data(open_probes(run, probe_stage(run, storage, capture), capture, quiet=True))
+    data = load_search_data(open_probes(run, storage, capture, quiet=True))
     table = search_table(
         data, [Tried({"width": 4}, 5, 0.1), Tried({"solver": "linear", "width": 8}, 5, 0.2)], lambda a: [0.0] * len(a)
     )

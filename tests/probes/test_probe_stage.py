@@ -15,11 +15,11 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import ConfigError, DataError
 from orchestrator.probes import probe_stage as probes_stage
 from orchestrator.probes.features import Features
-from orchestrator.probes.probe_stage import probe_stage, run_probes
 from orchestrator.probes.summary import redundancy
 from orchestrator.report.probe_views import by_kind, first_layers
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
+from tests.points import probe_stage, run_probes
 
 POSITIONS = ["vision_mean", "vision_00", "vision_01", "text_mean", "text_00", "last"]
 LAYERS = [0, 2, 4]

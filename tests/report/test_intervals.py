@@ -2,35 +2,36 @@ import numpy as np
 import polars as pl
 import pytest
 
-from orchestrator.report.intervals import depth_table, layer_curves, mean_intervals
+from orchestrator.report.intervals import depth_table, layer_curves
+from orchestrator.stats.resample import bootstrap_means
 from tests.report.fake_study import fake_point
 
 
 def test_interval_holds_the_mean_and_narrows_with_more_images():
     rng = np.random.default_rng(0)
     few, many = rng.normal(size=(20, 3)), rng.normal(size=(2000, 3))
-    mean, low, high = mean_intervals(few)
+    mean, low, high = bootstrap_means(few)
     assert (low < mean).all()
     assert (mean < high).all()
-    _, low_many, high_many = mean_intervals(many)
+    _, low_many, high_many = bootstrap_means(many)
     assert ((high_many - low_many) < 0.3 * (high - low)).all()
 
 
 def test_interval_of_a_normal_mean_is_about_two_standard_errors():
     values = np.random.default_rng(1).normal(size=(400, 1))
-    _, low, high = mean_intervals(values, n_resamples=4000)
+    _, low, high = bootstrap_means(values, n_resamples=4000)
     assert (high - low)[0] == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.06)
 
 
 def test_missing_values_are_left_out_not_counted_as_zero():
     values = np.array([[1.0, np.nan], [1.0, 3.0], [1.0, np.nan], [1.0, 3.0]])
-    mean, low, high = mean_intervals(values)
+    mean, low, high = bootstrap_means(values)
     assert mean.tolist() == [1.0, 3.0]
     assert low.tolist() == high.tolist() == [1.0, 3.0]
 
 
 def test_a_column_without_values_stays_without_values():
-    mean, low, high = mean_intervals(np.full((5, 1), np.nan))
+    mean, low, high = bootstrap_means(np.full((5, 1), np.nan))
     assert np.isnan([mean, low, high]).all()
 
 

@@ -1,4 +1,4 @@
-"""What a Tune trial is asked to do: its kind, configuration, storage, place in a search, and the driver's folder."""
+"""What a Tune trial is asked to do: its kind, resolved point, place in a search, and the driver's folder."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import RunConfig
-from orchestrator.config.search_space import sampled
-from orchestrator.store.filesystem import Storage
+from orchestrator.finetune.finetune_stage import sampled_point
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import digest
 
 
@@ -27,9 +27,10 @@ class Entry:
     """What a Tune trial is asked to do, read back from its configuration."""
 
     kind: str
-    run: RunConfig
-    storage: Storage
+    resolved: ResolvedPoint
+    """With the sample's values set."""
     point: str
+    """Digest of the searched point's own trial; empty outside a search."""
     number: int
     values: dict[str, Any]
 
@@ -39,8 +40,8 @@ class Entry:
         if self.kind == "baseline":
             return "base model"
         if not self.point:
-            return describe(self.run)
-        return f"sample {self.number} of point {self.point[:6]} {describe(self.run)}"
+            return describe(self.resolved.run)
+        return f"sample {self.number} of point {self.point[:6]} {describe(self.resolved.run)}"
 
 
 def read_entry(config: Mapping[str, Any]) -> Entry:
@@ -48,8 +49,8 @@ def read_entry(config: Mapping[str, Any]) -> Entry:
     entry = json.loads(config["entry"])
     chosen = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
     values = {**entry["values"], **chosen}
-    run = sampled(RunConfig.model_validate(entry["run"]), values)
-    return Entry(entry["kind"], run, Storage(entry["storage"]), entry["point"], entry["number"], values)
+    resolved = sampled_point(ResolvedPoint.from_json(entry["resolved"]), values)
+    return Entry(entry["kind"], resolved, entry["point"], entry["number"], values)
 
 
 def enter_folder(config: Mapping[str, Any]) -> None:

@@ -12,22 +12,21 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator import interrupt
-from orchestrator.config import HowConfig, RunConfig, SearchAxis
+from orchestrator.config import HowConfig, SearchAxis
 from orchestrator.config.search_space import bounds
 from orchestrator.errors import DivergedError, ResourceError, VtsweepError
-from orchestrator.finetune.finetune_stage import baseline_stage, trial_stage
 from orchestrator.finetune.ray.entry import Entry, enter_folder, read_entry
 from orchestrator.finetune.ray.processes import train_together
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, State
 from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage, canonical_json
 
 
@@ -45,26 +44,25 @@ class Room:
 class Experiment:
     """How the trials of one study are placed, and the search they belong to, if any."""
 
-    storage: Storage
     how: HowConfig
     room: Room
     quiet: bool
     search: dict[str, SearchAxis] = field(default_factory=dict)
     folder: SearchFolder | None = None
 
-    def run_points(self, runs: Sequence[RunConfig]) -> dict[str, str]:
+    def run_points(self, points: Sequence[ResolvedPoint]) -> dict[str, str]:
         """Run every point's trial; returns what failed: trial -> the last line of what went wrong."""
-        entries = [self._entry("baseline", run) for run in self._baselines(runs)]
-        entries += [self._entry("trial", run) for run in runs]
+        entries = [self._entry("baseline", point) for point in self._baselines(points)]
+        entries += [self._entry("trial", point) for point in points]
         return self._fit({"entry": entries}, len(entries), None)
 
     def run_samples(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
         """Run samples that have no record yet, on values drawn beforehand; returns what failed."""
-        entries = [self._entry("baseline", run) for run in self._baselines([s.base for s in samples])]
+        entries = [self._entry("baseline", point) for point in self._baselines([s.base for s in samples])]
         entries += [self._entry("trial", s.base, s.point, s.number, s.values) for s in samples]
         scheduler = None
-        if any(s.base.finetune.prune for s in samples):
-            scheduler = PointASHA(max(s.base.finetune.n_steps for s in samples))
+        if any(s.base.run.finetune.prune for s in samples):
+            scheduler = PointASHA(max(s.base.run.finetune.n_steps for s in samples))
             for record in known.values():
                 scheduler.replay(record.point, record.number, record.rungs)
         return self._fit({"entry": entries}, len(entries), scheduler)
@@ -73,18 +71,18 @@ class Experiment:
         """Run the samples of one point that are left, on values that Optuna chooses from what is known."""
         from ray.tune.search.optuna import OptunaSearch
 
-        run, earlier = samples[0].base, sorted(known.values(), key=lambda r: r.number)
+        base, earlier = samples[0].base, sorted(known.values(), key=lambda r: r.number)
         told: dict[str, Any] = {}
         if earlier:
             told["points_to_evaluate"] = [{f"search/{k}": v for k, v in r.values.items()} for r in earlier]
             told["evaluated_rewards"] = [r.score for r in earlier]
         # Another seed once something is known: the same one would choose the first samples' values again.
-        algorithm = OptunaSearch(metric="score", mode="max", seed=run.finetune.seed + 7919 * len(earlier), **told)
-        scheduler = PointASHA(run.finetune.n_steps) if run.finetune.prune else None
+        algorithm = OptunaSearch(metric="score", mode="max", seed=base.run.finetune.seed + 7919 * len(earlier), **told)
+        scheduler = PointASHA(base.run.finetune.n_steps) if base.run.finetune.prune else None
         if scheduler:
             for record in earlier:
                 scheduler.replay(record.point, record.number, record.rungs)
-        space = {"entry": self._entry("trial", run, samples[0].point)}
+        space = {"entry": self._entry("trial", base, samples[0].point)}
         space |= {f"search/{key}": tune_domain(axis) for key, axis in self.search.items()}
         return self._fit(space, len(samples), scheduler, algorithm, [s.number for s in samples])
 
@@ -138,23 +136,21 @@ class Experiment:
             interrupt.check()
         return dict(watcher.failures)
 
-    def _baselines(self, runs: Sequence[RunConfig]) -> list[RunConfig]:
-        """One run for each base model to be measured, before the trials, while others of them already train.
+    def _baselines(self, points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:
+        """One point for each base model to be measured, before the trials, while others of them already train.
 
         None where a trial has several processes: its Tune trial holds no GPU, so the first trial measures.
         """
         if self.how.processes_per_trial > 1:
             return []
-        found = {baseline_stage(run, self.storage).digest: run for run in reversed(runs)}
-        return list(reversed(found.values()))
+        return distinct(points, "baseline")
 
     def _entry(
-        self, kind: str, run: RunConfig, point: str = "", number: int = -1, values: Mapping[str, Any] | None = None
+        self, kind: str, base: ResolvedPoint, point: str = "", number: int = -1, values: Mapping[str, Any] | None = None
     ) -> str:
-        how = run.how.model_copy(update={"torch_threads": self.room.threads, "gpus_per_trial": self.room.gpus})
-        uri = self.storage.path("") if self.storage.is_local else self.storage.uri
-        settled = run.model_copy(update={"how": how}).model_dump(mode="json")
-        made = {"kind": kind, "run": settled, "storage": uri, "folder": str(Path.cwd())}
+        how = base.run.how.model_copy(update={"torch_threads": self.room.threads, "gpus_per_trial": self.room.gpus})
+        placed = replace(base, run=base.run.model_copy(update={"how": how}))
+        made = {"kind": kind, "resolved": placed.as_json(), "folder": str(Path.cwd())}
         return canonical_json({**made, "point": point, "number": number, "values": dict(values or {})})
 
 
@@ -184,7 +180,7 @@ def tune_trial(config: dict[str, Any]) -> None:
 
     enter_folder(config)
     entry = read_entry(config)
-    run, storage = entry.run, entry.storage
+    point, run = entry.resolved, entry.resolved.run
     reached = set(rung_steps(run.finetune.n_steps)) if run.finetune.prune else set()
     last_loss = math.inf
 
@@ -197,12 +193,12 @@ def tune_trial(config: dict[str, Any]) -> None:
     end: dict[str, Any] = {"step": run.finetune.n_steps}
     try:
         if entry.kind == "baseline":
-            stage = run_baseline(run, storage)
-        elif run.how.processes_per_trial > 1 and not (stage := trial_stage(run, storage)).is_done():
+            stage = run_baseline(point)
+        elif run.how.processes_per_trial > 1 and not (stage := point.stages["finetune"]).is_done():
             with tempfile.TemporaryDirectory(prefix="vtsweep-train-", ignore_cleanup_errors=True) as own:
                 train_together(dict(config), stage.digest, own, run.how)
         else:
-            stage = run_trial(run, storage, report)
+            stage = run_trial(point, report)
         tune.report({**end, "loss": last_loss, "score": score(stage), "end": "done"})
     except VtsweepError as error:
         how = "diverged" if isinstance(error, DivergedError) else "failed"

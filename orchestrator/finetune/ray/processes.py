@@ -13,7 +13,7 @@ def train_together(config: dict[str, Any], name: str, folder: str, how: HowConfi
     """Run a Tune trial's `config` (`entry.read_entry`) on `how.processes_per_trial` processes.
 
     Raises:
-        StageError: what the processes say the user has to mend; anything else is Ray's error, and may be retried.
+        StageError: a mistake of the user that a process names; anything else is Ray's error, and may be retried.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
@@ -48,5 +48,4 @@ def _one_process(config: dict[str, Any]) -> None:
     enter_folder(config)
     if torch.cuda.is_available():
         torch.cuda.set_device(train.torch.get_device())
-    entry = read_entry(config)
-    run_trial(entry.run, entry.storage)
+    run_trial(read_entry(config).resolved)

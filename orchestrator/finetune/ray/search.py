@@ -15,11 +15,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from orchestrator.config import RunConfig, SearchAxis
-from orchestrator.config.search_space import draw, sampled
+from orchestrator.config import SearchAxis
+from orchestrator.config.search_space import draw
 from orchestrator.errors import StageError
-from orchestrator.finetune.finetune_stage import trial_stage
+from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import digest
 
 State = Literal["done", "pruned", "diverged"]
@@ -48,27 +49,27 @@ class Sample:
 
     point: str
     number: int
-    base: RunConfig
+    base: ResolvedPoint
     values: Mapping[str, Any] | None
 
     @property
-    def run(self) -> RunConfig:
-        """The trial's configuration."""
-        return sampled(self.base, self.values or {})
+    def resolved(self) -> ResolvedPoint:
+        """The trial, with the sample's values set."""
+        return sampled_point(self.base, self.values or {})
 
 
-def draw_samples(runs: Sequence[RunConfig], search: Mapping[str, SearchAxis], storage: Storage) -> list[Sample]:
+def draw_samples(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis]) -> list[Sample]:
     """`finetune.search_trials` samples a point, the same on every machine and backend.
 
     Each point has a generator of its own, seeded by what the point is: samples do not depend on the other points.
     """
     samples = []
-    for run in runs:
-        point = trial_stage(run, storage).digest
-        rng = np.random.default_rng(int(point, 16))
-        for number in range(run.finetune.search_trials):
+    for point in points:
+        name = point.stages["finetune"].digest
+        rng = np.random.default_rng(int(name, 16))
+        for number in range(point.run.finetune.search_trials):
             values = {key: draw(search[key], rng) for key in sorted(search)}
-            samples.append(Sample(point, number, run, values))
+            samples.append(Sample(name, number, point, values))
     return samples
 
 
@@ -108,18 +109,15 @@ class SearchFolder:
 
 
 def check_samples(
-    samples: Sequence[Sample],
-    records: Mapping[tuple[str, int], SampleRecord],
-    failures: Mapping[str, str],
-    storage: Storage,
-) -> list[RunConfig]:
+    samples: Sequence[Sample], records: Mapping[tuple[str, int], SampleRecord], failures: Mapping[str, str]
+) -> list[ResolvedPoint]:
     """The trials of a search that ran to their ends, once every sample is accounted for.
 
     Raises:
         StageError: a sample failed or has no result, or no sample of a point ran to its end.
     """
     problems = dict(failures)
-    done: dict[str, list[RunConfig]] = {sample.point: [] for sample in samples}
+    done: dict[str, list[ResolvedPoint]] = {sample.point: [] for sample in samples}
     for sample in samples:
         name = f"sample {sample.number} of point {sample.point[:6]}"
         record = records.get((sample.point, sample.number))
@@ -127,19 +125,19 @@ def check_samples(
             if not any(key.startswith(name) for key in problems):
                 problems[name] = "it ended without a result"
             continue
-        run = sampled(sample.base, record.values)
         if record.state == "done":
-            if trial_stage(run, storage).is_done():
-                done[sample.point].append(run)
+            trial = sampled_point(sample.base, record.values)
+            if trial.stages["finetune"].is_done():
+                done[sample.point].append(trial)
             else:
                 problems[name] = "its record says that it is done, and its trial is not"
     if problems:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
         raise StageError(f"search: {len(problems)} of {len(samples)} samples failed; the others are kept:\n{lines}")
-    for point, runs in done.items():
-        if not runs:
+    for point, trials in done.items():
+        if not trials:
             raise StageError(
                 f"search: every sample of point {point[:6]} diverged or was stopped; none has a result. Narrow the "
                 "space, for example to lower learning rates"
             )
-    return [run for runs in done.values() for run in runs]
+    return [trial for trials in done.values() for trial in trials]

@@ -14,96 +14,85 @@ from typing import Any
 
 from orchestrator.cluster.placement import Node, Pool, n_places
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
-from orchestrator.config.search_space import sampled
 from orchestrator.errors import ConfigError, DivergedError, StageError, VtsweepError
-from orchestrator.finetune.finetune_stage import trial_stage
+from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray.entry import describe
 from orchestrator.finetune.ray.experiment import Experiment, Room, score
 from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, check_samples, draw_samples
 from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
 
 
 def run_trials(
-    runs: Sequence[RunConfig],
-    storage: Storage,
-    *,
-    search: Mapping[str, SearchAxis] | None = None,
-    quiet: bool = False,
-) -> list[RunConfig]:
-    """Run every trial that is not done; returns the trials' configurations, those of a search's samples included.
+    points: Sequence[ResolvedPoint], *, search: Mapping[str, SearchAxis] | None = None, quiet: bool = False
+) -> list[ResolvedPoint]:
+    """Run every trial that is not done; returns the trials, those of a search's samples included.
 
     Args:
-        runs: one configuration a point.
         search: dotted key -> space; `finetune.search_trials` samples of it are tried at each point.
 
     Raises:
         ResourceError: the cluster could never hold one trial.
         StageError: a trial failed; those that finished are kept, and the same call resumes the rest.
     """
-    searched = bool(search) and any(run.finetune.search_trials for run in runs)
-    if not searched and all(trial_stage(run, storage).is_done() for run in runs):
-        return list(runs)
-    if runs[0].how.backend == "local":
-        return _run_local(runs, storage, search or {}, quiet)
-    return _run_ray(runs, storage, search if searched and search else {}, quiet)
+    space = search if search and any(point.run.finetune.search_trials for point in points) else {}
+    if not space and not _unfinished(points):
+        return list(points)
+    if points[0].run.how.backend == "ray":
+        return _run_ray(points, space, quiet)
+    return _search_local(points, space, quiet) if space else _run_local(points, quiet)
 
 
-def _run_local(
-    runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
-) -> list[RunConfig]:
-    if search:
-        return _search_local(runs, storage, search, quiet)
+def _run_local(points: Sequence[ResolvedPoint], quiet: bool) -> list[ResolvedPoint]:
     failures: dict[str, str] = {}
-    with Progress("finetune", total=len(runs), unit="trials", quiet=quiet) as progress:
-        for run in runs:
+    with Progress("finetune", total=len(points), unit="trials", quiet=quiet) as progress:
+        for point in points:
             try:
-                run_trial(run, storage)
+                run_trial(point)
             except VtsweepError as error:
-                failures[describe(run)] = str(error)
-            progress.advance(note=describe(run))
-    _raise_failures(failures, len(runs))
-    return list(runs)
+                failures[describe(point.run)] = str(error)
+            progress.advance(note=describe(point.run))
+    _raise_failures(failures, len(points))
+    return list(points)
 
 
 def _search_local(
-    runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
-) -> list[RunConfig]:
-    samples = draw_samples(runs, search, storage)
-    folder = search_folder(samples, search, "random", storage)
+    points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool
+) -> list[ResolvedPoint]:
+    samples = draw_samples(points, search)
+    folder = search_folder(samples, search, "random")
     known, failures = folder.read(), {}
     with Progress("finetune", total=len(samples), unit="trials", quiet=quiet) as progress:
-        for sample in unfinished_samples(samples, known, storage):
+        for sample in unfinished_samples(samples, known):
+            trial = sample.resolved
             made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": dict(sample.values or {})}
             try:
-                stage = run_trial(sample.run, storage)
+                stage = run_trial(trial)
                 folder.write(SampleRecord(**made, rungs=[], state="done", score=score(stage)))
             except DivergedError:
                 folder.write(SampleRecord(**made, rungs=[], state="diverged", score=0.0))
             except VtsweepError as error:
-                failures[f"sample {sample.number} of point {sample.point[:6]} {describe(sample.run)}"] = str(error)
-            progress.advance(note=describe(sample.run))
-    return check_samples(samples, folder.read(), failures, storage)
+                failures[f"sample {sample.number} of point {sample.point[:6]} {describe(trial.run)}"] = str(error)
+            progress.advance(note=describe(trial.run))
+    return check_samples(samples, folder.read(), failures)
 
 
-def search_folder(
-    samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str, storage: Storage
-) -> SearchFolder:
+def search_folder(samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str) -> SearchFolder:
     """Where the samples' records lie."""
+    storage = samples[0].base.storage
     return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
 
 
-def unfinished_samples(
-    samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord], storage: Storage
-) -> list[Sample]:
+def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
     """Samples without a record, and those whose record speaks of a trial that is not there."""
 
     def settled(sample: Sample) -> bool:
         record = known.get((sample.point, sample.number))
         if record is None or (sample.values is not None and record.values != dict(sample.values)):
             return False
-        return record.state != "done" or trial_stage(sampled(sample.base, record.values), storage).is_done()
+        trial = sampled_point(sample.base, record.values).stages["finetune"]
+        return record.state != "done" or trial.is_done()
 
     return [sample for sample in samples if not settled(sample)]
 
@@ -133,51 +122,48 @@ def trial_pool(
     return room, Pool("fine-tuning trials", room.n_trials * how.processes_per_trial, room.cpus, room.gpus)
 
 
-def _run_ray(
-    runs: Sequence[RunConfig], storage: Storage, search: Mapping[str, SearchAxis], quiet: bool
-) -> list[RunConfig]:
+def _run_ray(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool) -> list[ResolvedPoint]:
     from orchestrator.cluster.placement import n_cores
     from orchestrator.cluster.session import session
 
-    how = runs[0].how
+    how, storage, runs = points[0].run.how, points[0].storage, [point.run for point in points]
     algorithm = how_searched(runs) if search else ""
     with session(how, storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
         room, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])
         if search:
-            return _search_on_ray(runs, Experiment(storage, how, room, quiet, dict(search)), algorithm)
-        left = _unfinished(runs, storage)
-        failures = Experiment(storage, how, room, quiet).run_points(left)
-        for run in _unfinished(runs, storage):
-            failures.setdefault(describe(run), "it ended without a result")
+            return _search_on_ray(points, Experiment(how, room, quiet, dict(search)), algorithm)
+        left = _unfinished(points)
+        failures = Experiment(how, room, quiet).run_points(left)
+        for point in _unfinished(points):
+            failures.setdefault(describe(point.run), "it ended without a result")
         _raise_failures(failures, len(left))
-        return list(runs)
+        return list(points)
 
 
-def _search_on_ray(runs: Sequence[RunConfig], experiment: Experiment, algorithm: str) -> list[RunConfig]:
-    storage = experiment.storage
-    samples = draw_samples(runs, experiment.search, storage)
+def _search_on_ray(points: Sequence[ResolvedPoint], experiment: Experiment, algorithm: str) -> list[ResolvedPoint]:
+    samples = draw_samples(points, experiment.search)
     if algorithm != "optuna":
-        folder = search_folder(samples, experiment.search, algorithm, storage)
+        folder = search_folder(samples, experiment.search, algorithm)
         known = folder.read()
-        left = unfinished_samples(samples, known, storage)
+        left = unfinished_samples(samples, known)
         failures = replace(experiment, folder=folder).run_samples(left, known) if left else {}
-        return check_samples(samples, folder.read(), failures, storage)
-    done: list[RunConfig] = []
+        return check_samples(samples, folder.read(), failures)
+    done: list[ResolvedPoint] = []
     for point in dict.fromkeys(sample.point for sample in samples):  # an algorithm that learns gets a point at a time
         asked = [replace(sample, values=None) for sample in samples if sample.point == point]
-        folder = search_folder(asked, experiment.search, algorithm, storage)
+        folder = search_folder(asked, experiment.search, algorithm)
         known = folder.read()
-        left = unfinished_samples(asked, known, storage)
+        left = unfinished_samples(asked, known)
         kept = {key: record for key, record in known.items() if key[1] not in {s.number for s in left}}
         failures = replace(experiment, folder=folder).run_optuna(left, kept) if left else {}
-        done += check_samples(asked, folder.read(), failures, storage)
+        done += check_samples(asked, folder.read(), failures)
     return done
 
 
-def _unfinished(runs: Sequence[RunConfig], storage: Storage) -> list[RunConfig]:
-    return [run for run in runs if not trial_stage(run, storage).is_done()]
+def _unfinished(points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:
+    return [point for point in points if not point.stages["finetune"].is_done()]
 
 
 def how_searched(runs: Sequence[RunConfig]) -> str:

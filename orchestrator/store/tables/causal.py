@@ -17,6 +17,15 @@ from orchestrator.store.tables.columns import (
     Table,
 )
 
+_BY_FAMILY = {
+    "family": Column(STRING, "question family"),
+    "tier": Column(STRING, "low or high"),
+    "accuracy": Column(FLOAT, "share of right answers"),
+    "ci_low": LOW,
+    "ci_high": HIGH,
+}
+"""Accuracy of a family and tier."""
+
 CAUSAL_TABLES: dict[str, Table] = {
     "deletion": Table(
         {
@@ -26,11 +35,7 @@ CAUSAL_TABLES: dict[str, Table] = {
             "seed": Column(INT, "seed of random deletion; -1 for methods that draw nothing"),
             "deleted_share": Column(FLOAT, "share of visual tokens asked to be deleted"),
             "kept_tokens": Column(FLOAT, "mean number of visual tokens kept"),
-            "family": Column(STRING, "question family"),
-            "tier": Column(STRING, "low or high"),
-            "accuracy": Column(FLOAT, "share of right answers"),
-            "ci_low": LOW,
-            "ci_high": HIGH,
+            **_BY_FAMILY,
             "score": Column(FLOAT, "mean score by the questions' rule; the accuracy where there is no soft rule"),
             "yes_share": Column(FLOAT, "share of answers that are yes, where they are judged as yes or no; else null"),
             "f1": Column(FLOAT, "F1 of yes, as `yes_share`"),
@@ -147,11 +152,7 @@ CAUSAL_TABLES: dict[str, Table] = {
             "checkpoint": CHECKPOINT,
             "first_layer": Column(INT, "first decoder layer of the window, from 0"),
             "last_layer": Column(INT, "last decoder layer of the window, inclusive; -1 with first 0 for no knock-out"),
-            "family": Column(STRING, "question family"),
-            "tier": Column(STRING, "low or high"),
-            "accuracy": Column(FLOAT, "share of right answers"),
-            "ci_low": LOW,
-            "ci_high": HIGH,
+            **_BY_FAMILY,
             "score": Column(FLOAT, "mean score by the questions' rule; the accuracy where there is no soft rule"),
             "yes_share": Column(FLOAT, "share of answers that are yes, where they are judged as yes or no; else null"),
             "f1": Column(FLOAT, "F1 of yes, as `yes_share`"),

@@ -229,7 +229,7 @@ TABLES: dict[str, Table] = {
             "grad_norm": Column(FLOAT, "norm of all gradients before clipping"),
             "rate": Column(FLOAT, "share of the peak learning rates that the schedule allowed"),
             "n_answer_tokens": Column(INT, "answer tokens of the step"),
-            "n_tokens": Column(INT, "sequence positions computed, padding included"),
+            "n_tokens": Column(INT, "sequence positions of the step's examples, padding left out"),
             "seconds": Column(FLOAT, "time of the step, its examples prepared, s"),
         },
         ("step",),

@@ -1,0 +1,105 @@
+"""From a validated point to a `ResolvedPoint`: the only place where models and data are identified and stages named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from orchestrator.ablate.questions import identify_images
+from orchestrator.ablate.selectors.registry import ENTRY_POINT_GROUP as SELECTORS
+from orchestrator.cluster.session import has_gpu
+from orchestrator.compression.registry import ENTRY_POINT_GROUP as METRICS
+from orchestrator.config import ModelConfig, RunConfig, StageName
+from orchestrator.config.section import Section
+from orchestrator.config.sweep import Point, Sweep
+from orchestrator.data.sample import Source
+from orchestrator.data.source import make_source
+from orchestrator.finetune.finetune_stage import held_out_identity
+from orchestrator.models.catalogue import fingerprint
+from orchestrator.models.hub import pinned
+from orchestrator.plugins import registered_by
+from orchestrator.probes.user import ENTRY_POINT_GROUP as SOLVERS
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.resolved_point import ResolvedPoint
+from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
+
+Found = TypeVar("Found")
+PLUGINS = {"metrics": METRICS, "solvers": SOLVERS, "selectors": SELECTORS}
+"""Kind of plug-in -> entry-point group, for those that a stage's digest names."""
+
+
+class Resolver:
+    """Resolves the points of one study; what several of them share is looked up once."""
+
+    def __init__(self, storage: Storage, stages: Sequence[StageName]) -> None:
+        self.storage = Storage(storage.locate(""))
+        self.stages = with_inputs(stages)
+        self._model = _once(_model)
+        self._source = _once(_source)
+        self._has_gpu = _once(has_gpu)
+
+    def point(self, point: Point) -> ResolvedPoint:
+        """What the point means here. Opens its data and reads its weights; starts nothing.
+
+        Raises:
+            VtsweepError: model or data are not at hand, or a stage cannot be done with these settings.
+        """
+        run, dtype = point.run, point.run.model.dtype
+        held_out = held_out_identity(run) if "finetune" in self.stages else None
+        if dtype == "auto":
+            dtype = "bfloat16" if self._has_gpu(run.how) else "float32"
+        model, identity = self._model(run.model)
+        model = model.model_copy(update={"dtype": dtype})
+        source, data = self._source(run.data)
+        run = run.model_copy(update={"model": model})
+        resolved = ResolvedPoint(
+            run,
+            self.storage,
+            {**identity, "dtype": dtype},
+            data,
+            held_out=held_out,
+            ablated=identify_images(run) if "ablate" in self.stages else None,
+            n_images=len(source),
+            attribute_kinds=dict(source.attribute_kinds),
+            packages={kind: registered_by(group) for kind, group in PLUGINS.items()},
+            label=point.label,
+            axes=dict(point.axes),
+        )
+        for name in self.stages:
+            resolved = resolved.with_stages(*STAGE_KINDS[name].name_stages(resolved))
+        return resolved
+
+
+def resolve(sweep: Sweep, stages: Sequence[StageName]) -> list[ResolvedPoint]:
+    """Every point of a study, resolved for `stages` and what they read. Raises as `Resolver.point`."""
+    resolver = Resolver(Storage(sweep.study.storage), stages)
+    return [resolver.point(point) for point in sweep.points]
+
+
+def resolve_run(run: RunConfig, storage: Storage, *stages: StageName) -> ResolvedPoint:
+    """One configuration by itself, resolved for `stages` and what they read."""
+    return Resolver(storage, stages).point(Point(run, {}))
+
+
+def _once(look_up: Callable[[Any], Found]) -> Callable[[Any], Found]:
+    """`look_up` of a section of settings, called once for equal sections."""
+    known: dict[str, Found] = {}
+
+    def found(section: Section) -> Found:
+        key = section.model_dump_json()
+        if key not in known:
+            known[key] = look_up(section)
+        return known[key]
+
+    return found
+
+
+def _model(config: ModelConfig) -> tuple[ModelConfig, dict[str, str]]:
+    """The model at a commit of its repository, and what identifies it."""
+    settled = pinned(config)
+    return settled, fingerprint(settled)
+
+
+def _source(config: Any) -> tuple[Source, dict[str, Any]]:
+    source = make_source(config)
+    return source, source.fingerprint()

@@ -21,7 +21,6 @@ from orchestrator.models.random_models import random_adapter, random_example
 
 NAMES = ("reference-joint", "reference-cross")
 NOT_OF_A_PROCESSOR = ("groups", "vision_grid", "n_encoder_rows")
-from orchestrator.study.resolve import resolve
 
 
 def rule(method: str, share: float, layer: int = 0, tier: str = "low", family: str = "all") -> PolicyRule:

@@ -18,6 +18,7 @@ from orchestrator.errors import ConfigError, ModelError
 from orchestrator.models.export import export_model, merge_lora
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.random_models import random_adapter, random_example
+from orchestrator.study.resolve import resolve
 
 NAMES = ("reference-joint", "reference-cross")
 NOT_OF_A_PROCESSOR = ("groups", "vision_grid", "n_encoder_rows")

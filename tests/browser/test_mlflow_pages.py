@@ -146,6 +146,7 @@ def test_one_click_from_the_studies_page_to_compression_against_accuracy(server,
 
     with landing_server(storage, 0, links) as address:
         page = watched(address).page
+        page.set_viewport_size({"width": 1600, "height": 1400})  # charts below the fold are not drawn
         page.get_by_role("link", name="Report").click()
         page.wait_for_url("**/report/invented/report.html")
         page.go_back()

@@ -20,11 +20,12 @@ from orchestrator.errors import VtsweepError
 from orchestrator.finetune.sweep_summary import contrasts, effect_of_ratio, outcome_by_seed
 from orchestrator.stats.intervals import student_interval
 from orchestrator.stats.pareto import pareto_front
+from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import Study
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "results"
-SWEEPS = ("published_ratio", "published_novelty", "published_images", "published_ablation")
+SWEEPS = ("published_ratio", "published_novelty", "published_claims")
 MODELS = ("reference-joint", "reference-cross")
 FAMILIES = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation", "point")
 PRIMARY = ("drift/vision/late", "delta/vision/stable_rank_centred/middle", "accuracy/high")
@@ -60,6 +61,69 @@ def collect(storage: str) -> None:
         table = whole_seeds(trials).select(kept).sort("model", "complexity_ratio", "novelty_ratio", "seed")
         table.write_parquet(FOLDER / f"{name.removeprefix('published-')}_trials.parquet", compression="zstd")
         print(f"{name}: {table.height} of {trials.height} trials, those of seeds finished everywhere")
+
+
+LAYER_METRICS = ("gini", "mean_cosine", "stable_rank_centred")
+"""Headline metrics drawn by layer: one of each kind."""
+
+
+def collect_claims(storage: str) -> None:
+    """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
+    verdicts, layers, relations = [], [], []
+    for name in ("published-claims", "published-ratio"):
+        try:
+            study = Study.load(f"{storage}/studies/{name}")
+            text = Storage(f"{storage}/studies/{name}/report").read("tables/hypotheses.csv")
+        except (VtsweepError, FileNotFoundError) as error:
+            print(f"{name}: {error}")
+            continue
+        found = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
+        verdicts.append(found.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
+        if name == "published-claims":
+            vision = (pl.col("group") == "vision") & (pl.col("tap") == "decoder")
+            measured = study.table("layer_metrics").filter(vision)
+            layers.append(
+                measured.group_by("model", "layer")
+                .agg(
+                    pl.len().alias("n"),
+                    *(pl.col(c).mean() for c in LAYER_METRICS),
+                    *(pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS),
+                )
+                .sort("model", "layer")
+                .collect()
+            )
+            wanted = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
+            relations.append(study.table("correlations").filter(vision & wanted).collect())
+    for name, frames in (("claims", verdicts), ("layers", layers), ("relations", relations)):
+        if frames:
+            pl.concat(frames, how="diagonal").write_parquet(FOLDER / f"{name}.parquet", compression="zstd")
+
+
+def claims_numbers(folder: Path) -> list[dict[str, Any]]:
+    """Verdicts by claim, in the order of the rules."""
+    table = pl.read_parquet(folder / "claims.parquet")
+    names = table["hypothesis"].unique(maintain_order=True).to_list()
+    return [
+        {
+            "name": n,
+            **table.filter(pl.col("hypothesis") == n).row(0, named=True),
+            "rows": table.filter(pl.col("hypothesis") == n).to_dicts(),
+        }
+        for n in names
+    ]
+
+
+def relation_numbers(folder: Path) -> list[dict[str, Any]]:
+    """Conditional rank correlations of the designed factors with each headline metric, at half of the depth."""
+    table = pl.read_parquet(folder / "relations.parquet")
+    rows = []
+    for model in MODELS:
+        own = of_model(table, model)
+        middle = int(own["layer"].max()) // 2  # type: ignore[arg-type]
+        for metric in LAYER_METRICS:
+            at = own.filter((pl.col("layer") == middle) & (pl.col("metric") == metric))
+            rows += at.sort("attribute", "statistic").to_dicts()
+    return rows
 
 
 def of_model(trials: pl.DataFrame, model: str) -> pl.DataFrame:
@@ -200,6 +264,30 @@ def draw_states(trials: pl.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
+def draw_layers(layers: pl.DataFrame, file: Path) -> None:
+    """Compression of visual tokens by decoder layer: mean over images, band of one standard deviation."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from orchestrator.report.style import SERIES_COLOURS
+
+    figure, axes = plt.subplots(1, len(LAYER_METRICS), figsize=(11, 3.3))
+    for axis, metric in zip(axes, LAYER_METRICS, strict=True):
+        for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
+            own = of_model(layers, model)
+            axis.plot(own["layer"], own[metric], color=colour, lw=2, label=model)
+            spread = own[f"{metric}_sd"]
+            axis.fill_between(own["layer"], own[metric] - spread, own[metric] + spread, color=colour, alpha=0.15, lw=0)
+        axis.set(xlabel="decoder layer (0 = input)", title=metric.replace("_", " "))
+        axis.grid(alpha=0.25)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    plt.close(figure)
+
+
 def draw_headline(trials: pl.DataFrame, file: Path) -> None:
     """Counting over the ratio beside what happens to the representation, for the first screen."""
     import matplotlib as mpl
@@ -251,6 +339,7 @@ FIGURES: dict[str, tuple[str, Callable[[pl.DataFrame, Path], None]]] = {
     "headline.png": ("ratio_trials.parquet", draw_headline),
     "ratio_accuracy.png": ("ratio_trials.parquet", draw_ratio),
     "ratio_states.png": ("ratio_trials.parquet", draw_states),
+    "layers.png": ("layers.parquet", draw_layers),
 }
 """Figure -> the table it is drawn from, and what draws it."""
 
@@ -260,6 +349,9 @@ def numbers(folder: Path = FOLDER) -> dict[str, Any]:
     return {
         "models": MODELS,
         "study": json.loads((folder / "study.json").read_text()),
+        "claims": claims_numbers(folder),
+        "relations": relation_numbers(folder),
+        "n_images": pl.read_parquet(folder / "layers.parquet")["n"].max(),
         "ratio": ratio_numbers(pl.read_parquet(folder / "ratio_trials.parquet")),
         "novelty": novelty_numbers(pl.read_parquet(novelty))
         if (novelty := folder / "novelty_trials.parquet").exists()
@@ -336,6 +428,7 @@ def main() -> None:
             vtsweep(["run", str(ROOT / "sweeps" / f"{sweep}.yaml"), f"storage={arguments.storage}"])
     if arguments.action in ("run", "collect"):
         collect(arguments.storage)
+        collect_claims(arguments.storage)
     write()
 
 

@@ -69,34 +69,31 @@ LAYER_METRICS = ("gini", "mean_cosine", "stable_rank_centred")
 
 def collect_claims(storage: str) -> None:
     """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
-    verdicts, layers, relations = [], [], []
+    verdicts = []
     for name in ("published-claims", "published-ratio"):
         try:
-            study = Study.load(f"{storage}/studies/{name}")
             text = Storage(f"{storage}/studies/{name}/report").read("tables/hypotheses.csv")
         except (VtsweepError, FileNotFoundError) as error:
             print(f"{name}: {error}")
             continue
         found = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
         verdicts.append(found.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
-        if name == "published-claims":
-            vision = (pl.col("group") == "vision") & (pl.col("tap") == "decoder")
-            measured = study.table("layer_metrics").filter(vision)
-            layers.append(
-                measured.group_by("model", "layer")
-                .agg(
-                    pl.len().alias("n"),
-                    *(pl.col(c).mean() for c in LAYER_METRICS),
-                    *(pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS),
-                )
-                .sort("model", "layer")
-                .collect()
-            )
-            wanted = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
-            relations.append(study.table("correlations").filter(vision & wanted).collect())
-    for name, frames in (("claims", verdicts), ("layers", layers), ("relations", relations)):
-        if frames:
-            pl.concat(frames, how="diagonal").write_parquet(FOLDER / f"{name}.parquet", compression="zstd")
+    if verdicts:
+        pl.concat(verdicts, how="diagonal_relaxed").write_parquet(FOLDER / "claims.parquet", compression="zstd")
+    try:
+        study = Study.load(f"{storage}/studies/published-claims")
+        vision = (pl.col("group") == "vision") & (pl.col("tap") == "decoder")
+        by_layer = study.table("layer_metrics").filter(vision).group_by("model", "layer")
+        means = [pl.col(c).mean() for c in LAYER_METRICS]
+        spreads = [pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS]
+        layers = by_layer.agg(pl.len().alias("n"), *means, *spreads).sort("model", "layer").collect()
+        wanted = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
+        relations = study.table("correlations").filter(vision & wanted).collect()
+    except VtsweepError as error:
+        print(f"published-claims: {error}")
+        return
+    layers.write_parquet(FOLDER / "layers.parquet", compression="zstd")
+    relations.write_parquet(FOLDER / "relations.parquet", compression="zstd")
 
 
 def claims_numbers(folder: Path) -> list[dict[str, Any]]:

@@ -113,7 +113,13 @@ def _guarded() -> Iterator[str]:
 
     Ray alone leaves its session's folder behind, and after kill -9 of a driver its agents for a minute.
     """
-    folder = tempfile.mkdtemp(prefix="vts-", dir=os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    try:
+        folder = tempfile.mkdtemp(prefix="vts-", dir=parent)
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_TMPDIR={parent}: expected a folder that can be written, found: {error.strerror}. Make or unset it."
+        ) from None
     command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), folder]
     quiet = subprocess.DEVNULL
     watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)

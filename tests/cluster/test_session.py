@@ -132,3 +132,9 @@ def _session_members(leader: int) -> list[int]:
         if int(fields[3]) == leader and fields[0] != "Z":
             members.append(int(stat.parent.name))
     return members
+
+
+def test_a_missing_folder_for_ray_is_named_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "nowhere"))
+    with pytest.raises(ResourceError, match=r"RAY_TMPDIR=.*nowhere"), session(HowConfig()):
+        raise AssertionError("started")

@@ -175,4 +175,4 @@ def test_a_way_to_choose_tokens_is_used_by_its_name(site: Path, tmp_path: Path) 
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr[-2000:]
-    assert found.stdout.splitlines()[-1] == "[64.0, 32.0]"
+    assert found.stdout.splitlines()[-1] == "[63.0, 32.0]", "the adapter leaves out the first of 64 visual tokens"

@@ -73,6 +73,10 @@ class SequenceAdapter(Adapter):
         """Return each image's vision tokens in sequence order as (row, column, tile)."""
         if "vision_grid" in batch:
             return [grid[grid[:, 0] >= 0] for grid in batch["vision_grid"]]
+        return self._vision_grid(batch)
+
+    def _vision_grid(self, batch: Batch) -> list[Int[Tensor, "V 3"]]:
+        """The same of a batch as it was prepared, with no token deleted yet."""
         return [grid[grid[:, 0] >= 0] for _, grid in self._rows(batch)]
 
     def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:

@@ -85,7 +85,7 @@ def _of_objects(point: PointResults) -> Answer | None:
     ]
     sentence = (
         f"{point.label}: that vision tokens are less compressed the more objects there are is {_joined(said)}; rank "
-        "correlation, positive where more objects go with more compression."
+        "correlation, positive where more objects go with less compression."
     )
     return Answer(sentence, tuple((f"{r['family']} metrics", str(r["holds"])) for r in rows), "compression")
 

@@ -46,6 +46,22 @@ def test_a_study_of_neither_is_answered_by_its_first_verdict() -> None:
     assert answers(study, []) == []
 
 
+def test_a_positive_correlation_is_said_to_be_with_less_compression_as_the_claim_has_it() -> None:
+    """The claim is "the more objects, the less compressed"; what supports it has a positive sign."""
+    row = {
+        "claim": "objects",
+        "family": "similarity",
+        "holds": "supported",
+        "effect": 0.86,
+        "ci_low": 0.8,
+        "ci_high": 0.9,
+    }
+    point = replace(fake_point(), findings=pl.DataFrame([row]), trials=None, sweep={})
+    sentence = answers(replace(fake_study(1), points=(point,)), [])[0].sentence
+    assert "supported by similarity metrics (0.86" in sentence
+    assert sentence.endswith("positive where more objects go with less compression.")
+
+
 def test_the_headline_draws_each_image_once_at_its_number_of_objects() -> None:
     point = replace(fake_point(), trials=None)
     (drawn,) = headline(replace(fake_study(1), points=(point,)))

@@ -47,11 +47,18 @@ def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
     return trials.filter(pl.col("seed").is_in(whole.implode()))
 
 
+def newest(storage: str, name: str) -> str:
+    """Folder of a study's newest version: a study run again with other settings is kept as ``NAME.v2`` and so on."""
+    studies = Storage(f"{storage}/studies")
+    versions = [name, *(f"{name}.v{k}" for k in range(2, 100))]
+    return f"{storage}/studies/" + next((v for v in reversed(versions) if studies.exists(f"{v}/study.json")), name)
+
+
 def collect(storage: str) -> None:
     """Copy what the page needs out of the finished studies in a storage folder; what was not run is left as it is."""
     for name in ("published-ratio", "published-novelty"):
         try:
-            trials = Study.load(f"{storage}/studies/{name}").table("trials").collect()
+            trials = Study.load(newest(storage, name)).table("trials").collect()
         except VtsweepError as error:
             print(f"{name}: {error}")
             continue
@@ -65,6 +72,8 @@ def collect(storage: str) -> None:
 
 LAYER_METRICS = ("gini", "mean_cosine", "stable_rank_centred")
 """Headline metrics drawn by layer: one of each kind."""
+FACTORS = ("n_objects", "size_mean", "size_spread", "n_colours", "n_shapes", "spatial_spread")
+"""Factors that the default design varies independently."""
 
 
 def collect_claims(storage: str) -> None:
@@ -72,7 +81,7 @@ def collect_claims(storage: str) -> None:
     verdicts = []
     for name in ("published-claims", "published-ratio"):
         try:
-            text = Storage(f"{storage}/studies/{name}/report").read("tables/hypotheses.csv")
+            text = Storage(f"{newest(storage, name)}/report").read("tables/hypotheses.csv")
         except (VtsweepError, FileNotFoundError) as error:
             print(f"{name}: {error}")
             continue
@@ -81,8 +90,8 @@ def collect_claims(storage: str) -> None:
     if verdicts:
         pl.concat(verdicts, how="diagonal_relaxed").write_parquet(FOLDER / "claims.parquet", compression="zstd")
     try:
-        study = Study.load(f"{storage}/studies/published-claims")
-        vision = (pl.col("group") == "vision") & (pl.col("tap") == "decoder")
+        study = Study.load(newest(storage, "published-claims"))
+        vision = (pl.col("group") == "vision") & pl.col("tap").is_in(("decoder", "cross_v"))
         by_layer = study.table("layer_metrics").filter(vision).group_by("model", "layer")
         means = [pl.col(c).mean() for c in LAYER_METRICS]
         spreads = [pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS]
@@ -111,15 +120,20 @@ def claims_numbers(folder: Path) -> list[dict[str, Any]]:
 
 
 def relation_numbers(folder: Path) -> list[dict[str, Any]]:
-    """Conditional rank correlations of the designed factors with each headline metric, at half of the depth."""
+    """Rank correlations of each headline metric with the designed factors at half of the depth.
+
+    With the number of objects the plain one, with the other factors the one that holds that number fixed.
+    """
     table = pl.read_parquet(folder / "relations.parquet")
+    count, plain = pl.col("attribute") == "n_objects", pl.col("statistic") == "spearman"
+    told = table.filter(pl.col("attribute").is_in(FACTORS) & (count == plain))
     rows = []
     for model in MODELS:
-        own = of_model(table, model)
-        middle = int(own["layer"].max()) // 2  # type: ignore[arg-type]
+        own = of_model(told, model)
+        layers = sorted(own["layer"].unique().to_list())
         for metric in LAYER_METRICS:
-            at = own.filter((pl.col("layer") == middle) & (pl.col("metric") == metric))
-            rows += at.sort("attribute", "statistic").to_dicts()
+            at = own.filter((pl.col("layer") == layers[len(layers) // 2]) & (pl.col("metric") == metric))
+            rows += at.sort(pl.col("attribute") != "n_objects", "attribute").to_dicts()
     return rows
 
 
@@ -274,7 +288,7 @@ def draw_layers(layers: pl.DataFrame, file: Path) -> None:
     for axis, metric in zip(axes, LAYER_METRICS, strict=True):
         for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
             own = of_model(layers, model)
-            axis.plot(own["layer"], own[metric], color=colour, lw=2, label=model)
+            axis.plot(own["layer"], own[metric], "o-", ms=4, color=colour, lw=2, label=model)
             spread = own[f"{metric}_sd"]
             axis.fill_between(own["layer"], own[metric] - spread, own[metric] + spread, color=colour, alpha=0.15, lw=0)
         axis.set(xlabel="decoder layer (0 = input)", title=metric.replace("_", " "))

@@ -1,6 +1,6 @@
 // Three charts in SVG: lines with intervals, heat map, scatter. Each can be read by pointer, by arrow keys and as a table.
 
-const MARGIN = { left: 62, right: 14, top: 38, bottom: 44 };
+const MARGIN = { left: 74, right: 14, top: 38, bottom: 44 };
 
 // A chart is never drawn wider than the page shows it: letters keep their size on a phone.
 const roomFor = (width) => Math.max(280, Math.min(width, document.documentElement.clientWidth - 56));

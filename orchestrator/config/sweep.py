@@ -65,8 +65,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        siblings = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"no sweep file {str(file)!r}.{did_you_mean(str(file), siblings)}") from error
+        siblings = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"no sweep file {str(file)!r}.{did_you_mean(path.name, siblings)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from error
     try:

@@ -60,7 +60,8 @@ class Prompted:
     @property
     def cache_bytes(self) -> int:
         """Keys and values that the cache holds now."""
-        return sum(part.nbytes for layer in self._layers for part in (layer.keys, layer.values))
+        parts = (part for layer in self._layers for part in (layer.keys, layer.values))
+        return sum(part.nbytes for part in parts if part is not None)  # without an image, cross-attention keeps nothing
 
     def step(self, token: Int[Tensor, " B"]) -> Tensor:
         """Add one token to each row; return the logits of the next one, (B, vocabulary)."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.session import default_object_store_gb, session
+from orchestrator.cluster.session import _guarded, default_object_store_gb, session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage
@@ -136,5 +136,5 @@ def _session_members(leader: int) -> list[int]:
 
 def test_a_missing_folder_for_ray_is_named_before_anything_starts(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "nowhere"))
-    with pytest.raises(ResourceError, match=r"RAY_TMPDIR=.*nowhere"), session(HowConfig()):
+    with pytest.raises(ResourceError, match=r"RAY_TMPDIR=.*nowhere"), _guarded():
         raise AssertionError("started")

@@ -368,7 +368,7 @@ def test_records_of_stages(fuzz: Fuzz, opened: tuple[Study, Stage], name: str) -
         file.write_bytes(data)
         verify_study(study)
         loaded = load_stage(study.storage, "capture", stage.digest)
-        assert loaded.open() == {"n_images": 12, "shard_size": 12, "dtype": "float32"}
+        assert loaded.open() == {"n_images": 12, "shard_size": 12}
         assert loaded.summary() == summary
         assert [record["extra"] for record in loaded.finished_shards().values()] == [{"n": 1}]
         assert loaded.scan("images").collect().equals(rows)

@@ -8,8 +8,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from orchestrator.config import HowConfig
-from orchestrator.probes.ray import run_probe_stage
 from orchestrator.store.filesystem import Storage
+from tests.points import run_probe_stage
 from tests.probes.test_probe_stage import make_capture, make_run
 
 pytestmark = pytest.mark.ray

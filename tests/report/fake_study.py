@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -248,7 +249,7 @@ def fake_rivals(rng: np.random.Generator) -> pl.DataFrame:
         for method, skill in (("all tokens", 0.9), ("random", 0.5), ("divprune", 0.8), ("fastv", 0.7)):
             for budget in (1.0,) if method == "all tokens" else (0.5, 0.125):
                 a = skill * (0.6 + 0.4 * budget) + rng.normal(0, 0.01)
-                row = dict.fromkeys(TABLES["rivals"].columns) | {
+                row: dict[str, Any] = dict.fromkeys(TABLES["rivals"].columns) | {
                     "method": method, "budget": budget, "tier": tier, "family": "all", "difficulty": "all",
                     "accuracy": a, "ci_low": a - 0.05, "ci_high": a + 0.05, "difference": a - 0.9, "n": 100,
                     "reason": "",
@@ -256,6 +257,9 @@ def fake_rivals(rng: np.random.Generator) -> pl.DataFrame:
                 if (method, budget) == ("fastv", 0.125):
                     row |= {"accuracy": None, "ci_low": None, "ci_high": None, "reason": "its average stays above 17 %"}
                 rows.append(row)
+                for difficulty, shift in (("hard", -0.2), ("easy", 0.1)):
+                    moved = {k: None if row[k] is None else row[k] + shift for k in ("accuracy", "ci_low", "ci_high")}
+                    rows.append({**row, **moved, "difficulty": difficulty})
     return check_table(pl.DataFrame(rows, infer_schema_length=None), "rivals")
 
 

@@ -20,9 +20,9 @@ from orchestrator.config.sweep import Sweep, make_sweep
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--attacks", type=int, default=7, help="seeded attacks on a whole study (with -m faults)")
+    parser.addoption("--attacks", type=int, default=4, help="seeded attacks on a whole study (with -m faults)")
     parser.addoption("--first-attack", type=int, default=0, help="seed of the first of them")
-    parser.addoption("--fuzz", type=int, default=40, help="altered inputs of each kind")
+    parser.addoption("--fuzz", type=int, default=25, help="altered inputs of each kind")
 
 
 # A machine that is busy makes an example slow, not wrong.

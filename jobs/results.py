@@ -239,6 +239,22 @@ def draw_ratio(trials: pl.DataFrame, file: Path) -> None:
     plt.close(figure)
 
 
+def draw_effect(
+    axis: Any, own: pl.DataFrame, column: str, scale: float = 1.0, *, style: str = "-", dots: bool = True, **look: Any
+) -> None:
+    """Draw one outcome by ratio: mean over seeds times ``scale``, its 95 % interval as a band, seeds as dots."""
+    effect = effect_of_ratio(outcome_by_seed(own, column)).table
+    place = {ratio: i for i, ratio in enumerate(effect["complexity_ratio"])}
+    low, high = (scale * effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
+    axis.plot(list(place.values()), scale * effect["mean"], style, lw=2, **look)
+    axis.fill_between(list(place.values()), low, high, color=look["color"], alpha=0.2, lw=0)
+    if dots:
+        x = [place[r] for r in own["complexity_ratio"]]
+        axis.scatter(x, scale * own[column], s=7, color=look["color"], alpha=0.5)
+    axis.set_xticks(list(place.values()), [f"{r:g}" for r in place])
+    axis.grid(alpha=0.25)
+
+
 def draw_states(trials: pl.DataFrame, file: Path) -> None:
     """What happens to the representation: drift of late vision states, and the change of the centred stable rank."""
     import matplotlib as mpl
@@ -254,21 +270,11 @@ def draw_states(trials: pl.DataFrame, file: Path) -> None:
         "accuracy/high": "share right, crowded scenes",
         "accuracy/low": "share right, simple scenes",
     }
-    ratios = sorted(trials["complexity_ratio"].unique().to_list())
-    place = {ratio: i for i, ratio in enumerate(ratios)}
     figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.4))
     for axis, (column, label) in zip(axes, panels.items(), strict=True):
         for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
-            own = of_model(trials, model)
-            effect = effect_of_ratio(outcome_by_seed(own, column)).table
-            x = [place[r] for r in effect["complexity_ratio"]]
-            low, high = (effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
-            axis.plot(x, effect["mean"], color=colour, lw=2, label=model)
-            axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-            axis.scatter([place[r] for r in own["complexity_ratio"]], own[column], s=7, color=colour, alpha=0.5)
+            draw_effect(axis, of_model(trials, model), column, color=colour, label=model)
         axis.set(ylabel=label, xlabel="share of crowded scenes in training")
-        axis.set_xticks(range(len(ratios)), [f"{r:g}" for r in ratios])
-        axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, dpi=130)
@@ -310,7 +316,6 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
 
     rank = "vision/stable_rank_centred/middle"
     ratios = sorted(trials["complexity_ratio"].unique().to_list())
-    place = {ratio: i for i, ratio in enumerate(ratios)}
     figure, (counts, change) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
         own = of_model(trials, model)
@@ -322,24 +327,15 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
             (counts, "accuracy/low/count", ":"),
             (change, "relative", "-"),
         ):
-            scale = 1 if axis is change else 100
-            effect = effect_of_ratio(outcome_by_seed(own, column)).table
-            x = [place[r] for r in effect["complexity_ratio"]]
-            low, high = (scale * effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
             tier = "" if axis is change else ", crowded scenes" if style == "-" else ", simple scenes"
-            axis.plot(x, scale * effect["mean"], style, color=colour, lw=2, label=model + tier)
-            axis.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-            if style == "-":
-                axis.scatter(
-                    [place[r] for r in own["complexity_ratio"]], scale * own[column], s=7, color=colour, alpha=0.5
-                )
+            scale = 1 if axis is change else 100
+            draw_effect(axis, own, column, scale, style=style, dots=style == "-", color=colour, label=model + tier)
     change.axhspan(-5, 5, color="#6E6E6E", alpha=0.12, lw=0, label="below the smallest effect of interest")
     counts.set(ylim=(-2, 102), ylabel="%", title="Counting questions answered right")
     change.set(ylim=(-10, 10), ylabel="%", title="Change of the centred stable rank\nof visual tokens, middle layers")
     for axis in (counts, change):
         axis.set_xticks(range(len(ratios)), [f"{100 * r:g} %" for r in ratios])
         axis.set_xlabel("share of crowded scenes in the training mixture")
-        axis.grid(alpha=0.25)
         axis.legend(fontsize=8, loc="lower right" if axis is counts else "upper left")
     figure.tight_layout()
     figure.savefig(file, dpi=130)

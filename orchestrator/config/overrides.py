@@ -100,13 +100,13 @@ def nested_key(key: str) -> tuple[str, str] | None:
     return (head, rest) if head in _NESTED and rest else None
 
 
-def _annotations(annotation: Any) -> Iterator[Any]:
+def plain_types(annotation: Any) -> Iterator[Any]:
     """The plain types that an annotation allows, without `Annotated` and unions around them."""
     if get_origin(annotation) is Annotated:
-        yield from _annotations(get_args(annotation)[0])
+        yield from plain_types(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
         for part in get_args(annotation):
-            yield from _annotations(part)
+            yield from plain_types(part)
     else:
         yield annotation
 
@@ -116,7 +116,7 @@ def _fields(model: type[BaseModel], key: str) -> Iterator[Any]:
     head, _, rest = key.partition(".")
     if head not in model.model_fields:
         return
-    for annotation in _annotations(model.model_fields[head].annotation):
+    for annotation in plain_types(model.model_fields[head].annotation):
         if not rest:
             yield annotation
         elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -139,7 +139,7 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: dict[str, None] = {}
     for name, about in model.model_fields.items():
         keys[prefix + name] = None
-        for annotation in _annotations(about.annotation):
+        for annotation in plain_types(about.annotation):
             if isinstance(annotation, type) and issubclass(annotation, BaseModel):
                 keys.update(dict.fromkeys(dotted_keys(annotation, f"{prefix}{name}.")))
     return list(keys)

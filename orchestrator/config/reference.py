@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from orchestrator.config.overrides import plain_types
 from orchestrator.config.study import RunConfig, StudyConfig
 
 HEAD = """# Settings
@@ -24,23 +24,13 @@ read it. Absent keys have the default.
 """
 
 
-def _types(annotation: Any) -> Iterator[Any]:
-    if get_origin(annotation) is Annotated:
-        yield from _types(get_args(annotation)[0])
-    elif get_origin(annotation) in (Union, types.UnionType):
-        for part in get_args(annotation):
-            yield from _types(part)
-    else:
-        yield annotation
-
-
 def _sections(field: FieldInfo) -> list[type[BaseModel]]:
-    return [t for t in _types(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
+    return [t for t in plain_types(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)]
 
 
 def _type_words(annotation: Any) -> str:
     words = []
-    for one in _types(annotation):
+    for one in plain_types(annotation):
         origin = get_origin(one)
         if origin is Literal:
             words += [f"`{value}`" for value in get_args(one)]

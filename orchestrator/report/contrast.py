@@ -13,7 +13,6 @@ from orchestrator.report.model import PointResults
 from orchestrator.report.statement import interval, number
 from orchestrator.report.style import direction_of, headline_metrics, metric_short, name_of
 
-_Z = 1.959964
 MOST_POINTS = 4
 """Points that are contrasted pair by pair; of more each is held against the first."""
 

@@ -227,7 +227,40 @@ def blind(n_draws: int) -> float:
             mean = {name: float(np.mean(values)) for name, values in bias.items()}
             worst = max(worst, abs(mean["reference"]), abs(mean["cross-fitted"]) if n >= 100 else 0.0)
             print(f"  {p}, n {n}: " + ", ".join(f"{name} {value:+.3f}" for name, value in mean.items()))
+    return max(worst, blind_places(max(4, n_draws // 20)))
+
+
+def blind_places(n_draws: int) -> float:
+    """Largest bias of the blind level of places that are right within a distance of 5, from 100 questions on."""
+    worst = 0.0
+
+    def near(_: object, wanted: str, given: str) -> bool:
+        (x, y), (u, v) = (map(int, place.split()) for place in (wanted, given))
+        return (x - u) ** 2 + (y - v) ** 2 <= 25
+
+    for name, spread in PLACES.items():
+        rng = np.random.default_rng([SEED, 17])
+        population = np.round(spread(rng, 200_000)).clip(0, 99).astype(int)
+        filled = np.zeros((110, 110))
+        np.add.at(filled, (population[:, 0] + 5, population[:, 1] + 5), 1 / len(population))
+        at = [(i, j) for i in range(-5, 6) for j in range(-5, 6) if i * i + j * j <= 25]
+        best = float(np.max(sum(filled[5 + i : 105 + i, 5 + j : 105 + j] for i, j in at)))
+        for n in (24, 100):
+            drawn = [np.round(spread(rng, n)).clip(0, 99).astype(int) for _ in range(n_draws)]
+            levels = [blind_level([f"{x} {y}" for x, y in one], ["g"] * n, range(n), judge=near).value for one in drawn]
+            bias = float(np.mean(levels)) - best
+            worst = max(worst, abs(bias) if n >= 100 else 0.0)
+            print(f"  places {name}, n {n}: best constant {best:.3f}, cross-fitted {bias:+.3f}")
     return worst
+
+
+PLACES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "anywhere": lambda rng, n: rng.uniform(10, 90, (n, 2)),
+    "around the middle": lambda rng, n: 50 + 12 * rng.standard_normal((n, 2)),
+    "in two heaps": lambda rng, n: np.where(rng.random((n, 1)) < 0.55, 30, 70) + 6 * rng.standard_normal((n, 2)),
+    "in one heap": lambda rng, n: 50 + 4 * rng.standard_normal((n, 2)),
+}
+"""Where right places lie, in hundredths of the picture."""
 
 
 def seeds(n_draws: int) -> dict[str, float]:

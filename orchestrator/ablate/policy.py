@@ -6,17 +6,20 @@ Rules are chosen on the questions of the `choose` half and judged on the `judge`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
 import yaml
 
+from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.config import PolicyFile, PolicyRule
+from orchestrator.stats.intervals import Estimate
 from orchestrator.stats.paired import paired_difference
 from orchestrator.stats.verdict import non_inferiority
 
 SETTING = ["method", "layer", "deleted_share"]
-RIVALS = {"accuracy_random": "random", "accuracy_downsample": "downsample"}
+RIVALS = {"accuracy_random": "random", "accuracy_downsample": DOWNSAMPLE}
 KEEP_ALL = PolicyRule(tier="", family="all", method="random", layer=0, deleted_share=0.0)
 EPSILON = 1e-9
 
@@ -48,30 +51,41 @@ def scopes(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
 
 
 def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
-    """For every scope, the setting of fewest visual tokens that stays within `max_loss` on the choosing half.
+    """For every scope, the setting of fewest visual tokens that is non-inferior at `max_loss` on the choosing half.
 
-    Tokens are counted over the layers that read them, and a setting may not take more operations than all tokens do.
-    A setting counts only if every smaller deletion by the same method is within the loss too, and the next larger one
-    (where there is one): the best of many noisy points lies at the edge of a cliff more often than not. Of equals the
-    one of fewer operations wins, then the more accurate. Downsampling is a rival, never a rule. A scope that the model
-    never answers right gets no rule.
+    Non-inferior: the 95 % interval of its paired difference from all tokens lies above minus `max_loss`, and so does
+    that of every smaller deletion by the same method at the same layer (tests in a fixed order, each at full level).
+    Questions too few to show it leave the rule at all tokens: without a pair that disagrees n independent questions
+    show a loss below 3.84 / (n + 3.84). Tokens are counted over the layers that read them, and a setting may not take
+    more operations than all tokens do. Of equals the one of fewer operations wins, then the more accurate. Downsampling
+    is a rival, never a rule. A scope that the model never answers right gets no rule.
     """
-    rows = shares_right(answers).filter((pl.col("half") == "choose") & (pl.col("method") != "downsample"))
+    rows = shares_right(answers).filter((pl.col("half") == "choose") & (pl.col("method") != DOWNSAMPLE))
     rules = []
     for tier, family, part in scopes(rows):
-        means = part.group_by(SETTING).agg(pl.col("right", "gflop", "layer_share").mean()).sort(SETTING)
-        plain = means.filter(pl.col("deleted_share") == 0)
-        full = plain["right"].max()
-        if not full:  # no accuracy that could be kept
+        plain = part.filter((pl.col("deleted_share") == 0) & (pl.col("layer") == 0)).unique("question_id", keep="first")
+        if not plain["right"].sum():  # no accuracy that could be kept
             continue
-        within = pl.col("right") >= float(full) - max_loss - EPSILON  # type: ignore[arg-type]
-        backed = within.cum_min() & (within.shift(-1, fill_value=True) | (pl.col("deleted_share") == 0))
-        allowed = means.filter(backed.over("method", "layer", order_by="deleted_share"))
-        allowed = allowed.filter(pl.col("gflop") <= plain["gflop"].max() + EPSILON)  # type: ignore[operator]
+        settings = part.group_by(SETTING).agg(pl.col("right", "gflop", "layer_share").mean()).sort(SETTING)
+        full = plain.select("question_id", full="right")
+        shown = [_shown_within(part, row, full, max_loss) for row in settings.select(SETTING).to_dicts()]
+        settings = settings.with_columns(shown=pl.Series(shown))
+        backed = pl.col("shown").cum_min().over("method", "layer", order_by="deleted_share")
+        cheap = pl.col("gflop") <= plain["gflop"].to_numpy().mean() + EPSILON
         order = ["layer_share", "gflop", "right", "method"]
-        best = allowed.sort(order, descending=[False, False, True, False]).row(0, named=True)
+        best = settings.filter(backed & cheap).sort(order, descending=[False, False, True, False]).row(0, named=True)
         rules.append(PolicyRule(tier=tier, family=family, **{key: best[key] for key in SETTING}))
     return rules
+
+
+def _shown_within(part: pl.DataFrame, setting: Mapping[str, Any], full: pl.DataFrame, max_loss: float) -> bool:
+    """Whether the questions show that a setting loses at most `max_loss`; all tokens lose nothing."""
+    if setting["deleted_share"] < EPSILON:
+        return True
+    pairs = part.filter(pl.all_horizontal(pl.col(key) == value for key, value in setting.items()))
+    pairs = pairs.join(full, on="question_id")
+    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
+    return non_inferiority(found.low, found.high, max_loss) == "supported"
 
 
 def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], max_loss: float) -> pl.DataFrame:
@@ -110,8 +124,11 @@ def _judged(
 def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict[str, Any]:
     """Accuracy, cost and rivals of `treatments` against all tokens, paired by question and clustered by image.
 
-    The verdict is on non-inferiority: supported where the interval lies above minus `max_loss`.
-    Rivals delete as much from the same questions; random deletion at the same layer, downsampling before the model.
+    The verdict is on non-inferiority: supported where the interval lies above minus `max_loss`. Where nothing is
+    deleted nothing can be lost: the interval is 0. Rivals delete as much from the same questions; random deletion at
+    the same layer, downsampling before the model. Columns `hard_...` repeat difference and verdict over the questions
+    that the smallest downsampled image does not answer: the others are right with hardly any tokens, whatever a
+    method keeps, and make every policy look good.
 
     Args:
         part: as from `shares_right`.
@@ -121,7 +138,8 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
     plain = _under(part, treatments.with_columns(share=pl.lit(0.0)))
     pairs = chosen.join(plain.select("question_id", full="right", full_gflop="gflop"), on="question_id")
     pairs = pairs.sort("question_id")
-    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
+    deletes = bool((treatments["share"] >= EPSILON).any())
+    found = _difference(pairs, deletes=deletes)
     methods, layers = (treatments[c].unique().to_list() for c in ("by", "at"))
     row: dict[str, Any] = {
         "method": methods[0] if len(methods) == 1 else "several",
@@ -137,12 +155,35 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
         "verdict": non_inferiority(found.low, found.high, max_loss),
         "gflop_share": float(pairs["gflop"].to_numpy().sum() / pairs["full_gflop"].to_numpy().sum()),
         "n": pairs.height,
+        **_over_hard(part, pairs, max_loss, deletes=deletes),
     }
     for column, rival in RIVALS.items():
         at = pl.col("at") if rival == "random" else pl.lit(0)
         same = _under(part, treatments.with_columns(by=pl.lit(rival), at=at))
         row[column] = float(same["right"].to_numpy().mean()) if same.height == pairs.height else None
     return row
+
+
+def _difference(pairs: pl.DataFrame, *, deletes: bool) -> Estimate:
+    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
+    return found if deletes else replace(found, low=0.0, high=0.0)
+
+
+def _over_hard(part: pl.DataFrame, pairs: pl.DataFrame, max_loss: float, *, deletes: bool) -> dict[str, Any]:
+    """Difference and verdict over questions that the smallest downsampled image leaves wrong; nulls where not known."""
+    small = part.filter((pl.col("method") == DOWNSAMPLE) & (pl.col("deleted_share") > 0))
+    small = small.filter(pl.col("deleted_share") == pl.col("deleted_share").max())
+    hard = pairs.join(small.filter(pl.col("right") < 0.5), on="question_id", how="semi")
+    if hard.is_empty():
+        return {"hard_difference": None, "hard_low": None, "hard_high": None, "hard_verdict": None, "n_hard": None}
+    found = _difference(hard, deletes=deletes)
+    return {
+        "hard_difference": found.value,
+        "hard_low": found.low,
+        "hard_high": found.high,
+        "hard_verdict": non_inferiority(found.low, found.high, max_loss),
+        "n_hard": hard.height,
+    }
 
 
 def _under(part: pl.DataFrame, treatments: pl.DataFrame) -> pl.DataFrame:
@@ -166,6 +207,16 @@ def policy_text(policy: PolicyFile, judged: pl.DataFrame) -> str:
         lines.append(
             f"#   {row['policy']} {row['tier']} {row['family']}: {row['kept_share']:.0%} of tokens kept, accuracy"
             f" {row['accuracy']:.3f}, {row['difference']:+.3f}{interval} against all tokens, n = {row['n']};"
-            f" loses at most {row['margin']:g}: {row['verdict']}"
+            f" loses at most {row['margin']:g}: {row['verdict']}{_hard_words(row)}"
         )
     return "\n".join(lines) + "\n" + yaml.safe_dump(policy.model_dump(mode="json"), sort_keys=False)
+
+
+def _hard_words(row: Mapping[str, Any]) -> str:
+    if row["hard_difference"] is None:
+        return ""
+    ends = "" if row["hard_low"] is None else f" [{row['hard_low']:+.3f}, {row['hard_high']:+.3f}]"
+    return (
+        f"; of {row['n_hard']} that the smallest downsampled image leaves wrong {row['hard_difference']:+.3f}{ends}:"
+        f" {row['hard_verdict']}"
+    )

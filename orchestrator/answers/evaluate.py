@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from orchestrator.data.files.scoring import LETTERS, SOFT, listed_place, positio
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.memory import retry_with_smaller_batch
-from orchestrator.stats.blind import blind_scores
+from orchestrator.stats.blind import Judge, blind_scores
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.store.tables.core import check_table
 
@@ -97,8 +97,9 @@ def _judge_scene(question: Question, predicted: str) -> tuple[bool, float | None
     return correct, None
 
 
-def _numbers(text: str) -> list[int]:
-    return [int(n) for n in re.findall(r"\d{1,6}", text)]
+@lru_cache(maxsize=4096)
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d{1,6}", text))
 
 
 def _judge_place(answer: str, predicted: str) -> tuple[bool, float | None]:
@@ -298,21 +299,6 @@ def figures(asked: Sequence[Asked], predicted: Sequence[str]) -> dict[str, float
     }
 
 
-def _blind_places(answers: Sequence[str], images: Sequence[str]) -> np.ndarray:
-    """Cross-fitted chance that the best single place is near each right one, (n,): 10 folds of images, 20 times."""
-    earns = np.array([[_judge_place(wanted, given)[0] for given in answers] for wanted in answers], dtype=np.float64)
-    _, image = np.unique(images, return_inverse=True)
-    n_images = int(image.max()) + 1
-    scores, rng = np.zeros(len(answers)), np.random.default_rng(0)
-    for _ in range(20 if n_images > 1 else 0):
-        fold = (rng.permutation(n_images) % min(10, n_images))[image]
-        for k in range(int(fold.max()) + 1):
-            inside = fold == k
-            earned = earns[~inside][:, ~inside].sum(0)
-            scores[inside] += earns[inside][:, ~inside][:, earned == earned.max()].mean(1) / 20
-    return scores
-
-
 def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
     """Columns `blind/TIER` and `blind/TIER/FAMILY` of table `trials`: what one earns without seeing the image.
 
@@ -325,8 +311,8 @@ def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
     for (_, family, wording), part in table.group_by(["tier", "family", "wording"], maintain_order=True):
         right, images = part["answer"].to_list(), part["cluster"].to_list()
         place = family == "point" or bool(part["scoring"].is_in(["box", "point"]).all())
-        found_scores = _blind_places(right, images) if place else blind_scores(right, [wording] * len(right), images)
-        scores[part["row"].to_numpy()] = found_scores
+        near: Judge | None = (lambda _, wanted, given: _judge_place(wanted, given)[0]) if place else None
+        scores[part["row"].to_numpy()] = blind_scores(right, [wording] * len(right), images, judge=near)
     scored = answers.select("tier", "family", "cluster").with_columns(pl.Series("score", scores))
     found: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):

@@ -77,8 +77,8 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
     Hypothesis(
         "half_kills_counting",
         "Random deletion of half of the visual tokens kills counting while colour survives.",
-        f"Counting loses more accuracy than colour by more than {SMALLEST_LOSS:g}; both must have something to lose"
-        " (all tokens better than none).",
+        f"In simple scenes (low tier) counting loses more accuracy than colour by more than {SMALLEST_LOSS:g}; both"
+        " must have something to lose (all tokens better than none).",
         counting_dies_colour_survives,
     ),
     Hypothesis(

@@ -164,33 +164,48 @@ def any_token_counts(point: PointResults) -> Result:
 
 
 def counting_dies_colour_survives(point: PointResults) -> Result:
-    """Points of accuracy that counting loses beyond colour when half of the visual tokens are deleted at random."""
-    name = "points of accuracy lost at half of the tokens, counting less colour"
+    """Points of accuracy that counting loses beyond colour when half of the visual tokens are deleted at random.
+
+    Judged on questions about simple scenes (low tier), which a model counts if it counts at all: of questions that it
+    cannot answer with all tokens no deletion takes anything. What is lost of crowded scenes is noted, not judged.
+    """
+    name = "points of accuracy lost at half of the tokens in simple scenes, counting less colour"
     if point.deletion is None:
         return _absent("needs the stage ablate with deletion")
     rows = over_seeds(point.deletion.drop_nulls(["accuracy", "ci_low", "ci_high"])).filter(
         (pl.col("checkpoint") == "base") & (pl.col("layer") == 0) & (pl.col("method") == "random")
     )
+    tier = "all" if set(rows["tier"]) == {"all"} else "low"
     lost = {}
     for family in ("count", "colour"):
-        own = rows.filter(pl.col("family") == family)
-        tier = "high" if family == "count" and "high" in own["tier"] else "low"
-        curve = {row["deleted_share"]: row for row in own.filter(pl.col("tier") == tier).to_dicts()}
+        curve = _curve(rows, family, tier)
         last = max(curve, default=0.0)
         if not {0.0, 0.5} <= set(curve) or last < NEARLY_ALL:
-            return _absent(f"needs {family} questions with none, half and nearly all of the tokens deleted")
+            return _absent(
+                f"needs {family} questions about simple scenes with none, half and nearly all tokens deleted"
+            )
         full, half, none = (curve[share] for share in (0.0, 0.5, last))
         gain = full["accuracy"] - none["accuracy"]
         if full["ci_low"] <= none["ci_high"]:
-            note = f"{family} ({tier} tier) is no better with all tokens than with none ({gain:+.2f}): nothing to lose"
+            note = f"{family} is no better with all tokens than with none ({gain:+.2f}): nothing to lose"
             return Result("undecided", name, smallest=SMALLEST_LOSS, n=full["n"], note=note)
-        lost[family] = (full["accuracy"] - half["accuracy"], _half_width(full), _half_width(half), full["n"], tier)
+        lost[family] = (full["accuracy"] - half["accuracy"], _half_width(full), _half_width(half), full["n"])
     effect = lost["count"][0] - lost["colour"][0]
     half_width = math.sqrt(sum(w**2 for one in lost.values() for w in one[1:3]))
     low, high = effect - half_width, effect + half_width
-    note = ", ".join(f"{family} ({one[4]} tier) loses {100 * one[0]:.0f} points" for family, one in lost.items())
+    note = ", ".join(f"{family} loses {100 * one[0]:.0f} points" for family, one in lost.items())
+    crowded = _curve(rows, "count", "high")
+    if {0.0, 0.5} <= set(crowded):
+        ends = [crowded[share]["accuracy"] for share in (0.0, 0.5)]
+        note += f"; not judged: count in crowded scenes from {ends[0]:.2f} to {ends[1]:.2f}"
     n = min(one[3] for one in lost.values())
     return Result(verdict(effect, low, high, SMALLEST_LOSS), name, effect, low, high, SMALLEST_LOSS, n, note)
+
+
+def _curve(rows: pl.DataFrame, family: str, tier: str) -> dict[float, dict[str, Any]]:
+    """Share deleted -> row of a family in a tier."""
+    own = rows.filter((pl.col("family") == family) & (pl.col("tier") == tier))
+    return {row["deleted_share"]: row for row in own.to_dicts()}
 
 
 def _half_width(row: Mapping[str, Any]) -> float:

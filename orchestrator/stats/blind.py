@@ -78,6 +78,10 @@ def blind_level(
 
 def _cross_fitted(group: Hashable, own: list[str], clusters: list[Any], right: Judge, seed: int) -> np.ndarray:
     """Chance that the best constant of the other folds is right, mean over repeated folds of images; less its bias."""
+    given = sorted(set(own))
+    kind = np.array([given.index(answer) for answer in own])
+    earns = np.array([[right(group, wanted, one) for one in given] for wanted in given], dtype=np.float64)[kind]
+    said = np.eye(len(given))[kind]
     _, codes = np.unique([str(c) for c in clusters], return_inverse=True)
     n_clusters = int(codes.max()) + 1
     scores = np.zeros(len(own))
@@ -87,10 +91,20 @@ def _cross_fitted(group: Hashable, own: list[str], clusters: list[Any], right: J
     for _ in range(N_REPEATS):
         fold = (rng.permutation(n_clusters) % min(N_FOLDS, n_clusters))[codes]
         for k in range(fold.max() + 1):
-            inside = np.flatnonzero(fold == k)
-            best = _best(group, [own[i] for i in np.flatnonzero(fold != k)], right)
-            scores[inside] += _judged(group, [own[i] for i in inside], best, right)
-    return (1 - OWN_WEIGHT) * scores / N_REPEATS + OWN_WEIGHT * _judged(group, own, _best(group, own, right), right)
+            inside = fold == k
+            scores[inside] += earns[inside] @ _best_share(earns[~inside], said[~inside])
+    return (1 - OWN_WEIGHT) * scores / N_REPEATS + OWN_WEIGHT * earns @ _best_share(earns, said)
+
+
+def _best_share(earns: np.ndarray, said: np.ndarray) -> np.ndarray:
+    """Weight of each of K answers as the constant: even among those of the answers `said` that earn most, (K,).
+
+    Args:
+        earns, said: (m, K) of m questions: whether an answer would be right, and whether it is the right answer.
+    """
+    earned = np.where(said.any(axis=0), earns.sum(axis=0), -1.0)
+    best = earned == earned.max()
+    return best / best.sum()
 
 
 def _best(group: Hashable, others: list[str], right: Judge) -> list[str]:

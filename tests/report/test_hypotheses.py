@@ -71,15 +71,20 @@ def tokens(single: list[float], mean: float, half: float = 0.02) -> PointResults
     )
 
 
-def deletion(count: tuple[float, float, float], colour: tuple[float, float, float], half: float = 0.03) -> PointResults:
-    """Accuracy with none, half and all of the tokens deleted."""
+def deletion(
+    count: tuple[float, float, float],
+    colour: tuple[float, float, float],
+    half: float = 0.03,
+    crowded: tuple[float, float, float] = (0.04, 0.05, 0.03),
+) -> PointResults:
+    """Accuracy with none, half and all of the tokens deleted, in simple scenes; counting in crowded ones too."""
     rows = [
         {
             "checkpoint": "base", "method": "random", "layer": 0, "seed": 0, "deleted_share": share, "family": family,
-            "tier": "high" if family == "count" else "low", "kept_tokens": 10.0, "accuracy": value,
+            "tier": tier, "kept_tokens": 10.0, "accuracy": value,
             "ci_low": value - half, "ci_high": value + half, "n": 200, "seconds": 0.1,
         }
-        for family, values in (("count", count), ("colour", colour))
+        for family, tier, values in (("count", "low", count), ("colour", "low", colour), ("count", "high", crowded))
         for share, value in zip((0.0, 0.5, 1.0), values, strict=True)
     ]  # fmt: skip
     return replace(BARE, deletion=filled(pl.DataFrame(rows), "deletion"))
@@ -113,6 +118,7 @@ OF_FINDINGS = {
     "objects_and_compression": "objects",
     "diversity_and_size_spread": "coco_drivers",
 }
+NO_EFFECT = "equivalent to nothing"
 CASES = [
     *((name, findings(claim, told, told), told) for name, claim in OF_FINDINGS.items() for told in VERDICTS),
     ("objects_and_compression", findings("objects", "supported", "undecided"), "undecided"),
@@ -132,6 +138,8 @@ CASES = [
     ("half_kills_counting", deletion((0.8, 0.6, 0.1), (0.9, 0.7, 0.1)), "equivalent to nothing"),
     ("half_kills_counting", deletion((0.8, 0.5, 0.1), (0.9, 0.8, 0.1), half=0.1), "undecided"),
     ("half_kills_counting", deletion((0.12, 0.11, 0.1), (0.9, 0.88, 0.1)), "undecided"),  # no counting to kill
+    # crowded scenes are not judged, whatever is lost there
+    ("half_kills_counting", deletion((0.8, 0.6, 0.1), (0.9, 0.7, 0.1), crowded=(0.9, 0.0, 0.0)), NO_EFFECT),
     ("text_changes_more", drift(0.5, 0.2), "supported"),
     ("text_changes_more", drift(0.2, 0.5), "contradicted"),
     ("text_changes_more", drift(0.2, 0.2), "equivalent to nothing"),
@@ -185,3 +193,13 @@ def test_the_report_prints_each_rule_beside_its_result() -> None:
     assert [s.verdict for s in shown] == measured["verdict"].to_list()
     assert all("Rule: " in s.evidence for s in shown)
     assert judge_hypotheses(fake_point())["point"][0] == "reference-joint, scenes"
+
+
+def test_what_crowded_scenes_lose_is_noted_beside_the_verdict() -> None:
+    row = verdict_of(deletion((0.8, 0.3, 0.1), (0.9, 0.88, 0.1)), "half_kills_counting")
+    assert "simple scenes" in row["effect_name"]
+    assert "not judged: count in crowded scenes from 0.04 to 0.05" in row["note"]
+    only_high = deletion((0.8, 0.3, 0.1), (0.9, 0.88, 0.1))
+    assert only_high.deletion is not None
+    crowded = replace(only_high, deletion=only_high.deletion.filter(pl.col("tier") == "high"))
+    assert verdict_of(crowded, "half_kills_counting")["verdict"] == NOT_MEASURED

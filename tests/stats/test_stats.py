@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from orchestrator.stats.blind import blind_level, blind_scores
+from orchestrator.stats.blind import OWN_WEIGHT, blind_level, blind_scores
 from orchestrator.stats.intervals import clustered_share, student_interval, wilson
 from orchestrator.stats.multiplicity import benjamini_hochberg
 from orchestrator.stats.paired import paired_difference, tango_interval
@@ -124,6 +124,28 @@ def test_the_blind_level_without_other_questions_is_hardly_biased() -> None:
         drawn = [rng.choice(len(shares), 100, p=shares).astype(str).tolist() for _ in range(60)]
         levels = [blind_level(one, ["g"] * 100, range(100)).value for one in drawn]
         assert np.mean(levels) == pytest.approx(max(shares), abs=0.04)  # its own constant: 0.04 too high for coins
+
+
+def test_the_blind_level_of_places_is_hardly_biased() -> None:
+    """60 % of places lie in one heap: its best place earns 0.6, the questions' own best constant more."""
+    rng = np.random.default_rng(7)
+
+    def near(_: object, wanted: str, given: str) -> bool:
+        return abs(int(wanted) - int(given)) <= 5
+
+    levels = []
+    for _ in range(30):
+        places = np.where(rng.random(100) < 0.6, rng.integers(50, 54, 100), rng.integers(100, 1000, 100))
+        levels.append(blind_level(places.astype(str).tolist(), ["g"] * 100, range(100), judge=near).value)
+    assert np.mean(levels) == pytest.approx(0.6, abs=0.02)
+
+
+def test_a_place_earns_nothing_from_its_own_image() -> None:
+    """Places of one image lie together, those of different images apart: other images never earn one."""
+    places, images = ["1", "2", "51", "52", "91"], ["a", "a", "b", "b", "c"]
+    own = np.array([2, 2, 2, 2, 0]) / 4 * OWN_WEIGHT  # the questions' own best constants: four that tie
+    scores = blind_scores(places, ["g"] * 5, images, judge=lambda _, w, g: abs(int(w) - int(g)) <= 1)
+    assert scores == pytest.approx(own)
 
 
 def test_few_clusters_of_unequal_size_widen_the_interval() -> None:

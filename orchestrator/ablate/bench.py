@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from orchestrator.ablate.places import TEXT_PLACES, image_part, prompt_part
 from orchestrator.ablate.selection import make_reduction, seen_size, shrink
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.kinds import Settings
@@ -18,7 +19,13 @@ from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.decoding import Generated
-from orchestrator.models.interventions import vision_blocked, vision_patched, vision_states
+from orchestrator.models.interventions import (
+    prompt_patched,
+    prompt_states,
+    vision_blocked,
+    vision_patched,
+    vision_states,
+)
 from orchestrator.models.memory import retry_with_smaller_batch
 from orchestrator.models.reduction import reduction_of
 
@@ -240,12 +247,23 @@ class Bench:
         with vision_blocked(self.adapter, layers):
             return self.ask(self._generate)
 
-    def patched(self, donors: Bench, layer: int) -> Answered:
-        """Answers about each image with the donor image's visual states put in place at the input of `layer`."""
+    def patched(self, donors: Bench, layer: int, place: str = "image") -> Answered:
+        """Answers about each image with states of the donor's pass put in place at the input of `layer`.
+
+        Args:
+            place: whose states: `image`, `changed`, `object` or `background` (parts of it), `question` or `last`.
+        """
+        adapter = self.adapter
 
         def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
-            states = vision_states(self.adapter, self.adapter.collate([donors.inputs[i] for i in chunk]), layer)
-            with vision_patched(self.adapter, layer, states):
+            other = adapter.collate([donors.inputs[i] for i in chunk])
+            if place in TEXT_PLACES:
+                where = prompt_part(adapter, batch, place)
+                with prompt_patched(adapter, layer, prompt_states(adapter, other, layer), where):
+                    return self._generate(batch, chunk)
+            pairs = [self.asked[i] for i in chunk], [donors.asked[i] for i in chunk]
+            tokens = image_part(adapter, batch, pairs[0], place, pairs[1])
+            with vision_patched(adapter, layer, vision_states(adapter, other, layer), tokens):
                 return self._generate(batch, chunk)
 
         return self.ask(answer)

@@ -35,6 +35,8 @@ class Cell:
     last_layer: int = -1
     attribute: str = ""
     budget: float = 1.0
+    place: str = "image"
+    """Whose states are replaced or patched (`ablate.replaced_places`, `ablate.patched_places`)."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -47,12 +49,16 @@ class Cell:
         if self.check == "knockout":
             return f"knock-out {self.layer}-{self.last_layer}" if self.last_layer >= 0 else "no knock-out"
         if self.check == "replacing":
-            return f"{self.method} at layer {self.layer}"
+            return f"{self.method} at layer {self.layer}{self._of_place}"
         if self.check == "routes":
             return f"{self.method} in layers {self.layer}-{self.last_layer}"
         if self.check == "rivals":
             return f"{self.method} at {self.budget:.1%}" if self.budget < 1 else ALL_TOKENS
-        return f"{self.attribute} at layer {self.layer}" if self.check == "patching" else self.check
+        return f"{self.attribute} at layer {self.layer}{self._of_place}" if self.check == "patching" else self.check
+
+    @property
+    def _of_place(self) -> str:
+        return "" if self.place == "image" else f", {self.place}"
 
 
 def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] = ()) -> list[Cell]:
@@ -93,7 +99,8 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
         points = list(cross_layers) or list(range(n_layers))
         seeds = {"noise": config.seeds}
         cells += [
-            Cell("replacing", kind, layer=layer, seed=seed)
+            Cell("replacing", kind, layer=layer, seed=seed, place=place)
+            for place in config.replaced_places
             for kind in config.replaced
             for layer in points
             for seed in seeds.get(kind, (UNSEEDED,))
@@ -101,8 +108,14 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
     if "lens" in config.checks:
         cells.append(Cell("lens"))
     if "patching" in config.checks:
-        points = list(cross_layers) or list(range(n_layers))
-        cells += [Cell("patching", layer=layer, attribute=name) for name in config.patched for layer in points]
+        for place in config.patched_places:
+            whole = place in ("question", "last") or not cross_layers  # text is in the sequence of every layer
+            points = range(n_layers) if whole else cross_layers
+            cells += [
+                Cell("patching", layer=layer, attribute=name, place=place)
+                for name in config.patched
+                for layer in points
+            ]
     return cells
 
 

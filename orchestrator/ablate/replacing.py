@@ -1,4 +1,4 @@
-"""All visual states at the input of a layer replaced by something that says nothing of the image.
+"""Visual states at the input of a layer replaced by something that says nothing of the image.
 
 Zeros are no state the model has met; the mean state of many images is, and so are draws of their distribution (Zhang
 and Nanda 2024, on choosing a corruption): where zeroing breaks an answer and the mean does not, the layer had lost its
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from orchestrator.ablate.bench import Answered, Bench
+from orchestrator.ablate.places import image_part
 from orchestrator.models.batching import Batch
 from orchestrator.models.decoding import Generated
 from orchestrator.models.interventions import vision_patched, vision_states
@@ -39,17 +40,21 @@ def moments(bench: Bench, layer: int) -> Moments:
     return Moments(mean.float(), (squares / n - mean.square()).clamp(min=0).sqrt().float())
 
 
-def replaced(bench: Bench, kind: str, layer: int, seed: int, of: Moments) -> Answered:
-    """Answers with all visual states at the input of a layer replaced by `zero`, `mean` or `noise`.
+def replaced(bench: Bench, kind: str, layer: int, seed: int, of: Moments, place: str = "image") -> Answered:
+    """Answers with visual states at the input of a layer replaced by `zero`, `mean` or `noise`.
 
     A question's noise depends on the seed and its own number alone.
+
+    Args:
+        place: whose states are replaced: `image`, `object` or `background`.
     """
 
     def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
         counts = bench.adapter.n_vision(batch).tolist()
         rows = [_states(kind, n, (seed, i), of) for n, i in zip(counts, chunk, strict=True)]
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        with vision_patched(bench.adapter, layer, states):
+        tokens = image_part(bench.adapter, batch, [bench.asked[i] for i in chunk], place)
+        with vision_patched(bench.adapter, layer, states, tokens):
             return batch, bench.adapter.generate_measured(batch, max_new_tokens=bench.max_new_tokens)
 
     return bench.ask(answer)

@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orchestrator.ablate.bench import Answered, Bench
-from orchestrator.data.mixture import Example
-from orchestrator.errors import ModelError
+from orchestrator.ablate.places import image_part
 from orchestrator.models.batching import Batch
 from orchestrator.models.choosing import scores_of
 from orchestrator.models.decoding import Generated, continue_greedily, prompted
@@ -28,8 +26,10 @@ def routed(bench: Bench, route: Route, layers: Sequence[int]) -> tuple[Answered,
     adapter = bench.adapter
 
     def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
-        objects = _objects(bench, batch, chunk) if route.source in ("object", "background") else None
-        asked = [bench.asked[i].question for i in chunk]
+        items = [bench.asked[i] for i in chunk]
+        parted = route.source in ("object", "background")
+        objects = image_part(adapter, batch, items, "object") if parted else None
+        asked = [item.question for item in items]
         trees, numbers = zip(*[_tree(bench, q.choices, q.answer) for q in asked], strict=True)
         with route_blocked(adapter, layers, route, objects), prompted(adapter, batch) as prompts:
             scores = scores_of(prompts, trees, numbers)
@@ -45,34 +45,6 @@ def _tree(bench: Bench, choices: tuple[str, ...] | None, right: str) -> tuple[An
     if choices is None or right not in choices:
         return None, None
     return bench.adapter.choice_trees.get(choices, True), choices.index(right)
-
-
-def _objects(bench: Bench, batch: Batch, chunk: Sequence[int]) -> Tensor:
-    """Which visual tokens of each image show an object, bool (B, V)."""
-    grids = bench.adapter.vision_grid(batch)
-    rows = [object_tokens(bench.asked[i], grid) for i, grid in zip(chunk, grids, strict=True)]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def object_tokens(item: Example, grid: Tensor) -> Tensor:
-    """Which visual tokens show an object of the item's scene, bool (V,): those whose cell an object's box reaches into.
-
-    Args:
-        grid: (row, column, tile) of each token; a class token (row -1) shows none.
-
-    Raises:
-        ModelError: the image is no scene, or the model sees it in several tiles, whose places are not known here.
-    """
-    if item.scene is None or int(grid[:, 2].max()) > 0:
-        raise ModelError("routes from objects need scenes, and a model that sees an image as one tile.")
-    scene, (rows, cols) = item.scene, (grid[:, :2].max(dim=0).values + 1).tolist()
-    high, wide = scene.height / rows, scene.width / cols
-    y, x = (grid[:, 0] + 0.5) * high, (grid[:, 1] + 0.5) * wide
-    inside = torch.zeros(len(grid), dtype=torch.bool)
-    for one in scene.objects:
-        reach = one.size / 2
-        inside |= ((x - one.x).abs() < reach + wide / 2) & ((y - one.y).abs() < reach + high / 2)
-    return inside & (grid[:, 0] >= 0)
 
 
 def route_rows(

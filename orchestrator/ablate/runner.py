@@ -166,8 +166,10 @@ class Ablation:
     def _replacing(self, cell: Cell) -> dict[str, pl.DataFrame]:
         if cell.layer not in self._moments:
             self._moments[cell.layer] = moments(self.bench, cell.layer)
-        answered = replaced(self.bench, cell.method, cell.layer, max(cell.seed, 0), self._moments[cell.layer])
-        setting = {"checkpoint": self.checkpoint, "kind": cell.method, "layer": cell.layer, "seed": cell.seed}
+        of = self._moments[cell.layer]
+        answered = replaced(self.bench, cell.method, cell.layer, max(cell.seed, 0), of, cell.place)
+        setting = {"checkpoint": self.checkpoint, "kind": cell.method, "place": cell.place}
+        setting |= {"layer": cell.layer, "seed": cell.seed}
         columns = ("family", "tier", "accuracy", "ci_low", "ci_high", "n")
         rows = [{**setting, **{c: row[c] for c in columns}} for row, _ in self._by_family(answered)]
         return {"replacing": pl.DataFrame(rows, infer_schema_length=None)}
@@ -180,7 +182,7 @@ class Ablation:
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
         own, donors = self._pair(cell.attribute)
-        patched = own.patched(donors, cell.layer)
+        patched = own.patched(donors, cell.layer, cell.place)
         # Only pairs that the model tells apart say anything about where it reads the difference.
         usable = own.plain.correct & donors.plain.correct
         became = [judge(item.question, p)[0] for item, p in zip(donors.asked, patched.predicted, strict=True)]
@@ -191,6 +193,7 @@ class Ablation:
             "checkpoint": self.checkpoint,
             "layer": cell.layer,
             "attribute": cell.attribute,
+            "place": cell.place,
             "flip_share": k / n if n else None,
             "ci_low": low,
             "ci_high": high,

@@ -21,7 +21,8 @@ RouteName = Literal[
     "background->last",
 ]
 
-
+PlaceName = Literal["image", "changed", "object", "background", "question", "last"]
+"""Whose states are replaced by those of another scene."""
 CheckName = Literal[
     "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "patching", "policy", "link"
 ]  # fmt: skip
@@ -30,16 +31,7 @@ CheckName = Literal[
 class AblateConfig(Section):
     """Which causal checks are run, on which questions."""
 
-    checks: tuple[
-        Literal[
-            "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "patching", "policy", "link"
-        ],
-        ...,
-    ] = (
-        "deletion",
-        "knockout",
-        "patching",
-    )
+    checks: tuple[CheckName, ...] = ("deletion", "knockout", "patching")
     low_families: tuple[str, ...] = ("colour", "shape", "existence", "count")
     high_families: tuple[str, ...] = ("count", "relation")
     n_objects_low: tuple[Int, Int] = (1, 4)
@@ -76,12 +68,17 @@ class AblateConfig(Section):
     """Width of a knock-out window, in layers."""
     routes: tuple[RouteName, ...] = ("image->question", "image->last", "question->last")
     """What is blocked in the `routes` check, from what is read to what reads; parts of the image (`object`,
-    `background`) need scenes, whose objects' places are known."""
+    `background`) need scenes or COCO, whose objects' boxes are known."""
     replaced: tuple[Literal["zero", "mean", "noise"], ...] = ("zero", "mean", "noise")
     """What takes the place of all visual states at the input of a layer in the `replacing` check: zeros, the mean state
     of all images asked about, or draws from a normal distribution of their mean and deviation in each dimension."""
+    replaced_places: tuple[Literal["image", "object", "background"], ...] = ("image",)
+    """Which visual tokens are replaced: all, those that show an object, or the others (by boxes: scenes or COCO)."""
     patched: tuple[Literal["colour", "shape", "count", "relation"], ...] = ("colour", "shape", "count", "relation")
     """Attributes in which the scenes of a patched pair differ."""
+    patched_places: tuple[PlaceName, ...] = ("image",)
+    """Whose states are patched: all visual tokens; those that show what differs between the two scenes (`changed`), any
+    object, or none (`background`); the question's tokens; the prompt's last token."""
     max_accuracy_loss: Share = 0.05
     """Loss of accuracy a policy may cost. A rule is one whose interval excludes a larger loss on the choosing half: of
     n independent questions without a difference that is 3.84 / (n + 3.84), 0.05 from 73 questions on."""
@@ -98,9 +95,14 @@ class AblateConfig(Section):
             raise ValueError(
                 "methods: a policy needs a method that deletes tokens; downsample is what it is held against"
             )
-        parts = [name for name in self.routes if name.startswith(("object", "background"))]
-        if "routes" in self.checks and parts and self.source != "scenes":
-            raise ValueError(f"routes: {parts[0]} needs ablate.source: scenes, found {self.source}")
+        parts = {
+            "routes": [name for name in self.routes if name.startswith(("object", "background"))],
+            "replacing": [name for name in self.replaced_places if name != "image"],
+        }
+        keys = {"routes": "routes", "replacing": "replaced_places"}
+        for check, names in parts.items():
+            if check in self.checks and names and self.source == "questions":
+                raise ValueError(f"{keys[check]}: {names[0]} needs ablate.source: scenes or coco, found {self.source}")
         check_tiers(self.n_objects_low, self.n_objects_high)
         if "patching" in self.checks and "count" in self.patched and self.n_objects_low[1] < 2:
             raise ValueError("n_objects_low: patching of counts takes an object away, so 2 or more are needed, found 1")

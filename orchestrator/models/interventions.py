@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter, layer_error
 from orchestrator.models.batching import Batch
+from orchestrator.models.block_shortening import hidden_of, with_hidden
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.groups import PADDING, TEXT, VISION
 from orchestrator.models.reading import Heads, attention_module, attention_read, padded_rows
@@ -106,7 +107,9 @@ def vision_states(adapter: Adapter, batch: Batch, layer: int) -> Float[Tensor, "
 
 
 @contextlib.contextmanager
-def vision_patched(adapter: Adapter, layer: int, states: Float[Tensor, "B V D"]) -> Iterator[None]:
+def vision_patched(
+    adapter: Adapter, layer: int, states: Float[Tensor, "B V D"], tokens: Bool[Tensor, "B V"] | None = None
+) -> Iterator[None]:
     """Put other vision-token states in place at the input of a decoder layer, for the prompt of each pass.
 
     Of a `cross_kv` model: in place of what the cross-attention layers from `layer` on read. Qwen3-VL adds its own
@@ -114,6 +117,7 @@ def vision_patched(adapter: Adapter, layer: int, states: Float[Tensor, "B V D"])
 
     Args:
         states: as from `vision_states` of another batch with the same numbers of vision tokens.
+        tokens: replace these only, in the order of `vision_grid`; all when absent.
 
     Raises:
         ModelError: if there is no such layer; in the pass, if the numbers of tokens differ.
@@ -134,11 +138,15 @@ def vision_patched(adapter: Adapter, layer: int, states: Float[Tensor, "B V D"])
             )
         patched = source.reshape(*where.shape, -1).clone()
         for row, mask in enumerate(where):
-            patched[row, mask.to(source.device)] = states[row, : counts[row]].to(source.device, source.dtype)
+            places, new = mask.nonzero()[:, 0], states[row, : counts[row]]
+            if tokens is not None:
+                chosen = tokens[row, : counts[row]].cpu()
+                places, new = places[chosen.to(places.device)], new[chosen.to(new.device)]
+            patched[row, places.to(source.device)] = new.to(source.device, source.dtype)
         patched = patched.reshape(source.shape)
         if isinstance(adapter, CrossAttentionAdapter):
             return args, {**kwargs, "cross_attention_states": patched}
-        return ((patched, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": patched})
+        return with_hidden(args, kwargs, patched)
 
     with contextlib.ExitStack() as stack:
         for module in _patch_points(adapter, layer):
@@ -146,12 +154,60 @@ def vision_patched(adapter: Adapter, layer: int, states: Float[Tensor, "B V D"])
         yield
 
 
-def _patch_points(adapter: Adapter, layer: int) -> list[nn.Module]:
-    """Return the blocks at whose input vision states are read or replaced for a patch at `layer`."""
+def prompt_states(adapter: Adapter, batch: Batch, layer: int) -> Float[Tensor, "B S D"]:
+    """Return the states of the whole prompt at the input of a decoder layer."""
+    kept: list[Tensor] = []
+    module = _block_at(adapter, layer)
+    record = module.register_forward_pre_hook(lambda _, a, k: kept.append(hidden_of(a, k)), with_kwargs=True)
+    try:
+        with torch.no_grad():
+            adapter.run(batch, logits_to_keep=1)
+    finally:
+        record.remove()
+    return kept[0]
+
+
+@contextlib.contextmanager
+def prompt_patched(
+    adapter: Adapter, layer: int, states: Float[Tensor, "B S D"], where: Bool[Tensor, "B S"]
+) -> Iterator[None]:
+    """Put other states in place at some positions of the prompt, at the input of a decoder layer, in each pass.
+
+    Args:
+        states: as from `prompt_states` of a batch of prompts of the same lengths.
+        where: positions to replace.
+
+    Raises:
+        ModelError: if there is no such layer; in the pass, if the lengths differ.
+    """
+
+    def replace(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        hidden, batch = hidden_of(args, kwargs), adapter.active_batch
+        assert batch is not None, "prompt_patched works on passes of adapter.run and adapter.generate"
+        if hidden.shape[1] != batch["input_ids"].shape[1]:
+            return None  # a decoding step
+        if hidden.shape != states.shape:
+            raise ModelError(f"prompt_patched: states {tuple(states.shape)} for prompts {tuple(hidden.shape)}.")
+        return with_hidden(args, kwargs, torch.where(where[:, :, None].to(hidden.device), states.to(hidden), hidden))
+
+    handle = _block_at(adapter, layer).register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _block_at(adapter: Adapter, layer: int) -> nn.Module:
     if not 0 <= layer < adapter.n_layers:
         raise layer_error("patch", layer, adapter.n_layers - 1)
+    return adapter.layers[layer]
+
+
+def _patch_points(adapter: Adapter, layer: int) -> list[nn.Module]:
+    """Return the blocks at whose input vision states are read or replaced for a patch at `layer`."""
+    block_there = _block_at(adapter, layer)
     if not isinstance(adapter, CrossAttentionAdapter):
-        return [adapter.layers[layer]]
+        return [block_there]
     points = [adapter.layers[i] for i in adapter.cross_layers if i >= layer]
     if not points:
         raise layer_error("patch: no cross-attention layer at or after", layer, adapter.cross_layers[-1])

@@ -30,6 +30,11 @@ def measured_rivals(rivals: pl.DataFrame) -> pl.DataFrame:
     return rivals.filter(pl.col("accuracy").is_not_null()).select(columns)
 
 
+def whole_image(patching: pl.DataFrame) -> pl.DataFrame:
+    """Rows in which the states of all visual tokens are replaced."""
+    return patching.filter(pl.col("place") == "image") if "place" in patching.columns else patching
+
+
 def without_knockout(knockout: pl.DataFrame) -> pl.DataFrame:
     """Rows of the plain model (no window)."""
     return knockout.filter(pl.col("last_layer") < pl.col("first_layer"))

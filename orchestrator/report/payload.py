@@ -198,6 +198,7 @@ def _style(points: Iterable[PointResults]) -> dict[str, Any]:
         "headline": style.headline_metrics(ordered),
         "names": {k: style.name_of(k) for k in sorted(keys)} | POSITION_NAMES,
         "taps": style.TAP_NAMES,
+        "places": style.PLACES,
         "viridis": _stops(style.SEQUENTIAL),
         "diverging": _stops(style.DIVERGING),
         "divergingDark": list(style.DIVERGING_DARK),

@@ -89,6 +89,16 @@ NAMES = {
     "downsample": "smaller image instead",
 }
 
+PLACES = {
+    "image": "all visual tokens",
+    "changed": "tokens of what differs",
+    "object": "tokens of objects",
+    "background": "tokens of background",
+    "question": "the question's tokens",
+    "last": "the last token",
+}
+"""Whose states or attention: reader's names."""
+
 
 def name_of(key: str) -> str:
     """Reader's name of an attribute, position, family or setting: `mean_size` -> `mean size`."""

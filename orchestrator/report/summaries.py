@@ -218,8 +218,8 @@ def _ablate(view: View) -> Summary:
             )
     if "patching" in tables:
         frame = view.stage.scan("patching").sort("layer").collect()
-        for (attribute,), rows in frame.group_by(["attribute"], maintain_order=True):
-            curves[f"patching/{attribute}"] = list(
+        for (attribute, place), rows in frame.group_by(["attribute", "place"], maintain_order=True):
+            curves[f"patching/{attribute}" + ("" if place == "image" else f"/{place}")] = list(
                 zip(rows["layer"].to_list(), rows["flip_share"].to_list(), strict=True)
             )
     if "policy" in tables:

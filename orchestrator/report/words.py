@@ -10,7 +10,7 @@ import polars as pl
 
 from orchestrator.probes.summary import redundancy
 from orchestrator.report.benchmark_words import deletion_figures
-from orchestrator.report.causal_views import over_seeds, windows, without_knockout
+from orchestrator.report.causal_views import over_seeds, whole_image, windows, without_knockout
 from orchestrator.report.claims import claims, design
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
@@ -203,7 +203,7 @@ def _patching(point: PointResults) -> Iterator[Statement]:
     if point.patching is None or point.patching.is_empty():
         return
     usable = (pl.col("checkpoint") == "base") & pl.col("flip_share").is_not_null()
-    base = point.patching.filter(usable).sort("layer")
+    base = whole_image(point.patching).filter(usable).sort("layer")
     said, evidence = [], []
     for (attribute,), part in base.group_by(["attribute"], maintain_order=True):
         name = name_of(str(attribute))

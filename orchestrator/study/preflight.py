@@ -170,6 +170,7 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
         _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
     if "ablate" in stages and run.ablate.source != "questions":
         _check_families("ablate", run.ablate.low_families + run.ablate.high_families)
+    if "ablate" in stages:
         check_methods(run.ablate)
 
 

@@ -1,4 +1,4 @@
-"""Routes on the reference models: probabilities are those of the choices, objects lie where they were drawn."""
+"""Routes on the reference models: probabilities are those of the choices."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-import torch
-from pydantic import ValidationError
 
 from orchestrator.ablate.bench import Bench
 from orchestrator.ablate.questions import make_questions
-from orchestrator.ablate.routing import object_tokens, routed
+from orchestrator.ablate.routing import routed
 from orchestrator.ablate.runner import load_model
-from orchestrator.config import AblateConfig, RunConfig
-from orchestrator.data.mixture import Example
-from orchestrator.data.questions import Question
-from orchestrator.data.scenes import Scene, SceneObject
-from orchestrator.errors import ModelError
+from orchestrator.config import RunConfig
 from orchestrator.models.choosing import choose, scores_of
 from orchestrator.models.decoding import prompted
 from orchestrator.models.routes import Route
@@ -54,20 +48,6 @@ def test_the_score_of_the_best_choice_is_the_one_it_was_chosen_by() -> None:
     assert all(a + b <= 1 + 1e-5 for a, b in zip(*every, strict=True))
 
 
-def test_objects_are_found_where_they_were_drawn() -> None:
-    scene = Scene(0, 0, 112, 112, (SceneObject("circle", "red", 21.0, 91.0, 14.0, 0.0),))
-    item = Example(Question("q", "i", "colour", "low", "?", "red"), scene=scene)
-    grid = torch.tensor([[r, c, 0] for r in range(8) for c in range(8)])
-    shown = grid[object_tokens(item, grid)].tolist()
-    assert shown == [[6, 1, 0]], "14 px a token: the circle fills the cell of column 1 and row 6"
-    wide = Example(item.question, scene=Scene(0, 0, 112, 112, (SceneObject("circle", "red", 28.0, 28.0, 20.0, 0.0),)))
-    assert {tuple(p[:2]) for p in grid[object_tokens(wide, grid)].tolist()} == {(1, 1), (1, 2), (2, 1), (2, 2)}
-    with_class = torch.cat([torch.tensor([[-1, -1, 0]]), grid])
-    assert not object_tokens(item, with_class)[0]
-    with pytest.raises(ModelError, match="one tile"):
-        object_tokens(item, grid + torch.tensor([0, 0, 1]))
-
-
 @pytest.mark.parametrize("model", ["reference-joint", "reference-cross"])
 def test_the_stage_blocks_routes_by_windows_of_layers(model: str, tmp_path: Path) -> None:
     routes = ["image->question", "image->last", "question->last", "object->question", "background->question"]
@@ -92,8 +72,3 @@ def test_nothing_blocked_is_the_plain_answer() -> None:
     answered, chances = routed(bench, Route("image", "last"), ())
     assert answered.predicted == bench.plain.predicted
     assert ((chances > 0) & (chances <= 1)).all()
-
-
-def test_parts_of_the_image_need_scenes() -> None:
-    with pytest.raises(ValidationError, match=r"object->last needs ablate.source: scenes"):
-        AblateConfig(checks=("routes",), routes=("object->last",), source="coco")

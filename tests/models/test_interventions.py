@@ -5,7 +5,14 @@ import torch
 
 from orchestrator.errors import ModelError
 from orchestrator.models.groups import VISION
-from orchestrator.models.interventions import attention_to_vision, vision_blocked, vision_patched, vision_states
+from orchestrator.models.interventions import (
+    attention_to_vision,
+    prompt_patched,
+    prompt_states,
+    vision_blocked,
+    vision_patched,
+    vision_states,
+)
 from tests.models.model_zoo import CLASSES, RESIDUAL, adapter, batch, examples, last, same_answer, some
 
 
@@ -200,3 +207,31 @@ def test_impossible_requests_are_refused():
         vision_patched(model, 0, torch.zeros(3, 2, 32)),
     ):
         model.run(inputs)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@torch.no_grad()
+def test_patching_some_tokens_leaves_the_others(family):
+    model, inputs = adapter(family), batch(family, 2)
+    layer = model.cross_layers[0] if model.vision_kind == "cross_kv" else 2
+    states, chosen = vision_states(model, inputs, layer), some(inputs, family)[:2]
+    mixed = torch.where(chosen[:, : states.shape[1], None], states + 1, states)
+    with vision_patched(model, layer, mixed):
+        expected = model.run(inputs).logits
+    with vision_patched(model, layer, states + 1, chosen):
+        assert torch.equal(model.run(inputs).logits, expected)
+
+
+@pytest.mark.parametrize("family", CLASSES)
+@torch.no_grad()
+def test_patching_every_position_of_the_prompt_gives_the_other_answer(family):
+    model, first = adapter(family), examples(family)[1]
+    key = "images" if family == "molmo" else "pixel_values"
+    second = {**first, key: torch.where(first[key] == 0, 0, first[key].flip(-1) + 0.3)}
+    whole = torch.ones_like(first["input_ids"], dtype=torch.bool)
+    plain, other = model.run(first).logits, model.run(second).logits
+    with prompt_patched(model, 2, prompt_states(model, second, 2), whole):
+        close(last(model.run(first).logits), last(other))
+        assert same_answer(model.generate_ids(first, 3)[0][:1], model.generate_ids(second, 3)[0][:1])
+    with prompt_patched(model, 2, prompt_states(model, second, 2), ~whole):
+        assert torch.equal(model.run(first).logits, plain)

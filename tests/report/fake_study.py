@@ -235,7 +235,7 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
     for attribute in ("colour", "shape", "n_objects"):
         for layer in range(n_layers + 1):
             a = 0.02 + 0.9 / (1 + np.exp(2.0 * (layer - 3))) + rng.uniform(0, 0.01)
-            patching.append(("base", layer, attribute, a, max(0, a - 0.08), a + 0.08, 100))
+            patching.append(("base", layer, attribute, "image", a, max(0, a - 0.08), a + 0.08, 100))
     tables = []
     for name, rows in (("deletion", deletion), ("knockout", knockout), ("patching", patching)):
         tables.append(pl.DataFrame(rows, orient="row", schema=list(TABLES[name].columns)))

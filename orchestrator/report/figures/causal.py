@@ -9,7 +9,7 @@ from matplotlib.ticker import PercentFormatter
 
 from orchestrator.report.causal_views import measured_rivals, over_seeds, windows, without_knockout
 from orchestrator.report.figures.base import band, head, layer_axis, legend, new_panels, styled
-from orchestrator.report.style import colour_of, name_of
+from orchestrator.report.style import PLACES, colour_of, name_of
 
 ALL_TOKENS = "all tokens"
 TIERS = {"low": ("-", "o"), "high": ("--", "s")}
@@ -126,15 +126,21 @@ def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def patching_figure(patching: pl.DataFrame, title: str) -> Figure:
-    """Share of answers that flip to the donor's when vision-token states are replaced at a layer."""
+    """Share of answers that flip to the donor's when states are replaced at a layer, a panel for whose states."""
     table = patching.filter(pl.col("checkpoint") == "base")
-    figure, panels = new_panels(1, width=4.6, height=2.9)
-    for k, attribute in enumerate(table["attribute"].unique(maintain_order=True)):
-        rows = table.filter(pl.col("attribute") == attribute).sort("layer")
-        x, mean, low, high = (rows[c].to_list() for c in ("layer", "flip_share", "ci_low", "ci_high"))
-        band(panels[0], x, mean, low, high, colour_of(attribute, k), name_of(attribute))
-    panels[0].set_ylabel("answers that flip to the donor's")
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    panels[0].set_ylim(-0.02, 1.02)
-    layer_axis(panels[0], "decoder layer whose vision states are replaced")
+    places = table["place"].unique(maintain_order=True).to_list()
+    figure, panels = new_panels(
+        len(places), width=4.6 if len(places) == 1 else 3.2, height=2.9, columns=3, share_y=True
+    )
+    for axes, place in zip(panels, places, strict=True):
+        for k, attribute in enumerate(table["attribute"].unique(maintain_order=True)):
+            rows = table.filter((pl.col("attribute") == attribute) & (pl.col("place") == place)).sort("layer")
+            x, mean, low, high = (rows[c].to_list() for c in ("layer", "flip_share", "ci_low", "ci_high"))
+            band(axes, x, mean, low, high, colour_of(attribute, k), name_of(attribute))
+        axes.set_title(PLACES[place].capitalize())
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylim(-0.02, 1.02)
+        layer_axis(axes, "decoder layer whose states are replaced")
+    for axes in panels[::3]:
+        axes.set_ylabel("answers that flip to the donor's")
     return _finish(figure, panels, f"Activation patching · {title} · band = 95 % interval")

@@ -172,19 +172,20 @@ function knockoutSection() {
 
 function patchingSection() {
   const s = new Section("patching", "patching");
+  s.select("place", "States of", [...namesIn("patching", "place")].map((one) => [one, STYLE.places[one]]), "image");
   s.select("checkpoint", "Model", checkpointOptions("patching"), "base");
   s.render = () => {
     const all = [];
     const charts = s.points().map((p) => {
-      const rows = tableOf(p, "patching").filter((r) => r.checkpoint === s.values.checkpoint);
+      const rows = tableOf(p, "patching").filter((r) => r.checkpoint === s.values.checkpoint && r.place === s.values.place);
       const series = unique(rows.map((r) => r.attribute)).map((a, i) => ({ name: nameOf(a), colour: colourOf(a, i),
         points: rows.filter((r) => r.attribute === a).map((r) => ({ x: r.layer, y: r.flip_share, low: r.ci_low, high: r.ci_high })) }));
       all.push(...series);
-      return lineChart({ title: p.label, series, x: { label: "decoder layer whose vision states are replaced", name: "layer", whole: true },
+      return lineChart({ title: p.label, series, x: { label: "decoder layer whose states are replaced", name: "layer", whole: true },
         y: { label: "answers that flip", format: formatPercent, domain: [0, 1.02] }, size: { width: 520, height: 300 } });
     });
     legendOfSeries(s, all);
-    s.show(charts, "Share of answers that become the donor's when vision-token states are replaced at a layer; band = 95 % interval.");
+    s.show(charts, `Share of answers that become the donor's when states of ${STYLE.places[s.values.place]} are replaced at a layer; band = 95 % interval.`);
   };
   return s;
 }

@@ -174,7 +174,8 @@ CAUSAL_TABLES: dict[str, Table] = {
     "replacing": Table(
         {
             "checkpoint": CHECKPOINT,
-            "kind": Column(STRING, "what takes the place of all visual states: zero, mean or noise"),
+            "kind": Column(STRING, "what takes the place of visual states: zero, mean or noise"),
+            "place": Column(STRING, "whose states: image (all visual tokens), object or background"),
             "layer": Column(INT, "decoder tap point at whose input they are replaced (`cross_kv`: from there on)"),
             "seed": Column(INT, "seed of the noise; -1 for others"),
             "family": Column(STRING, "question family"),
@@ -184,7 +185,7 @@ CAUSAL_TABLES: dict[str, Table] = {
             "ci_high": HIGH,
             "n": N,
         },
-        ("checkpoint", "kind", "layer", "seed", "family", "tier"),
+        ("checkpoint", "kind", "place", "layer", "seed", "family", "tier"),
     ),
     "lens": Table(
         {
@@ -228,13 +229,19 @@ CAUSAL_TABLES: dict[str, Table] = {
     "patching": Table(
         {
             "checkpoint": CHECKPOINT,
-            "layer": Column(INT, "decoder tap point whose vision-token states are replaced"),
+            "layer": Column(
+                INT, "decoder tap point whose states are replaced (visual ones of `cross_kv`: from there on)"
+            ),
             "attribute": Column(STRING, "the attribute in which the two scenes differ"),
+            "place": Column(
+                STRING,
+                "whose states: image (all visual tokens), changed (of what differs), object, background, question, last",
+            ),
             "flip_share": Column(FLOAT, "share of pairs whose answer becomes the donor's"),
             "ci_low": LOW,
             "ci_high": HIGH,
             "n": N,
         },
-        ("checkpoint", "layer", "attribute"),
+        ("checkpoint", "layer", "attribute", "place"),
     ),
 }

@@ -1,0 +1,78 @@
+"""Whose states are acted on: parts of the image by known boxes, and parts of the prompt. B rows, V visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from orchestrator.data.boxes import Boxes, boxes_of, scene_boxes
+from orchestrator.data.mixture import Example
+from orchestrator.errors import ModelError
+from orchestrator.models.adapter import Adapter
+from orchestrator.models.batching import Batch
+from orchestrator.models.box_tokens import box_tokens
+from orchestrator.models.routes import readers
+
+TEXT_PLACES = ("question", "last")
+"""Places in the prompt's text; the others are parts of the image."""
+
+
+def object_tokens(adapter: Adapter, item: Example, grid: Int[Tensor, "V 3"]) -> Bool[Tensor, " V"]:
+    """Which visual tokens show an object of the item's picture; what is no place in it (a class token) shows none.
+
+    Raises:
+        ModelError: no boxes are known, or not where the model puts its tiles.
+    """
+    return _shown(adapter, _known(item), grid)
+
+
+def changed_tokens(adapter: Adapter, item: Example, donor: Example, grid: Int[Tensor, "V 3"]) -> Bool[Tensor, " V"]:
+    """Which visual tokens show an object that is in one of two scenes alone."""
+    own, other = item.scene, donor.scene
+    assert own is not None, "pairs are made of scenes"
+    assert other is not None, "pairs are made of scenes"
+    differing = {*own.objects} ^ {*other.objects}
+    return _shown(adapter, scene_boxes(own, sorted(differing)), grid)
+
+
+def image_part(
+    adapter: Adapter, batch: Batch, items: Sequence[Example], place: str, donors: Sequence[Example] | None = None
+) -> Bool[Tensor, "B V"] | None:
+    """Which visual tokens of each image a place names; None for all of them (`image`).
+
+    With `donors`, an object of either picture is an object.
+    """
+    if place == "image":
+        return None
+    rows = []
+    for number, (item, grid) in enumerate(zip(items, adapter.vision_grid(batch), strict=True)):
+        if place == "changed":
+            assert donors is not None, "what changed is known between two scenes"
+            rows.append(changed_tokens(adapter, item, donors[number], grid))
+            continue
+        shown = object_tokens(adapter, item, grid)
+        if donors is not None:
+            shown = shown | object_tokens(adapter, donors[number], grid)
+        rows.append(shown if place == "object" else ~shown)
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def prompt_part(adapter: Adapter, batch: Batch, place: str) -> Bool[Tensor, "B S"]:
+    """Which positions of each prompt `question` or `last` names."""
+    return readers(adapter, batch, place)
+
+
+def _known(item: Example) -> Boxes:
+    boxes = boxes_of(item)
+    if boxes is None:
+        raise ModelError(f"{item.question.question_id}: no boxes of its objects are known; use scenes or COCO.")
+    return boxes
+
+
+def _shown(adapter: Adapter, boxes: Boxes, grid: Int[Tensor, "V 3"]) -> Bool[Tensor, " V"]:
+    edges = torch.from_numpy(np.ascontiguousarray(boxes.edges)).float()
+    return box_tokens(adapter, grid, edges, boxes.size)

@@ -28,7 +28,7 @@ from orchestrator.store.tables.core import TABLES, check_table
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
 
-VERSION = 6
+VERSION = 7
 """Raised whenever equal inputs would give other values; part of the digest."""
 POLICY_FILE = "policy.yaml"
 

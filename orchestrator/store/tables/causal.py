@@ -235,7 +235,7 @@ CAUSAL_TABLES: dict[str, Table] = {
             "attribute": Column(STRING, "the attribute in which the two scenes differ"),
             "place": Column(
                 STRING,
-                "whose states: image (all visual tokens), changed (of what differs), object, background, question, last",
+                "whose states: image (all visual tokens), changed (what differs), object, background, question, last",
             ),
             "flip_share": Column(FLOAT, "share of pairs whose answer becomes the donor's"),
             "ci_low": LOW,

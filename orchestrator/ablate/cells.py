@@ -110,7 +110,7 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
     if "patching" in config.checks:
         for place in config.patched_places:
             whole = place in ("question", "last") or not cross_layers  # text is in the sequence of every layer
-            points = range(n_layers) if whole else cross_layers
+            points = list(range(n_layers)) if whole else list(cross_layers)
             cells += [
                 Cell("patching", layer=layer, attribute=name, place=place)
                 for name in config.patched

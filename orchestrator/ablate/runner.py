@@ -168,8 +168,8 @@ class Ablation:
             self._moments[cell.layer] = moments(self.bench, cell.layer)
         of = self._moments[cell.layer]
         answered = replaced(self.bench, cell.method, cell.layer, max(cell.seed, 0), of, cell.place)
-        setting = {"checkpoint": self.checkpoint, "kind": cell.method, "place": cell.place}
-        setting |= {"layer": cell.layer, "seed": cell.seed}
+        where = {"kind": cell.method, "place": cell.place, "layer": cell.layer, "seed": cell.seed}
+        setting = {"checkpoint": self.checkpoint, **where}
         columns = ("family", "tier", "accuracy", "ci_low", "ci_high", "n")
         rows = [{**setting, **{c: row[c] for c in columns}} for row, _ in self._by_family(answered)]
         return {"replacing": pl.DataFrame(rows, infer_schema_length=None)}

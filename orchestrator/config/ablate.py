@@ -95,11 +95,11 @@ class AblateConfig(Section):
             raise ValueError(
                 "methods: a policy needs a method that deletes tokens; downsample is what it is held against"
             )
-        parts = {
+        parts: dict[CheckName, list[str]] = {
             "routes": [name for name in self.routes if name.startswith(("object", "background"))],
             "replacing": [name for name in self.replaced_places if name != "image"],
         }
-        keys = {"routes": "routes", "replacing": "replaced_places"}
+        keys: dict[CheckName, str] = {"routes": "routes", "replacing": "replaced_places"}
         for check, names in parts.items():
             if check in self.checks and names and self.source == "questions":
                 raise ValueError(f"{keys[check]}: {names[0]} needs ablate.source: scenes or coco, found {self.source}")

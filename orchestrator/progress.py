@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TextIO
+from typing import ClassVar, NamedTuple, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -28,6 +28,16 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+class Reading(NamedTuple):
+    """How far a step is."""
+
+    done: int
+    total: int | None
+    unit: str
+    rate: float
+    """Units a second, those of earlier runs left out."""
+
+
 class Progress:
     """Counts finished units of one step.
 
@@ -37,10 +47,16 @@ class Progress:
         unit: plural name of a unit, e.g. `images`.
         done: units finished by an earlier run; they do not count towards the rate.
         quiet: show nothing.
+        about: digest of the stage that is worked on, under which `reading` finds it.
     """
 
-    def __init__(self, step: str, total: int | None, unit: str, *, done: int = 0, quiet: bool = False) -> None:
+    _open: ClassVar[dict[str, Progress]] = {}
+
+    def __init__(
+        self, step: str, total: int | None, unit: str, *, done: int = 0, quiet: bool = False, about: str = ""
+    ) -> None:
         self.step, self.total, self.unit, self.done, self.quiet = step, total, unit, done, quiet
+        self._about = about
         self._skipped = done
         self._note = ""
         self._stream: TextIO = sys.stderr
@@ -48,6 +64,8 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = self._last_line = time.monotonic()
+        if self._about:
+            Progress._open[self._about] = self
         if self.quiet:
             return self
         if self._stream.isatty():
@@ -86,6 +104,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        Progress._open.pop(self._about, None)
         if self.quiet:
             return
         if self._bar is not None:
@@ -95,6 +114,12 @@ class Progress:
             state = "done" if kind is None else "stopped"
             rate = f", {self._rate():.3g} {self.unit}/s" if self.done > self._skipped else ""
             self._print(f"{self.step}: {state}, {self.done} {self.unit} in {elapsed}{rate}")
+
+    @classmethod
+    def reading(cls, about: str) -> Reading | None:
+        """How far the work on a stage is in this process; None where none goes on."""
+        found = cls._open.get(about)
+        return None if found is None else Reading(found.done, found.total, found.unit, found._rate())
 
     def _rate(self) -> float:
         return (self.done - self._skipped) / max(time.monotonic() - self._started, 1e-9)

@@ -82,9 +82,8 @@ def run_ablate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     if left:
         from orchestrator.ablate.runner import Ablation, load_model
 
-        with Progress(
-            f"ablate {run.model.name}", len(cells), "cells", done=len(cells) - len(left), quiet=quiet
-        ) as progress:
+        title, done = f"ablate {run.model.name}", len(cells) - len(left)
+        with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=stage.digest) as progress:
             ablation = Ablation(load_model(run), run)
             for i in left:
                 work(ablation, stage, i, cells[i])

@@ -16,7 +16,7 @@ import polars as pl
 import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, subject_of
-from orchestrator.ablate.identity import checkpoint_of, is_own_model
+from orchestrator.ablate.identity import checkpoint_of, described, is_own_model, weights_of
 from orchestrator.ablate.policy import with_layer_share
 from orchestrator.ablate.questions import make_questions
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
@@ -72,10 +72,11 @@ def evaluate_points(points: Sequence[ResolvedPoint], file: str) -> list[tuple[Ru
     policy = load_policy(file)
     own = [point for point in points if is_own_model(policy, point.run)]
     if not own:
-        found = sorted({f"{p.run.model.name} ({checkpoint_of(p.run.model)})" for p in points})
+        models = [p.run.model for p in points]
+        found = sorted({described(m.name, checkpoint_of(m), weights_of(m)) for m in models})
         raise ConfigError(
-            f"policy {file!r} was chosen on {policy.model} ({policy.checkpoint}); the sweep has {', '.join(found)}."
-            " A policy says nothing of another model: ablate that one."
+            f"policy {file!r} was chosen on {described(policy.model, policy.checkpoint, policy.weights)}; the sweep has"
+            f" {', '.join(found)}. A policy says nothing of another model: ablate that one."
         )
     todo = distinct([point.with_stages(evaluation_stage(point, policy)) for point in own], "evaluate")
     return [(point.run, run_evaluation(point, policy)) for point in todo]

@@ -19,6 +19,7 @@ def chosen_on(run: RunConfig) -> dict[str, Any]:
     return {
         "model": run.model.name,
         "checkpoint": checkpoint_of(run.model),
+        "weights": weights_of(run.model),
         "model_type": str(config.model_type),
         "n_layers": decoder.layers,
         "hidden_size": decoder.width,
@@ -33,6 +34,20 @@ def checkpoint_of(model: ModelConfig) -> str:
     return trial if re.fullmatch(r"[0-9a-f]{16}", trial) else fingerprint(model)["adapter"]
 
 
+def weights_of(model: ModelConfig) -> str:
+    """The weights, adapter included, wherever they lie: content of a folder, or repository and commit."""
+    found = fingerprint(model)
+    base = found.get("content") or f"{found['repository']}@{found['revision']}"
+    return f"{base}+{found['adapter']}" if "adapter" in found else base
+
+
 def is_own_model(policy: PolicyFile, run: RunConfig) -> bool:
-    """Whether a policy was chosen on a run's model, with the same adapter."""
+    """Whether a policy was chosen on a run's model: by weights where the file names them, else by name and adapter."""
+    if policy.weights:
+        return policy.weights == weights_of(run.model)
     return policy.model == run.model.name and policy.checkpoint == checkpoint_of(run.model)
+
+
+def described(model: str, checkpoint: str, weights: str) -> str:
+    """A model as messages about policies name it."""
+    return f"{model} ({checkpoint}{f', weights {weights}' if weights else ''})"

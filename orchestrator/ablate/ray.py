@@ -36,7 +36,8 @@ def run_ablate_stage(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     cells = open_ablation(run, stage)
     left = unfinished(stage, cells)
     done = len(cells) - len(left)
-    with Progress(f"ablate {run.model.name}", len(cells), "cells", done=done, quiet=quiet) as progress:
+    title, about = f"ablate {run.model.name}", stage.digest
+    with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=about) as progress:
         if left:
             with session(run.how, point.storage) as cluster:
                 _run_cells(run, stage, cells, left, cluster, progress)

@@ -61,7 +61,8 @@ def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeW
         tally = Tally(job)
         todo = tally.resume()
         done = tally.n_images + tally.n_rejected
-        with Progress(f"capture {run.model.name}", len(source), "images", done=done, quiet=quiet) as progress:
+        title, about = f"capture {run.model.name}", stage.digest
+        with Progress(title, len(source), "images", done=done, quiet=quiet, about=about) as progress:
             for stats in stream(job, source, todo) if todo else ():
                 tally.add(stats)
                 progress.advance(stats.n_images + stats.n_rejected, _note(tally))

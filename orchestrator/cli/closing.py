@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import polars as pl
@@ -32,6 +33,7 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         "study": study.name,
         "storage": study.storage.uri,
         "report": report,
+        "views": view_links(study),
         "seconds": study.record["seconds"],
         "stages": [
             {"stage": name, "point": view.label, "digest": view.stage.digest, "path": view.stage.store.uri}
@@ -170,11 +172,27 @@ def print_outcome(study: Study, report: str | None = None) -> None:
     print_next(study, report)
 
 
+def view_links(study: Study) -> dict[str, str]:
+    """Title -> address of the study's shared MLflow views; of a database on a disk while `vtsweep ui` serves it."""
+    from orchestrator.tracking.ui import FIRST_PORT
+    from orchestrator.tracking.views import page
+
+    found = study.record.get("mlflow") or {}
+    address = found.get("address") or f"http://127.0.0.1:{FIRST_PORT}"
+    return {title: page(address, found["experiment"], key) for title, key in found.get("views", {}).items()}
+
+
 def print_next(study: Study, report: str | None = None) -> None:
-    """Where the report is, and commands worth running next."""
+    """Where the report is, links to MLflow's shared views, and commands worth running next."""
     console = Console(soft_wrap=True, highlight=False)
     if report:
         console.print(f"\nreport: [bold]{report}[/]")
+    if links := view_links(study):
+        served = study.record["mlflow"].get("address")
+        condition = "" if served else f" (while [cyan]vtsweep ui {shlex.quote(study.storage.uri)}[/] runs)"
+        console.print(f"MLflow{condition}:")
+        for title, address in links.items():
+            console.print(f"  {escape(title)}: {address}")
     console.print("next:")
     for command, why in next_steps(study):
         console.print(f"  [cyan]{command}[/]  {why}")

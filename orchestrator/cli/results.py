@@ -72,15 +72,15 @@ def compare(
     out: Annotated[str, typer.Option(help="Folder of the comparison")] = "comparison",
     as_json: Json = False,
 ) -> None:
-    """Put models or studies side by side in one report."""
+    """Put models or studies side by side: one report, differences with intervals, agreement by hypothesis."""
     from orchestrator.store.study_record import Study
 
     loaded = [Study.load(study) for study in studies]
     say(f"comparing {', '.join(study.name for study in loaded)}", as_json)
-    from orchestrator.cli.compare import compare_studies
+    from orchestrator.cli.compare import compare_studies, print_comparison
 
-    written = compare_studies(loaded, out, quiet=as_json)
-    emit({"report": written}, as_json, lambda: typer.echo(f"comparison: {written}"))
+    found = compare_studies(loaded, out, quiet=as_json)
+    emit(found, as_json, lambda: print_comparison(found))
 
 
 @app.command(epilog="Example:  vtsweep ui results")

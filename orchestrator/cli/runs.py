@@ -137,7 +137,9 @@ def evaluate(
 ) -> None:
     """Apply a policy to fresh questions: accuracy, tokens, time and operations against all tokens and rivals."""
     sweep = _load(file, overrides, as_json)
-    from orchestrator.ablate.evaluate import evaluate_points
+    from orchestrator.ablate.evaluate import evaluate_points, load_policy
+
+    load_policy(policy)  # refused before models and data are looked at
     from orchestrator.cli.printing import print_evaluations
     from orchestrator.study.resolve import resolve
 

@@ -162,6 +162,8 @@ class PolicyFile(Section):
     """Model it was chosen on."""
     checkpoint: str = "base"
     """`base`, or the digest of the trial whose adapter the model carried."""
+    weights: str = ""
+    """Content digest of its weights, or `REPOSITORY@COMMIT`, and of its adapter; empty in files that do not say."""
     model_type: str = ""
     """Type of that model, as transformers calls it; empty in files that do not say."""
     n_layers: Count = 0

@@ -4,7 +4,8 @@ Two stages. `baseline` is what the base model answers and how its states look on
 again by its digest. `finetune` is one trial. Importing this module imports no torch.
 
     baseline/DIGEST/   answers, layer_metrics, asked_metrics, states/TAP-GROUP (float32; images, layers, tokens, width)
-    finetune/DIGEST/   trials (one row), answers, layer_metrics, asked_metrics, training, adapter/ (LoRA weights)
+    finetune/DIGEST/   trials (one row), answers, layer_metrics, asked_metrics, training, adapter/ (LoRA weights);
+                       checkpoint.safetensors and live.json while it runs
 
 Columns of table `trials` beyond those of schema.py, all flat names:
 
@@ -23,6 +24,7 @@ Columns of table `trials` beyond those of schema.py, all flat names:
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ import polars as pl
 from orchestrator.config import RunConfig
 from orchestrator.data.mixture import make_evaluation, tier_facts
 from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
+from orchestrator.store.live_file import LiveWriter
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
@@ -96,12 +99,21 @@ def train_and_measure(point: ResolvedPoint, report: Report | None = None) -> Tri
     stage, worker, is_main = point.stages["finetune"], worker_for(point), this_team().is_main
     if is_main:
         stage.open()
+    live = LiveWriter(stage.store)
+
+    def shown(values: Mapping[str, Any]) -> None:
+        if is_main:
+            live.step(values["step"], values["loss"])
+        if report is not None:
+            report(values)
+
     with tunable(worker.adapter, point.run.finetune) as tuned:
-        log = worker.train(point, tuned, stage.store, report)
+        log = worker.train(point, tuned, stage.store, shown)
         if not is_main:
             return None
+        live.state("answering held-out questions")
         started = time.perf_counter()
-        measured = measure(worker, point)
+        measured = measure(worker, point, lambda answers: live.state("measuring compression", tier_accuracy(answers)))
         seconds = log.seconds + time.perf_counter() - started  # of earlier attempts too: the checkpoint has them
         n_trained = sum(p.numel() for p in tuned.parameters.values())
         return TrialResult(log, n_trained, tuned.files(point.run.model.name), measured, seconds)
@@ -121,6 +133,13 @@ def write_trial(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> N
     stage.write_shard(0, tables, files={f"adapter/{name}": data for name, data in adapter.items()})
     stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
     stage.store.remove(CHECKPOINT)
+    LiveWriter(stage.store).remove()
+
+
+def tier_accuracy(answers: pl.DataFrame) -> dict[str, float]:
+    """`accuracy/TIER` -> share of right answers."""
+    shares = answers.group_by("tier").agg(pl.col("correct").mean())
+    return {f"accuracy/{tier}": float(share) for tier, share in shares.iter_rows() if tier and share is not None}
 
 
 def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,9 +160,13 @@ class Measured:
         return tables if self.asked is None else {**tables, "asked_metrics": self.asked}
 
 
-def measure(worker: TrialWorker, point: ResolvedPoint) -> Measured:
-    """Answer and capture with the worker's model as it is."""
-    return Measured(worker.answers(point), worker.snapshot(point), worker.asked_metrics(point))
+def measure(
+    worker: TrialWorker, point: ResolvedPoint, answered: Callable[[pl.DataFrame], None] = lambda _: None
+) -> Measured:
+    """Answer and capture with the worker's model as it is; `answered` hears of the answers before the capture."""
+    answers = worker.answers(point)
+    answered(answers)
+    return Measured(answers, worker.snapshot(point), worker.asked_metrics(point))
 
 
 def _whole_checkpoint(store: Storage) -> bytes | None:

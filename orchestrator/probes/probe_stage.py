@@ -202,7 +202,8 @@ def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
     """A progress bar over the stage's blocks."""
     n = len(work.blocks)
     title = f"probe {run.model.name} on {run.data.source}"
-    return Progress(title, n, "blocks", done=n - len(work.missing()), quiet=quiet)
+    done = n - len(work.missing())
+    return Progress(title, n, "blocks", done=done, quiet=quiet, about=work.stage.digest)
 
 
 def run_probes(point: ResolvedPoint, *, quiet: bool = False) -> Stage:

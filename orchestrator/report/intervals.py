@@ -50,10 +50,13 @@ def curves_of(point: PointResults) -> pl.DataFrame | None:
 
 
 def depth_table(point: PointResults, metrics: list[str]) -> pl.DataFrame | None:
-    """Mean and 95 % bootstrap interval over images of `metrics` by group and third of the decoder's depth.
+    """Mean and 95 % bootstrap interval over images of `metrics` by group and third of the decoder's depth."""
+    values = third_values(point, metrics)
+    return None if values is None else bootstrap_thirds(values)
 
-    An image's value in a third is its mean over the third's layers.
-    """
+
+def third_values(point: PointResults, metrics: list[str]) -> pl.DataFrame | None:
+    """Each image's value of `metrics` by group and third of the decoder's depth: its mean over the third's layers."""
     if point.layer_metrics is None or not metrics or point.layer_metrics.is_empty():
         return None
     parts = []
@@ -63,11 +66,21 @@ def depth_table(point: PointResults, metrics: list[str]) -> pl.DataFrame | None:
             continue
         rows = point.layer_metrics.filter((pl.col("tap") == tap) & (pl.col("group") == group))
         n_points = int(rows["layer"].max() or 0) + 1  # type: ignore[arg-type]
-        by_third = (
+        parts.append(
             rows.with_columns(third=third_expression(n_points))
             .group_by("image_id", "group", "third", maintain_order=True)
             .agg(pl.col(metrics).cast(pl.Float64).fill_nan(None).mean())
-            .select("image_id", pl.col("third").alias("tap"), pl.lit(0, pl.Int32).alias("layer"), "group", *metrics)
         )
-        parts.append(layer_curves(by_third).rename({"tap": "third"}).drop("layer"))
     return pl.concat(parts) if parts else None
+
+
+def bootstrap_thirds(values: pl.DataFrame) -> pl.DataFrame:
+    """Mean and 95 % bootstrap interval over images of `third_values`, a row a group, third and metric."""
+    metrics = [c for c in values.columns if c not in ("image_id", "group", "third")]
+    parts = [
+        layer_curves(
+            part.select("image_id", pl.col("third").alias("tap"), pl.lit(0, pl.Int32).alias("layer"), "group", *metrics)
+        )
+        for _, part in values.group_by("group", maintain_order=True)
+    ]
+    return pl.concat(parts).rename({"tap": "third"}).drop("layer")

@@ -125,13 +125,23 @@ def render_page(results: StudyResults) -> str:
 
 
 def _contrast_tables(points: list[PointResults]) -> Iterator[ShownTable]:
-    """Differences with intervals, and agreement by hypothesis."""
-    if rows := list(differences(points)):
-        head = ["difference", "metric", "third", "vision tokens", "more compressed"]
-        yield ShownTable("Differences of compression, with 95 % intervals", head, rows)
-    if rows := list(agreements(points)):
-        head = ["hypothesis", *(p.label for p in points), "agreement"]
+    """Agreement by hypothesis, and differences with intervals."""
+    if found := list(agreements(points)):
+        head = ["statement", *(p.label for p in points), "agreement"]
+        rows = [[a.statement, *(a.verdicts[p.label] for p in points), a.agreement] for a in found]
         yield ShownTable("Verdicts by hypothesis", head, sorted(rows, key=lambda row: row[-1] != "disagree"))
+    if changes := list(differences(points)):
+        head = ["difference", "quantity", "third", "value and 95 % interval", "reading", "intervals"]
+        rows = [
+            [f"{d.second} − {d.first}", d.quantity, d.part, f"{number(d.value, 3)} {_ends(d.ci_low, d.ci_high)}",
+             d.reading, d.basis]
+            for d in changes
+        ]  # fmt: skip
+        yield ShownTable("Differences: compression of vision tokens, and effects of hypotheses", head, rows)
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return interval(low, high, lambda v: number(v, 3))
 
 
 def _in_words(moment: str) -> str:

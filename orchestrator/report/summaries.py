@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,9 @@ import polars as pl
 
 from orchestrator.compression.depth import THIRDS, third_expression
 from orchestrator.compression.registry import METRICS
-from orchestrator.config import StageName
+from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate import consensus
+from orchestrator.report.probe_views import vision_tap
 from orchestrator.store.study_record import View
 
 HEADLINE = (
@@ -26,11 +28,15 @@ HEADLINE = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Flat parameters, grouped metrics, and curves of (step, value); the step is a layer or a percentage."""
+    """Flat parameters, few grouped metrics, curves of (step, value), and tables of what was left out of them.
+
+    The step is a layer, an optimiser step or a percentage.
+    """
 
     params: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
 
 
 def summarise(name: StageName, view: View) -> Summary:
@@ -43,15 +49,21 @@ def summarise(name: StageName, view: View) -> Summary:
         "ablate": _ablate,
     }[name](view)
     clean = {k: v for k, v in made.metrics.items() if v is not None and math.isfinite(v)}
-    return Summary({**run_params(view), **made.params}, clean, {k: _finite(v) for k, v in made.curves.items()})
+    params = {**run_params(name, view.run), **made.params}
+    return Summary(params, clean, {k: _finite(v) for k, v in made.curves.items()}, made.tables)
 
 
-def run_params(view: View) -> dict[str, Any]:
-    """Parameters every run carries."""
-    data = view.run.data
-    params: dict[str, Any] = {"model": view.run.model.name, "data": data.source, "data_seed": data.seed}
+def run_params(name: StageName, run: RunConfig) -> dict[str, Any]:
+    """Parameters of a stage's run that are known before it is done."""
+    data = run.data
+    params: dict[str, Any] = {"model": run.model.name, "data": data.source, "data_seed": data.seed}
     if data.n_images is not None:
         params["n_images"] = data.n_images
+    if name == "finetune":
+        tune = run.finetune
+        params |= {"complexity_ratio": tune.complexity_ratio, "seed": tune.seed, "method": tune.method}
+        language = tune.language
+        params |= {"lora_rank": language.rank, "learning_rate": language.learning_rate, "n_steps": tune.n_steps}
     return params
 
 
@@ -101,14 +113,14 @@ def _capture(view: View) -> Summary:
     for (tap, group), rows in means.group_by(["tap", "group"], maintain_order=True):
         # `_` sorts behind `/`: MLflow's page begins with the decoder
         prefix = f"compression/{group}" if tap == "decoder" else f"compression_{tap}/{group}"
-        for metric in metric_columns(rows):
+        for metric in (m for m in HEADLINE if m in rows.columns and rows.height > 1):
             curves[f"{prefix}/{metric}"] = list(zip(rows["layer"].to_list(), rows[metric].to_list(), strict=True))
     for row in depth_means(view).iter_rows(named=True):
         for metric in HEADLINE:
             if metric in row:
                 metrics[f"compression/{row['group']}/{metric}/{row['third']}"] = row[metric]
     images = view.stage.scan("images").select(pl.len()).collect().item()
-    return Summary({"images_captured": images}, metrics, curves)
+    return Summary({"images_captured": images}, metrics, curves, {"layer_means": means})
 
 
 def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
@@ -131,18 +143,18 @@ def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
 
 
 def _correlate(view: View) -> Summary:
-    frame = view.stage.scan("correlations").filter(
-        (pl.col("statistic") == "spearman") & (pl.col("group") == "vision") & pl.col("metric").is_in(HEADLINE)
-    )
+    best = strongest_correlations(view, 10)
+    chosen = best.select("attribute", "metric", "tap")
+    frame = view.stage.scan("correlations").filter((pl.col("statistic") == "spearman") & (pl.col("group") == "vision"))
     curves = {
         f"rho/{attribute}/{metric}" + ("" if tap == "decoder" else f"/{tap}"): list(
             zip(rows["layer"].to_list(), rows["rho"].to_list(), strict=True)
         )
-        for (tap, attribute, metric), rows in frame.sort("layer")
+        for (tap, attribute, metric), rows in frame.join(chosen.lazy(), on=chosen.columns, how="semi")
+        .sort("layer")
         .collect()
         .group_by(["tap", "attribute", "metric"], maintain_order=True)
     }
-    best = strongest_correlations(view, 10)
     metrics = {f"rho_strongest/{row['attribute']}": row["rho"] for row in best.iter_rows(named=True)}
     return Summary({}, metrics, curves)
 
@@ -151,7 +163,9 @@ def _probe(view: View) -> Summary:
     frame = view.stage.scan("probes").filter(pl.col("score").is_not_null()).sort("layer").collect()
     curves: dict[str, list[tuple[int, float]]] = {}
     summary_positions = frame.filter(pl.col("position").is_in(["vision_mean", "text_mean", "last"]))
-    for (tap, attribute, position, solver), rows in summary_positions.group_by(
+    decoder = summary_positions.filter((pl.col("position") != "last") & (pl.col("tap") == vision_tap(frame)))
+    linear = decoder.filter(pl.col("solver").is_in(["ridge", "logistic"]))
+    for (tap, attribute, position, solver), rows in (linear if linear.height else decoder).group_by(
         ["tap", "attribute", "position", "solver"], maintain_order=True
     ):
         name = f"probe/{attribute}/{position}/{solver}" + ("" if tap == "decoder" else f"/{tap}")
@@ -169,23 +183,33 @@ def _probe(view: View) -> Summary:
 
 def _finetune(view: View) -> Summary:
     row = view.stage.scan("trials").collect().row(0, named=True)
-    tune = view.run.finetune
-    params = {"complexity_ratio": tune.complexity_ratio, "seed": tune.seed, "method": tune.method}
-    params |= {"lora_rank": tune.language.rank, "learning_rate": tune.language.learning_rate, "n_steps": tune.n_steps}
-    skip = {*params, "lora_rank", "n_steps"}
-    metrics = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and k not in skip and _shown(k)}
-    return Summary(params, metrics, {})
+    metrics = {k: float(v) for k, v in row.items() if isinstance(v, int | float) and _shown(k)}
+    steps = view.stage.scan("training").select("step", "loss").sort("step").collect()
+    loss = thinned([(step + 1, value) for step, value in steps.iter_rows()], view.run.finetune.n_steps)
+    return Summary({}, metrics, {"loss": loss})
+
+
+def thinned(losses: Sequence[tuple[int, float]], n_steps: int) -> list[tuple[int, float]]:
+    """At most 500 of a trial's (steps done, loss), always the same ones and the last."""
+    every = -(-n_steps // 500)
+    return [(step, loss) for step, loss in losses if step % every == 0 or step == n_steps]
+
+
+_OUTCOMES = {"accuracy": 2, "gain": 1, "score": 1, "accuracy_base": 1, "blind": 1, "count_error": 1, "drift": 2}
+"""Kind of column -> most words after it that a metric may have."""
 
 
 def _shown(column: str) -> bool:
-    """Whether a column of `trials` becomes a metric: no interval ends, and of compression the headline metrics alone.
+    """Whether a column of `trials` becomes a metric: named outcomes, and of compression the headline metrics alone.
 
     The table itself, logged beside it, has every column; MLflow's charts and lists stay readable.
     """
     kind, *rest = column.split("/")
-    if column.endswith(("_low", "_high")):
-        return False
-    return kind not in ("compression", "delta") or (len(rest) == 3 and rest[1] in HEADLINE)
+    if column in ("final_loss", "trial_seconds"):
+        return True
+    if kind == "delta":
+        return len(rest) == 3 and rest[1] in HEADLINE
+    return 0 < len(rest) <= _OUTCOMES.get(kind, 0) and not column.endswith(("_low", "_high"))
 
 
 def _ablate(view: View) -> Summary:
@@ -194,11 +218,11 @@ def _ablate(view: View) -> Summary:
     tables = view.stage.store.files("")
     if "deletion" in tables:
         frame = view.stage.scan("deletion").filter(pl.col("layer") == 0).collect()
-        keys = ["method", "family", "tier"]
-        mean = frame.group_by([*keys, "deleted_share"]).agg(pl.col("accuracy").mean()).sort("deleted_share")
-        for (method, family, tier), rows in mean.group_by(keys, maintain_order=True):
+        keys, right = ["method", "tier"], (pl.col("accuracy") * pl.col("n")).sum() / pl.col("n").sum()
+        mean = frame.group_by([*keys, "deleted_share"]).agg(accuracy=right).sort("deleted_share")
+        for (method, tier), rows in mean.group_by(keys, maintain_order=True):
             percent = [round(100 * s) for s in rows["deleted_share"].to_list()]
-            curves[f"deletion/{method}/{tier}/{family}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
+            curves[f"deletion/{method}/{tier}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
     if "rivals" in tables:
         whole = (pl.col("family") == "all") & (pl.col("difficulty") == "all") & pl.col("accuracy").is_not_null()
         frame = view.stage.scan("rivals").filter(whole).sort("budget").collect()
@@ -223,7 +247,7 @@ def _ablate(view: View) -> Summary:
                 zip(rows["layer"].to_list(), rows["flip_share"].to_list(), strict=True)
             )
     if "policy" in tables:
-        for row in view.stage.scan("policy").collect().iter_rows(named=True):
-            name = f"policy/{row['policy']}/{row['tier']}/{row['family']}"
+        for row in view.stage.scan("policy").filter(pl.col("family") == "all").collect().iter_rows(named=True):
+            name = f"policy/{row['policy']}/{row['tier']}"
             metrics |= {f"{name}/{key}": row[key] for key in ("accuracy", "difference", "kept_share", "gflop_share")}
     return Summary({}, metrics, curves)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,12 +120,12 @@ class Study:
                 f"settings otherwise ({key}); run the study again"
             ) from error
 
-    def views(self, stage: StageName) -> list[View]:
-        """The study's distinct stages of one kind, in the order of its points."""
+    def views(self, stage: StageName, only: Collection[str] | None = None) -> list[View]:
+        """The study's distinct stages of one kind, in the order of its points; with `only`, those of these digests."""
         found: dict[str, View] = {}
         for point in self.record["points"]:
             stage_digest = point["stages"].get(stage)
-            if stage_digest is None or stage_digest in found:
+            if stage_digest is None or stage_digest in found or (only is not None and stage_digest not in only):
                 continue
             run = self.run_of(point)
             label = point["label"] if stage == "finetune" else describe_run(run)

@@ -44,6 +44,7 @@ def run_study(
     from orchestrator.study.preflight import preflight
     from orchestrator.study.room import check_room
     from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
+    from orchestrator.tracking.live import streamed
 
     check_room(sweep, wanted)
     listed = listed_stages(sweep, wanted)
@@ -54,8 +55,9 @@ def run_study(
         for stage in wanted:
             started = time.monotonic()
             todo = distinct(points, stage)
-            pending = any(not point.stages[stage].is_done() for point in todo)
-            done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet)
+            pending = [stage_.digest for stage_ in (p.stages[stage] for p in todo) if not stage_.is_done()]
+            with streamed(tracker, study, stage, pending):
+                done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet)
             add_samples(study, stage, [point for point in done if point not in todo])
             if pending or stage not in study.record["seconds"]:
                 study.record["seconds"][stage] = round(time.monotonic() - started, 2)
@@ -66,6 +68,7 @@ def run_study(
     study.folder.write_json(STUDY_FILE, study.record)
     sent = tracker.log(report_entry(study))
     study.record["tracked"] = not sent.waiting
+    study.record["mlflow"] = tracker.views()
     study.folder.write_json(STUDY_FILE, study.record)
     return study, written[0]
 

@@ -8,14 +8,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import polars as pl
 import yaml
 
 from orchestrator.config import RunConfig
 from orchestrator.scrub import scrub, scrub_tree
-from orchestrator.store.stage_folder import digest
 
 Scalar = str | int | float | bool
 Curve = Sequence[tuple[int, float]]
@@ -76,6 +74,21 @@ class Entry:
     replaces: bool = False
 
 
+@dataclass(frozen=True)
+class Beat:
+    """What an unfinished stage has done so far; a later beat repeats what an earlier one said.
+
+    Args:
+        state: in words, e.g. `training, step 23 of 300`.
+        params: those that are known from the start.
+        curves: name -> (step, value) pairs.
+    """
+
+    state: str
+    params: Mapping[str, Scalar | None] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+
+
 def finite_metrics(content: Content) -> list[tuple[str, int, float]]:
     """(name, step, value) of every finite metric and curve value, under names that MLflow takes and tells apart."""
     rows = [(name, 0, value) for name, value in content.metrics.items()]
@@ -113,14 +126,6 @@ def _clean(name: str) -> str:
     if len(short) <= _LONGEST_NAME:
         return short
     return short[: _LONGEST_NAME - 7] + "_" + hashlib.sha256(name.encode()).hexdigest()[:6]
-
-
-def dataset(run: RunConfig) -> dict[str, Any]:
-    """Name, digest and settings of the images of a run."""
-    settings = scrub_tree(run.data.model_dump(mode="json"))
-    what = settings.get("split") or f"seed {settings['seed']}"
-    name = f"{settings['source']} {what}, {settings.get('n_images') or 'all'} images"
-    return {"name": name, "digest": digest(settings), "settings": settings}
 
 
 def artifacts(run: RunConfig | None, content: Content) -> Iterator[tuple[str, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import SUCCESS, digest
 from orchestrator.store.study_record import STUDY_FILE, TABLE_STAGE, Study, View
 from orchestrator.tracking.content import Content, Entry
-from orchestrator.tracking.runs import Sent, Tracker
+from orchestrator.tracking.tracker import Sent, Tracker
 
 _LARGE = {"layer_metrics", "images", "answers", "deletion_answers", "question_metrics", "training"}
 """Tables with a row an image or question: they stay in storage, and the run names the place."""
@@ -50,20 +51,25 @@ def stage_entries(study: Study, name: StageName) -> Iterator[Entry]:
     """A run for each finished stage of one kind; for trials their effect as well."""
     views = [view for view in study.views(name) if view.stage.is_done()]
     for view in views:
-        yield Entry(
-            stage=name,
-            digest=view.stage.digest,
-            title=view.label.replace("ratio=", "r="),  # MLflow's list of runs shows 13 characters of a child's name
-            content=partial(_stage_content, study, name, view),
-            parent=name,
-            run=view.run,
-            ended=_ended(view),
-        )
+        yield view_entry(study, name, view)
     if name == "finetune" and len(views) > 1:
         made = digest([view.stage.digest for view in views])
         ended = max(_ended(view) for view in views)
         content = partial(_effect_of_ratio, views)
         yield Entry("sweep", made, "effect of ratio", content, "finetune", ended=ended, replaces=True)
+
+
+def view_entry(study: Study, name: StageName, view: View) -> Entry:
+    """The run of one stage; of one that is not finished what is known of it."""
+    return Entry(
+        stage=name,
+        digest=view.stage.digest,
+        title=view.label.replace("ratio=", "r="),  # MLflow's list of runs shows 13 characters of a child's name
+        content=partial(_stage_content, study, name, view),
+        parent=name,
+        run=view.run,
+        ended=_ended(view) if view.stage.is_done() else time.time(),
+    )
 
 
 def report_entry(study: Study) -> Iterator[Entry]:
@@ -81,7 +87,7 @@ def _ended(view: View) -> float:
 
 def _stage_content(study: Study, name: StageName, view: View) -> Content:
     summary = summarise(name, view)
-    tables: dict[str, pl.DataFrame] = {}
+    tables = dict(summary.tables)
     for table, home in TABLE_STAGE.items():
         if home != name or table in _LARGE:
             continue

@@ -1,7 +1,7 @@
 """MLflow: one experiment a study, a parent run a stage, a child run a trial. The only importer of mlflow.
 
-Idempotent: runs are known by the digest of their stage, a finished one is left alone, an unfinished one is replaced.
-What could not be sent is sent by the next call, made from the same finished stage folders. Written by the driver only.
+A run that was streamed while its stage was worked on is completed when the stage is finished, and continued when it was
+killed; one that was cut short while its results were sent (tag `filling`) is made anew.
 """
 
 from __future__ import annotations
@@ -12,23 +12,18 @@ import logging
 import os
 import re
 import time
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from filelock import FileLock
-
-from orchestrator.config import TrackConfig
-from orchestrator.errors import StorageError
 from orchestrator.scrub import scrub
-from orchestrator.store.filesystem import Storage
 from orchestrator.tracking import views
-from orchestrator.tracking.content import Content, Entry, artifacts, dataset, finite_metrics, text_params
+from orchestrator.tracking.content import Beat, Content, Entry, artifacts, finite_metrics, text_params
+from orchestrator.tracking.datasets import HELD_OUT, datasets
+from orchestrator.tracking.sending import folder_of, no_proxy, quoted
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -44,113 +39,28 @@ _METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
 """MLflow refuses larger `log_batch` calls."""
 _OF_MODEL = ("accuracy/", "drift/")
 """Metrics that describe a trained adapter, and so its logged model."""
-_LOOPBACK = "127.0.0.1,localhost,::1"
 
 
-class Sent(NamedTuple):
-    """Runs logged by a call, and runs that MLflow does not have because it could not be reached."""
-
-    sent: int
-    waiting: int
+_FILLING = "filling"
+"""Tag of a run whose results are being sent: cut short, it is made anew."""
 
 
-class Tracker:
-    """Logs the runs of one study.
+@dataclass
+class _Stream:
+    """A run that is shown while its stage is worked on."""
 
-    Args:
-        config: where MLflow keeps runs.
-        study: name of the study; names the experiment unless `config.experiment` does.
-        storage: the study's storage, which holds `mlflow.db` and the artifacts where no server is named.
-        description: note of the experiment.
-        version: versions and commit recorded with each run.
-    """
-
-    def __init__(
-        self,
-        config: TrackConfig,
-        study: str,
-        storage: Storage,
-        description: str = "",
-        version: Mapping[str, str] | None = None,
-    ) -> None:
-        self.config, self.storage, self.description = config, storage, scrub(description)
-        self.experiment = config.experiment or study
-        self.version = dict(version or {})
-        self._unreachable: str | None = None
-
-    @property
-    def uri(self) -> str | None:
-        """Tracking URI; None where there is no place for a database (remote storage and no `track.uri`)."""
-        return self.config.uri or default_uri(self.storage)
-
-    def log(self, entries: Iterable[Entry]) -> Sent:
-        """Log every entry that MLflow does not have yet.
-
-        A server that cannot be reached is a warning, given once: results are in the storage, and `vtsweep track` logs
-        them later.
-        """
-        waiting = [*entries] if self.config.enabled else []
-        sent = 0
-        for number, entry in enumerate(waiting):
-            if not self._attempt(lambda entry=entry: self._sender.log(entry)):  # type: ignore[misc]
-                return Sent(sent, len(waiting) - number)
-            sent += self._sender.created
-        if waiting:
-            self._attempt(lambda: self._sender.write_views())
-        return Sent(sent, 0)
-
-    def _attempt(self, work: Any) -> bool:
-        if self._unreachable is not None:
-            return False
-        if self.uri is None:
-            self._give_up("there is no place for a database: storage is remote and track.uri is not set")
-            return False
-        try:
-            with quiet_mlflow(), self._lock():
-                work()
-        except StorageError:
-            raise
-        except Exception as error:  # whatever fails there, the results are kept and the study goes on
-            self._give_up((str(error) or type(error).__name__).splitlines()[0])
-            return False
-        return True
-
-    def _lock(self) -> Any:
-        """Drivers that share a database on a disk take turns: a fresh one cannot be made by two at once."""
-        path = database_file(self.uri or "")
-        if path is None:
-            return nullcontext()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(f"{path}.lock", timeout=300)
-
-    @cached_property
-    def _sender(self) -> _Sender:
-        root = None
-        if self.storage.is_local and database_file(self.uri or "") is not None:
-            root = Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()
-        return _Sender(self.uri or "", root, self.experiment, self.description, self.version)
-
-    def _give_up(self, reason: str) -> None:
-        """Stop sending and say so once."""
-        self._unreachable = scrub(reason)
-        warnings.warn(
-            f"MLflow at {scrub(self.uri or 'no address')} does not take runs: {self._unreachable}. All results are in "
-            f"{scrub(self.storage.uri)}; `vtsweep track {scrub(self.storage.uri)}` logs them later.",
-            stacklevel=4,
-        )
+    run: Run
+    seen: set[tuple[str, int]]
+    """(name, step) of the values it has."""
+    state: str = ""
+    has_params: bool = False
 
 
-def default_uri(storage: Storage) -> str | None:
-    """`sqlite:///STORAGE/mlflow.db` for a local storage (percent-encoded), else None."""
-    return f"sqlite:///{quote(str(Path(storage.path('mlflow.db')).absolute()))}" if storage.is_local else None
+def _condition(entry: Entry) -> str:
+    return f"tags.stage = '{entry.stage}' and tags.digest = '{entry.digest}'"
 
 
-def database_file(uri: str) -> Path | None:
-    """The file of an SQLite URI, else None."""
-    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
-
-
-class _Sender:
+class Sender:
     """One tracking server and experiment. Every method may raise whatever MLflow and its transport raise."""
 
     def __init__(
@@ -162,67 +72,154 @@ class _Sender:
         self.artifact_root, self.experiment, self.note, self.version = artifact_root, experiment, note, version
         self.uri = uri
         self.created = 0
+        self._streams: dict[str, _Stream] = {}
 
     def log(self, entry: Entry) -> None:
-        """Log one entry, unless a finished run with its stage and digest is there; `created` counts runs made."""
+        """Log one entry, unless a finished run with its stage and digest is there; `created` counts runs completed."""
         self.created = 0
-        with _no_proxy(self.uri):
-            condition = f"tags.stage = '{entry.stage}' and tags.digest = '{entry.digest}'"
-            found = self._search(condition)
+        with no_proxy(self.uri):
+            found = self._search(_condition(entry))
             if any(run.info.status == "FINISHED" for run in found):
                 return
+            streamed = [run for run in found if _FILLING not in run.data.tags]
+            stale = [run for run in found if run not in streamed[:1]]
             if entry.replaces:
-                title = _quoted(entry.title)
-                found += self._search(f"tags.stage = '{entry.stage}' and attributes.run_name = {title}")
-            for stale in found:  # cut short while it was sent, or a summary of fewer stages
-                self.client.delete_run(stale.info.run_id)
+                stale += self._search(f"tags.stage = '{entry.stage}' and attributes.run_name = {quoted(entry.title)}")
+            for run in stale:  # cut short while it was sent, or a summary of fewer stages
+                self.client.delete_run(run.info.run_id)
             content = entry.content()
-            tags = {"stage": entry.stage, "digest": entry.digest}
-            start = int(1000 * (entry.ended - content.seconds))
-            if entry.parent:
-                tags["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
-            run = self._create(entry.title, start, tags, content.note)
-            self._fill(run, entry, content)
+            if streamed:
+                run, seen = streamed[0], self._seen(streamed[0])
+                self.client.set_tag(run.info.run_id, _FILLING, "yes")
+                if entry.parent:
+                    self._parent(entry.parent, run.info.start_time, int(1000 * entry.ended))
+            else:
+                start = int(1000 * (entry.ended - content.seconds))
+                run, seen = self._begin(entry, start, {_FILLING: "yes"}, content.note), set()
+            self._fill(run, entry, content, seen)
+            self.client.set_tag(run.info.run_id, "state", "done")
             self.client.set_terminated(run.info.run_id, "FINISHED", end_time=int(1000 * entry.ended))
+            self._streams.pop(entry.digest, None)
             self.created = 1
 
-    def _fill(self, run: Run, entry: Entry, content: Content) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+    def _begin(self, entry: Entry, start: int, tags: Mapping[str, str], note: str) -> Run:
+        """A new run of an entry, below its parent, without content."""
+        made = {"stage": entry.stage, "digest": entry.digest, **tags}
+        if entry.parent:
+            made["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
+        return self._create(entry.title, start, made, note)
+
+    # -- while a stage is worked on
+
+    def stream(self, beats: Iterable[tuple[Entry, Beat]]) -> None:
+        """Show what unfinished stages have done: each one's run is made on its first beat, or continued."""
+        with no_proxy(self.uri):
+            before = len(self._streams)
+            for entry, beat in beats:
+                if entry.digest not in self._streams:
+                    self._streams[entry.digest] = self._open(entry)
+                self._add(self._streams[entry.digest], beat)
+            if len(self._streams) > before:
+                self.write_views()
+
+    def _open(self, entry: Entry) -> _Stream:
+        found = [run for run in self._search(_condition(entry)) if _FILLING not in run.data.tags]
+        if not found:
+            return _Stream(self._begin(entry, int(1000 * entry.ended), {"state": "begun"}, ""), set())
+        if found[0].info.status != "RUNNING":
+            self.client.update_run(found[0].info.run_id, status="RUNNING")
+        return _Stream(found[0], self._seen(found[0]))
+
+    def _add(self, stream: _Stream, beat: Beat) -> None:
+        """What a beat says that its run does not: values by (name, step), parameters, state."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        content = Content(params=beat.params, curves=beat.curves)
+        now = int(1000 * time.time())
+        rows = [row for row in finite_metrics(content) if row[:2] not in stream.seen]
+        known = stream.run.data.params if not stream.has_params else text_params(content)
+        params = [Param(key, value) for key, value in text_params(content).items() if key not in known]
+        metrics = [Metric(name, value, now, step) for name, step, value in rows]
+        tags = [RunTag("state", beat.state)] if beat.state != stream.state else []
+        for start in range(0, max(len(metrics), len(params) + len(tags)), _METRICS_A_CALL - _PARAMS_A_CALL - 1):
+            piece = metrics[start : start + _METRICS_A_CALL - _PARAMS_A_CALL - 1]
+            self.client.log_batch(stream.run.info.run_id, piece, params, tags)
+            params, tags = [], []
+        stream.seen.update(row[:2] for row in rows)
+        stream.state, stream.has_params = beat.state, True
+
+    def end_streams(self, state: str) -> None:
+        """Close the runs of stages that are not finished; the next attempt continues them."""
+        with no_proxy(self.uri):
+            for stream in self._streams.values():
+                self.client.set_tag(stream.run.info.run_id, "state", state)
+                status = "KILLED" if state == "stopped" else "FAILED"
+                self.client.set_terminated(stream.run.info.run_id, status)
+        self._streams.clear()
+
+    def _seen(self, run: Run) -> set[tuple[str, int]]:
+        """(name, step) of every value that a run has."""
+        run_id = run.info.run_id
+        return {(key, m.step) for key in run.data.metrics for m in self.client.get_metric_history(run_id, key)}
+
+    # -- content
+
+    def _fill(self, run: Run, entry: Entry, content: Content, seen: set[tuple[str, int]]) -> None:
+        from mlflow.entities import Metric, Param
 
         run_id, now = run.info.run_id, int(1000 * entry.ended)
-        params = [Param(k, v) for k, v in text_params(content).items()]
-        rows = finite_metrics(content)
+        judged = self._log_data(run_id, entry)
+        params = [Param(k, v) for k, v in text_params(content).items() if k not in run.data.params]
         model = self._log_model(run, entry, content) if content.model else None
+        about_model: dict[str, Any] = {"model_id": model}
+        if judged:
+            about_model |= {"dataset_name": judged["name"], "dataset_digest": judged["digest"]}
         metrics = [
-            Metric(name, value, now, step, model_id=model if name.startswith(_OF_MODEL) else None)
-            for name, step, value in rows
+            Metric(name, value, now, step, **(about_model if model and name.startswith(_OF_MODEL) else {}))
+            for name, step, value in finite_metrics(content)
+            if (name, step) not in seen or (model and name.startswith(_OF_MODEL))
         ]
         for start in range(0, len(params), _PARAMS_A_CALL):
             self.client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
         for start in range(0, len(metrics), _METRICS_A_CALL):
             self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
-        if entry.run is not None:
-            data = dataset(entry.run)
-            entity = Dataset(
-                data["name"],
-                data["digest"],
-                source_type=data["settings"]["source"],
-                source=json.dumps(data["settings"]),
-                profile=json.dumps({"n_images": data["settings"].get("n_images")}),
-            )
-            self.client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", entry.stage)])])
-        with _folder_of(dict(artifacts(entry.run, content))) as folder:
+        if content.note:
+            self.client.set_tag(run_id, "mlflow.note.content", scrub(content.note))
+        with folder_of(dict(artifacts(entry.run, content))) as folder:
             self.client.log_artifacts(run_id, folder)
+
+    def _log_data(self, run_id: str, entry: Entry) -> Mapping[str, Any] | None:
+        """Log the run's data sets as its inputs; returns that of held-out questions, where there is one."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        found = datasets(entry.run, entry.stage) if entry.run is not None else {}
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    data["name"],
+                    data["digest"],
+                    source_type=data["settings"]["source"],
+                    source=json.dumps(data["settings"]),
+                    profile=json.dumps({"n": data["n"]}),
+                ),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for context, data in found.items()
+        ]
+        if inputs:
+            self.client.log_inputs(run_id, inputs)
+        return found.get(HELD_OUT)
 
     def _log_model(self, run: Run, entry: Entry, content: Content) -> str:
         """Keep an adapter as a logged model of its run; returns its id, which metrics of the model carry."""
         from mlflow.entities import LoggedModelOutput
 
         name = re.sub(r"[^\w-]+", "_", entry.title)
+        tags = {f"data.{context}": data["name"] for context, data in datasets(entry.run, entry.stage).items()}
         model = self.client.create_logged_model(
-            self._experiment_id, name, run.info.run_id, params=text_params(content), model_type="peft adapter"
+            self._experiment_id, name, run.info.run_id, tags, text_params(content), "peft adapter"
         )
-        with _folder_of(content.model) as folder:
+        with folder_of(content.model) as folder:
             self.client.log_model_artifacts(model.model_id, folder)
         self.client.finalize_logged_model(model.model_id, "READY")
         self.client.log_outputs(run.info.run_id, [LoggedModelOutput(model.model_id, 0)])
@@ -256,7 +253,7 @@ class _Sender:
 
     def _parent(self, title: str, start: int, end: int) -> str:
         """Id of the parent run of a kind of stage, created when absent; it spans all of its children."""
-        found = self._search(f"tags.group = {_quoted(title)}")
+        found = self._search(f"tags.group = {quoted(title)}")
         if found:
             run = found[0]
             start, end = min(start, run.info.start_time), max(end, run.info.end_time or end)
@@ -277,54 +274,20 @@ class _Sender:
 
     def write_views(self) -> None:
         """Write the study's shared views, from the metrics of its newest runs."""
-        with _no_proxy(self.uri):
-            there = self.client.get_experiment(self._experiment_id).tags
-            for view in self._views():
-                value = views.encode(view, int(1000 * time.time()))
-                before = json.loads(there.get(views.TAG + view.key, "{}"))
-                if before.get("state") != json.loads(value)["state"]:
-                    self.client.set_experiment_tag(self._experiment_id, views.TAG + view.key, value)
-
-    def _views(self) -> Sequence[views.SharedView]:
         metrics: dict[str, dict[str, None]] = {}
-        for run in self._search("attributes.status = 'FINISHED'")[:200]:
-            if run.data.tags.get("mlflow.parentRunId"):
-                metrics.setdefault(run.data.tags.get("stage", ""), {}).update(dict.fromkeys(run.data.metrics))
-        return views.study_views({stage: list(names) for stage, names in metrics.items()})
+        with no_proxy(self.uri):
+            for run in self._search("")[:200]:
+                if run.data.tags.get("mlflow.parentRunId"):
+                    metrics.setdefault(run.data.tags.get("stage", ""), {}).update(dict.fromkeys(run.data.metrics))
+            there = self.client.get_experiment(self._experiment_id).tags
+            for key, value in views.changed(there, {stage: list(names) for stage, names in metrics.items()}).items():
+                self.client.set_experiment_tag(self._experiment_id, key, value)
 
-
-def _quoted(text: str) -> str:
-    """`text` as a string of MLflow's filter language, which knows no escapes."""
-    return f'"{text}"' if "'" in text else f"'{text}'"
-
-
-@contextmanager
-def _folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
-    """A temporary folder that holds `files` (relative name -> bytes)."""
-    with TemporaryDirectory(prefix="vtsweep-") as folder:
-        for name, data in files.items():
-            path = Path(folder) / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        yield folder
-
-
-@contextmanager
-def _no_proxy(uri: str) -> Iterator[None]:
-    """A server on this machine is asked directly, whatever proxy the environment names."""
-    if urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1"):
-        yield
-        return
-    before = {key: os.environ.get(key) for key in ("no_proxy", "NO_PROXY")}
-    os.environ.update({key: ",".join(filter(None, (value, _LOOPBACK))) for key, value in before.items()})
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+    def shared(self) -> dict[str, Any]:
+        """Number of the experiment, and title -> key of the shared views that it has."""
+        with no_proxy(self.uri):
+            tags = self.client.get_experiment(self._experiment_id).tags
+        return {"experiment": self._experiment_id, "views": views.keys_of(tags)}
 
 
 @contextmanager

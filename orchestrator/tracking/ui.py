@@ -23,7 +23,7 @@ from orchestrator.scrub import scrub
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking import views
 from orchestrator.tracking.landing import landing_server
-from orchestrator.tracking.runs import default_uri
+from orchestrator.tracking.tracker import default_uri
 
 FIRST_PORT = 5000
 LANDING_PORT = 4990
@@ -168,9 +168,8 @@ def study_pages(address: str, most: int = 10) -> list[StudyPages]:
 
 def _pages_of(address: str, experiment: dict[str, Any]) -> StudyPages:
     tags = {tag["key"]: tag["value"] for tag in experiment.get("tags", [])}
-    keys = {key.removeprefix(views.TAG): json.loads(value)["name"] for key, value in tags.items() if views.TAG in key}
     number = experiment["experiment_id"]
-    shared = {name: views.page(address, number, key) for key, name in sorted(keys.items(), reverse=True)}
+    shared = {name: views.page(address, number, key) for name, key in views.keys_of(tags).items()}
     return StudyPages(experiment["name"], views.page(address, number), shared)
 
 

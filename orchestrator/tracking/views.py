@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,22 @@ def page(address: str, experiment_id: str, key: str | None = None, *, charts: bo
     return shared + "&compareRunsMode=CHART" * charts
 
 
+def keys_of(tags: Mapping[str, str]) -> dict[str, str]:
+    """Title -> key of the shared views among an experiment's tags, that of trials first."""
+    found = {key.removeprefix(TAG): json.loads(value)["name"] for key, value in tags.items() if key.startswith(TAG)}
+    return {name: key for key, name in sorted(found.items(), reverse=True)}
+
+
+def changed(tags: Mapping[str, str], metrics_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Experiment tags of the study's views that are not among `tags` as they would be now."""
+    found = {}
+    for view in study_views(metrics_of):
+        value = encode(view, int(1000 * time.time()))
+        if json.loads(tags.get(TAG + view.key, "{}")).get("state") != json.loads(value)["state"]:
+            found[TAG + view.key] = value
+    return found
+
+
 def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
     """The views of a study, from the metric names of its runs by kind of stage; a view needs something to chart."""
     views = []
@@ -142,6 +159,11 @@ def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
         more = [*compression, *[f"metrics.{m}" for m in drift]]
         title = "Compression against accuracy over the complexity ratio"
         views.append(SharedView("trials", title, "finetune", columns + more, "params.complexity_ratio", charts))
+    if "loss" in trial:
+        columns = ["params.complexity_ratio", "params.seed"]
+        views.append(
+            SharedView("training", "Loss by step", "finetune", columns, "params.complexity_ratio", [lines("loss")])
+        )
     for key, stage, title, prefix in (
         ("captures", "capture", "Compression by layer", "compression/vision/"),
         ("probes", "probe", "Probe scores by layer", "probe/"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import polars as pl
@@ -10,11 +11,13 @@ import torch
 
 from orchestrator.ablate.apply import apply_policy
 from orchestrator.ablate.evaluate import evaluate_points
+from orchestrator.ablate.identity import chosen_on, is_own_model
 from orchestrator.ablate.policy import policy_text
 from orchestrator.ablate.selection import make_reduction
-from orchestrator.config import ModelConfig, PolicyFile, PolicyRule
+from orchestrator.config import ModelConfig, PolicyFile, PolicyRule, RunConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError, ModelError
+from orchestrator.models import catalogue
 from orchestrator.models.export import export_model, merge_lora
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.random_models import random_adapter, random_example
@@ -93,11 +96,43 @@ def test_a_policy_is_evaluated_on_its_own_model_alone(tmp_path: Path) -> None:
             "how": {"backend": "local", "torch_threads": 1}}  # fmt: skip
     study = {"name": "tiny", "storage": str(tmp_path / "r"), "base": base}
     with pytest.raises(
-        ConfigError, match=r"chosen on reference-cross \(base\); the sweep has reference-joint \(base\)"
+        ConfigError, match=r"chosen on reference-cross \(base\); the sweep has reference-joint \(base, weights"
     ):
         evaluate_points(resolve(make_sweep(study), ["ablate"]), str(file))
     both = make_sweep({**study, "axes": {"model.name": list(NAMES)}})
     assert [run.model.name for run, _ in evaluate_points(resolve(both, ["ablate"]), str(file))] == ["reference-cross"]
+
+
+def test_a_policy_knows_its_model_by_weights_and_not_by_name(tmp_path: Path) -> None:
+    own = catalogue.resolve(ModelConfig(name="reference-joint")).folder
+    assert own is not None
+    copy, other = tmp_path / "copy", tmp_path / "other"
+    for folder in (copy, other):
+        shutil.copytree(own, folder)
+    weights = other / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    joint = RunConfig.model_validate({"model": {"name": "reference-joint"}})
+    policy = PolicyFile(**chosen_on(joint), max_accuracy_loss=0.05, fixed=(rule("norm", 0.5),))
+
+    def is_own(**model: object) -> bool:
+        return is_own_model(policy, RunConfig.model_validate({"model": model}))
+
+    assert is_own(name="reference-joint")
+    assert is_own(name=str(copy))
+    assert not is_own(name=str(other))
+    assert not is_own(name="reference-cross")
+    at = PolicyFile(model="org/model", weights=f"org/model@{'a' * 40}", max_accuracy_loss=0.05)
+    pinned = {"name": "org/model", "revision": "a" * 40}
+    assert is_own_model(at, RunConfig.model_validate({"model": pinned}))
+    assert not is_own_model(at, RunConfig.model_validate({"model": {**pinned, "revision": "b" * 40}}))
+    moved = policy.model_copy(update={"model": str(other)})
+    study = {"name": "tiny", "storage": str(tmp_path / "r"), "base": {"model": {"name": str(other)}}}
+    file = tmp_path / "policy.yaml"
+    file.write_text(policy_text(moved, pl.DataFrame()))
+    with pytest.raises(ConfigError, match=r"chosen on .*other \(base, weights .*\); the sweep has .*other \(base"):
+        evaluate_points(resolve(make_sweep(study), ["ablate"]), str(file))
 
 
 def test_an_exported_checkpoint_is_the_model_with_its_adapter(tmp_path: Path) -> None:

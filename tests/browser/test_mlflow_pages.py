@@ -14,7 +14,7 @@ from orchestrator.report.intervals import layer_curves
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Content, Entry
 from orchestrator.tracking.landing import landing_server
-from orchestrator.tracking.runs import Tracker, default_uri
+from orchestrator.tracking.tracker import Tracker, default_uri
 from orchestrator.tracking.ui import study_pages, ui_server
 from tests.report.fake_study import fake_point, fake_trials
 

@@ -8,8 +8,10 @@ import numpy as np
 import polars as pl
 import pytest
 
+from orchestrator.compression.depth import third_expression
 from orchestrator.report.answer import answers, headline
 from orchestrator.report.contrast import agreements, differences, pairs
+from orchestrator.report.hypotheses import HYPOTHESES, judge_hypotheses
 from orchestrator.report.intervals import depth_table
 from orchestrator.report.page import render_page
 from orchestrator.report.statement import Statement
@@ -75,13 +77,50 @@ def test_two_points_differ_by_their_means_with_an_interval_of_both_spreads() -> 
     assert one.layer_metrics is not None
     shifted = one.layer_metrics.with_columns(pl.col("gini") + 0.25)
     two = replace(one, label="other", layer_metrics=shifted)
-    rows = [row for row in differences([one, two]) if row[1] == "Gini"]
+    rows = [row for row in differences([one, two]) if row.quantity == "Gini"]
     assert len(rows) == 3
     for row in rows:
-        assert row[3].startswith("0.250 [")
-        assert row[4] == "other"  # a larger Gini is more compressed
-    (same,) = {row[4] for row in differences([one, replace(one, label="twin")])}
-    assert same == "not told apart"
+        assert row.value == pytest.approx(0.25, abs=1e-6)
+        assert row.basis == "paired by image"
+        assert row.reading == "other is more compressed"  # a larger Gini is more compressed
+    assert {row.reading for row in differences([one, replace(one, label="twin")])} == {"not told apart"}
+
+
+def test_the_same_images_are_paired_and_the_interval_is_that_of_their_differences() -> None:
+    one = fake_point()
+    assert one.layer_metrics is not None
+    noise = np.random.default_rng(1).normal(0.02, 0.01, one.layer_metrics.height)
+    two = replace(one, label="other", layer_metrics=one.layer_metrics.with_columns(pl.col("gini") + pl.Series(noise)))
+    apart = replace(two, layer_metrics=two.layer_metrics.with_columns(pl.col("image_id") + "b"))
+    (paired, *_), (independent, *_) = (
+        [row for row in differences([one, other]) if row.quantity == "Gini" and row.part == "early"]
+        for other in (two, apart)
+    )
+    assert (paired.basis, independent.basis) == ("paired by image", "independent samples")
+    assert paired.value == pytest.approx(independent.value, abs=1e-9)
+    assert paired.ci_high - paired.ci_low < 0.5 * (independent.ci_high - independent.ci_low)
+    rows = one.layer_metrics.with_columns(change=pl.Series(noise)).filter(
+        (pl.col("tap") == "decoder") & (pl.col("group") == "vision")
+    )
+    n = int(rows["layer"].max()) + 1
+    early = rows.filter(third_expression(n) == "early").group_by("image_id").agg(pl.col("change").mean())["change"]
+    standard_error = early.std() / len(early) ** 0.5
+    assert paired.value == pytest.approx(early.mean(), abs=1e-6)
+    assert (paired.ci_high - paired.ci_low) / 2 == pytest.approx(1.96 * standard_error, rel=0.2)
+
+
+def test_hypotheses_are_contrasted_with_their_effects() -> None:
+    one, two = fake_study(2).points
+    statements = [row.statement for row in agreements([one, two])]
+    claims = [h.claim for h in HYPOTHESES]
+    assert statements[0] in claims
+    effects = [row for row in differences([one, two]) if not row.part]
+    assert effects
+    judged = {p.label: judge_hypotheses(p) for p in (one, two)}
+    for row in effects:
+        name = row.quantity.partition(": ")[2]
+        first, second = (judged[label].filter(pl.col("effect_name") == name)["effect"][0] for label in judged)
+        assert row.value == pytest.approx(second - first)
 
 
 def test_intervals_of_differences_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -102,9 +141,9 @@ def test_intervals_of_differences_hold_the_truth_about_as_often_as_they_say() ->
             for name in ("a", "b")
         ]
         for row in differences(parts):
-            if row[1] == "Gini":
+            if row.quantity == "Gini":
                 drawn += 1
-                held += row[4] == "not told apart"
+                held += row.reading == "not told apart"
     assert depth_table(base, ["gini"]) is not None
     assert held / drawn > 0.85
 
@@ -126,10 +165,11 @@ def test_many_points_are_held_against_the_first() -> None:
 )
 def test_agreement_is_of_those_that_decide(verdicts: tuple[str, str], agreement: str) -> None:
     points = [
-        replace(fake_point(), label=str(n), findings=pl.DataFrame({"claim": ["objects"], "holds": [v]}), sweep={})
+        replace(fake_point(), label=str(n), findings=pl.DataFrame({"claim": ["invented"], "holds": [v]}), sweep={})
         for n, v in enumerate(verdicts)
     ]
-    assert [row[-1] for row in agreements(points)] == [agreement]
+    found = [row for row in agreements(points) if row.statement == "invented"]
+    assert [row.agreement for row in found] == [agreement]
 
 
 def test_several_points_have_contrasts_and_a_single_one_has_none() -> None:

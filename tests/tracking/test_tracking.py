@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Content, Entry, finite_metrics, server_names
-from orchestrator.tracking.runs import Sent, Tracker, default_uri
+from orchestrator.tracking.tracker import Sent, Tracker, default_uri
 from orchestrator.tracking.views import TAG
 
 pytest.importorskip("mlflow")
@@ -312,5 +312,5 @@ def test_tracking_that_is_off_writes_nothing(tmp_path):
 
 
 def test_importing_the_tracker_imports_no_mlflow():
-    code = "import sys, orchestrator.tracking.runs; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
+    code = "import sys, orchestrator.tracking.tracker; sys.exit(bool({'mlflow', 'torch'} & {*sys.modules}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,43 @@
+"""The data sets of a run as MLflow lists them: images, training mixture, held-out questions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.config import RunConfig
+from orchestrator.scrub import scrub_tree
+from orchestrator.store.stage_folder import digest
+
+HELD_OUT = "held-out questions"
+"""Context of the questions that a trial is judged by."""
+
+
+def datasets(run: RunConfig | None, stage: str) -> dict[str, dict[str, Any]]:
+    """Context -> name, digest, settings and size `n` (None where all there are).
+
+    A trial has the mixture it was trained on and the questions that judge it; every run has its images, under the name
+    of its stage.
+    """
+    if run is None:
+        return {}
+    settings = scrub_tree(run.data.model_dump(mode="json"))
+    what = settings.get("split") or f"seed {settings['seed']}"
+    n = settings.get("n_images")
+    name = f"{settings['source']} {what}, {n or 'all'} images"
+    found = {stage: {"name": name, "digest": digest(settings), "settings": settings, "n": n}}
+    if stage == "finetune":
+        config = run.finetune
+        task = scrub_tree(config.task.model_dump(mode="json"))
+        images = {} if config.task.source == "scenes" else {"images": found[stage]["digest"]}
+        drawn = {"ratio": config.complexity_ratio, "novelty": config.novelty_ratio, "seed": config.seed}
+        mixture = {**task, **images, **drawn, "n": config.n_examples}
+        name = f"{config.task.source} mixture r={config.complexity_ratio:g} seed {config.seed}"
+        found["training"] = _named(name, mixture, config.n_examples)
+        asked = {**task, **images, "seed": config.eval_seed, "n": config.n_eval_per_family}
+        name = f"{config.task.source} questions seed {config.eval_seed}, {config.n_eval_per_family} a family"
+        found[HELD_OUT] = _named(name, asked, config.n_eval_per_family)
+    return found
+
+
+def _named(name: str, settings: dict[str, Any], n: int | None) -> dict[str, Any]:
+    return {"name": name, "digest": digest(settings), "settings": settings, "n": n}

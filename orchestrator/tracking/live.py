@@ -1,0 +1,100 @@
+"""Stages shown in MLflow while they are worked on: a thread of the driver looks how far they are, and logs it.
+
+Trials say it in a file of their stage folder, other stages by their progress in the driver; workers know no MLflow.
+Nothing rests on what is shown: results are logged from finished stage folders, into the same runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
+
+from orchestrator.config import StageName
+from orchestrator.progress import Progress
+from orchestrator.report.summaries import run_params, thinned
+from orchestrator.store.live_file import read_live
+from orchestrator.store.study_record import Study, View
+from orchestrator.tracking.content import Beat
+from orchestrator.tracking.entries import view_entry
+from orchestrator.tracking.tracker import Tracker
+
+FIRST_S, EVERY_S, LONGEST_S = 2.0, 4.0, 300.0
+"""Seconds until the first look, between two, and at most between two where MLflow cannot be reached."""
+_JOIN_S = 60.0
+
+
+@contextmanager
+def streamed(tracker: Tracker, study: Study, name: StageName, digests: Collection[str]) -> Iterator[None]:
+    """Show the study's unfinished stages of one kind for the length of a `with` block.
+
+    A block that ends with an error leaves their runs as stopped or failed; the next attempt continues them.
+    """
+    if not digests or not tracker.is_streamed:
+        yield
+        return
+    follower = _Follower(tracker, study, name, set(digests))
+    follower.start()
+    try:
+        yield
+    except BaseException as error:
+        follower.end(None if isinstance(error, Exception) else "stopped")
+        raise
+    follower.end(None)
+
+
+class _Follower(Thread):
+    """Logs what its stages have done, and each one's results when it is finished."""
+
+    def __init__(self, tracker: Tracker, study: Study, name: StageName, left: set[str]) -> None:
+        super().__init__(name=f"mlflow {name}", daemon=True)
+        self.tracker, self.study, self.kind, self.left = tracker, study, name, left
+        self._stop_asked = Event()
+
+    def run(self) -> None:
+        pause = FIRST_S
+        while not self._stop_asked.wait(pause):
+            pause = EVERY_S if self.look() else min(LONGEST_S, 2 * max(pause, EVERY_S))
+
+    def look(self) -> bool:
+        """One round; False where storage or MLflow did not answer."""
+        try:
+            begun = self.left & set(self.study.storage.files(self.kind))
+            views = self.study.views(self.kind, begun)
+            done = [view for view in views if view.stage.is_done()]
+            beats = [(view, beat_of(self.kind, view)) for view in views if view not in done]
+            if done and not self.tracker.log(view_entry(self.study, self.kind, view) for view in done).waiting:
+                self.left -= {view.stage.digest for view in done}
+            told = [(view_entry(self.study, self.kind, view), beat) for view, beat in beats if beat is not None]
+            return self.tracker.stream(told)
+        except Exception:  # nothing here may end a study
+            return False
+
+    def end(self, state: str | None) -> None:
+        """Stop looking; runs whose stage is not finished end as `state`, or as failed."""
+        self._stop_asked.set()
+        self.join(_JOIN_S)
+        if state is None:
+            self.look()  # what was finished since the last time
+        self.tracker.end_streams(state or "failed")
+
+
+def beat_of(name: StageName, view: View) -> Beat | None:
+    """What an unfinished stage has done so far; None where nobody says."""
+    if name != "finetune":
+        reading = Progress.reading(view.stage.digest)
+        if reading is None:
+            return None
+        known = f" of {reading.total}" if reading.total else ""
+        state = f"{reading.done}{known} {reading.unit}, {reading.rate:.3g} a second"
+        values = {f"live/{reading.unit}": float(reading.done), f"live/{reading.unit}_per_second": reading.rate}
+        return Beat(state, run_params(name, view.run), {key: [(reading.done, value)] for key, value in values.items()})
+    live = read_live(view.stage.store)
+    if live is None:
+        return None
+    n_steps = view.run.finetune.n_steps
+    state = live.state
+    if state == "training" and live.losses:
+        state = f"training, step {live.losses[-1][0]} of {n_steps}"
+    curves = {"loss": thinned(live.losses, n_steps), **{key: [(0, value)] for key, value in live.metrics.items()}}
+    return Beat(state, run_params(name, view.run), curves)

@@ -1,0 +1,46 @@
+"""What sending to MLflow needs beside MLflow: files in a folder, no proxy on this machine, quoted text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import urlsplit
+
+_LOOPBACK = "127.0.0.1,localhost,::1"
+
+
+def quoted(text: str) -> str:
+    """`text` as a string of MLflow's filter language, which knows no escapes."""
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+@contextmanager
+def folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
+    """A temporary folder that holds `files` (relative name -> bytes)."""
+    with TemporaryDirectory(prefix="vtsweep-") as folder:
+        for name, data in files.items():
+            path = Path(folder) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        yield folder
+
+
+@contextmanager
+def no_proxy(uri: str) -> Iterator[None]:
+    """A server on this machine is asked directly, whatever proxy the environment names."""
+    if urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1"):
+        yield
+        return
+    before = {key: os.environ.get(key) for key in ("no_proxy", "NO_PROXY")}
+    os.environ.update({key: ",".join(filter(None, (value, _LOOPBACK))) for key, value in before.items()})
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value

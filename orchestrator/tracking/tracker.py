@@ -1,0 +1,168 @@
+"""The runs of one study: what is sent when, and what happens where MLflow cannot be reached. Knows no MLflow itself.
+
+Idempotent: runs are known by the digest of their stage, a finished one is left alone, one that was streamed is
+completed. What could not be sent is sent by the next call, made from the same finished stage folders. Written by the
+driver only.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, unquote
+
+from filelock import FileLock
+
+from orchestrator.config import TrackConfig
+from orchestrator.errors import StorageError
+from orchestrator.scrub import scrub
+from orchestrator.store.filesystem import Storage
+from orchestrator.tracking.content import Beat, Entry
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.runs import Sender
+
+_PATIENCE_S = 60.0
+"""A server that could not be reached is not asked again within this time."""
+
+
+class Sent(NamedTuple):
+    """Runs logged by a call, and runs that MLflow does not have because it could not be reached."""
+
+    sent: int
+    waiting: int
+
+
+class Tracker:
+    """Logs the runs of one study.
+
+    Args:
+        config: where MLflow keeps runs.
+        study: name of the study; names the experiment unless `config.experiment` does.
+        storage: the study's storage, which holds `mlflow.db` and the artifacts where no server is named.
+        description: note of the experiment.
+        version: versions and commit recorded with each run.
+    """
+
+    def __init__(
+        self,
+        config: TrackConfig,
+        study: str,
+        storage: Storage,
+        description: str = "",
+        version: Mapping[str, str] | None = None,
+    ) -> None:
+        self.config, self.storage, self.description = config, storage, scrub(description)
+        self.experiment = config.experiment or study
+        self.version = dict(version or {})
+        self._warned = False
+        self._failed_at: float | None = None
+
+    @property
+    def uri(self) -> str | None:
+        """Tracking URI; None where there is no place for a database (remote storage and no `track.uri`)."""
+        return self.config.uri or default_uri(self.storage)
+
+    def log(self, entries: Iterable[Entry]) -> Sent:
+        """Log every entry that MLflow does not have yet.
+
+        A server that cannot be reached is a warning, given once: results are in the storage, and `vtsweep track` logs
+        them later.
+        """
+        waiting = [*entries] if self.config.enabled else []
+        sent = 0
+        for number, entry in enumerate(waiting):
+            if not self._attempt(lambda entry=entry: self._sender.log(entry)):  # type: ignore[misc]
+                return Sent(sent, len(waiting) - number)
+            sent += self._sender.created
+        if waiting:
+            self._attempt(lambda: self._sender.write_views())
+        return Sent(sent, 0)
+
+    def stream(self, beats: Iterable[tuple[Entry, Beat]]) -> bool:
+        """Show what unfinished stages have done so far; False where MLflow was not reached. Never raises."""
+        found = [*beats]
+        return not found or self._attempt(lambda: self._sender.stream(found))
+
+    def end_streams(self, state: str) -> None:
+        """Close the runs that were streamed and are not complete: `stopped` or `failed`. Never raises."""
+        if "_sender" in vars(self):
+            self._attempt(lambda: self._sender.end_streams(state))
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether there is a place to stream to."""
+        return self.config.enabled and self.uri is not None
+
+    def views(self) -> dict[str, Any]:
+        """Address of the server (empty for a database), number of the experiment, and title -> key of its shared views.
+
+        Empty where MLflow was not reached.
+        """
+        found: dict[str, Any] = {}
+        if self.config.enabled and self._attempt(lambda: found.update(self._sender.shared())):
+            found["address"] = scrub(self.uri or "") if str(self.uri).startswith(("http://", "https://")) else ""
+        return found
+
+    def _attempt(self, work: Callable[[], object]) -> bool:
+        if self._failed_at is not None and time.monotonic() - self._failed_at < _PATIENCE_S:
+            return False
+        if self.uri is None:
+            self._give_up("there is no place for a database: storage is remote and track.uri is not set")
+            return False
+        from orchestrator.tracking.runs import quiet_mlflow
+
+        try:
+            with quiet_mlflow(), self._lock():
+                work()
+        except StorageError:
+            raise
+        except Exception as error:  # whatever fails there, the results are kept and the study goes on
+            self._give_up((str(error) or type(error).__name__).splitlines()[0])
+            return False
+        self._failed_at = None
+        return True
+
+    def _lock(self) -> Any:
+        """Drivers that share a database on a disk take turns: a fresh one cannot be made by two at once."""
+        path = database_file(self.uri or "")
+        if path is None:
+            return nullcontext()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(f"{path}.lock", timeout=300)
+
+    @cached_property
+    def _sender(self) -> Sender:
+        from orchestrator.tracking.runs import Sender
+
+        root = None
+        if self.storage.is_local and database_file(self.uri or "") is not None:
+            root = Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()
+        return Sender(self.uri or "", root, self.experiment, self.description, self.version)
+
+    def _give_up(self, reason: str) -> None:
+        """Send nothing for a while, and say why, once."""
+        self._failed_at = time.monotonic()
+        if self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"MLflow at {scrub(self.uri or 'no address')} does not take runs: {scrub(reason)}. All results are in "
+            f"{scrub(self.storage.uri)}; `vtsweep track {scrub(self.storage.uri)}` logs them later.",
+            stacklevel=4,
+        )
+
+
+def default_uri(storage: Storage) -> str | None:
+    """`sqlite:///STORAGE/mlflow.db` for a local storage (percent-encoded), else None."""
+    return f"sqlite:///{quote(str(Path(storage.path('mlflow.db')).absolute()))}" if storage.is_local else None
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an SQLite URI, else None."""
+    return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None

@@ -1,1 +1,1 @@
-"""Capture: a model's inner states, measured while it runs."""
+"""Capture: hidden states of a model, measured during its forward passes."""

@@ -1,7 +1,7 @@
-"""The capture stage: images in; tables `images`, `layer_metrics`, `rejected` and arrays `features/TAP` out.
+"""The capture stage: reads images; writes tables `images`, `layer_metrics`, `rejected` and arrays `features/TAP`.
 
-A shard of images is the unit of work and of resume. Whatever the backend, it is loaded, captured and written by the
-same code, so that the tables do not depend on how the work was done.
+A shard of images is the unit of work and of resume. Every backend loads, captures and writes a shard by the same code,
+so that the tables do not depend on the backend.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
 VERSION = 5
-"""Raised whenever the same configuration gives other tables; part of the digest."""
+"""Incremented whenever the same configuration gives different tables; part of the digest."""
 
 
 def capture_stage(point: ResolvedPoint) -> Stage:
-    """The directory of a capture, without work."""
+    """The stage (directory and digest) of a capture; computes nothing."""
     config = point.run.capture
     capture = {**config.model_dump(mode="json"), "metrics": list(chosen_names(config.metrics, config.spectrum))}
-    what = {"version": VERSION, "model": point.model, "data": point.data, "capture": capture}
+    inputs = {"version": VERSION, "model": point.model, "data": point.data, "capture": capture}
     if packages := point.packages_of("metrics", capture["metrics"]):
-        what["metrics_of"] = packages
-    return Stage(point.storage, "capture", what)
+        inputs["metrics_of"] = packages
+    return Stage(point.storage, "capture", inputs)
 
 
 def make_model_worker(job: Job, threads: int | None) -> Worker:
-    """The worker of a real run."""
+    """A worker that runs the model; the default of `run_capture`."""
     from orchestrator.capture.shard_worker import CaptureWorker
 
     return CaptureWorker(job.run, job.attribute_kinds, threads=threads)
 
 
 def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeWorker = make_model_worker) -> Stage:
-    """Capture every image of the point's data; shards that an earlier run finished are not computed again.
+    """Capture every image of the point's data; finished shards of an earlier run are skipped.
 
     Args:
         quiet: show no progress.
-        make_worker: makes what computes a shard; a benchmark may simulate a model.
+        make_worker: builds the worker that computes a shard; benchmarks pass a simulated model.
 
     Raises:
-        VtsweepError: what stopped it. Finished shards are kept, and the same call goes on from them.
+        VtsweepError: the run stopped. Finished shards are kept; the same call resumes after them.
     """
     run, stage = point.run, point.stages["capture"]
     if stage.is_done():
@@ -72,7 +72,7 @@ def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeW
 
 
 def make_job(point: ResolvedPoint, plan: Mapping[str, Any], make_worker: MakeWorker = make_model_worker) -> Job:
-    """The job of a stage as its first run planned it: a resumed run keeps the shards."""
+    """The job with the sharding of the first run (`plan`), so that a resumed run has the same shards."""
     stage, kinds = point.stages["capture"], dict(point.attribute_kinds)
     return Job(point.run, stage, plan["n_images"], plan["shard_size"], kinds, make_worker)
 
@@ -85,12 +85,12 @@ def _note(tally: Tally) -> str:
 
 
 Stream = Callable[[Job, Source, Sequence[int]], Iterator[ShardStats]]
-"""Captures shards and says what came of each."""
+"""Captures shards and yields the counts of each."""
 
 
 @contextlib.contextmanager
 def _backend(point: ResolvedPoint) -> Iterator[Stream]:
-    """Where shards are captured: in this process, or on a Ray of this length."""
+    """The `Stream` of the configured backend: this process, or a Ray session that ends with the context."""
     how = point.run.how
     if how.backend == "local":
         yield stream_local
@@ -110,12 +110,12 @@ def _backend(point: ResolvedPoint) -> Iterator[Stream]:
 
 
 def stream_local(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:
-    """Capture `shards` in this process, in order; the next one's images are loaded meanwhile."""
+    """Capture `shards` in this process, in order; the images of the next shard are prefetched by a thread."""
     worker = job.make_worker(job, job.run.how.torch_threads)
-    with ThreadPoolExecutor(1, "loading") as ahead:
-        waiting = ahead.submit(load_shard, source, job.images_of(shards[0]))
-        for place, shard in enumerate(shards):
-            images = waiting.result()
-            if place + 1 < len(shards):
-                waiting = ahead.submit(load_shard, source, job.images_of(shards[place + 1]))
+    with ThreadPoolExecutor(1, "loading") as executor:
+        prefetched = executor.submit(load_shard, source, job.images_of(shards[0]))
+        for position, shard in enumerate(shards):
+            images = prefetched.result()
+            if position + 1 < len(shards):
+                prefetched = executor.submit(load_shard, source, job.images_of(shards[position + 1]))
             yield job.finish(shard, worker, images)

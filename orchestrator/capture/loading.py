@@ -1,4 +1,4 @@
-"""Images of a shard, loaded one by one; a broken one becomes a reason instead of an error."""
+"""Load the images of a shard one by one; an unreadable image is recorded with its reason and raises no error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.errors import StorageError, VtsweepError
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """Image `index` of a source: pixels uint8 (H, W, 3) and attributes, or why there are none."""
+    """Image `index` of a source: pixels uint8 (H, W, 3) and attributes, or the reason why it was not loaded."""
 
     index: int
     image_id: str
@@ -25,11 +25,11 @@ class Loaded:
     attributes: Mapping[str, Any]
     reason: str | None = None
     prompt: str | None = None
-    """What is asked of this image; the study's own prompt when absent."""
+    """Prompt of this image; None for `capture.prompt`."""
 
 
 def shard_range(shard: int, shard_size: int, n_images: int) -> range:
-    """Places in the source of a shard's images."""
+    """Indices in the source of the images of a shard."""
     return range(shard * shard_size, min((shard + 1) * shard_size, n_images))
 
 
@@ -37,8 +37,8 @@ def load_shard(source: Source, indices: Sequence[int]) -> list[Loaded]:
     """Load the images at `indices`, in order.
 
     Raises:
-        StorageError: a fault of the machine or network that stays after some attempts. It says nothing of the image,
-            so that nothing is recorded and the stage ends.
+        StorageError: a fault of the machine or network persists after retries. It is no property of the image,
+            so that the image is not recorded as rejected and the stage ends.
     """
     return [_load(source, index) for index in indices]
 
@@ -48,33 +48,33 @@ def _load(source: Source, index: int) -> Loaded:
         sample = retrying(lambda: source.load(index), str(source.ids[index]))
     except StorageError:
         raise
-    except Exception as error:  # whatever is wrong with one image is recorded, and the share of such images is bounded
+    except Exception as error:  # any fault of one image is recorded; the share is bounded
         return Loaded(index, source.ids[index], None, {}, describe(error))
     return Loaded(index, sample.image_id, sample.image, sample.attributes, prompt=sample.prompt)
 
 
 def describe(error: BaseException) -> str:
-    """One line for the table `rejected`: the message of our own errors, with its type for any other."""
+    """One line for the table `rejected`: the message of a `VtsweepError`; type and message of any other error."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, VtsweepError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
-# ---------------------------------------------------------------- between processes
+# ---------------------------------------------------------------- serialization between processes
 
 
 def to_row(shard: int, images: Sequence[Loaded]) -> pa.Table:
-    """A shard as one Arrow row, so that no block boundary can cut it: columns `shard`, `pixels` and `facts` (JSON)."""
-    pixels = [b"" if one.image is None else np.ascontiguousarray(one.image).tobytes() for one in images]
+    """A shard as one Arrow row, so that no block boundary splits it: columns `shard`, `pixels`, `facts` (JSON)."""
+    pixels = [b"" if item.image is None else np.ascontiguousarray(item.image).tobytes() for item in images]
     facts = [
         {
-            "index": one.index,
-            "image_id": one.image_id,
-            "shape": None if one.image is None else one.image.shape,
-            "attributes": dict(one.attributes),
-            "reason": one.reason,
-            "prompt": one.prompt,
+            "index": item.index,
+            "image_id": item.image_id,
+            "shape": None if item.image is None else item.image.shape,
+            "attributes": dict(item.attributes),
+            "reason": item.reason,
+            "prompt": item.prompt,
         }
-        for one in images
+        for item in images
     ]
     return pa.table(
         {
@@ -89,10 +89,10 @@ def from_row(table: pa.Table) -> tuple[int, list[Loaded]]:
     """The inverse of `to_row`; the images are read-only views of the row's memory."""
     pixels = table["pixels"].combine_chunks()[0].values
     images = []
-    for place, fact in enumerate(json.loads(table["facts"][0].as_py())):
+    for position, fact in enumerate(json.loads(table["facts"][0].as_py())):
         image = None
         if fact["shape"] is not None:
-            image = np.frombuffer(pixels[place].as_buffer(), dtype=np.uint8).reshape(fact["shape"])
+            image = np.frombuffer(pixels[position].as_buffer(), dtype=np.uint8).reshape(fact["shape"])
         facts = (fact["attributes"], fact["reason"], fact["prompt"])
         images.append(Loaded(fact["index"], fact["image_id"], image, *facts))
     return table["shard"][0].as_py(), images

@@ -1,4 +1,4 @@
-"""What one forward pass gave, on its way to the host and there: one copy, and the small eigenproblems that are left.
+"""Results of one forward pass: one device-to-host copy, then the small eigenproblems that are solved on the host.
 
 Shapes: B images, L layers of a tap measured together, M metrics, P positions, D width, V vision tokens.
 """
@@ -34,23 +34,23 @@ class Row:
 
 @dataclass
 class PassRecord:
-    """All that one pass gave, on the CPU."""
+    """All results of one pass, on the CPU."""
 
     rows: list[Row] = field(default_factory=list)
     features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """tap -> layer -> float32 (B, P, D)."""
     position_names: dict[str, list[str]] = field(default_factory=dict)
     token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """tap -> layer -> float32 (B, V), norms of the vision tokens in their order, NaN past an image's own."""
+    """tap -> layer -> float32 (B, V), norms of the vision tokens in sequence order, NaN as padding."""
     broken: dict[int, str] = field(default_factory=dict)
-    """Row of the batch -> where its states are not finite."""
+    """Batch row -> tap and layer at which its states are not finite."""
 
 
 class Outbound:
-    """Tensors of one pass on their way to the host.
+    """Device-to-host transfer of the tensors of one pass.
 
-    On a GPU all tensors of a device are joined and copied once, into pinned memory and on a stream of their own, so
-    that the next pass runs meanwhile. On a CPU nothing is copied.
+    On a GPU all tensors of a device are concatenated and copied once, into pinned memory and on a separate stream, so
+    that the copy overlaps with the next pass. On a CPU nothing is copied.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ class Outbound:
         self._hosts: list[tuple[list[int], Tensor]] = []
 
     def add(self, tensor: Tensor) -> int:
-        """Take a tensor along; `get` gives it back by the number returned."""
+        """Add a tensor to the transfer; returns the number by which `get` finds it."""
         self._tensors.append(tensor)
         return len(self._tensors) - 1
 
     def send(self) -> None:
-        """Start the copies. Nothing may be added afterwards."""
+        """Start the copies; no tensor may be added afterwards."""
         by_device: dict[torch.device, list[int]] = {}
         for number, tensor in enumerate(self._tensors):
             by_device.setdefault(tensor.device, []).append(number)
@@ -86,7 +86,7 @@ class Outbound:
             self._hosts.append((numbers, host))
 
     def wait(self) -> None:
-        """Wait for the copies alone, and give the tensors free."""
+        """Wait for the copies only (not for the device), and free the device tensors."""
         for event in self._events:
             event.synchronize()
         arrays: dict[int, np.ndarray] = {}
@@ -101,7 +101,7 @@ class Outbound:
         self._tensors, self._hosts = [], []
 
     def get(self, number: int) -> np.ndarray:
-        """A tensor that was added, as an array."""
+        """The tensor of this number, as a host array."""
         return self._arrays[number]
 
 
@@ -112,7 +112,7 @@ def _is_real(tensor: Tensor) -> bool:
 
 
 def _pinned(n: int) -> Tensor:
-    # The allocator of pinned memory keeps and reuses blocks: two passes in flight hold two of them.
+    # PyTorch's pinned-memory allocator caches blocks: two passes in flight hold two of them.
     return torch.empty(n, dtype=torch.float32, pin_memory=torch.cuda.is_available())
 
 
@@ -127,7 +127,7 @@ def _copy_stream(device: torch.device) -> Any:
 
 @dataclass
 class SentLayers:
-    """Numbers of what was sent of some layers of a tap, measured together; see `Recorder`."""
+    """Transfer numbers (`Outbound.add`) of the results of some layers of a tap, measured together; see `Recorder`."""
 
     tap: str
     layers: list[int]
@@ -135,13 +135,13 @@ class SentLayers:
     """group -> (B,)."""
     width: int
     columns: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
-    """group -> names, and (names, L B)."""
+    """group -> metric names, and the number of their values (names, L B)."""
     blocks: dict[tuple[str, Variant], tuple[int, int, int, int]] = field(default_factory=dict)
     """(group, variant) -> traces, Frobenius norms, Ritz matrices, metrics of the bases."""
     with_text: dict[Variant, int] = field(default_factory=dict)
-    """Products of the bases of vision and of text, (L B, b, b)."""
+    """Products of the vision and the text bases, (L B, b, b)."""
     with_next: dict[tuple[str, Variant], int] = field(default_factory=dict)
-    """Products of each basis with the next layer's, of the layer before the first on."""
+    """Products of each basis with that of the next layer; starts at the layer before the first, if there is one."""
     finite: list[int] = field(default_factory=list)
     """For each group, (L, B): whether all states are finite."""
     features: int | None = None
@@ -150,7 +150,7 @@ class SentLayers:
 
 @dataclass
 class Pending:
-    """A pass whose results are on their way."""
+    """A pass whose device-to-host copy has been started."""
 
     outbound: Outbound
     sent: list[SentLayers]
@@ -158,30 +158,30 @@ class Pending:
     position_names: dict[str, list[str]]
 
     def result(self) -> PassRecord:
-        """Wait for the copy and finish what the host has to."""
+        """Wait for the copy, then compute the metrics that are left to the host."""
         self.outbound.wait()
         get = self.outbound.get
         record = PassRecord(position_names=self.position_names)
         previous: dict[tuple[str, str, Variant], finish.Ritz] = {}
         for part in self.sent:
             self._finish(part, record, previous)
-            for place, layer in enumerate(part.layers):
+            for index, layer in enumerate(part.layers):
                 for number in part.finite:
-                    for row in np.flatnonzero(get(number)[place] == 0).tolist():
+                    for row in np.flatnonzero(get(number)[index] == 0).tolist():
                         record.broken.setdefault(row, f"states are not finite at {part.tap} layer {layer}")
                 if part.features is not None:
-                    record.features.setdefault(part.tap, {})[layer] = get(part.features)[place]
+                    record.features.setdefault(part.tap, {})[layer] = get(part.features)[index]
                 if part.norms is not None:
-                    record.token_norms.setdefault(part.tap, {})[layer] = get(part.norms)[place]
+                    record.token_norms.setdefault(part.tap, {})[layer] = get(part.norms)[index]
         return record
 
     def _finish(
         self, part: SentLayers, record: PassRecord, previous: dict[tuple[str, str, Variant], finish.Ritz]
     ) -> None:
         get = self.outbound.get
-        most = {group: np.tile(counts, len(part.layers)) for group, counts in part.counts.items()}
+        max_ranks = {group: np.tile(counts, len(part.layers)) for group, counts in part.counts.items()}
         solved = {
-            (group, variant): finish.solve(get(n[2]), get(n[3]), most[group] - int(variant.centred))
+            (group, variant): finish.solve(get(n[2]), get(n[3]), max_ranks[group] - int(variant.centred))
             for (group, variant), n in part.blocks.items()
         }
         for group, (column_names, number) in part.columns.items():
@@ -197,10 +197,10 @@ class Pending:
             columns |= self._alignments(part, group, solved, record, previous)
             table = np.stack([np.asarray(columns[name], np.float32) for name in self.names])
             table = table.reshape(len(self.names), len(part.layers), n_images)
-            for place, layer in enumerate(part.layers):
-                record.rows.append(Row(part.tap, layer, group, part.counts[group], table[:, place]))
-        for (group, variant), found in solved.items():
-            previous[part.tap, group, variant] = _rows(found, slice(-len(part.counts[group]), None))
+            for index, layer in enumerate(part.layers):
+                record.rows.append(Row(part.tap, layer, group, part.counts[group], table[:, index]))
+        for (group, variant), ritz in solved.items():
+            previous[part.tap, group, variant] = _rows(ritz, slice(-len(part.counts[group]), None))
 
     def _alignments(
         self,
@@ -219,20 +219,20 @@ class Pending:
             metric = METRICS[name]
             variant = Variant(metric.centred, metric.trimmed)
             column = columns[name] = np.full(n_rows, np.nan)
-            vision, text = (solved.get((one, variant)) for one in ("vision", "text"))
+            vision, text = (solved.get((side, variant)) for side in ("vision", "text"))
             if metric.base == "top5_alignment_next":
-                own = solved[group, variant]
+                bases = solved[group, variant]
                 earlier = previous.get((part.tap, group, variant))
-                before = own if earlier is None else _join(earlier, own)
+                preceding = bases if earlier is None else _join(earlier, bases)
                 pairs = finish.overlap(
-                    _rows(before, slice(None, -n_images)),
-                    own if earlier is not None else _rows(own, slice(n_images, None)),
+                    _rows(preceding, slice(None, -n_images)),
+                    bases if earlier is not None else _rows(bases, slice(n_images, None)),
                     get(part.with_next[group, variant]),
                 )
                 if earlier is not None:
-                    place = self.names.index(name)
+                    column_index = self.names.index(name)
                     row = next(r for r in reversed(record.rows) if (r.tap, r.group) == (part.tap, group))
-                    row.values[place] = pairs[:n_images]
+                    row.values[column_index] = pairs[:n_images]
                     pairs = pairs[n_images:]
                 column[: len(pairs)] = pairs
             elif vision is not None and text is not None:
@@ -243,8 +243,8 @@ class Pending:
         return columns
 
 
-def _rows(found: finish.Ritz, rows: slice) -> finish.Ritz:
-    return finish.Ritz(found.values[rows], found.directions[rows], found.present[rows])
+def _rows(ritz: finish.Ritz, rows: slice) -> finish.Ritz:
+    return finish.Ritz(ritz.values[rows], ritz.directions[rows], ritz.present[rows])
 
 
 def _join(first: finish.Ritz, second: finish.Ritz) -> finish.Ritz:

@@ -3,16 +3,16 @@
 | position | token |
 |---|---|
 | `vision_mean`, `text_mean` | mean over the group's tokens |
-| `vision_00`, `vision_01`, ... | seeded places among the image's vision tokens |
-| `text_00`, `text_01`, ... | tokens of the question, evenly spread from its first to its last |
+| `vision_00`, `vision_01`, ... | seeded quantiles of the image's vision tokens |
+| `text_00`, `text_01`, ... | tokens of the question, evenly spaced from its first to its last |
 | `last` | last token of the sequence |
-| `before` | last token before the image, where vision tokens stand in the sequence and do not begin it |
+| `before` | last token before the image, if vision tokens are in the sequence and not at its start |
 
-A vision place is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different size thus
-share places, at the same relative position in reading order. Quantile k of P is (k + s + u_k) / P, with one shift s and
-a u_k of its own drawn from [0, 0.5): places are spread over the image and, where N >= 2 P, distinct.
+A vision position is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different sizes
+thus share positions, at the same relative place in reading order. Quantile k of P is (k + s + u_k) / P; the common
+shift s and each u_k are drawn from [0, 0.5). Positions are spread over the image and, for N >= 2 P, distinct.
 
-Letters: B images, N tokens, D width, P positions.
+Shapes: B images, N tokens, D width, P positions.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ FLOAT16_MAX = 65504.0
 
 
 def vision_quantiles(n: int, seed: int) -> np.ndarray:
-    """The `n` seeded places, float64 in [0, 1), ascending."""
+    """The `n` seeded quantiles, float64 in [0, 1), ascending."""
     draws = np.random.default_rng([seed, n]).random(n + 1) / 2
     return (np.arange(n) + draws[0] + draws[1:]) / max(n, 1)
 
 
 def vision_ordinals(quantiles: np.ndarray, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
-    """Which of an image's vision tokens, counted from 0, lies at each place."""
+    """Index among an image's vision tokens, from 0, of each quantile."""
     places = torch.as_tensor(quantiles, dtype=torch.float64, device=counts.device)
     return (places[None] * counts[:, None].double()).floor().long()
 
 
 def text_ordinals(n: int, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:
-    """`n` tokens of a question spread evenly from its first to its last."""
+    """Indices of `n` tokens of a question, evenly spaced from its first to its last."""
     steps = torch.linspace(0.0, 1.0, n, dtype=torch.float64, device=counts.device)
     return (steps[None] * (counts[:, None] - 1).double()).round().long()
 
 
 def position_names(n_vision: int | None, n_text: int | None, before: bool = False) -> list[str]:
-    """Names in the order of `gather`; None for a group that a tap does not hold."""
+    """Position names in storage order; pass None for a group that a tap does not have."""
     names: list[str] = []
     if n_vision is not None:
         names += ["vision_mean", *(f"vision_{k:02d}" for k in range(n_vision))]
@@ -56,21 +56,21 @@ def position_names(n_vision: int | None, n_text: int | None, before: bool = Fals
 
 
 def masked_mean(tokens: Float[Tensor, "*L B T D"], present: Bool[Tensor, "B T"] | None) -> Float32[Tensor, "*L B D"]:
-    """Mean over the tokens that are present (all of them for None). A state that is not finite shows in it."""
+    """Mean over the tokens that are present (all for None); non-finite states propagate."""
     if present is None:
         return tokens.mean(-2, dtype=torch.float32)
-    # Absent states are zeroed, not weighted by zero: padding may hold anything, and 0 x inf is NaN.
+    # Absent states are set to zero, not multiplied by it: padding may contain inf, and 0 x inf is NaN.
     total = tokens.masked_fill(~present[..., None], 0.0).sum(-2, dtype=torch.float32)
     return total / present.sum(1, keepdim=True).clamp(min=1)
 
 
 def take(tokens: Float[Tensor, "*L B N D"], places: Int64[Tensor, "B P"]) -> Float[Tensor, "*L B P D"]:
-    """States at places along the token axis, as whole rows: several times faster than `gather` of each number."""
+    """States at `places` of the token axis, by `index_select` of rows: several times faster than `gather`."""
     *layers, n_images, n_tokens, width = tokens.shape
-    first = torch.arange(n_images, device=places.device)[:, None] * n_tokens
+    offsets = torch.arange(n_images, device=places.device)[:, None] * n_tokens
     rows = tokens.reshape(*layers, n_images * n_tokens, width)
-    taken = rows.index_select(len(layers), (places + first).flatten())
-    return taken.view(*layers, n_images, places.shape[1], width)
+    selected = rows.index_select(len(layers), (places + offsets).flatten())
+    return selected.view(*layers, n_images, places.shape[1], width)
 
 
 def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -80,9 +80,9 @@ def to_float16(features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         features: float32 (n_images, n_layers, n_positions, D).
 
     Returns:
-        The float16 array, and None where every value fits. Otherwise vectors that would overflow are divided by a
+        The float16 array, and None if every value fits. Otherwise vectors that would overflow are divided by a
         power of two (exact but for the smallest values), and the second array, float32 (n_images, n_layers,
-        n_positions), holds what to multiply each vector by.
+        n_positions), holds the factor that restores each vector.
     """
     largest = np.abs(features).max(axis=-1, initial=0.0)
     if not (largest > FLOAT16_MAX).any():

@@ -1,4 +1,4 @@
-"""Images through the processor, its work on the prompt done once: most stages ask all images the same question."""
+"""Image preprocessing with a cached prompt: most stages use one prompt for all images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 
 MAX_SIZES = 32
-"""Sizes remembered; each holds one prepared example."""
+"""Image sizes in the cache; each entry holds one prepared example."""
 
 
 class Preparer:
     """`Adapter.prepare` for one prompt, about twice as fast.
 
-    Of an example only what the image processor makes depends on pixels; the rest follows from the prompt and the size.
-    Whether that holds for a model is not taken on trust: the second image of each size is prepared both ways, and where
-    they differ the plain way is kept.
+    In most models only the output of the image processor depends on pixels; the rest follows from prompt and size.
+    This is verified per model: the second image of each size is prepared both ways, and where the results differ, the
+    uncached way is used for that size.
     """
 
     def __init__(self, adapter: Adapter, prompt: str) -> None:
@@ -27,7 +27,7 @@ class Preparer:
         self._same: dict[tuple[int, ...], bool] = {}
 
     def __call__(self, image: np.ndarray, prompt: str | None = None) -> Batch:
-        """An image's inputs with the stage's prompt, or with a prompt of its own."""
+        """Inputs of an image with the stage's prompt, or with `prompt`."""
         if prompt is not None and prompt != self.prompt:
             return self.adapter.prepare(image, prompt)
         size = image.shape
@@ -42,15 +42,15 @@ class Preparer:
         return example
 
     def _with_pixels(self, first: Batch, image: np.ndarray) -> Batch:
-        made = self.adapter.processor.image_processor(images=[Image.fromarray(image)], return_tensors="pt")
-        return {**first, **{key: value for key, value in made.items() if key in first}}
+        processed = self.adapter.processor.image_processor(images=[Image.fromarray(image)], return_tensors="pt")
+        return {**first, **{key: value for key, value in processed.items() if key in first}}
 
     def _agrees(self, first: Batch, image: np.ndarray, example: Batch) -> bool:
         try:
-            fast = self._with_pixels(first, image)
-        except Exception:  # a processor that cannot be used in parts, whatever its reason
+            cached = self._with_pixels(first, image)
+        except Exception:  # this processor's image processor does not work on its own
             return False
         return all(
-            torch.is_tensor(fast[key]) and fast[key].dtype == value.dtype and torch.equal(fast[key], value)
+            torch.is_tensor(cached[key]) and cached[key].dtype == value.dtype and torch.equal(cached[key], value)
             for key, value in example.items()
         )

@@ -1,7 +1,7 @@
-"""Capture on Ray: tasks that load images feed a pool of model actors, a shard a row.
+"""Capture on Ray Data: loading tasks feed a pool of model actors; one row is one shard.
 
-A shard is written by the actor that computed it, under names that depend on nothing else, so that only a few numbers
-travel back and a shard computed twice is harmless.
+The actor that computed a shard writes it, under names that depend on the shard alone. Only its counts return to the
+driver, and a shard that is computed twice is harmless.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from orchestrator.data.sample import Source
 from orchestrator.errors import ResourceError, StageError, VtsweepError
 
 MAX_TASKS = 4096
-"""Loading tasks of a run; above it a task loads several shards, so that the driver's bookkeeping stays small."""
+"""Upper limit of loading tasks of a run; beyond it a task loads several shards, to limit the driver's bookkeeping."""
 HUB_TIMEOUT_S = 3600.0
-"""No-progress limit when weights may still have to be downloaded."""
+"""No-progress limit, in s, when weights may have to be downloaded."""
 
 
 class CaptureActor:
     """One model in one process; `__call__` captures the shard of a one-row table.
 
-    An error of ours goes back as a row: Ray would keep its text and lose its type.
+    A `VtsweepError` is returned as a row: Ray would keep its text and lose its type.
     """
 
     def __init__(self, job: Job, threads: int) -> None:
@@ -54,7 +54,7 @@ class CaptureActor:
 
 
 def _report(stats: ShardStats, error: VtsweepError | None = None) -> pa.Table:
-    """What the driver hears of a shard: its counts, or the error's type and message."""
+    """A shard's result as a one-row table: its counts, or the error's type and message."""
     columns = {name: pa.array([value], pa.int64()) for name, value in vars(stats).items()}
     kind, message = (type(error).__name__, str(error)) if error else ("", "")
     return pa.table({**columns, "error": pa.array([kind]), "message": pa.array([message])})
@@ -72,7 +72,7 @@ _source_lock = threading.Lock()
 
 
 def _load(rows: pa.Table, job: Job, source: Any) -> pa.Table:
-    """Load one shard; the source is fetched once a process."""
+    """Load one shard; the source is fetched once per process."""
     import ray
 
     global _source
@@ -84,17 +84,17 @@ def _load(rows: pa.Table, job: Job, source: Any) -> pa.Table:
 
 
 def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_nodes: int) -> Iterator[ShardStats]:
-    """Capture `shards` on a running Ray, in whatever order they finish.
+    """Capture `shards` on a running Ray session; yields in order of completion.
 
     Args:
-        job: what to do; `job.make_worker` runs once an actor.
-        source: images; sent to every node once.
+        job: the work; `job.make_worker` runs once per actor.
+        source: images; sent once to every node.
         shards: shard numbers still to do.
-        pool: the actors. One with a GPU prepares and writes one shard while its model runs another.
-        n_nodes: nodes the actors are spread over.
+        pool: the actors. An actor with a GPU prepares and writes one shard while its model runs another.
+        n_nodes: number of nodes over which the actors are spread.
 
     Raises:
-        VtsweepError: as a worker raised it; `StageError` or `ResourceError` for a worker that was lost or hangs.
+        VtsweepError: as raised in a worker; `StageError` or `ResourceError` for a worker that was lost or hangs.
     """
     import ray
 
@@ -115,7 +115,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
             batch_format="pyarrow",
             fn_kwargs={"job": job, "source": ray.put(source)},
             num_cpus=1,
-            # A pool with a size is not fused into the actors: images are loaded while the models run.
+            # Ray Data does not fuse a sized task pool into the actors: loading overlaps with the models.
             compute=data.TaskPoolStrategy(size=len(shards)),
         ).map_batches(
             CaptureActor,
@@ -138,7 +138,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
 
 @contextlib.contextmanager
 def _data_context(run: RunConfig) -> Iterator[Any]:
-    """`ray.data` with this run's settings, put back afterwards."""
+    """`ray.data` with the settings of this run; the previous ones are restored on exit."""
     import ray.data
 
     from orchestrator.models.catalogue import resolve
@@ -148,7 +148,7 @@ def _data_context(run: RunConfig) -> Iterator[Any]:
     settings = {
         "enable_progress_bars": False,
         "print_on_execution_start": False,
-        # Every shard becomes a block of its own as soon as it is loaded, whatever its size.
+        # Every shard becomes a separate block as soon as it is loaded, whatever its size.
         "target_max_block_size": 1,
         "execution_no_progress_timeout_s": max(run.how.no_progress_timeout_s, HUB_TIMEOUT_S if downloads else 0.0),
     }
@@ -156,7 +156,7 @@ def _data_context(run: RunConfig) -> Iterator[Any]:
     logger = logging.getLogger("ray.data")
     level = logger.level
     try:
-        logger.setLevel(logging.CRITICAL)  # errors are raised, and reported once
+        logger.setLevel(logging.CRITICAL)  # errors are raised and reported once
         for name, value in settings.items():
             setattr(context, name, value)
         yield ray.data
@@ -168,7 +168,7 @@ def _data_context(run: RunConfig) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _our_errors(job: Job) -> Iterator[None]:
-    """Say what Ray's own errors mean for this run."""
+    """Translate Ray's exceptions into errors of this run."""
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayError
 
@@ -178,17 +178,17 @@ def _our_errors(job: Job) -> Iterator[None]:
         limit = job.run.how.no_progress_timeout_s
         raise ResourceError(
             f"capture: no shard moved for {limit:g} s (how.no_progress_timeout_s); a worker hangs, or the cluster has "
-            "no room for one. What was finished is kept."
+            "no resources for one. Finished shards are kept."
         ) from error
     except RayError as error:
         text = " ".join(str(error).split())
         raise StageError(
-            f"capture: a worker failed: {text[-1500:]} What was finished is kept; run it again."
+            f"capture: a worker failed: {text[-1500:]} Finished shards are kept; run the command again to resume."
         ) from error
 
 
 def actor_threads(run: RunConfig, n_actors: int, n_nodes: int) -> int:
-    """Torch threads of one actor: the cores of a node shared by the actors on it."""
+    """Torch threads of one actor: the cores of a node divided by the actors on it."""
     if run.how.torch_threads is not None:
         return run.how.torch_threads
     return max(1, n_cores() // max(1, math.ceil(n_actors / n_nodes)))

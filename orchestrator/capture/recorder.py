@@ -1,9 +1,9 @@
-"""What is kept of one forward pass: compression metrics and a few tokens' states, taken while the model runs.
+"""Records one forward pass: compression metrics, and the states of a few tokens.
 
-Hooks only copy: each layer's kept tokens go into a buffer that is allocated once a pass. After the pass (on a CPU:
-whenever the buffer is full, while states are still in its caches) the metrics of all layers in it are launched
-together, and everything travels to the host in one copy. A GPU's host waits for nothing until it asks for the result,
-by which time the next pass runs.
+Hooks only copy: the kept tokens of each layer go into a buffer that is allocated once per pass. After the pass (on a
+CPU: whenever the buffer is full, while states are still in its caches) the metrics of all buffered layers are computed
+as one batch, and all results are copied to the host at once. On a GPU the host does not synchronize until it asks for
+the result, by which time the next pass runs.
 
 Shapes: B images, N tokens, T kept tokens, D width, C layers of a buffer.
 """
@@ -26,14 +26,14 @@ from orchestrator.compression.registry import ALIGNMENTS, METRICS
 from orchestrator.config import CaptureConfig
 
 HELD = {"cpu": 2**21, "cuda": 2**30}
-"""Elements of a buffer: on a CPU what stays near its caches, on a GPU all layers of a pass of a 7B model."""
+"""Elements of a buffer: about the size of the caches on a CPU, all layers of a pass of a 7B model on a GPU."""
 
 MAP_TAPS = ("decoder", "cross_v")
-"""Taps whose vision tokens' norms are kept for maps over the image: a model has them in one of the two."""
+"""Taps at which norms of vision tokens are kept for maps over the image; a model has vision tokens in one of them."""
 
 
 class _Buffer:
-    """Kept tokens of several layers of a tap: `tokens` (C, B, T, D) in the states' own dtype."""
+    """Kept tokens of several layers of a tap: `tokens` (C, B, T, D) in the dtype of the states."""
 
     def __init__(self, layout: TokenLayout, hidden: Tensor, n_layers: int) -> None:
         shape = (len(hidden), layout.n_tokens, hidden.shape[2])
@@ -54,14 +54,14 @@ class _Buffer:
 
 
 class Recorder:
-    """Receives the states of one pass (`Taps(on_state=recorder)`); `launch` sends off its record.
+    """Receives the states of one pass (`Taps(on_state=recorder)`); `launch` starts the copy of its results.
 
     Args:
         config: metrics, kept positions and their seed.
         metrics: names, in the order of `Row.values`.
         quantiles: `positions.vision_quantiles` of the config.
-        n_layers: layers that each tap will give, which its buffer has room for.
-        own_prompts: images have prompts of their own, so that short ones repeat text positions.
+        n_layers: number of layers at each tap; the capacity of its buffer.
+        own_prompts: each image has its own prompt; short prompts repeat text positions.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Recorder:
         buffer.take(state.layer, state.hidden)
 
     def _layout(self, state: State) -> TokenLayout:
-        # Taps give every layer of a pass the same mask objects; keeping the state keeps their identity unique.
+        # `Taps` passes the same mask objects for every layer of a pass; holding the state keeps their ids unique.
         key = (id(state.vision), id(state.text), state.hidden.device)
         if key not in self._layouts:
             masks = {"vision": state.vision, "text": state.text}
@@ -114,7 +114,7 @@ class Recorder:
             self._layouts[key] = layout, empty
         return self._layouts[key][0]
 
-    # ------------------------------------------------------------ metrics and features of the layers in a buffer
+    # ------------------------------------------------------------ metrics and features of the buffered layers
 
     def _flush(self, tap: str) -> None:
         buffer = self._buffers.get(tap)
@@ -126,46 +126,46 @@ class Recorder:
         launched: dict[str, Launched] = {}
         kept: list[Tensor] = []
         for group, part in layout.groups.items():
-            own = tokens[:, :, part.start : part.end]
-            launched[group] = self._measure(sent, group, part, own)
-            mean = _means(own, part)
+            states = tokens[:, :, part.start : part.end]
+            launched[group] = self._measure(sent, group, part, states)
+            mean = _means(states, part)
             sent.finite.append(self._outbound.add(mean.isfinite().all(2)))
             if group == "vision" and tap in MAP_TAPS:
-                sent.norms = self._outbound.add(_norms(own, part))
+                sent.norms = self._outbound.add(_norms(states, part))
             if self.config.keep_features:
                 kept += [mean[:, :, None], positions.take(tokens, part.ordinals).float()]
                 if group == "text":
                     kept.append(tokens[:, :, layout.extra[0], None].float())
         if kept:
-            kept += [tokens[:, :, place, None].float() for place in layout.extra[1:]]
+            kept += [tokens[:, :, column, None].float() for column in layout.extra[1:]]
             sent.features = self._outbound.add(torch.cat(kept, 2))
             self._names.setdefault(tap, layout.position_names)
         self._compare(sent, launched)
         self._sent.append(sent)
         buffer.layers.clear()
 
-    def _measure(self, sent: SentLayers, group: str, part: GroupLayout, own: Tensor) -> Launched:
-        n_layers = own.shape[0]
-        launched = measure(own.flatten(0, 1), part.device_counts.repeat(n_layers), self.metrics, full=part.full)
+    def _measure(self, sent: SentLayers, group: str, part: GroupLayout, states: Tensor) -> Launched:
+        n_layers = states.shape[0]
+        launched = measure(states.flatten(0, 1), part.device_counts.repeat(n_layers), self.metrics, full=part.full)
         names = tuple(launched.columns)
-        table = torch.stack([launched.columns[n] for n in names]) if names else own.new_empty(0, launched.n_rows)
+        table = torch.stack([launched.columns[n] for n in names]) if names else states.new_empty(0, launched.n_rows)
         sent.columns[group] = names, self._outbound.add(table)
-        for variant, found in launched.leading.items():
+        for variant, leading in launched.leading.items():
             add = self._outbound.add
-            numbers = add(found.trace), add(found.frobenius), add(found.ritz), add(found.metric)
+            numbers = add(leading.trace), add(leading.frobenius), add(leading.ritz), add(leading.metric)
             sent.blocks[group, variant] = numbers
         return launched
 
     def _compare(self, sent: SentLayers, launched: Mapping[str, Launched]) -> None:
-        """Products of leading bases: of vision with text, and of each layer with the next."""
+        """Products of leading bases: vision with text, and each layer with the next."""
         if len(launched) == 2:
             for variant in self._pairs["top5_alignment_text"]:
                 vision, text = (launched[group].leading[variant].basis for group in ("vision", "text"))
                 sent.with_text[variant] = self._outbound.add(vision.mT @ text)
-        for group, found in launched.items():
+        for group, measured in launched.items():
             n_images = len(sent.counts[group])
             for variant in self._pairs["top5_alignment_next"]:
-                basis = found.leading[variant].basis
+                basis = measured.leading[variant].basis
                 last = self._last.get((sent.tap, group, variant))
                 first = basis if last is None else torch.cat([last.to(basis.device), basis])
                 later = basis[n_images:] if last is None else basis
@@ -175,7 +175,7 @@ class Recorder:
     # ------------------------------------------------------------ the end of the pass
 
     def launch(self) -> Pending:
-        """Launch what is left and start the copy to the host; the recorder is done with."""
+        """Compute what is still buffered and start the copy to the host; the recorder must not be used afterwards."""
         for tap in list(self._buffers):
             self._flush(tap)
         self._outbound.send()
@@ -184,21 +184,21 @@ class Recorder:
         return Pending(self._outbound, self._sent, self.metrics, self._names)
 
     def finish(self) -> PassRecord:
-        """The record of the pass, waited for."""
+        """The record of the pass; waits for the copy."""
         return self.launch().result()
 
 
-def _means(own: Tensor, part: GroupLayout) -> Tensor:
-    """Mean over each image's tokens, (L, B, D) float32."""
+def _means(states: Tensor, part: GroupLayout) -> Tensor:
+    """Mean over the tokens of each image, (L, B, D) float32."""
     present = None if part.full else _present(part)
-    return positions.masked_mean(own, present)
+    return positions.masked_mean(states, present)
 
 
 def _present(part: GroupLayout) -> Tensor:
     return torch.arange(part.size, device=part.device_counts.device) < part.device_counts[:, None]
 
 
-def _norms(own: Tensor, part: GroupLayout) -> Tensor:
-    """Norms of an image's tokens, (L, B, V) float32, NaN past them."""
-    norms = torch.linalg.vector_norm(own, dim=3, dtype=torch.float32)
+def _norms(states: Tensor, part: GroupLayout) -> Tensor:
+    """Norms of the tokens of each image, (L, B, V) float32, NaN as padding."""
+    norms = torch.linalg.vector_norm(states, dim=3, dtype=torch.float32)
     return norms if part.full else norms.masked_fill(~_present(part), torch.nan)

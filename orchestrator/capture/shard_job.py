@@ -1,4 +1,4 @@
-"""What every process of a capture run knows, and the account of what it did. Imports neither torch nor ray."""
+"""The capture job sent to every process, and the tally of finished shards. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.store.stage_folder import Stage
 
 @dataclass(frozen=True)
 class ShardStats:
-    """A shard that has been written."""
+    """Counts of a shard that has been written."""
 
     shard: int
     n_images: int
@@ -26,14 +26,14 @@ class ShardStats:
 
 
 class Worker(Protocol):
-    """A model with taps (`worker.CaptureWorker`), or what stands for one in a benchmark."""
+    """A model with taps (`shard_worker.CaptureWorker`), or a simulated one in a benchmark."""
 
     def shard(self, images: Sequence[Loaded]) -> ShardResult: ...
 
 
 @dataclass(frozen=True)
 class Job:
-    """One capture run; pickles small."""
+    """One capture run; small when pickled."""
 
     run: RunConfig
     stage: Stage
@@ -41,7 +41,7 @@ class Job:
     shard_size: int
     attribute_kinds: Mapping[str, str]
     make_worker: MakeWorker
-    """Called once a process with the job and the number of torch threads."""
+    """Called once per process with the job and the number of torch threads."""
 
     @property
     def n_shards(self) -> int:
@@ -62,7 +62,7 @@ MakeWorker = Callable[[Job, int | None], Worker]
 
 @dataclass
 class Tally:
-    """Counts images of finished shards, and ends a run in which too many are rejected."""
+    """Counts the images of finished shards; raises when too many are rejected."""
 
     job: Job
     n_images: int = 0
@@ -71,26 +71,27 @@ class Tally:
 
     @property
     def limit(self) -> int:
-        """Most images that may be rejected."""
-        # 0.29 of 100 is a hair less than 29 in floating point.
+        """Largest allowed number of rejected images."""
+        # 0.29 * 100 is slightly less than 29 in floating point.
         return math.floor(self.job.run.data.max_rejected_fraction * self.job.n_images + 1e-9)
 
     def resume(self) -> list[int]:
-        """Count the whole shards of earlier runs and return the numbers of those still to do, ascending.
+        """Count the complete shards of earlier runs; returns the numbers of the remaining shards, ascending.
 
-        Where too many images were rejected before, shards that have some are done again: the files may be mended.
+        If too many images were rejected before, shards with rejected images are computed again: the files may have
+        been repaired since.
         """
         counts: dict[int, tuple[int, int]] = {}
         for shard, record in self.job.stage.finished_shards().items():
             counts[shard] = record["tables"]["images"], record["tables"]["rejected"]
         if sum(rejected for _, rejected in counts.values()) > self.limit:
-            counts = {shard: found for shard, found in counts.items() if not found[1]}
+            counts = {shard: (n, rejected) for shard, (n, rejected) in counts.items() if not rejected}
         for shard, (n_images, n_rejected) in counts.items():
             self.add(ShardStats(shard, n_images, n_rejected))
         return [shard for shard in range(self.job.n_shards) if shard not in self.finished]
 
     def add(self, stats: ShardStats) -> None:
-        """Count a shard once, however often it is reported.
+        """Count a shard; a shard that is reported again is ignored.
 
         Raises:
             StageError: more than `data.max_rejected_fraction` of all images are rejected.
@@ -118,17 +119,17 @@ class Tally:
         )
 
     def close(self) -> None:
-        """Hold the account against what lies in storage.
+        """Verify that all shards exist and that captured + rejected equals `n_images`.
 
         Raises:
-            StageError: a shard is missing, or the images do not add up.
+            StageError: a shard is missing, or the counts do not add up.
         """
-        there = self.finished.intersection(self.job.stage.written_shards())
-        missing = sorted(set(range(self.job.n_shards)) - there)
+        written = self.finished.intersection(self.job.stage.written_shards())
+        missing = sorted(set(range(self.job.n_shards)) - written)
         if missing:
             raise StageError(
                 f"capture: {len(missing)} of {self.job.n_shards} shards are not in {self.job.stage.storage.uri} "
-                f"(first: {missing[0]}). If nodes do not share that storage, use one they do; then run it again."
+                f"(first: {missing[0]}). If the nodes do not share that storage, use a shared one; then run again."
             )
         if self.n_images + self.n_rejected != self.job.n_images:
             raise StageError(

@@ -1,4 +1,4 @@
-"""What capturing a shard gives: the tables and arrays that are written, and the counts."""
+"""The result of capturing a shard: tables and arrays to write, and counts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import polars as pl
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What `Stage.write_shard` takes, and how many images were captured and rejected."""
+    """The arguments of `Stage.write_shard`, and the numbers of captured and rejected images."""
 
     tables: Mapping[str, pl.DataFrame]
     arrays: Mapping[str, np.ndarray]

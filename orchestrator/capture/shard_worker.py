@@ -1,6 +1,6 @@
-"""Images of a shard in, its tables and arrays out: a plain Python object that knows neither Ray nor storage.
+"""Computes the tables and arrays of a shard from its images: a plain Python object without Ray or storage.
 
-Letters: B images of a forward pass, P positions, D width.
+Shapes: B images of a forward pass, P positions, D width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from orchestrator.models.tap_names import chosen_taps
 
 @dataclass
 class _Kept:
-    """Everything kept of one image: (tap, layer, group) -> (n_tokens, values); tap -> layer -> float32 (P, D)."""
+    """Results of one image: (tap, layer, group) -> (n_tokens, values); tap -> layer -> float32 (P, D)."""
 
     metrics: dict[tuple[str, int, str], tuple[int, np.ndarray]] = field(default_factory=dict)
     features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
@@ -47,14 +47,14 @@ class _Kept:
 
 
 class CaptureWorker:
-    """A model with taps. Two threads may share one: passes take turns, all else runs side by side.
+    """A model with taps. Thread-safe: the forward pass is locked, preprocessing and I/O overlap.
 
     Args:
-        run: the point's configuration; `model.dtype` should be resolved, so that all workers of a stage agree.
-        attribute_kinds: name -> kind of the source's attributes, which types the columns of `images`.
-        device: where the model runs; the GPU if there is one when absent.
-        threads: torch threads; torch's own choice when absent.
-        adapter: an already loaded model, instead of `run.model`.
+        run: the point's configuration; `model.dtype` should be resolved, so that all workers of a stage use the same.
+        attribute_kinds: attribute name -> kind, which sets the dtype of its column in `images`.
+        device: device of the model; None for the GPU if there is one.
+        threads: torch threads; None for torch's default.
+        adapter: a loaded model, used instead of `run.model`.
     """
 
     def __init__(
@@ -74,27 +74,27 @@ class CaptureWorker:
         self.metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
         self.quantiles = positions.vision_quantiles(vision_positions(run), run.capture.seed)
         self.select = select_taps(self.adapter, run)
-        # names and layers are checked before the first image
+        # checks names and layers before the first image
         self.n_layers = {tap: len(layers) for tap, layers in Taps(self.adapter, self.select).select.items()}
         self.limit = Limit()
         self.budget = TokenBudget(self.adapter.device, _first_budget(run))
         self._lock = threading.Lock()
-        takes = inspect.signature(self.adapter.model.forward).parameters
-        self._options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        parameters = inspect.signature(self.adapter.model.forward).parameters
+        self._options = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
 
     # ------------------------------------------------------------ a shard
 
     def shard(self, images: Sequence[Loaded]) -> ShardResult:
-        """Capture a shard's images, in batches of equal shapes; broken ones are recorded with their reason."""
-        rejected = {one.index: one.reason or "no image" for one in images if one.image is None}
+        """Capture the images of a shard, in batches of equal shapes; unusable images are recorded with their reason."""
+        rejected = {item.index: item.reason or "no image" for item in images if item.image is None}
         examples: dict[int, Batch] = {}
-        for one in images:
-            if one.image is None:
+        for item in images:
+            if item.image is None:
                 continue
             try:
-                examples[one.index] = self.prepare(one.image, one.prompt)
+                examples[item.index] = self.prepare(item.image, item.prompt)
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-                rejected[one.index] = f"cannot be prepared: {describe(error)}"
+                rejected[item.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}
         names: dict[str, list[str]] = {}
         waiting: deque[tuple[Sequence[int], Pending]] = deque()
@@ -108,7 +108,7 @@ class CaptureWorker:
 
         def work(chunk: Sequence[int]) -> None:
             pending = self._pass([examples[index] for index in chunk])
-            while waiting:  # the pass before this one has been copied meanwhile
+            while waiting:  # the copy of the previous pass has overlapped with this pass
                 unpack(*waiting.popleft())
             waiting.append((chunk, pending))
 
@@ -119,10 +119,10 @@ class CaptureWorker:
             self._run(examples, keys, work, too_large)
         while waiting:
             unpack(*waiting.popleft())
-        return self._result([one for one in images if one.index in kept], images, kept, names, rejected)
+        return self._result([item for item in images if item.index in kept], images, kept, names, rejected)
 
     def _buckets(self, examples: dict[int, Batch]) -> list[list[int]]:
-        """Examples that may share a pass: of equal shapes, or with `how.max_batch_tokens` of equal keys, padded."""
+        """Examples that may share a pass: equal shapes; with `how.max_batch_tokens`, equal keys and padding."""
         buckets: dict[Any, list[int]] = defaultdict(list)
         mixed = self.run.how.max_batch_tokens is not None
         for index, example in examples.items():
@@ -137,11 +137,11 @@ class CaptureWorker:
         work: Callable[[Sequence[int]], None],
         too_large: Callable[[int], None],
     ) -> None:
-        """Do `work` on batches of a bucket; with `max_batch_tokens: auto` the first one tells how large they may be."""
+        """Call `work` on batches of a bucket; with `max_batch_tokens: auto` the first pass sets their size."""
         left = list(keys)
         while left:
-            found = self.budget.most
-            batches = pack(examples, left, self.run.how.batch_size, found)
+            budget = self.budget.most
+            batches = pack(examples, left, self.run.how.batch_size, budget)
             for done, batch in enumerate(batches):
                 retry_with_smaller_batch(
                     [batch],
@@ -150,14 +150,14 @@ class CaptureWorker:
                     limit=self.limit,
                     too_large=too_large,
                 )
-                if self.budget.most != found:
+                if self.budget.most != budget:
                     left = [index for rest in batches[done + 1 :] for index in rest]
                     break
             else:
                 left = []
 
     def _pass(self, examples: list[Batch]) -> Pending:
-        """One forward pass with taps, one at a time; its record is on its way."""
+        """One forward pass with taps, under the lock; returns before the copy of its results is complete."""
         batch = self.adapter.collate(examples)
         recorder = Recorder(
             self.run.capture, self.metrics, self.quantiles, self.n_layers, self.run.data.source == "questions"
@@ -176,45 +176,49 @@ class CaptureWorker:
             if row in record.broken:
                 rejected[index] = record.broken[row]
                 continue
-            one = kept[index] = _Kept()
-            for found in record.rows:
-                key = (found.tap, found.layer, found.group)
-                one.metrics[key] = (int(found.n_tokens[row]), found.values[:, row])
+            of_image = kept[index] = _Kept()
+            for metrics in record.rows:
+                key = (metrics.tap, metrics.layer, metrics.group)
+                of_image.metrics[key] = (int(metrics.n_tokens[row]), metrics.values[:, row])
             for tap, layers in record.features.items():
-                one.features[tap] = {layer: states[row] for layer, states in layers.items()}
+                of_image.features[tap] = {layer: states[row] for layer, states in layers.items()}
             for tap, norms in record.token_norms.items():
-                one.token_norms[tap] = {layer: values[row] for layer, values in norms.items()}
+                of_image.token_norms[tap] = {layer: values[row] for layer, values in norms.items()}
 
     # ------------------------------------------------------------ tables and arrays
 
     def _result(
         self,
-        good: Sequence[Loaded],
+        captured: Sequence[Loaded],
         images: Sequence[Loaded],
         kept: dict[int, _Kept],
         names: dict[str, list[str]],
         rejected: dict[int, str],
     ) -> ShardResult:
         tables = {
-            "images": images_table(good, self.run.data.source, self.attribute_kinds),
-            "layer_metrics": metrics_table([(one.image_id, kept[one.index].metrics) for one in good], self.metrics),
+            "images": images_table(captured, self.run.data.source, self.attribute_kinds),
+            "layer_metrics": metrics_table(
+                [(item.image_id, kept[item.index].metrics) for item in captured], self.metrics
+            ),
             "rejected": rejected_table(images, rejected),
         }
         arrays: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
-        for tap in names if good else ():
-            layers = sorted(kept[good[0].index].features[tap])
-            stacked = np.stack([np.stack([kept[one.index].features[tap][layer] for layer in layers]) for one in good])
+        for tap in names if captured else ():
+            layers = sorted(kept[captured[0].index].features[tap])
+            stacked = np.stack(
+                [np.stack([kept[item.index].features[tap][layer] for layer in layers]) for item in captured]
+            )
             arrays[f"features/{tap}"], scales = positions.to_float16(stacked)
             if scales is not None:
                 arrays[f"feature_scales/{tap}"] = scales
             described[tap] = {"layers": layers, "positions": names[tap], "scaled": scales is not None}
-        maps, extra = token_maps([kept[one.index] for one in good])
-        return ShardResult(tables, arrays | maps, {"features": described, **extra}, len(good), len(rejected))
+        maps, extra = token_maps([kept[item.index] for item in captured])
+        return ShardResult(tables, arrays | maps, {"features": described, **extra}, len(captured), len(rejected))
 
 
 def select_taps(adapter: Adapter, run: RunConfig) -> dict[str, tuple[int, ...] | None]:
-    """Taps and layers as `Taps` takes them; `capture.layers` speaks of the decoder alone."""
+    """Taps and layers in the form of `Taps(select=...)`; `capture.layers` applies to the decoder only."""
     taps = chosen_taps(adapter.vision_kind, run.capture.taps)
     return {tap: run.capture.layers if tap == "decoder" else None for tap in taps}
 
@@ -224,7 +228,7 @@ def pick_device() -> str:
 
 
 def _first_budget(run: RunConfig) -> float:
-    """Tokens of a pass before memory has told more: no limit, the given one, or with `auto` a first small batch."""
+    """Token limit of the first pass: none, the configured one, or (`auto` on a GPU) one example, to measure."""
     tokens = run.how.max_batch_tokens
     if tokens is None:
         return float("inf")
@@ -232,24 +236,26 @@ def _first_budget(run: RunConfig) -> float:
 
 
 def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What maps over the image need: arrays, and the names of their axes. Empty where no tap has vision tokens.
+    """Arrays for maps over the image, and the names of their axes; both empty if no tap has vision tokens.
 
-    `token_norms` is float32 (images, layers, V), NaN past an image's own tokens; `token_grid` is int16 (images, V, 3):
-    row, column and tile of each token, -1 past them.
+    `token_norms`: float32 (images, layers, V), NaN as padding. `token_grid`: int16 (images, V, 3), row, column and
+    tile of each vision token, -1 as padding.
     """
     taps = list(kept[0].token_norms) if kept else []
     if not taps:
         return {}, {}
     layers = sorted(kept[0].token_norms[taps[0]])
-    most = max(len(one.grid) for one in kept)
-    norms = np.full((len(kept), len(layers), most), np.nan, np.float32)
-    grid = np.full((len(kept), most, 3), -1, np.int16)
-    for i, one in enumerate(kept):
-        n = len(one.grid)
-        found = int(np.isfinite(one.token_norms[taps[0]][layers[0]]).sum())
-        if found != n:
-            raise ModelError(f"the adapter's vision_grid gives {n} places for {found} vision tokens; expected one each")
-        grid[i, :n] = one.grid
+    max_tokens = max(len(image.grid) for image in kept)
+    norms = np.full((len(kept), len(layers), max_tokens), np.nan, np.float32)
+    grid = np.full((len(kept), max_tokens, 3), -1, np.int16)
+    for i, image in enumerate(kept):
+        n = len(image.grid)
+        n_norms = int(np.isfinite(image.token_norms[taps[0]][layers[0]]).sum())
+        if n_norms != n:
+            raise ModelError(
+                f"the adapter's vision_grid gives {n} places for {n_norms} vision tokens; expected one each"
+            )
+        grid[i, :n] = image.grid
         for k, layer in enumerate(layers):
-            norms[i, k, :n] = one.token_norms[taps[0]][layer][:n]
+            norms[i, k, :n] = image.token_norms[taps[0]][layer][:n]
     return {"token_norms": norms, "token_grid": grid}, {"token_norms": {"tap": taps[0], "layers": layers}}

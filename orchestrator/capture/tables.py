@@ -1,4 +1,4 @@
-"""Rows of a shard's tables from what was loaded and captured."""
+"""Builds the tables of a shard from its loaded images and captured values."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from orchestrator.capture.loading import Loaded
 from orchestrator.store.tables.core import check_table
 
 DTYPES: dict[str, type[pl.DataType]] = {"count": pl.Int64, "continuous": pl.Float64, "categorical": pl.String}
-"""Column type of each kind of attribute, the same in every shard even where all values are missing."""
+"""Column dtype of each attribute kind; the same in every shard, even if all values are missing."""
 
 MetricKey = tuple[str, int, str]
 """(tap, layer, group)."""
 
 
 def images_table(images: Sequence[Loaded], source: str, kinds: Mapping[str, str]) -> pl.DataFrame:
-    """Table `images`: one row an image that was captured, with its attributes."""
-    loaded = [(one, one.image) for one in images if one.image is not None]
+    """Table `images`: one row per captured image, with its attributes."""
+    loaded = [(item, item.image) for item in images if item.image is not None]
     columns: dict[str, Any] = {
-        "image_id": [one.image_id for one, _ in loaded],
+        "image_id": [item.image_id for item, _ in loaded],
         "source": [source] * len(loaded),
-        "index": [one.index for one, _ in loaded],
+        "index": [item.index for item, _ in loaded],
         "width": [image.shape[1] for _, image in loaded],
         "height": [image.shape[0] for _, image in loaded],
     }
     schema: dict[str, Any] = {"image_id": pl.String, "source": pl.String}
     schema |= dict.fromkeys(("index", "width", "height"), pl.Int32)
     for name, kind in kinds.items():
-        columns[name] = [one.attributes.get(name) for one, _ in loaded]
+        columns[name] = [item.attributes.get(name) for item, _ in loaded]
         schema[name] = DTYPES[kind]
     return check_table(pl.DataFrame(columns, schema=schema), "images")
 
 
 def rejected_table(images: Sequence[Loaded], reasons: Mapping[int, str]) -> pl.DataFrame:
     """Table `rejected`: the images whose index has a reason."""
-    bad = [one for one in images if one.index in reasons]
+    rejected = [image for image in images if image.index in reasons]
     columns: dict[str, Any] = {
-        "image_id": [one.image_id for one in bad],
-        "index": [one.index for one in bad],
-        "reason": [reasons[one.index] for one in bad],
+        "image_id": [image.image_id for image in rejected],
+        "index": [image.index for image in rejected],
+        "reason": [reasons[image.index] for image in rejected],
     }
     schema: dict[str, Any] = {"image_id": pl.String, "index": pl.Int32, "reason": pl.String}
     return check_table(pl.DataFrame(columns, schema=schema), "rejected")
@@ -55,10 +55,10 @@ def metrics_table(
 
     Args:
         images: image id and, for each tap point and group, number of tokens and values (n_metrics,), NaN where a
-            metric is undefined (a single token, no energy): a missing value in the table.
+            metric is undefined (a single token, no energy); NaN becomes null in the table.
         metrics: names of the values.
     """
-    rows = [(image_id, key, *found[key]) for image_id, found in images for key in sorted(found)]
+    rows = [(image_id, key, *values_of[key]) for image_id, values_of in images for key in sorted(values_of)]
     columns: dict[str, Any] = {
         "image_id": [image_id for image_id, *_ in rows],
         "tap": [tap for _, (tap, _, _), *_ in rows],
@@ -67,7 +67,7 @@ def metrics_table(
         "n_tokens": [n for *_, n, _ in rows],
     }
     values = np.array([v for *_, v in rows], dtype=np.float32).reshape(len(rows), len(metrics))
-    columns |= {name: values[:, place] for place, name in enumerate(metrics)}
+    columns |= {name: values[:, index] for index, name in enumerate(metrics)}
     schema: dict[str, Any] = {"image_id": pl.String, "tap": pl.String, "layer": pl.Int32, "group": pl.String}
     schema |= {"n_tokens": pl.Int32} | dict.fromkeys(metrics, pl.Float32)
     return check_table(

@@ -1,4 +1,4 @@
-"""Taps: read a model's inner states while it runs, without keeping what is not asked for.
+"""Taps: forward hooks that read a model's hidden states and keep only what is selected.
 
 | tap | states | layer |
 |---|---|---|
@@ -8,7 +8,7 @@
 | `cross_k`, `cross_v` | keys after their norm, and values, of each cross-attention layer | decoder layer |
 | `cross_out` | what a cross-attention layer adds to the text: tanh(gate) times its attention output | decoder layer |
 
-Letters: B images, N tokens, D width, L decoder blocks, E vision blocks.
+Shapes: B images, N tokens, D width, L decoder blocks, E vision blocks.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from orchestrator.models.tap_names import chosen_taps, taps_of
 class State:
     """One tap's states at one layer: `hidden` (B, N, D) as the model computed it, and which tokens are what.
 
-    `vision` and `text` (B, N) lie on the CPU, whatever the device of `hidden`, so that nobody has to wait for a GPU to
-    know them. They are `None` where a tap holds no token of that group. Rows past an image's own are false in both.
+    The masks `vision` and `text` (B, N) are on the CPU, whatever the device of `hidden`: reading them needs no
+    synchronization. They are `None` if a tap has no token of that group. Padding is false in both.
     """
 
     tap: str
@@ -52,7 +52,7 @@ def available_taps(adapter: Adapter) -> tuple[str, ...]:
 
 
 def default_taps(adapter: Adapter) -> tuple[str, ...]:
-    """Return what is captured unless a config says otherwise: all but the vision encoder's own layers."""
+    """Return the default taps: all except the layers of the vision encoder."""
     return chosen_taps(adapter.vision_kind)
 
 
@@ -74,7 +74,7 @@ class Taps:
     Args:
         adapter: the model.
         select: tap names, or a mapping from each to the layers wanted (`None` for all of them).
-        on_state: called with each `State` inside the pass, in running order, so that it can be measured and freed.
+        on_state: called with each `State` during the pass, in order of execution, so that it can be measured and freed.
             Without it, states are held and `states(batch)` returns those of the last pass.
 
     Raises:
@@ -101,11 +101,13 @@ class Taps:
         if tap not in known:
             kind = self.adapter.vision_kind
             raise ModelError(f"No tap {tap!r} on this {kind} model.{did_you_mean(tap, known)}")
-        there = tap_layers(self.adapter, tap)
+        available = tap_layers(self.adapter, tap)
         if layers is None:
-            return there
-        if unknown := sorted(set(layers) - set(there)):
-            raise ModelError(f"Tap {tap!r} has no layer {unknown[0]}; it has {there[0]} to {there[-1]}: {there}.")
+            return available
+        if unknown := sorted(set(layers) - set(available)):
+            raise ModelError(
+                f"Tap {tap!r} has no layer {unknown[0]}; it has {available[0]} to {available[-1]}: {available}."
+            )
         return sorted(layers)
 
     # ------------------------------------------------------------ hooks
@@ -129,18 +131,18 @@ class Taps:
     def states(self, batch: Batch) -> list[State]:
         """Return the states of the last pass, which must have been of this batch."""
         if self._held and self._held[0].hidden.shape[0] != batch["input_ids"].shape[0]:
-            found, given = self._held[0].hidden.shape[0], batch["input_ids"].shape[0]
-            raise ModelError(f"states: the last pass was of {found} images, not {given}.")
+            n_held, n_batch = self._held[0].hidden.shape[0], batch["input_ids"].shape[0]
+            raise ModelError(f"states: the last pass was of {n_held} images, not {n_batch}.")
         return list(self._held)
 
     def _hold(self, state: State) -> None:
-        # The first state of a new pass replaces those of the one before.
-        if any(held.tap == state.tap and held.layer == state.layer for held in self._held):
+        # The first state of a new pass replaces the states of the previous pass.
+        if any(earlier.tap == state.tap and earlier.layer == state.layer for earlier in self._held):
             self._held.clear()
         self._held.append(state)
 
     def _before(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
-        """Call `give` with what a module is given."""
+        """Call `give` with the input of a module."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             batch = self.adapter.active_batch
@@ -150,7 +152,7 @@ class Taps:
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _after(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
-        """Call `give` with what a module returns."""
+        """Call `give` with the output of a module."""
 
         def hook(_: nn.Module, __: tuple, output: Any) -> None:
             batch = self.adapter.active_batch
@@ -177,7 +179,7 @@ class Taps:
         self._emit("decoder", layer, hidden, vision, text)
 
     def _mask(self, name: str, batch: Batch, layer: int, make: Callable[[], Tensor]) -> Tensor:
-        """Return a mask on the CPU: one and the same object for all layers of a pass that share it."""
+        """Return a mask on the CPU: the same object for all layers of a pass that share it."""
         if self._masked is not batch:
             self._masked, self._masks = batch, {}
         key = (name, "keep" in batch and layer >= int(batch["keep_layer"]))
@@ -198,16 +200,16 @@ class Taps:
         if batch is None or self.adapter.decoding:
             return
         embeds = kwargs["inputs_embeds"] if "inputs_embeds" in kwargs else args[0]
-        # A deletion's own hook may run before or after this one: take the groups that fit what is seen here.
+        # The hook of a token deletion may run before or after this one: use the groups that match this length.
         groups = self.adapter.full_groups(batch)
         if embeds.shape[1] != groups.shape[1]:
             groups = self.adapter.groups(batch)
-        where = (groups == VISION).cpu()
-        counts = where.sum(dim=1)
-        most = int(counts.max())
-        order = where.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+        is_vision = (groups == VISION).cpu()
+        counts = is_vision.sum(dim=1)
+        max_tokens = int(counts.max())
+        order = is_vision.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :max_tokens]
         places = (order + torch.arange(len(order))[:, None] * embeds.shape[1]).flatten()
-        vision = torch.arange(most)[None] < counts[:, None]
+        vision = torch.arange(max_tokens)[None] < counts[:, None]
         hidden = embeds.flatten(0, 1).index_select(0, places.to(embeds.device, non_blocking=True))
         self._emit("projector", 0, hidden.view(*vision.shape, -1), vision, None)
 
@@ -232,7 +234,7 @@ class Taps:
             self._after(project, partial(self._key_or_value, "cross_v", i))
 
     def _key(self, layer: int, hidden: Tensor, batch: Batch) -> None:
-        # (B, heads, N, head width) to one row a token
+        # (B, heads, N, head_dim) to one row per token
         self._key_or_value("cross_k", layer, hidden.transpose(1, 2), batch)
 
     def _key_or_value(self, tap: str, layer: int, hidden: Tensor, batch: Batch) -> None:

@@ -1,7 +1,7 @@
-"""Where in a batch the tokens lie that a capture keeps, worked out once a pass on the host, from masks that are there.
+"""Indices of the tokens that a capture keeps, computed once per pass on the host from the masks.
 
-The kept tokens of a tap point stand side by side: vision tokens, text tokens, the token before the image, the last
-token. One gather copies them out of a layer's states; all layers of a pass that share masks share a layout.
+The kept tokens of a tap point are contiguous: vision tokens, text tokens, the last token, the token before the image.
+One gather copies them from the states of a layer; all layers of a pass that share masks share a layout.
 
 Shapes: B images, N tokens of the states, T kept ones, P positions kept for probes.
 """
@@ -18,12 +18,12 @@ from torch import Tensor
 from orchestrator.capture import positions
 
 GPU_MULTIPLE = 16
-"""Tokens of a group are padded to a multiple of this on a GPU: an odd number doubles the cost of their products."""
+"""On a GPU a group's tokens are padded to a multiple of this: an odd number doubles the cost of matrix products."""
 
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """One group's tokens among the kept ones: places `start` to `start + size`, each image's own first."""
+    """The tokens of one group: kept tokens `start` to `start + size`; padding comes last."""
 
     start: int
     size: int
@@ -32,7 +32,7 @@ class GroupLayout:
     """Whether every image has `size` tokens."""
     device_counts: Int64[Tensor, " B"]
     ordinals: Int64[Tensor, "B P"]
-    """Which kept tokens are kept for probes (counted among all kept ones)."""
+    """Indices, among all kept tokens, of those whose states are kept for probes."""
 
     @property
     def end(self) -> int:
@@ -49,7 +49,7 @@ class TokenLayout:
     """T."""
     groups: dict[str, GroupLayout]
     extra: list[int]
-    """Places among the kept tokens of what `position_names` calls `last` and `before`, as far as they are there."""
+    """Indices among the kept tokens of the positions `last` and `before`, if present."""
     position_names: list[str] = field(default_factory=list)
 
 
@@ -63,33 +63,33 @@ def make_layout(
     """The layout of a tap point.
 
     Args:
-        masks: group -> which tokens are its own; on the CPU, so that nothing is waited for.
-        device: where the states lie.
+        masks: group -> mask of its tokens; on the CPU, so that no synchronization is needed.
+        device: device of the states.
         quantiles: `positions.vision_quantiles`.
         n_text_positions: text tokens kept for probes.
-        own_prompts: images have prompts of their own.
+        own_prompts: each image has its own prompt.
     """
     multiple = GPU_MULTIPLE if device.type == "cuda" else 1
-    parts: list[np.ndarray] = []
+    columns: list[np.ndarray] = []
     groups: dict[str, GroupLayout] = {}
     start, first_vision = 0, None
     for group, mask in masks.items():
         present = mask.cpu().numpy()
         counts = present.sum(1).astype(np.int64)
-        most = max(1, int(counts.max(initial=0)))  # a group that no image has keeps one place, which is empty
-        size = -(-most // multiple) * multiple
-        order = np.argsort(~present, axis=1, kind="stable")[:, :most]
+        max_count = max(1, int(counts.max(initial=0)))  # a group that is absent from all images keeps one empty slot
+        size = -(-max_count // multiple) * multiple
+        order = np.argsort(~present, axis=1, kind="stable")[:, :max_count]
         if group == "vision":
             first_vision = order[:, :1]
             ordinals = positions.vision_ordinals(quantiles, torch.from_numpy(counts))
         else:
-            # With one prompt a stage no token is kept twice; where images have prompts of their own, short ones repeat
-            # tokens, so that all images keep the same positions.
-            n_kept = n_text_positions if own_prompts else min(n_text_positions, most)
+            # With one prompt per stage no token is kept twice. If each image has its own prompt, short prompts repeat
+            # tokens, so that all images have the same positions.
+            n_kept = n_text_positions if own_prompts else min(n_text_positions, max_count)
             ordinals = positions.text_ordinals(n_kept, torch.from_numpy(counts))
-        # padding is the row's own first token: what stands there is finite where the row is
-        order = np.where(np.arange(most) < counts[:, None], order, order[:, :1])
-        parts.append(np.concatenate([order, np.repeat(order[:, :1], size - most, 1)], 1))
+        # pad with the row's first token: the padding is finite if the row is
+        order = np.where(np.arange(max_count) < counts[:, None], order, order[:, :1])
+        columns.append(np.concatenate([order, np.repeat(order[:, :1], size - max_count, 1)], 1))
         groups[group] = GroupLayout(
             start,
             size,
@@ -102,15 +102,15 @@ def make_layout(
     n_rows, n_all = next(iter(masks.values())).shape
     extra = []
     if "text" in masks:
-        parts.append(np.full((n_rows, 1), n_all - 1))
+        columns.append(np.full((n_rows, 1), n_all - 1))
         extra.append(start)
         start += 1
     before = first_vision is not None and "text" in masks and first_vision.size > 0 and int(first_vision.min()) > 0
     if before and first_vision is not None:
-        parts.append(first_vision - 1)
+        columns.append(first_vision - 1)
         extra.append(start)
         start += 1
-    places = np.concatenate(parts, axis=1) + np.arange(n_rows)[:, None] * n_all
+    places = np.concatenate(columns, axis=1) + np.arange(n_rows)[:, None] * n_all
     names = positions.position_names(
         len(quantiles) if "vision" in masks else None,
         groups["text"].ordinals.shape[1] if "text" in masks else None,

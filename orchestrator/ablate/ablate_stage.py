@@ -82,7 +82,7 @@ def run_ablate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     if left:
         from orchestrator.ablate.runner import Ablation, load_model
 
-        title, done = f"ablate {run.model.name}", len(cells) - len(left)
+        title, done = f"ablate {run.model.label}", len(cells) - len(left)
         with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=stage.digest) as progress:
             ablation = Ablation(load_model(run), run)
             for i in left:

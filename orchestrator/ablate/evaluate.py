@@ -115,7 +115,7 @@ def run_evaluation(point: ResolvedPoint, policy: PolicyFile) -> Stage:
     bench = Bench(load_model(run), asked, run.how.batch_size, config.instruction, policy.selector_settings)
     table = evaluate(bench, policy)
     stage.write_shard(0, {"evaluation": table})
-    stage.mark_done({"questions": len(asked), "model": run.model.name, "policy_model": policy.model})
+    stage.mark_done({"questions": len(asked), "model": run.model.label, "policy_model": policy.model})
     return stage
 
 

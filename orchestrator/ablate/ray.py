@@ -36,7 +36,7 @@ def run_ablate_stage(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     cells = open_ablation(run, stage)
     left = unfinished(stage, cells)
     done = len(cells) - len(left)
-    title, about = f"ablate {run.model.name}", stage.digest
+    title, about = f"ablate {run.model.label}", stage.digest
     with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=about) as progress:
         if left:
             with session(run.how, point.storage) as cluster:

@@ -61,7 +61,7 @@ def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeW
         tally = Tally(job)
         todo = tally.resume()
         done = tally.n_images + tally.n_rejected
-        title, about = f"capture {run.model.name}", stage.digest
+        title, about = f"capture {run.model.label}", stage.digest
         with Progress(title, len(source), "images", done=done, quiet=quiet, about=about) as progress:
             for stats in stream(job, source, todo) if todo else ():
                 tally.add(stats)

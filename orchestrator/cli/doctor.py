@@ -7,9 +7,12 @@ import importlib.util
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from orchestrator.config import ModelConfig
+from orchestrator.config.sweep import make_sweep
+from orchestrator.errors import ConfigError
 from orchestrator.models.examine import Finding, examine
 from orchestrator.models.hub import use_cache_where_unreachable
 from orchestrator.store.provenance import hardware
@@ -18,12 +21,37 @@ _EXTRAS = {"s3": "s3fs", "gcs": "gcsfs", "molmo": "einops", "optuna": "optuna"}
 _MIN_FREE_GB = 5.0
 
 
-def diagnose(model: str | None, revision: str | None = None, trust_remote_code: bool = False) -> list[Finding]:
+def model_of(name: str | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> ModelConfig | None:
+    """The model that a command line names; None where it names none.
+
+    Args:
+        name: the model, or the first of the overrides.
+        overrides: `model.KEY=VALUE`.
+        flags: settings of the model that have an option of their own.
+
+    Raises:
+        ConfigError: a setting is unknown, of another section, or several values of one are given.
+    """
+    if name is not None and "=" in name:
+        name, overrides = None, [name, *overrides]
+    if name is None and not overrides and not flags:
+        return None
+    for one in overrides:
+        if not one.startswith("model."):
+            raise ConfigError(f"doctor: {one!r}: expected a setting of the model, such as model.adapter=FOLDER")
+    model = {**({} if name is None else {"name": name}), **flags}
+    sweep = make_sweep({"name": "doctor", "stages": ["capture"], "base": {"model": model}}, overrides)
+    if len(sweep.points) != 1:
+        raise ConfigError(f"doctor: expected one model, found {len(sweep.points)}")
+    return sweep.points[0].run.model
+
+
+def diagnose(model: ModelConfig | None) -> list[Finding]:
     """Check the machine where no model is named, else the model."""
     if model is None:
         return list(_machine())
     use_cache_where_unreachable()
-    return examine(ModelConfig(name=model, revision=revision, trust_remote_code=trust_remote_code))
+    return examine(model)
 
 
 def _machine() -> Iterator[Finding]:

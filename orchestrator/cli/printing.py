@@ -115,7 +115,7 @@ def _duration(plan: Plan) -> str:
 def _attribute(one: AttributeSummary) -> str:
     spelled = "".join(f" {spelling!r}" for spelling in one.spellings if spelling)
     missing = f"; {one.n_missing} of {one.n_images} missing{spelled}" if one.n_missing else ""
-    return escape(f"{one.attribute} ({one.range}{missing})")
+    return escape(f"{one.attribute} ({one.kind}, {one.range}{missing})")
 
 
 def _design(design: PlannedDesign) -> Iterator[str]:

@@ -144,5 +144,8 @@ def evaluate(
     from orchestrator.study.resolve import resolve
 
     found = evaluate_points(resolve(sweep, ["ablate"]), policy)
-    tables = {run.model.name: stage.scan("evaluation").collect().to_dicts() for run, stage in found}
+    names = [run.model.label for run, _ in found]
+    marks = [f" ({stage.digest[:6]})" if names.count(n) > 1 else "" for n, (_, stage) in zip(names, found, strict=True)]
+    rows = [stage.scan("evaluation").collect().to_dicts() for _, stage in found]
+    tables = {name + mark: table for name, mark, table in zip(names, marks, rows, strict=True)}
     emit(tables, as_json, lambda: print_evaluations(tables))

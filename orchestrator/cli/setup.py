@@ -70,23 +70,30 @@ def models(as_json: Json = False) -> None:
     emit(rows, as_json, lambda: print_rows("Models (parameters in billions; more with --json)", shown))
 
 
-@app.command(epilog="Examples:  vtsweep doctor    vtsweep doctor reference-joint    vtsweep doctor org/model")
+@app.command(epilog="Examples:  vtsweep doctor    vtsweep doctor org/model    vtsweep doctor org/model model.fit=crop")
 def doctor(
     model: Annotated[
         str | None, typer.Argument(help="Catalogue name, repository id or local folder", autocompletion=complete_models)
     ] = None,
+    overrides: Overrides = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder of a LoRA adapter on top of it")] = None,
     revision: Annotated[str | None, typer.Option(help="Commit of a repository")] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Allow the repository's own code (needs --revision)")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, or whether a model can be used here: access, extras, memory, one image."""
-    say(f"checking {model or 'this machine'} ...", as_json)
-    from orchestrator.cli.doctor import diagnose
+    """Check this machine, or whether a model can be used here: access, extras, memory, adapter, one image.
+
+    Of KEY=VALUE only keys of the section `model` are taken.
+    """
+    from orchestrator.cli.doctor import diagnose, model_of
     from orchestrator.cli.render import print_rows
 
-    findings = diagnose(model, revision, trust_remote_code)
+    flags = {"adapter": adapter, "revision": revision, "trust_remote_code": trust_remote_code or None}
+    config = model_of(model, overrides or [], {key: value for key, value in flags.items() if value is not None})
+    say(f"checking {config.label if config else 'this machine'} ...", as_json)
+    findings = diagnose(config)
     rows = [{"check": f.check, "status": f.status, "found": f.found, "mend": f.mend} for f in findings]
-    emit(rows, as_json, lambda: print_rows(f"vtsweep doctor {model or ''}".strip(), rows))
+    emit(rows, as_json, lambda: print_rows(f"vtsweep doctor {config.label if config else ''}".strip(), rows))
     if any(f.status == "fail" for f in findings):
         raise typer.Exit(1)
 

@@ -34,9 +34,13 @@ class ModelConfig(Section):
 
     @property
     def label(self) -> str:
-        """The name, and the adapter's after it, without the folders they lie in."""
-        parts = (self.name, *([self.adapter] if self.adapter else []))
-        return " + ".join(part.rstrip("/").rsplit("/", 1)[-1] for part in parts)
+        """The name, and the adapter's after it, without the folders they lie in; a trial's adapter by its digest."""
+        name = self.name.rstrip("/").rsplit("/", 1)[-1]
+        if self.adapter is None:
+            return name
+        folders = [part for part in self.adapter.split("/") if part not in ("", ".")] or [self.adapter]
+        own = folders[-2] if folders[-1] == "adapter" and len(folders) > 1 else folders[-1]
+        return f"{name} + {own}"
 
 
 TapName = Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"]

@@ -33,7 +33,7 @@ def run_correlate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
     stage.open()
     images = capture.scan("images").collect()
     metrics = capture.scan("layer_metrics").collect()
-    with Progress(f"correlate {run.model.name} on {run.data.source}", None, "rows", quiet=quiet) as progress:
+    with Progress(f"correlate {run.model.label} on {run.data.source}", None, "rows", quiet=quiet) as progress:
         kinds = dict(point.attribute_kinds)
         table = correlate(images, metrics, kinds, run.correlate)
         progress.advance(table.height)

@@ -165,7 +165,7 @@ def trial_row(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> dic
     base_answers, base_snapshot = load_baseline(baseline)
     row: dict[str, Any] = {
         "trial": point.stages["finetune"].digest,
-        "model": run.model.name,
+        "model": run.model.label,
         "complexity_ratio": config.complexity_ratio,
         "seed": config.seed,
         "status": "done",

@@ -15,6 +15,7 @@ import yaml
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, header, read_folder, read_json
+from orchestrator.models.prompt_texts import prompt_texts
 from orchestrator.models.prompts import prompt_fingerprint
 from orchestrator.plugins import registered_by
 
@@ -160,22 +161,24 @@ def _find(name: str) -> Entry:
 
 
 def _local(name: str, path: Path) -> Entry:
-    return Entry(name=name, folder=path.resolve(), family=read_folder(f"model.name {name!r}", path))
+    family = read_folder(f"model.name {name!r}", path)
+    return Entry(name=name, folder=path.resolve(), family=family, remote_code=family == "molmo")
 
 
 def fingerprint(config: ModelConfig) -> dict[str, str]:
     """Return what identifies a model and what it is shown: weights, adapter, the text around a question, the fit.
 
-    Weights are a content digest of a folder, or repository and revision of a hub model. It goes into stage digests
-    and never holds a path. An unpinned hub model has revision "unpinned". An adapter of another package is named with
-    its version.
+    The text is there as it is written (`prompt_texts`), with the rules that write it (`rendering`). Weights are a
+    content digest of a folder, or repository and revision of a hub model. It goes into stage digests and never holds a
+    path. An unpinned hub model has revision "unpinned". An adapter of another package is named with its version.
     """
     entry = resolve(config)
     if entry.folder is not None:
         found = {"content": digest_folder(entry.folder)}
     else:
         found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
-    found["prompt"] = prompt_fingerprint(config, entry.family)
+    found |= prompt_texts(config, entry, found.get("content", ""))
+    found["rendering"] = prompt_fingerprint(config, entry.family)
     found["fit"] = config.fit
     if config.adapter is not None:
         found["adapter"] = digest_folder(check_lora(config.adapter))

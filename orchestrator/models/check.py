@@ -7,7 +7,6 @@ of all its weights are held against its files, and one picture and one question 
 from __future__ import annotations
 
 from functools import lru_cache
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, check_lora, digest_folder, fingerprint, resolve
 from orchestrator.models.planning import check_context
+from orchestrator.models.prompt_texts import is_shipped
 from orchestrator.models.prompts import unknown_words
 
 EXAMPLE = "a"
@@ -53,15 +53,11 @@ def check_model(
     check_context(config, *size)
     if not weights_here(entry):
         return False
-    if entry.folder is not None and config.adapter is None and _shipped(entry.folder):
+    if entry.folder is not None and config.adapter is None and is_shipped(entry.folder):
         check_words(entry.name, entry.folder, (*questions, *words.split()))  # a test holds what else is asked here
         return True
     _check(config, questions, text_only, size, words, str(_state(config, entry)))
     return True
-
-
-def _shipped(folder: Path) -> bool:
-    return folder.is_relative_to(Path(str(resources.files("orchestrator"))).resolve())
 
 
 def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> None:

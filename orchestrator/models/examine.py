@@ -142,10 +142,11 @@ def _memory(config: ModelConfig) -> Finding:
 
 def _prompt(entry: Entry, config: ModelConfig) -> Finding:
     from orchestrator.models.loading import load_processor, with_hub_errors
-    from orchestrator.models.prompts import render
+    from orchestrator.models.prompts import family_rules, render
 
-    if entry.family == "molmo":
-        return Finding("prompt", "ok", f"' User: {QUESTION} Assistant:', written by the processor itself")
+    if entry.family and (rules := family_rules(entry.family))["own_template"]:
+        text = rules["written"].replace("{question}", QUESTION)
+        return Finding("prompt", "ok", f"{text!r}, written by the processor itself")
 
     def load() -> Any:
         return load_processor(entry, revision=entry.revision, trust_remote_code=config.trust_remote_code)

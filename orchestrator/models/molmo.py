@@ -22,6 +22,7 @@ from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
 from orchestrator.models.decoding import Clock, Generated
+from orchestrator.models.prompts import family_rules
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.weights import load_checked
 
@@ -147,18 +148,26 @@ class MolmoAdapter(SequenceAdapter):
         return set()
 
     def call_processor(self, image: np.ndarray | None, text: str) -> Batch:
-        """Return the tensors of Molmo's own `process`, which writes the prompt " User: ... Assistant:" itself."""
-        from PIL import Image
+        """Return the tensors of Molmo's own `process`, which writes the prompt " User: ... Assistant:" itself.
 
-        images = None if image is None else [Image.fromarray(image)]
-        encoded = self.processor.process(images=images, text=text)
-        example = {key: torch.as_tensor(value)[None] for key, value in encoded.items()}
+        Without an image the prompt is written here: some forms of `process` fail there.
+        """
+        if image is None:
+            words = self.tokenizer
+            first = words.bos_token_id or words.eos_token_id  # Qwen2 and OLMo have no token of the beginning
+            ids = [first, *words(self.spoken(text), add_special_tokens=False)["input_ids"]]
+            example = {"input_ids": torch.tensor([ids])}
+        else:
+            from PIL import Image
+
+            encoded = self.processor.process(images=[Image.fromarray(image)], text=text)
+            example = {key: torch.as_tensor(value)[None] for key, value in encoded.items()}
         example["attention_mask"] = torch.ones_like(example["input_ids"])
         return example
 
     def spoken(self, text: str) -> str:
         """Return the prompt that the processor writes around a question."""
-        return f" User: {text} Assistant:"
+        return str(family_rules("molmo")["written"]).replace("{question}", text)
 
     def _rows(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield each row's vision positions and their places; column tokens part the rows of tokens."""

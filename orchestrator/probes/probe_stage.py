@@ -201,7 +201,7 @@ def fit_missing(work: Work, run: RunConfig, *, quiet: bool = False) -> None:
 def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
     """A progress bar over the stage's blocks."""
     n = len(work.blocks)
-    title = f"probe {run.model.name} on {run.data.source}"
+    title = f"probe {run.model.label} on {run.data.source}"
     done = n - len(work.missing())
     return Progress(title, n, "blocks", done=done, quiet=quiet, about=work.stage.digest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
+from orchestrator.models.prompt_texts import QUESTION, example_prompt
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.store.stage_folder import canonical_json
 from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run
@@ -111,12 +112,13 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
     return PointResults(
         label=label,
-        model=run.model.name,
+        model=run.model.label,
         source=run.data.source,
         n_layers=_n_layers(tables["layer_metrics"]),
         attribute_kinds=kinds,
         digests={stage: found[0].stage.digest for stage, found in views.items() if found},
         n_rejected=0 if rejected is None else rejected.height,
+        prompt=_prompt(views, run),
         findings=_findings(run, tables, [name for name, role in roles.items() if role == "derived"]),
         sweep=_sweep(tables["trials"], views.get("finetune", [])),
         further=further,
@@ -124,6 +126,16 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         token_maps=tuple(_token_maps(capture, run)) if capture else (),
         **drawn,
     )
+
+
+def _prompt(views: dict[StageName, list[View]], run: RunConfig) -> str:
+    """The text that the model is shown, as its capture (else another stage) was identified by."""
+    for found in views.values():
+        for view in found[:1]:
+            if isinstance(model := view.stage.what.get("model"), Mapping):
+                own = run.data.source == "questions" or view.stage.name != "capture"
+                return example_prompt(model, QUESTION if own else run.capture.prompt)
+    return ""
 
 
 def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:

@@ -73,6 +73,7 @@ class PointResults:
         attribute_kinds: attribute -> count, continuous or categorical.
         digests: stage name -> digest.
         n_rejected: broken images left out.
+        prompt: the text that the model is shown, chat template applied; of questions that differ, with `{question}`.
         findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
         sweep: what `finetune.sweep_summary.summarise_sweep` says of the trials; without it the report resamples seeds
             alone.
@@ -89,6 +90,7 @@ class PointResults:
     attribute_kinds: Mapping[str, str]
     digests: Mapping[str, str] = field(default_factory=dict)
     n_rejected: int = 0
+    prompt: str = ""
     images: pl.DataFrame | None = None
     layer_metrics: pl.DataFrame | None = None
     correlations: pl.DataFrame | None = None

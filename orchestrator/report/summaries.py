@@ -56,7 +56,7 @@ def summarise(name: StageName, view: View) -> Summary:
 def run_params(name: StageName, run: RunConfig) -> dict[str, Any]:
     """Parameters of a stage's run that are known before it is done."""
     data = run.data
-    params: dict[str, Any] = {"model": run.model.name, "data": data.source, "data_seed": data.seed}
+    params: dict[str, Any] = {"model": run.model.label, "data": data.source, "data_seed": data.seed}
     if data.n_images is not None:
         params["n_images"] = data.n_images
     if name == "finetune":

@@ -126,7 +126,7 @@ def card_rate(run: RunConfig, found: Footprint, card: Card) -> CardRate:
     kept = run.how.batch_size * found.vision_tokens * found.width * (found.layers + 2) * 10 / 1e9
     memory = found.memory_gb + kept
     return CardRate(
-        run.model.name,
+        run.model.label,
         round(1 / (forward + metrics), 2),
         round(forward / (forward + metrics), 3),
         round(memory, 1),

@@ -16,11 +16,13 @@ from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, ResourceError, VtsweepError
 from orchestrator.models.planning import Footprint, footprint
+from orchestrator.models.prompt_texts import UNKNOWN
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage, canonical_json
+from orchestrator.store.study_record import describe_run
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
@@ -120,11 +122,14 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
             problems.append(str(error))
     problems += check_models([point.run for point in sweep.points], wanted)
     points = _resolved(sweep, wanted, problems)
+    for point in points:
+        if point.model["prompt"] == UNKNOWN:
+            problems.append(f"{point.run.model.label}: the prompt of its template; digests of a run will be others")
     for name in wanted:
         for point in points:
             stage = point.stages[name]
             seen = stages.get((name, stage.digest))
-            label = point.label if name == "finetune" else f"{point.run.model.name} on {point.run.data.source}"
+            label = point.label if name == "finetune" else describe_run(point.run)
             n_points = seen.points + 1 if seen else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
@@ -273,7 +278,7 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
         total = None if images is None else images * found.bytes_per_image / 1e9
         rows.append(
             PlannedModel(
-                run.model.name,
+                run.model.label,
                 run.data.source,
                 images,
                 found.layers,

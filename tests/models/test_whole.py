@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
-from orchestrator.config import FinetuneConfig, ModelConfig
+from orchestrator.cli.app import app
+from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, VtsweepError
-from orchestrator.finetune.lora import tunable
 from orchestrator.models import check
 from orchestrator.models.catalogue import entries
 from orchestrator.models.check import check_model
@@ -23,6 +24,7 @@ from orchestrator.models.loading import load_adapter
 from orchestrator.study.plan import make_plan
 from orchestrator.study.preflight import preflight
 from tests.conftest import tiny_study
+from tests.models.trained import trained_adapter
 
 REFERENCE = entries()["reference-joint"].folder
 Q_PROJ = "layers.0.self_attn.q_proj.weight"
@@ -64,9 +66,11 @@ def refused_everywhere(config: ModelConfig, match: str, tmp_path: Path) -> None:
     except VtsweepError as error:
         problems = [str(error)]
     assert any(re.search(match, problem) for problem in problems)
-    findings = examine(config)
-    assert findings[-1].status == "fail"
-    assert re.search(match, findings[-1].found)
+    found = CliRunner().invoke(app, ["doctor", *overrides, "--json"])
+    assert found.exit_code == 1
+    last = json.loads(found.stdout)[-1]
+    assert last["status"] == "fail"
+    assert re.search(match, last["found"])
 
 
 def key_of(weights: dict, ending: str) -> str:
@@ -237,18 +241,7 @@ def test_a_load_leaves_the_random_state_alone(folder: Path) -> None:
 @pytest.fixture
 def lora(folder: Path, tmp_path: Path) -> Path:
     """A trained adapter of `folder`."""
-    model = load_adapter(ModelConfig(name=str(folder)))
-    config = FinetuneConfig.model_validate(
-        {part: {"rank": 4, "learning_rate": 1e-3} for part in ("language", "projector")}
-    )
-    target = tmp_path / "lora"
-    target.mkdir()
-    with tunable(model, config) as tuned, torch.no_grad():
-        for parameter in tuned.parameters.values():
-            parameter.normal_(std=0.05)
-        for name, data in tuned.files(str(folder)).items():
-            (target / name).write_bytes(data)
-    return target
+    return trained_adapter(tmp_path / "lora", str(folder))
 
 
 def rename(old: str, new: str) -> Callable[[Path], None]:

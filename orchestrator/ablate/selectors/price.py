@@ -66,7 +66,7 @@ def prices(run: RunConfig) -> list[Price]:
             total += 2.0 * (TEXT_TOKENS + load.tokens) * decoder.width * (decoder.query + 2 * decoder.key)
         share = 1.0 - layer / decoder.layers
         where = "inside" if layer else "before the decoder"
-        found.append(Price(run.model.name, name, where, total / 1e9, share * saved / 1e9))
+        found.append(Price(run.model.label, name, where, total / 1e9, share * saved / 1e9))
     return found
 
 

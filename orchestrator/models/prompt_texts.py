@@ -1,0 +1,108 @@
+"""The text that a model is really shown: what its own template writes around a question, as part of every digest.
+
+Of a shipped model the template is rendered from its folder alone, so that planning needs no torch; of any other the
+checkpoint's own processor writes it, once a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config import ModelConfig
+from orchestrator.errors import ModelError
+from orchestrator.models.checkpoint import read_json
+from orchestrator.models.prompts import family_rules, render
+
+if TYPE_CHECKING:
+    from orchestrator.models.catalogue import Entry
+
+QUESTION, ANSWER = "{question}", "{answer}"
+"""What stands for a question and an answer in the texts."""
+UNKNOWN = "not known here"
+"""What stands for the texts where the checkpoint's files are not at hand."""
+
+
+def prompt_texts(config: ModelConfig, entry: Entry, state: str = "") -> dict[str, str]:
+    """Return the texts around a question: `prompt`, `prompt_without_image`, and `answer`, what follows the prompt.
+
+    Each is `UNKNOWN` where the checkpoint's files are not at hand, or its processor cannot be made of them here.
+
+    Args:
+        state: what the files' content follows from; equal texts are not made twice.
+    """
+    return dict(_texts(entry, config.date, config.trust_remote_code, state))
+
+
+def example_prompt(model: Mapping[str, Any], question: str) -> str:
+    """Return the prompt of a question, from what identifies a model (`catalogue.fingerprint`); empty if not known."""
+    text = str(model.get("prompt", ""))
+    return text.replace(QUESTION, question) if QUESTION in text else ""
+
+
+@lru_cache(maxsize=64)
+def _texts(entry: Entry, date: str, trust: bool, state: str) -> tuple[tuple[str, str], ...]:  # noqa: ARG001
+    try:
+        family, processor = _processor(entry, trust)
+        written = family_rules(family)["written"]
+        texts = {"prompt": True, "prompt_without_image": False}
+        found = {key: render(processor, family, QUESTION, image=image, date=date)[0] for key, image in texts.items()}
+        answer = render(processor, family, QUESTION, image=True, answer=ANSWER, date=date)[1]
+    except ModelError:
+        return tuple((key, UNKNOWN) for key in ("prompt", "prompt_without_image", "answer"))
+    around = {key: written.replace(QUESTION, text) for key, text in found.items()}
+    return (*around.items(), ("answer", answer))
+
+
+def _processor(entry: Entry, trust: bool) -> tuple[str, Any]:
+    """Return a model's family and what renders its template; None where its template is the family's own."""
+    from orchestrator.models.planning import read_config
+
+    if entry.folder is None and not files_here(entry):
+        raise ModelError(f"{entry.name}: no files of its processor on this machine")
+    family = entry.family or str(read_config(entry).model_type)
+    if family_rules(family)["own_template"]:
+        return family, None
+    if entry.folder is not None and (entry.folder / "chat_template.jinja").is_file() and is_shipped(entry.folder):
+        return family, FolderTemplate(entry.folder)
+    from orchestrator.models.loading import load_processor, with_hub_errors
+
+    where = {"revision": entry.revision, "trust_remote_code": trust}
+    return family, with_hub_errors(entry, lambda: load_processor(entry, **where))
+
+
+def files_here(entry: Entry) -> bool:
+    """Return whether the small files of a hub model's processor lie in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    names = ("processor_config.json", "preprocessor_config.json")
+    return any(isinstance(try_to_load_from_cache(entry.source, n, revision=entry.revision), str) for n in names)
+
+
+def is_shipped(folder: Path) -> bool:
+    """Return whether a checkpoint is one that this package brings."""
+    return folder.parent == Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
+
+
+class FolderTemplate:
+    """The chat template of a checkpoint folder, rendered without transformers; for those that this package ships."""
+
+    def __init__(self, folder: Path) -> None:
+        self.chat_template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        named = read_json(folder / "tokenizer_config.json", str(folder))
+        self.specials = {key: text for key, text in named.items() if key.endswith("_token") and isinstance(text, str)}
+
+    def apply_chat_template(self, turns: Any, *, add_generation_prompt: bool, tokenize: bool, **_: Any) -> str:
+        """Return the conversation as text; see transformers' method of this name."""
+        assert not tokenize
+        template = _environment().from_string(self.chat_template)
+        return template.render(messages=turns, add_generation_prompt=add_generation_prompt, **self.specials)
+
+
+@cache
+def _environment() -> Any:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)

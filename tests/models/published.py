@@ -1,0 +1,152 @@
+"""Small random checkpoints of published files, which lie beside the checkout (`shared/real`).
+
+The original Molmo needs its publishers' own code: `*_molmo.py` of one of its repositories, in the folder that
+`VTSWEEP_MOLMO_CODE` names. Only sizes of layers are changed in a copy of it, the vision encoder's too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.models.random_models import reinitialise
+
+REAL = Path(__file__).parents[3] / "shared" / "real"
+MOLMO_FILES = ("config_molmo.py", "modeling_molmo.py", "preprocessing_molmo.py", "image_preprocessing_molmo.py")
+MOLMO_VISION = {
+    "image_emb_dim=1024": "image_emb_dim=32", "image_num_heads=16": "image_num_heads=2", "image_num_layers=23":
+    "image_num_layers=10", "image_num_key_value_heads=16": "image_num_key_value_heads=2", "image_head_dim=64":
+    "image_head_dim=16", "image_mlp_dim=4096": "image_mlp_dim=64",
+}  # fmt: skip
+
+
+@cache
+def tiny() -> Any:
+    """The module beside the published files that makes small checkpoints of them."""
+    if not (REAL / "tiny.py").is_file():
+        pytest.skip("needs published files beside the checkout (shared/real)")
+    spec = importlib.util.spec_from_file_location("tiny", REAL / "tiny.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def build(family: str, folder: Path) -> Path:
+    """Write a checkpoint of `llava15`, `granite`, `qwen25vl`, `molmo` or `molmo_o`; skips where files are absent."""
+    if family.startswith("molmo"):
+        return build_molmo(folder, olmo=family == "molmo_o")
+    tiny().build(family, folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    if family == "granite":  # whose pictures are always scaled up to four tiles: one is as good for a test
+        file = folder / "preprocessor_config.json"
+        settings = json.loads(file.read_text())
+        settings["size"] = dict(settings["max_image_size"])
+        file.write_text(json.dumps(settings))
+    return folder
+
+
+# ---------------------------------------------------------------- Molmo
+
+
+def molmo_code() -> Path:
+    """The folder of the publishers' code."""
+    for folder in (os.environ.get("VTSWEEP_MOLMO_CODE"), str(REAL / "molmo")):
+        if folder and all((Path(folder) / name).is_file() for name in MOLMO_FILES):
+            return Path(folder)
+    pytest.skip("needs the publishers' code of Molmo (*_molmo.py; name its folder in VTSWEEP_MOLMO_CODE)")
+
+
+def build_molmo(folder: Path, *, olmo: bool) -> Path:
+    """Molmo-7B-D, or the layout of 7B-O: norms after each block and on queries and keys, no biases."""
+    code, module = molmo_code(), tiny()
+    folder.mkdir(parents=True)
+    for file in (module.HERE / "molmo").iterdir():
+        shutil.copy(file, folder / file.name)
+    for name in MOLMO_FILES:
+        shutil.copy(code / name, folder / name)
+    for file in folder.iterdir():
+        file.chmod(0o644)
+    module.qwen_tokenizer(folder)
+    text = (folder / "modeling_molmo.py").read_text()
+    for old, new in MOLMO_VISION.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "modeling_molmo.py").write_text(text)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("quantization_config", "torch_dtype"):
+        config.pop(key)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
+    config |= {**sizes, "num_key_value_heads": 4 if olmo else 2}
+    if olmo:
+        config |= {"qkv_bias": False, "attention_layer_norm": True, "norm_after": True, "rope_theta": 500000.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_molmo_weights(folder)
+    return folder
+
+
+def write_molmo_weights(folder: Path) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    from orchestrator.models.molmo import apply_shims, without_tensorflow_check
+
+    with without_tensorflow_check():
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        model_class: Any = get_class_from_dynamic_module(config.auto_map["AutoModelForCausalLM"], str(folder))
+    apply_shims(model_class)
+    model = model_class(config, init_params=False)
+    reinitialise(model, 0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embedding" in name or name.endswith("wte.weight"):
+                parameter.normal_(std=0.5)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class FloatImage:
+    """A float32 image (height, width, channels), as tensorflow's functions hand it on."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def numpy(self) -> np.ndarray:
+        return self.values
+
+
+def stand_in_tensorflow() -> Any:
+    """What one form of Molmo's image code takes of tensorflow, made of torch: a cast, an antialiased resize, a clip."""
+
+    def resize(image: FloatImage, size: list[int], **_: object) -> FloatImage:
+        tensor = torch.from_numpy(image.values).permute(2, 0, 1)[None]
+        made = torch.nn.functional.interpolate(tensor, size=list(map(int, size)), mode="bilinear", antialias=True)
+        return FloatImage(made[0].permute(1, 2, 0).numpy())
+
+    cast = SimpleNamespace(
+        convert_image_dtype=lambda image, dtype: FloatImage(image.astype(dtype) / np.float32(255)),
+        resize=resize,
+        ResizeMethod=SimpleNamespace(BILINEAR="bilinear"),
+    )
+    return SimpleNamespace(
+        __spec__=None,
+        Tensor=FloatImage,
+        Variable=FloatImage,
+        image=cast,
+        float32=np.float32,
+        constant=np.asarray,
+        clip_by_value=lambda image, low, high: FloatImage(image.values.clip(low, high)),
+    )

@@ -33,7 +33,7 @@ def model_of(name: str | None, overrides: Sequence[str], flags: Mapping[str, Any
         ConfigError: a setting is unknown, of another section, or several values of one are given.
     """
     if name is not None and "=" in name:
-        name, overrides = None, [name, *overrides]
+        overrides, name = [name, *overrides], None
     if name is None and not overrides and not flags:
         return None
     for one in overrides:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.config import ModelConfig, PolicyFile, RunConfig
-from orchestrator.models.catalogue import fingerprint, resolve
+from orchestrator.models.catalogue import resolve
+from orchestrator.models.identity import fingerprint
 
 
 def chosen_on(run: RunConfig) -> dict[str, Any]:

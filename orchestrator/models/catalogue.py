@@ -15,9 +15,6 @@ import yaml
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, header, read_folder, read_json
-from orchestrator.models.prompt_texts import prompt_texts
-from orchestrator.models.prompts import prompt_fingerprint
-from orchestrator.plugins import registered_by
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "llava": ("LlavaForConditionalGeneration", "residual"),
@@ -163,30 +160,6 @@ def _find(name: str) -> Entry:
 def _local(name: str, path: Path) -> Entry:
     family = read_folder(f"model.name {name!r}", path)
     return Entry(name=name, folder=path.resolve(), family=family, remote_code=family == "molmo")
-
-
-def fingerprint(config: ModelConfig) -> dict[str, str]:
-    """Return what identifies a model and what it is shown: weights, adapter, the text around a question, the fit.
-
-    The text is there as it is written (`prompt_texts`), with the rules that write it (`rendering`). Weights are a
-    content digest of a folder, or repository and revision of a hub model. It goes into stage digests and never holds a
-    path. An unpinned hub model has revision "unpinned". An adapter of another package is named with its version.
-    """
-    entry = resolve(config)
-    if entry.folder is not None:
-        found = {"content": digest_folder(entry.folder)}
-    else:
-        found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
-    found |= prompt_texts(config, entry, found.get("content", ""))
-    found["rendering"] = prompt_fingerprint(config, entry.family)
-    found["fit"] = config.fit
-    if config.adapter is not None:
-        found["adapter"] = digest_folder(check_lora(config.adapter))
-    # A repository whose family is not known yet may turn out to be any of them.
-    families = registered_by(ADAPTER_GROUP, [entry.family]) if entry.family else registered_by(ADAPTER_GROUP)
-    if families:
-        found["read_by"] = ", ".join(f"{family}: {package}" for family, package in sorted(families.items()))
-    return found
 
 
 def check_lora(name: str) -> Path:

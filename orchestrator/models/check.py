@@ -13,9 +13,9 @@ import numpy as np
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.catalogue import Entry, check_lora, digest_folder, fingerprint, resolve
+from orchestrator.models.catalogue import Entry, check_lora, digest_folder, resolve
+from orchestrator.models.identity import fingerprint, is_shipped
 from orchestrator.models.planning import check_context
-from orchestrator.models.prompt_texts import is_shipped
 from orchestrator.models.prompts import unknown_words
 
 EXAMPLE = "a"

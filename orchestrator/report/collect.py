@@ -22,7 +22,7 @@ from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
-from orchestrator.models.prompt_texts import QUESTION, example_prompt
+from orchestrator.models.identity import QUESTION, example_prompt
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.store.stage_folder import canonical_json
 from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run

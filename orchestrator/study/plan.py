@@ -15,8 +15,8 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, ResourceError, VtsweepError
+from orchestrator.models.identity import UNKNOWN
 from orchestrator.models.planning import Footprint, footprint
-from orchestrator.models.prompt_texts import UNKNOWN
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage

@@ -15,8 +15,8 @@ from orchestrator.config.sweep import Point, Sweep
 from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
 from orchestrator.finetune.finetune_stage import held_out_identity
-from orchestrator.models.catalogue import fingerprint
 from orchestrator.models.hub import pinned
+from orchestrator.models.identity import fingerprint
 from orchestrator.plugins import registered_by
 from orchestrator.probes.user import ENTRY_POINT_GROUP as SOLVERS
 from orchestrator.store.filesystem import Storage

@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
 from orchestrator.models import loading
-from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, fingerprint, resolve
+from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, resolve
 from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
+from orchestrator.models.identity import fingerprint
 from orchestrator.models.loading import load_adapter, with_hub_errors
 from orchestrator.models.planning import footprint, footprint_at, read_config
 from orchestrator.models.visual_tokens import (

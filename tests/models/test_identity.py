@@ -13,9 +13,9 @@ from orchestrator.capture.capture_stage import run_capture
 from orchestrator.cli.app import app
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.catalogue import entries, fingerprint, resolve
+from orchestrator.models.catalogue import entries, resolve
+from orchestrator.models.identity import ANSWER, QUESTION, UNKNOWN, fingerprint, prompt_texts
 from orchestrator.models.loading import load_processor
-from orchestrator.models.prompt_texts import ANSWER, QUESTION, UNKNOWN, prompt_texts
 from orchestrator.models.prompts import render
 from orchestrator.report.collect import gather_results
 from orchestrator.report.page import render_page

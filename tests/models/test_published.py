@@ -154,7 +154,7 @@ def test_the_sides_of_a_picture_are_seen(published) -> None:
 
 
 def test_a_fit_is_another_stage_and_a_date_too() -> None:
-    from orchestrator.models.catalogue import fingerprint
+    from orchestrator.models.identity import fingerprint
 
     found = [fingerprint(ModelConfig(**settings)) for settings in ({}, {"fit": "crop"}, {"date": "2025-05-05"})]
     assert len({json.dumps(one, sort_keys=True) for one in found}) == 3

@@ -1,7 +1,7 @@
-"""The text that a model is really shown: what its own template writes around a question, as part of every digest.
+"""What identifies a model in every digest: its weights, its adapter, and the text that it is really shown.
 
-Of a shipped model the template is rendered from its folder alone, so that planning needs no torch; of any other the
-checkpoint's own processor writes it, once a process.
+The text is what the checkpoint's own template writes around a question. Of a shipped model it is rendered from the
+folder alone, so that planning needs no torch; of any other the checkpoint's own processor writes it, once a process.
 """
 
 from __future__ import annotations
@@ -9,20 +9,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
+from orchestrator.models.catalogue import ADAPTER_GROUP, Entry, check_lora, digest_folder, resolve
 from orchestrator.models.checkpoint import read_json
-from orchestrator.models.prompts import family_rules, render
-
-if TYPE_CHECKING:
-    from orchestrator.models.catalogue import Entry
+from orchestrator.models.planning import read_config
+from orchestrator.models.prompts import family_rules, prompt_fingerprint, render
+from orchestrator.plugins import registered_by
 
 QUESTION, ANSWER = "{question}", "{answer}"
 """What stands for a question and an answer in the texts."""
 UNKNOWN = "not known here"
 """What stands for the texts where the checkpoint's files are not at hand."""
+
+
+def fingerprint(config: ModelConfig) -> dict[str, str]:
+    """Return what identifies a model and what it is shown: weights, adapter, the text around a question, the fit.
+
+    The text is there as it is written (`prompt_texts`), with the rules that write it (`rendering`). Weights are a
+    content digest of a folder, or repository and revision of a hub model. It goes into stage digests and never holds a
+    path. An unpinned hub model has revision "unpinned". An adapter of another package is named with its version.
+    """
+    entry = resolve(config)
+    if entry.folder is not None:
+        found = {"content": digest_folder(entry.folder)}
+    else:
+        found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
+    found |= prompt_texts(config, entry, found.get("content", ""))
+    found["rendering"] = prompt_fingerprint(config, entry.family)
+    found["fit"] = config.fit
+    if config.adapter is not None:
+        found["adapter"] = digest_folder(check_lora(config.adapter))
+    # A repository whose family is not known yet may turn out to be any of them.
+    families = registered_by(ADAPTER_GROUP, [entry.family]) if entry.family else registered_by(ADAPTER_GROUP)
+    if families:
+        found["read_by"] = ", ".join(f"{family}: {package}" for family, package in sorted(families.items()))
+    return found
 
 
 def prompt_texts(config: ModelConfig, entry: Entry, state: str = "") -> dict[str, str]:
@@ -37,7 +61,7 @@ def prompt_texts(config: ModelConfig, entry: Entry, state: str = "") -> dict[str
 
 
 def example_prompt(model: Mapping[str, Any], question: str) -> str:
-    """Return the prompt of a question, from what identifies a model (`catalogue.fingerprint`); empty if not known."""
+    """Return the prompt of a question, from what identifies a model (`fingerprint`); empty if not known."""
     text = str(model.get("prompt", ""))
     return text.replace(QUESTION, question) if QUESTION in text else ""
 
@@ -58,8 +82,6 @@ def _texts(entry: Entry, date: str, trust: bool, state: str) -> tuple[tuple[str,
 
 def _processor(entry: Entry, trust: bool) -> tuple[str, Any]:
     """Return a model's family and what renders its template; None where its template is the family's own."""
-    from orchestrator.models.planning import read_config
-
     if entry.folder is None and not files_here(entry):
         raise ModelError(f"{entry.name}: no files of its processor on this machine")
     family = entry.family or str(read_config(entry).model_type)

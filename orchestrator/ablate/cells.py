@@ -24,7 +24,7 @@ class Cell:
     `check` is `deletion` (`layer` 0: after the projector, k: after k decoder layers), `knockout` (layers `layer` to
     `last_layer`; none where that is -1), `routes` (the route `method` in those layers), `patching` (of `attribute` at
     `layer`), `rivals` (a method at an average share `budget` of the tokens; all of them at 1), `replacing` (by `method`
-    at `layer`), `lens` or `metrics`.
+    at `layer`), `lens`, `attention` or `metrics`.
     """
 
     check: str
@@ -105,8 +105,7 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
             for layer in points
             for seed in seeds.get(kind, (UNSEEDED,))
         ]
-    if "lens" in config.checks:
-        cells.append(Cell("lens"))
+    cells += [Cell(check) for check in ("lens", "attention") if check in config.checks]
     if "patching" in config.checks:
         for place in config.patched_places:
             whole = place in ("question", "last") or not cross_layers  # text is in the sequence of every layer

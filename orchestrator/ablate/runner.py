@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from orchestrator.ablate.attention import attention_tables
 from orchestrator.ablate.bench import Answered, Bench
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.cost import Stages, decoder_flops, selection_flops
@@ -69,6 +70,7 @@ class Ablation:
             "rivals": self._rivals,
             "routes": self._routes,
             "lens": self._lens,
+            "attention": self._attention,
             "replacing": self._replacing,
         }
         return {name: check_table(frame, name) for name, frame in kinds[cell.check](cell).items()}
@@ -175,10 +177,19 @@ class Ablation:
         return {"replacing": pl.DataFrame(rows, infer_schema_length=None)}
 
     def _lens(self, _: Cell) -> dict[str, pl.DataFrame]:
-        rows = [{"checkpoint": self.checkpoint, **row} for row in lens_rows(self.bench)]
-        return {
-            "lens": pl.DataFrame(rows, infer_schema_length=None, schema=None if rows else list(TABLES["lens"].columns))
-        }
+        points, layers = lens_rows(self.bench, self.run.ablate.lens_tokens)
+        return {"lens": self._frame("lens", points), "lens_layers": self._frame("lens_layers", layers)}
+
+    def _attention(self, _: Cell) -> dict[str, pl.DataFrame]:
+        config = self.run.ablate
+        rows, maps = attention_tables(self.bench, config.attention_layers, config.attention_maps)
+        return {"attention": self._frame("attention", rows), "attention_maps": self._frame("attention_maps", maps)}
+
+    def _frame(self, table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
+        """Rows with the checkpoint, as a frame that has its columns without a row too."""
+        if not rows:
+            return pl.DataFrame(schema=list(TABLES[table].columns))
+        return pl.DataFrame([{"checkpoint": self.checkpoint, **row} for row in rows], infer_schema_length=None)
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
         own, donors = self._pair(cell.attribute)

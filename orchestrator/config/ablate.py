@@ -24,7 +24,7 @@ RouteName = Literal[
 PlaceName = Literal["image", "changed", "object", "background", "question", "last"]
 """Whose states are replaced by those of another scene."""
 CheckName = Literal[
-    "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "patching", "policy", "link"
+    "deletion", "inside", "rivals", "knockout", "routes", "replacing", "lens", "attention", "patching", "policy", "link"
 ]  # fmt: skip
 
 
@@ -79,6 +79,12 @@ class AblateConfig(Section):
     patched_places: tuple[PlaceName, ...] = ("image",)
     """Whose states are patched: all visual tokens; those that show what differs between the two scenes (`changed`), any
     object, or none (`background`); the question's tokens; the prompt's last token."""
+    attention_layers: tuple[Int, ...] | None = None
+    """Decoder layers whose attention to the image the `attention` check reads; all that read the image when absent."""
+    attention_maps: Count = 6
+    """Questions whose attention is kept token by token, to be laid on their pictures."""
+    lens_tokens: PositiveInt = 8
+    """Tokens of a question, of its objects and of its background that the `lens` check reads at most, evenly spread."""
     max_accuracy_loss: Share = 0.05
     """Loss of accuracy a policy may cost. A rule is one whose interval excludes a larger loss on the choosing half: of
     n independent questions without a difference that is 3.84 / (n + 3.84), 0.05 from 73 questions on."""

@@ -93,7 +93,7 @@ def vision_states(adapter: Adapter, batch: Batch, layer: int) -> Float[Tensor, "
 
     def record(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         source = _vision_input(adapter, args, kwargs)
-        where = _vision_mask(adapter, batch, layer).to(source.device)
+        where = vision_mask(adapter, batch, layer).to(source.device)
         rows = [row[mask] for row, mask in zip(source.reshape(*where.shape, -1), where, strict=True)]
         kept.append(nn.utils.rnn.pad_sequence(rows, batch_first=True))
 
@@ -127,7 +127,7 @@ def vision_patched(
         batch = adapter.active_batch
         assert batch is not None, "vision_patched works on passes of adapter.run and adapter.generate"
         source = _vision_input(adapter, args, kwargs)
-        where = _vision_mask(adapter, batch, layer)
+        where = vision_mask(adapter, batch, layer)
         if source is None or source.numel() != where.numel() * source.shape[-1]:
             return None  # a decoding step
         counts = where.sum(dim=1)
@@ -220,7 +220,8 @@ def _vision_input(adapter: Adapter, args: tuple, kwargs: dict[str, Any]) -> Any:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _vision_mask(adapter: Adapter, batch: Batch, layer: int) -> Tensor:
+def vision_mask(adapter: Adapter, batch: Batch, layer: int) -> Tensor:
+    """Return which positions (`cross_kv`: which states) hold visual tokens at the input of a layer."""
     if isinstance(adapter, CrossAttentionAdapter):
         return adapter.vision_mask(batch)
     return adapter.groups_at(batch, layer) == VISION
@@ -240,7 +241,7 @@ def attention_to_vision(adapter: Adapter, batch: Batch, layers: Sequence[int] | 
     if not wanted:
         raise ModelError(f"attention_to_vision: layers {list(layers or [])}; those that attend to vision are {there}.")
     modules = [attention_module(adapter.layers[i]) for i in wanted]
-    where = _vision_mask(adapter, batch, 0)
+    where = vision_mask(adapter, batch, 0)
     text = adapter.groups(batch) == TEXT
     rows, real = padded_rows([row.nonzero()[:, 0] for row in text])
     share = real / real.sum(dim=1, keepdim=True)

@@ -54,6 +54,8 @@ def check_routes(config: AblateConfig, model_type: str) -> None:
     """
     if "lens" in config.checks and model_type in FUSED:
         raise ConfigError(f"ablate.checks: lens needs the output embeddings; {model_type!r} models hide theirs")
+    if "attention" in config.checks and model_type in FUSED:
+        raise ConfigError(f"ablate.checks: attention cannot be read of the fused blocks of {model_type!r} models")
     if "routes" in config.checks and model_type in FUSED:
         raise ConfigError(f"ablate.checks: routes need a cache to try answers on; {model_type!r} models have none")
 

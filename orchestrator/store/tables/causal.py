@@ -187,21 +187,6 @@ CAUSAL_TABLES: dict[str, Table] = {
         },
         ("checkpoint", "kind", "place", "layer", "seed", "family", "tier"),
     ),
-    "lens": Table(
-        {
-            "checkpoint": CHECKPOINT,
-            "layer": Column(INT, "point of the residual stream that is read: 0 before the first layer, L the output"),
-            "tier": Column(STRING, "low or high"),
-            "family": Column(STRING, "question family, or `all` of the tier"),
-            "probability": Column(FLOAT, "mean probability of the right answer among its choices, by the logit lens"),
-            "above": Column(FLOAT, "share of questions whose right answer is above all its rivals at this point"),
-            "ci_low": LOW,
-            "ci_high": HIGH,
-            "settled": Column(FLOAT, "share of questions where it is above them from this point on to the output"),
-            "n": N,
-        },
-        ("checkpoint", "layer", "tier", "family"),
-    ),
     "routes": Table(
         {
             "checkpoint": CHECKPOINT,

@@ -22,6 +22,7 @@ from orchestrator.store.tables.columns import (
     N,
     Table,
 )
+from orchestrator.store.tables.reading import READING_TABLES
 from orchestrator.store.tables.rivals import RIVAL_TABLES
 
 GROUPS = ("vision", "text")
@@ -236,6 +237,7 @@ TABLES: dict[str, Table] = {
     ),
     **CAUSAL_TABLES,
     **RIVAL_TABLES,
+    **READING_TABLES,
 }
 
 

@@ -36,7 +36,8 @@ def attention_tables(
     n = len(bench.asked)
     shown = set(np.linspace(0, n - 1, min(n_maps, n)).round().astype(int).tolist()) if n_maps else set()
     measured: Measured = {(k, t): {m: np.full(n, np.nan) for m in MEASURES} for k in wanted for t in TARGETS}
-    objects, maps = np.full(n, np.nan), []
+    objects = np.full(n, np.nan)
+    maps: list[dict[str, Any]] = []
     for chunk in bench.batches(range(n), bench.inputs):
         batch = bench.adapter.collate([bench.inputs[i] for i in chunk])
         grids, found = bench.adapter.vision_grid(batch), attention_maps(bench.adapter, batch, wanted)

@@ -4,19 +4,23 @@
     python3 bootstrap.py run      # .venv, installation, quick start
     python3 bootstrap.py test     # .venv, installation with the test tools, tests
 
-The environment is made by `venv`, else by `uv`, else by `virtualenv` from pip (an externally managed Python lacks
-`ensurepip` on Debian). `uv` then picks the CPU or CUDA build of torch; where it finds none, pip installs. Standard
-library only; the system's Python is not changed.
+The environment is made by `venv`, else by `uv`, else by `virtualenv` from pip, else by `venv` with pip fetched from the
+package index (Debian's Python lacks `ensurepip` and pip). `uv` then picks the CPU or CUDA build of torch; where it
+finds none, pip installs. Standard library only; the system's Python is not changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from pathlib import Path
+from urllib.parse import urljoin
 
 ROOT = Path(__file__).resolve().parent
 PLANS = {
@@ -54,10 +58,39 @@ def make_environment(folder: Path) -> Path:
             command = [sys.executable, "-m", "virtualenv", "--clear", str(folder)]
             if subprocess.run(command, cwd=ROOT, env=environment).returncode == 0:
                 return python
+    if succeeds(sys.executable, "-m", "venv", "--clear", "--without-pip", folder):
+        with tempfile.TemporaryDirectory() as tools:
+            if wheel := fetch_pip(Path(tools)):
+                call(python, wheel / "pip", "install", "--quiet", "pip")
+                return python
     raise SystemExit(
-        "no virtual environment can be made: this Python has neither venv nor pip, and uv is not installed.\n"
+        "no virtual environment can be made: this Python's venv does not work, uv is not installed, and pip is neither"
+        " here nor could it be fetched.\n"
         "On Debian or Ubuntu:  sudo apt-get install python3-venv"
     )
+
+
+def fetch_pip(folder: Path) -> Path | None:
+    """The newest pip of the package index (`PIP_INDEX_URL`, else PyPI), checked against the index's checksum.
+
+    A wheel of pip runs as it is. None where the index does not answer or names no such wheel.
+    """
+    index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple").rstrip("/") + "/pip/"
+    try:
+        with urllib.request.urlopen(index, timeout=60) as answer:
+            page, base = answer.read().decode(), answer.url
+        found = re.findall(r'href="([^"]+/(pip-(\d[\d.]*)-py3-none-any\.whl))#sha256=([0-9a-f]{64})"', page)
+        link, name, _, checksum = max(found, key=lambda f: [int(part) for part in f[2].split(".")])
+        with urllib.request.urlopen(urljoin(base, link), timeout=120) as answer:
+            data = answer.read()
+    except (OSError, ValueError) as error:
+        print(f"pip cannot be fetched from {re.sub('//[^/@]*@', '//', index)}: {error}", flush=True)
+        return None
+    if hashlib.sha256(data).hexdigest() != checksum:
+        print(f"{name} from the index does not have the checksum that the index names", flush=True)
+        return None
+    (folder / name).write_bytes(data)
+    return folder / name
 
 
 def find_uv(python: Path) -> str | Path | None:

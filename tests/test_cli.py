@@ -54,6 +54,8 @@ def test_help_needs_no_heavy_import() -> None:
         ["compare", "no-such-study", "other"],
         ["ui", "no-such-folder"],
         ["--version"],
+        ["run", "sweeps/coco.yaml", "data.root=/no-such-folder"],
+        ["evaluate", "sweeps/ablation.yaml", "--policy", "no-such-policy.yaml"],
     ],
 )
 def test_a_slip_is_answered_before_anything_heavy_is_imported(command: list[str]) -> None:

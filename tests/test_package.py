@@ -1,11 +1,13 @@
 """The package as others get it: public names, version, wheel, set-up script."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
@@ -72,11 +74,19 @@ def test_bootstrap_names_what_it_takes():
     assert "expected one of: run, test" in found.stderr
 
 
-@pytest.mark.parametrize("works", ["venv", "uv", "virtualenv", "nothing"])
+@pytest.mark.parametrize("works", ["venv", "uv", "virtualenv", "fetched", "nothing"])
 def test_bootstrap_finds_a_way_to_an_environment(works, tmp_path, monkeypatch):
     made: list[list[str]] = []
     module = _bootstrap()
-    monkeypatch.setattr(module, "succeeds", lambda *c: {"venv": works == "venv", "pip": works == "virtualenv"}[c[2]])
+    bare = works in ("fetched", "nothing")
+
+    def succeeds(*command):
+        if "--without-pip" in command:
+            return bare
+        return {"venv": works == "venv", "pip": works == "virtualenv"}[command[2]]
+
+    monkeypatch.setattr(module, "succeeds", succeeds)
+    monkeypatch.setattr(module, "fetch_pip", lambda folder: folder / "pip.whl" if works == "fetched" else None)
     monkeypatch.setattr(module.shutil, "which", lambda _: "/bin/uv" if works == "uv" else None)
     monkeypatch.setattr(module, "call", lambda *c: made.append([str(x) for x in c]))
     monkeypatch.setattr(module.subprocess, "run", lambda c, **_: made.append(c) or subprocess.CompletedProcess(c, 0))
@@ -85,7 +95,36 @@ def test_bootstrap_finds_a_way_to_an_environment(works, tmp_path, monkeypatch):
             module.make_environment(tmp_path / "e")
         return
     assert module.make_environment(tmp_path / "e") == tmp_path / "e" / "bin" / "python"
-    assert {"venv": made == [], "uv": made[:1] and made[0][:2] == ["/bin/uv", "venv"]}.get(works, len(made) == 2)
+    right = {"venv": made == [], "uv": made[:1] and made[0][:2] == ["/bin/uv", "venv"], "fetched": len(made) == 1}
+    assert right.get(works, len(made) == 2)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "altered"])
+def test_bootstrap_fetches_the_newest_pip_and_checks_it(whole, tmp_path, monkeypatch):
+    (tmp_path / "pip").mkdir()
+    links = ""
+    for number in ("9.0.3", "26.0.1", "25.3"):
+        name, data = f"pip-{number}-py3-none-any.whl", number.encode()
+        (tmp_path / "pip" / name).write_bytes(data if whole else b"other")
+        links += f'<a href="{(tmp_path / "pip" / name).as_uri()}#sha256={hashlib.sha256(data).hexdigest()}">{name}</a>'
+    links += '<a href="../pip-27.0-py3-none-any.whl">no checksum</a>'
+    (tmp_path / "index.html").write_text(links)
+    module, real = _bootstrap(), urllib.request.urlopen
+    place = (tmp_path / "index.html").as_uri()
+    monkeypatch.setattr(
+        module.urllib.request, "urlopen", lambda url, **_: real(place if url.endswith("/pip/") else url)
+    )
+    monkeypatch.setenv("PIP_INDEX_URL", "https://me:secret@index/simple")
+    (tmp_path / "out").mkdir()
+    found = module.fetch_pip(tmp_path / "out")
+    if whole:
+        assert found == tmp_path / "out" / "pip-26.0.1-py3-none-any.whl"
+        assert found.read_bytes() == b"26.0.1"
+    else:
+        assert found is None
+    monkeypatch.setattr(module.urllib.request, "urlopen", real)
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "none").as_uri())
+    assert module.fetch_pip(tmp_path / "out") is None
 
 
 @pytest.mark.parametrize(("uv", "used"), [("/bin/uv", "uv"), ("", "fetched"), ("", "pip")])

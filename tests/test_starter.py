@@ -65,3 +65,14 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
         write_starter(str(tmp_path / "file" / "mine.yaml"), "reference-joint", "scenes", None)
+
+
+@pytest.mark.parametrize("named", ["root/mine.csv", "root"])
+@pytest.mark.parametrize("source", ["folder", "questions"])
+def test_the_table_is_found_where_it_is_named_or_the_only_one(tmp_path: Path, source: str, named: str) -> None:
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "mine.csv").write_text("file,image,question,answer\n")
+    write_starter(str(tmp_path / "s.yaml"), "reference-joint", source, str(tmp_path / named))
+    data = load_sweep(str(tmp_path / "s.yaml")).points[0].run.data
+    assert data.root == str(tmp_path / "root")
+    assert "mine.csv" in (data.table if source == "folder" else data.file)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from orchestrator.ablate.evaluate import load_policy
+from orchestrator.ablate.policy_file import load_policy
 from orchestrator.ablate.selection import make_reduction
 from orchestrator.ablate.selectors.kinds import Settings
 from orchestrator.config import PolicyFile, PolicyRule

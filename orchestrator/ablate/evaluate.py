@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import yaml
 
 from orchestrator.ablate.ablate_stage import VERSION, subject_of
 from orchestrator.ablate.identity import checkpoint_of, described, is_own_model, weights_of
 from orchestrator.ablate.policy import with_layer_share
+from orchestrator.ablate.policy_file import load_policy
 from orchestrator.ablate.questions import make_questions
 from orchestrator.config import AdaptiveRule, PolicyFile, PolicyRule, RunConfig
-from orchestrator.config.sweep import validate
-from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.stats.paired import paired_difference
 from orchestrator.stats.verdict import non_inferiority
-from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
@@ -42,25 +39,6 @@ class Treatment:
     method: str = "random"
     layer: int = 0
     deleted_share: float = 0.0
-
-
-def load_policy(file: str) -> PolicyFile:
-    """Read `policy.yaml`.
-
-    Raises:
-        ConfigError: the file is absent, is not YAML, or says something else; the message names file and key.
-    """
-    try:
-        folder, _, name = file.rpartition("/")
-        tree = read_yaml(Storage(folder or ".").read(name).decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)[:200]
-        raise ConfigError(f"policy {file!r} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"policy {file!r} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"policy {file!r}: expected a mapping with `fixed` rules, found {type(tree).__name__}")
-    return validate(PolicyFile, tree, file)
 
 
 def evaluate_points(points: Sequence[ResolvedPoint], file: str) -> list[tuple[RunConfig, Stage]]:

@@ -75,7 +75,7 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
         raise ConfigError(f"{file} is there already; choose another name")
     data = dict(_SOURCES[source])
     if root is not None and source != "scenes":
-        data["root"] = root
+        data |= _place(data, root)
     text = _TEMPLATE.format(
         shell_file=shlex.quote(file),
         name=_flow(_study_name(path.stem)),
@@ -91,6 +91,20 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written: {error.strerror}") from error
     return path
+
+
+def _place(data: dict[str, Any], root: str) -> dict[str, Any]:
+    """Folder and file of a source: a file that is named as the root, or the only table in it, is the file."""
+    key = {"folder": "table", "questions": "file"}.get(str(data["source"]), "")
+    path = Path(root)
+    if key and path.is_file():
+        return {"root": str(path.parent), key: path.name}
+    if key in data and path.is_dir() and not (path / data[key]).exists():
+        kinds = (".csv",) if key == "table" else (".jsonl", ".json", ".csv", ".parquet")
+        tables = sorted(found.name for found in path.iterdir() if found.suffix in kinds)
+        if len(tables) == 1:
+            return {"root": root, key: tables[0]}
+    return {"root": root}
 
 
 def _study_name(stem: str) -> str:

@@ -71,7 +71,10 @@ def print_plan(plan: Plan) -> None:
     left = sum(stage.done != "done" for stage in plan.stages)
     points = f"{plan.points} point{'s' * (plan.points > 1)}"
     stages = f"{format_cell(left)} of {len(plan.stages)} stages left to do"
-    console.print(f"[bold]{points}, {stages}: {_duration(plan)}[/]", highlight=False)
+    if plan.stages:
+        console.print(f"[bold]{points}, {stages}: {_duration(plan)}[/]", highlight=False)
+    else:
+        console.print(f"[bold]{points}; what is left to do is not known here[/]", highlight=False)
     if plan.card is not None:
         _print_card(plan.card, console)
 

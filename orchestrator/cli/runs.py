@@ -26,6 +26,14 @@ def _load(file: str, overrides: list[str] | None, quiet: bool) -> Sweep:
     return sweep
 
 
+def _check_data(sweep: Sweep) -> None:
+    """Refuse data that are not here before anything heavy is imported."""
+    from orchestrator.data.presence import check_presence
+
+    for data in {repr(point.run.data): point.run.data for point in sweep.points}.values():
+        check_presence(data)
+
+
 def _axes(sweep: Sweep) -> list[str]:
     return list(dict.fromkeys(key for point in sweep.points for key in point.axes))
 
@@ -34,6 +42,7 @@ def _run(
     name: str, file: str, overrides: list[str] | None, stages: list[StageName] | None, as_json: bool, quiet: bool
 ) -> None:
     sweep = _load(file, overrides, quiet or as_json)
+    _check_data(sweep)
     from orchestrator.study.run import REPORT_FILE, finished_study, run_study
 
     if done := finished_study(sweep, stages):
@@ -137,9 +146,11 @@ def evaluate(
 ) -> None:
     """Apply a policy to fresh questions: accuracy, tokens, time and operations against all tokens and rivals."""
     sweep = _load(file, overrides, as_json)
-    from orchestrator.ablate.evaluate import evaluate_points, load_policy
+    from orchestrator.ablate.policy_file import load_policy
 
+    _check_data(sweep)
     load_policy(policy)  # refused before models and data are looked at
+    from orchestrator.ablate.evaluate import evaluate_points
     from orchestrator.cli.printing import print_evaluations
     from orchestrator.study.resolve import resolve
 

@@ -207,9 +207,11 @@ def _shown(column: str) -> bool:
     kind, *rest = column.split("/")
     if column in ("final_loss", "trial_seconds"):
         return True
+    if column.endswith(("_low", "_high")):  # ends of intervals
+        return False
     if kind == "delta":
         return len(rest) == 3 and rest[1] in HEADLINE
-    return 0 < len(rest) <= _OUTCOMES.get(kind, 0) and not column.endswith(("_low", "_high"))
+    return 0 < len(rest) <= _OUTCOMES.get(kind, 0)
 
 
 def _ablate(view: View) -> Summary:

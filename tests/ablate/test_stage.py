@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.ablate.ablate_stage import POLICY_FILE
 from orchestrator.ablate.cells import Cell
-from orchestrator.ablate.evaluate import evaluate_points, load_policy
+from orchestrator.ablate.evaluate import evaluate_points
+from orchestrator.ablate.policy_file import load_policy
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.ablate.runner import Ablation, load_model
 from orchestrator.answers.evaluate import judge

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.ablate.evaluate import load_policy
+from orchestrator.ablate.policy_file import load_policy
 from orchestrator.cli.status import study_status
 from orchestrator.config import CocoConfig, FolderConfig, ModelConfig, QuestionsConfig
 from orchestrator.config.sweep import Sweep, load_sweep

@@ -283,7 +283,7 @@ def test_a_pickle_planted_in_any_file_of_a_study_is_never_run(study: Path, tmp_p
 
 
 def test_unknown_names_of_a_policy_or_a_pickle_in_its_place_is_a_config_error(tmp_path: Path) -> None:
-    from orchestrator.ablate.evaluate import load_policy
+    from orchestrator.ablate.policy_file import load_policy
 
     file = tmp_path / "policy.yaml"
     for text in (

@@ -1,0 +1,31 @@
+"""Whether the files of a data source are on this machine, by their names alone: answered before heavy imports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import DataError, did_you_mean
+
+
+def check_presence(data: Any) -> None:
+    """Refuse a data section whose folder or table is not there; places elsewhere (`s3://...`) are not asked.
+
+    Raises:
+        DataError: naming the key, what was looked for and the nearest name that is there.
+    """
+    root = getattr(data, "root", None)
+    if root is None or "://" in root:
+        return
+    folder = Path(root)
+    if not folder.is_dir():
+        near = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        kind = " It is a file." if folder.is_file() else did_you_mean(folder.name, near)
+        raise DataError(f"data.root: no folder {root}.{kind}")
+    tables = [data.table] if data.source == "folder" else list(data.file) if data.source == "questions" else []
+    for name in tables:
+        key = "table" if data.source == "folder" else "file"
+        if "://" not in name and not any(mark in name for mark in "*?[") and not (folder / name).exists():
+            there = [path.name for path in folder.iterdir() if path.suffix in (".csv", ".jsonl", ".json", ".parquet")]
+            only = f" It holds {there[0]!r}: data.{key}={there[0]}" if len(there) == 1 else did_you_mean(name, there)
+            raise DataError(f"data.{key}: {root} holds no {name}.{only}")

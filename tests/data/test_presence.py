@@ -1,0 +1,36 @@
+"""Data that are not on this machine are named before anything heavy is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.config import RunConfig
+from orchestrator.data.presence import check_presence
+from orchestrator.errors import DataError
+
+
+def _check(**data: object) -> None:
+    check_presence(RunConfig.model_validate({"data": data}).data)
+
+
+def test_missing_folders_and_tables_are_named_with_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "mine.csv").write_text("file\n")
+    with pytest.raises(DataError, match=r"no folder .*picture. Did you mean 'pictures'"):
+        _check(source="folder", root=str(tmp_path / "picture"))
+    with pytest.raises(DataError, match=r"holds no attributes.csv. It holds 'mine.csv': data.table=mine.csv"):
+        _check(source="folder", root=str(tmp_path / "pictures"))
+    with pytest.raises(DataError, match=r"mine.csv. It is a file"):
+        _check(source="questions", root=str(tmp_path / "pictures" / "mine.csv"))
+    with pytest.raises(DataError, match=r"data.file: .* holds no q.jsonl"):
+        _check(source="questions", root=str(tmp_path / "pictures"), file="q.jsonl")
+
+
+def test_what_is_there_or_elsewhere_passes(tmp_path: Path) -> None:
+    (tmp_path / "attributes.csv").write_text("file\n")
+    _check(source="folder", root=str(tmp_path))
+    _check(source="folder", root="s3://bucket/pictures")
+    _check(source="questions", root=str(tmp_path), file="*.jsonl")
+    _check(source="scenes")

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # inherited by the workers; set b
 
 from orchestrator.cluster.placement import n_cores
 from orchestrator.config import RunConfig
-from orchestrator.finetune.ray.trials import plan_room, run_trials
+from orchestrator.finetune.ray.trials import plan_resources, run_trials
 from orchestrator.store.filesystem import Storage
 from orchestrator.study.resolve import resolve_run
 
@@ -54,7 +54,7 @@ def sweep_overhead(n_steps: int, ratios: tuple[float, ...], seeds: int, reuse: b
         points = run_trials([resolve_run(run, storage, "finetune") for run in runs], quiet=True)
         wall = time.perf_counter() - started
         rows = [point.stages["finetune"].scan("trials").collect().row(0, named=True) for point in points]
-    at_a_time = min(plan_room(runs[0].how, n_cores(), 0.0).n_trials, len(runs))
+    at_a_time = min(plan_resources(runs[0].how, n_cores(), 0.0).n_trials, len(runs))
     training = sum(row["train_seconds"] for row in rows) / at_a_time
     work = sum(row["trial_seconds"] for row in rows) / at_a_time
     return {"wall": wall, "training": training, "ratio": wall / training, "over_work": wall / work}

@@ -1,7 +1,7 @@
 """Comparisons of two sets of states: subspace alignment, linear CKA, relative drift.
 
 `B` images, `N` tokens, `D` width. The top-5 subspace of a token matrix is spanned by the right singular vectors of its
-five largest singular values, read off the leading block that the rank metrics use (`gram.py`).
+five largest singular values, computed from the leading block that the rank metrics use (`gram.py`).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ def top5_alignment(
     *,
     centred: bool = False,
 ) -> Float32[Tensor, " B"]:
-    """Alignment of the top-5 right singular subspaces of two token sets of each image, computed where the states are.
+    """Alignment of the top-5 right singular subspaces of two token sets of each image, on the device of the states.
 
-    Vision with text in a layer: same states, two masks. A layer with the next, or a model with its fine-tuned self:
-    two states, one mask. Two independent random subspaces have 5 / D. Raises `DataError` where widths differ:
-    directions of different spaces do not compare.
+    Vision with text in a layer: same states, two masks. A layer with the next, or a model with its fine-tuned
+    version: two states, one mask. Two independent random subspaces have 5 / D. Raises `DataError` if widths differ:
+    directions of different spaces are not comparable.
 
     Returns:
-        (B,) float32 on the CPU; NaN where one side has no direction.
+        (B,) float32 on the CPU; NaN if one side has no direction.
     """
     if a.shape[2] != b.shape[2]:
-        raise DataError(f"alignment compares directions of one space; widths are {a.shape[2]} and {b.shape[2]}")
+        raise DataError(f"alignment needs states of equal width; found widths {a.shape[2]} and {b.shape[2]}")
     sides, most = [], []
     for hidden, mask in ((a, mask_a), (b, mask_b)):
         tokens, counts, full = gather_tokens(hidden, mask)
@@ -44,10 +44,10 @@ def top5_alignment(
         sides.append(measure(tokens, counts, (name,), full=full).leading[Variant(centred)])
         most.append(mask.sum(1).cpu().numpy() - int(centred))
     cross = (sides[0].basis.mT @ sides[1].basis).cpu().numpy()
-    one, two = (
+    first, second = (
         finish.solve(side.ritz.cpu().numpy(), side.metric.cpu().numpy(), n) for side, n in zip(sides, most, strict=True)
     )
-    return torch.from_numpy(finish.overlap(one, two, cross)).float()
+    return torch.from_numpy(finish.overlap(first, second, cross)).float()
 
 
 @torch.no_grad()
@@ -64,17 +64,17 @@ def relative_drift(
 def linear_cka(
     a: Float[Tensor, "B N P"], b: Float[Tensor, "B N Q"], mask: Bool[Tensor, "B N"] | None = None, debiased: bool = True
 ) -> Float64[Tensor, " B"]:
-    """Linear centred kernel alignment of paired samples: tokens of one image, or one vector an image with B = 1.
+    """Linear centred kernel alignment of paired samples: tokens of one image, or one vector per image with B = 1.
 
     Args:
         a, b: states of the same samples in two models or layers; widths may differ.
-        mask: samples that count; all when None.
-        debiased: the unbiased HSIC estimator (Song et al. 2012, as used by Nguyen et al. 2021), which does not grow
-            towards 1 as N falls below the width, may be slightly negative, and needs at least 4 samples. False gives
+        mask: samples to use; all when None.
+        debiased: the unbiased HSIC estimator (Song et al. 2012, as used by Nguyen et al. 2021), which is not
+            biased towards 1 for N below the width, may be slightly negative, and needs at least 4 samples. False gives
             Kornblith et al. 2019, in [0, 1].
 
     Returns:
-        (B,) float64; NaN where either side is constant, or samples are too few.
+        (B,) float64; NaN if either side is constant, or samples are too few.
     """
     present = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device) if mask is None else mask
     n = present.sum(1).double()
@@ -92,7 +92,7 @@ def linear_cka(
 def _linear_kernel(x: Tensor, present: Tensor, centred: bool) -> Tensor:
     """(B, N, N) float64 Gram matrix of centred samples, scaled to mean energy 1; without its diagonal if not `centred`.
 
-    Subtracting the mean first changes neither estimator and keeps a large common offset from costing precision.
+    Subtracting the mean first changes neither estimator and avoids loss of precision from a large common offset.
     """
     x = x.float() * present[..., None]
     x = (x - x.sum(1, keepdim=True) / present.sum(1).clamp(min=1)[:, None, None]) * present[..., None]

@@ -8,7 +8,7 @@ THIRDS = ("early", "middle", "late")
 
 
 def third_of(layer: int, n_points: int) -> str:
-    """The third that tap point `layer` of `n_points` (0 to n_points - 1) lies in; equal shares, earlier ones first."""
+    """The third of tap point `layer`, 0 to n_points - 1; equal shares, the remainder goes to the earlier thirds."""
     if not 0 <= layer < n_points:
         raise ValueError(f"layer {layer} is not one of {n_points} tap points")
     return THIRDS[3 * layer // n_points]

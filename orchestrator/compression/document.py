@@ -1,6 +1,6 @@
-"""`python -m orchestrator.compression.document`: docs/metrics.md and its pictures, from the registry.
+"""`python -m orchestrator.compression.document`: generates docs/metrics.md and its figures from the registry.
 
-Pictures are drawn with `--pictures`; the text is always written (`--check` only compares and fails on a difference).
+The text is always written; `--pictures` also draws the figures, `--check` only compares and fails on a difference.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STEPS = {
 
 
 def example_values(names: list[str]) -> dict[str, float]:
-    """Values of the worked example, as the package itself computes them."""
+    """Values of the worked example, computed by the package."""
     hidden = torch.from_numpy(EXAMPLE).float()[None]
     return {n: float(v) for n, v in compute(hidden, torch.ones(1, len(EXAMPLE), dtype=torch.bool), names).items()}
 
@@ -91,20 +91,21 @@ def page() -> str:
         "# Compression metrics",
         "",
         "Generated from `orchestrator/compression/entries.py` by `python -m orchestrator.compression.document`; a",
-        "test holds the two together.",
+        "test compares the two.",
         "",
         "`H` is the N x d matrix of one image's tokens of one group (vision or text) at one layer; `h_n` a token,",
         "`a_n` its norm, `e_n = a_n^2` its energy, `sigma_i` the singular values of `H`. Column names of",
         "`layer_metrics` are the names below, with variants:",
         "",
         "* `_centred` (rank metrics, alignments and the cosine): the mean token is subtracted first, as in PCA.",
-        "  Raw values mostly tell how large the mean token is; centred ones how many ways tokens differ.",
+        "  Raw values mostly measure the mean token's size; centred ones the number of directions in which",
+        "  tokens differ.",
         f"* `_trimmed` (all metrics): tokens whose norm exceeds {MASSIVE_RATIO:g} x the median norm are left out.",
         "  Sun et al. 2024 call an activation massive when it is about 1,000 times the median magnitude; one such",
         "  activation among d Gaussian ones gives its token 1000 / (1.48 sqrt d) times the usual norm, 11 at d = 4096.",
         "  Where no token is massive (`massive_share` 0) the variant equals the plain value.",
         "",
-        "**Direction.** Every metric says whether larger means more compressed. Reports turn signs by it, so that + is",
+        "**Direction.** Every metric says whether larger means more compressed. Reports apply its sign, so that + is",
         "always more compressed.",
         "",
         "**Undefined values** are NaN in memory and null in tables, never 0: no tokens, no energy, states that are not",
@@ -127,8 +128,9 @@ def page() -> str:
         "halves, 2e-5 relative. Directions of less than 3e-8 of the largest squared singular value count as",
         "absent. Norms must not overflow: |h| < 1e18.",
         "",
-        "**A model in bfloat16.** Its states are rounded; what the metrics say of these is exact as above. Beside a",
-        "pass in float32 (CPU, both shipped models, vision tokens of 32 scenes, all layers; the larger of both):",
+        "**A model in bfloat16.** Its states are rounded; the metrics of the rounded states are as exact as above.",
+        "Against a pass in float32 (CPU, both shipped models, vision tokens of 32 scenes, all layers; the",
+        "larger of both):",
         "",
         "| metrics | relative difference, median | 95 % | least Spearman rho over images in a layer |",
         "|---|---|---|---|",
@@ -144,18 +146,22 @@ def page() -> str:
         "",
         "Rank and cosine metrics may be trusted in bfloat16. Norm metrics are as close, but vary so little between",
         "images in some layers that rounding changes their order: compare them in float32, or over many images.",
-        "Differences of alignment with text below 0.05 of its value are within rounding. `pytest -m cuda` holds a GPU",
-        "in bfloat16 against a CPU in float32: within 2 % (norms) and 5 % (Gram metrics) in the median.",
+        "Differences of alignment with text below 0.05 of its value are within rounding. `pytest -m cuda` compares a",
+        "GPU in bfloat16 with a CPU in float32: within 2 % (norms) and 5 % (Gram metrics) in the median.",
         "",
-        "**Adding one.** A package names a `UserMetric` (its `Metric` entry and a function of hidden states, mask and",
-        "what is shared) as an entry point of group `vtsweep.metrics`; it then is a column like any other.",
+        "**Adding a metric.** A package names a `UserMetric` (its `Metric` entry and a function of hidden states, mask",
+        "and shared intermediate results) as an entry point of group `vtsweep.metrics`; it is then a column like any",
+        "other.",
         "",
         "The worked example has four tokens of width three: "
         + ", ".join("(" + ", ".join(f"{v:g}" for v in token) + ")" for token in EXAMPLE)
         + ".",
     ]
-    titles = {"norm": "Norms: how energy is spread over tokens", "spectrum": "Rank: how many directions tokens use"}
-    titles["similarity"] = "Similarity: how alike tokens are"
+    titles = {
+        "norm": "Norms: distribution of energy over tokens",
+        "spectrum": "Rank: number of directions of the tokens",
+    }
+    titles["similarity"] = "Similarity of tokens"
     for family, title in titles.items():
         members = [m for m in BASES.values() if m.family == family]
         if family == "norm":
@@ -163,11 +169,12 @@ def page() -> str:
         parts += ["", f"## {title}", "", "\n\n".join(_section(m) for m in members)]
     parts += [
         "",
-        "## Alignment: what two sets of tokens share",
+        "## Alignment: subspace shared by two sets of tokens",
         "",
-        "Without a direction: they say what is shared, not how compressed either side is. Between a model and its",
-        "fine-tuned self, `top5_alignment`, debiased linear CKA (Kornblith et al. 2019; Song et al. 2012) and relative",
-        "drift |H' - H|_F / |H|_F are columns of `trials` (`orchestrator/compression/alignment.py`).",
+        "These have no direction: they measure what is shared, not how compressed either side is. Between a model",
+        "and its fine-tuned version, `top5_alignment`, debiased linear CKA (Kornblith et al. 2019; Song et al.",
+        "2012) and relative drift |H' - H|_F / |H|_F are columns of `trials` "
+        "(`orchestrator/compression/alignment.py`).",
         "",
         "\n\n".join(_section(m) for m in ALIGNMENT_BASES.values()),
         "",
@@ -176,9 +183,9 @@ def page() -> str:
 
 
 def main() -> None:
-    """Write or check the page; draw the pictures on request."""
+    """Write or check the page; optionally draw the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="fail when the page is not up to date")
+    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
     parser.add_argument("--pictures", action="store_true", help="draw docs/img/metrics_*.png too")
     options = parser.parse_args()
     if options.check:

@@ -1,4 +1,4 @@
-"""The declared entries of the built-in compression metrics. Importing this module imports no torch.
+"""Declarations of the built-in compression metrics. Importing this module does not import torch.
 
 `N` is the number of tokens of one image, group and layer; `d` their width; `h_n` token n, `a_n` its norm,
 `e_n = a_n^2` its energy, `sigma_i` the singular values of the N x d matrix of tokens.
@@ -14,19 +14,20 @@ Family = Literal["norm", "spectrum", "similarity", "alignment"]
 Needs = Literal["norms", "gram", "spectrum", "estimate"]
 """Class of cost: one pass over the tokens; one Gram matrix; all its eigenvalues; an estimate from some of them."""
 Spectrum = Literal["none", "exact", "estimate"]
-"""Which metrics of the full spectrum are part of the default set."""
+"""Which metrics of the full spectrum the default set includes."""
 
 MASSIVE_RATIO = 10.0
 """A token is massive when its norm exceeds this multiple of the median token norm of its image, group and layer.
 
 Sun et al. 2024 ("Massive Activations in Large Language Models") call an activation massive when it is about 1,000 times
 the median magnitude of its hidden state. One such activation among d Gaussian ones gives its token 1000 / (1.48 sqrt d)
-times the usual norm: 11 times at d = 4096. The rule in norms is scale-free and costs nothing, as norms are at hand."""
+times the usual norm: 11 times at d = 4096. The rule in norms is scale-free and free of cost, as norms are computed
+anyway."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One column of `layer_metrics`. `direction`: +1 where larger means more compressed, -1 less, 0 neither."""
+    """One column of `layer_metrics`. `direction`: +1 if larger means more compressed, -1 if less, 0 if neither."""
 
     name: str
     family: Family
@@ -70,7 +71,7 @@ BASES: dict[str, Metric] = {
             +1,
             "Gini 1912; as a sparsity measure: Hurley and Rickard 2009, IEEE Trans. Inf. Theory 55(10)",
             _NORM_COST,
-            "It compares norms only: tokens of equal norm that all say the same thing score 0.",
+            "It compares norms only: tokens of equal norm score 0 even if they are all identical.",
             "a few tokens carry nearly all the norm",
             "every token has the same norm",
             _ALL,
@@ -98,7 +99,8 @@ BASES: dict[str, Metric] = {
             -1,
             "as participation_ratio; also Treves and Rolls 1991 (sparseness), Network 2(4)",
             _NORM_COST,
-            "Squared energies let the single largest token decide: one massive token hides the spread of the rest.",
+            "Squared energies are dominated by the largest token: one massive token hides the distribution of "
+            "the rest.",
             "all tokens hold equal energy",
             "one token of many holds it",
             _ALL,
@@ -112,7 +114,8 @@ BASES: dict[str, Metric] = {
             -1,
             "Shannon 1948; exponential as effective number: Hill 1973, Ecology 54(2)",
             _NORM_COST,
-            "Less swayed by the largest token than the participation ratio, yet as blind to what tokens say.",
+            "Less dominated by the largest token than the participation ratio, but also independent of token "
+            "directions.",
             "all tokens hold equal energy",
             "one token of many holds it",
             _ALL,
@@ -140,7 +143,7 @@ BASES: dict[str, Metric] = {
             -1,
             "cumulative-energy rule: Jolliffe 2002, Principal Component Analysis, section 6.1.1, on tokens",
             _NORM_COST,
-            "A step function in units of 1/N: with few tokens small changes vanish or jump.",
+            "A step function in units of 1/N: with few tokens, small changes have no effect or jump.",
             "nearly all tokens are needed (0.9 when all are equal)",
             "few tokens are enough",
             _NO_DUPLICATION,
@@ -154,7 +157,8 @@ BASES: dict[str, Metric] = {
             -1,
             "Rudelson and Vershynin 2007, J. ACM 54(4)",
             _GRAM_COST,
-            "Raw, it mostly measures the mean token: one massive dimension brings it to 1. Read it beside `_centred`.",
+            "Raw, it mostly measures the mean token: one massive dimension brings it to 1. Read it together "
+            "with `_centred`.",
             "energy in many directions",
             "one direction holds it",
             _ALL,
@@ -184,7 +188,7 @@ BASES: dict[str, Metric] = {
             -1,
             "Gao et al. 2017, bioRxiv 214262 (dimensionality of neural activity)",
             _GRAM_COST,
-            "Dominated by the first few directions; a long tail of fine detail hardly moves it.",
+            "Dominated by the first few directions; it is insensitive to a long tail of small ones.",
             "energy in many directions",
             "one direction holds it",
             _ALL,
@@ -214,10 +218,11 @@ BASES: dict[str, Metric] = {
             +1,
             "Ethayarajh 2019, EMNLP (anisotropy)",
             "O(N d): the norm of the sum of unit tokens, no pairs",
-            "Raw, a mean that all tokens share gives 1 though the rest differs; centred it is near -1/(N - 1) by design"
-            " and says how unevenly tokens lie about their mean.",
-            "all tokens point one way",
-            "tokens point all ways",
+            "Raw, a mean that all tokens share gives 1 though the rest differs; centred it is near -1/(N - 1) "
+            "by construction"
+            " and measures how unevenly tokens are distributed around their mean.",
+            "all tokens have the same direction",
+            "token directions are spread evenly",
             _NO_DUPLICATION,
         ),
     )
@@ -232,18 +237,18 @@ MASSIVE_SHARE = Metric(
     +1,
     "Sun et al. 2024, COLM (Massive Activations in Large Language Models), in norms",
     _NORM_COST,
-    "A count of what `_trimmed` leaves out; 0 for most images, and then `_trimmed` equals the plain value.",
-    "some tokens tower over the rest",
+    "The share of tokens that `_trimmed` leaves out; 0 for most images, and then `_trimmed` equals the plain value.",
+    "some tokens have outlying norms",
     "no token does",
     _ALL,
     base="massive_share",
 )
 
 _ESTIMATED = (
-    " An estimate: read it with its standard error (`_se`), which is large where few directions hold nearly all."
+    " An estimate: read it with its standard error (`_se`), which is large if few directions hold nearly all energy."
 )
 ESTIMATES: dict[str, Metric] = {}
-"""Estimates of metrics of the full spectrum, under names of their own, each with a column for its standard error."""
+"""Estimates of metrics of the full spectrum, under separate names, each with a column for its standard error."""
 for _base, _unit in (("effective_rank", "directions"), ("rank_90", "components")):
     ESTIMATES[f"{_base}_estimate"] = replace(
         BASES[_base],
@@ -263,7 +268,7 @@ for _base, _unit in (("effective_rank", "directions"), ("rank_90", "components")
         0,
         f"as {_base}_estimate",
         "with the estimate",
-        "An error of this image's estimate alone; it says nothing of the spread over images.",
+        "The error of this image's estimate only; it does not include the variation over images.",
         f"the estimate may be off by many {_unit}",
         "the estimate is nearly exact",
         frozenset(),
@@ -279,9 +284,9 @@ _ALIGNMENT = Metric(
     0,
     "mean squared cosine of principal angles: Bjoerck and Golub 1973; Krzanowski 1979, JASA 74(367)",
     _GRAM_COST,
-    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and gives 0.2 alone. A"
-    " side of fewer than five tokens has fewer directions, and their number takes the place of 5.",
-    "both lie in the same few directions",
+    "Two random subspaces have 5 / d, not 0. A mean that both share is one direction of five and contributes 0.2. A"
+    " side of fewer than five tokens has fewer directions, and their number replaces 5.",
+    "both span the same few directions",
     "they share no direction",
     frozenset(("scale", "permutation", "duplication")),
 )
@@ -293,7 +298,7 @@ _NEXT = replace(
     misleads=_ALIGNMENT.misleads
     + " l + 1 is the tap's next layer captured: where layers are skipped, it is the change over all between.",
     high="the layer keeps the leading directions",
-    low="the layer turns to new directions",
+    low="the layer changes the leading directions",
 )
 _CHANCE = replace(
     _ALIGNMENT,
@@ -301,12 +306,13 @@ _CHANCE = replace(
     title="Chance level of the top-5 alignment of vision with text",
     formula="5 / d: mean of |V^T W|_F^2 / 5 over independent random subspaces of five directions",
     cost="nothing",
-    misleads="Of directions drawn evenly from all d. Tokens of one model share a smaller space, so that unrelated ones"
+    misleads="For directions drawn uniformly in d dimensions. Tokens of one model share a smaller space, so "
+    "that unrelated ones"
     " align somewhat above it; shuffled images are the stricter comparison.",
-    high="few dimensions: alignment comes easily",
+    high="few dimensions: random alignment is high",
     low="many dimensions",
 )
 ALIGNMENT_BASES: dict[str, Metric] = {
     m.name: replace(m, base=m.name, needs="gram") for m in (_ALIGNMENT, _NEXT, _CHANCE)
 }
-"""Columns that compare two sets of tokens. They say what is shared, not how compressed either is: direction 0."""
+"""Columns that compare two sets of tokens. They measure what is shared, not how compressed either is: direction 0."""

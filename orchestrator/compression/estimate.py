@@ -1,9 +1,10 @@
 """Estimates of metrics of the full spectrum: deflated stochastic Lanczos quadrature, with standard errors.
 
-The leading directions are found by subspace iteration and counted exactly. What is left is sampled: random probes
-orthogonal to them, each with a Lanczos recurrence whose quadrature stands for the spectrum as that probe sees it
-(Ubaru, Chen and Saad 2017). Trace and dimension of the rest are known, so that each probe's error in a linear function
-of the eigenvalues is taken off (control variates). Errors follow from the scatter over probes; see `_with_error`.
+The leading directions are found by subspace iteration and counted exactly (deflation). The rest of the spectrum is
+sampled by random probes orthogonal to them, each with a Lanczos recurrence whose quadrature estimates the spectral
+density (Ubaru, Chen and Saad 2017). Trace and dimension of the rest are known and serve as control variates: each
+probe's error in a linear function of the eigenvalues is subtracted. Standard errors come from the variance over probes
+(`_with_error`).
 
 Shapes: R matrices, K their side, P probes, S steps, k deflated directions.
 """
@@ -23,11 +24,11 @@ from orchestrator.compression.spectrum import solvable
 from orchestrator.compression.subspace import leading_block
 
 DEFLATED, PROBES, STEPS = 64, 16, 24
-"""Directions taken out, probes, and Lanczos steps of each."""
+"""Number of deflated directions, of probes, and of Lanczos steps per probe."""
 FLOOR = 2.0**-25
-"""Eigenvalues below this share of the largest are rounding noise of float32 products, taken as zero."""
+"""Eigenvalues below this share of the largest are rounding noise of float32 products, set to zero."""
 WIDER = 1.4
-"""Factor of the sampled variance: the control variates are fitted to the same probes."""
+"""Variance inflation: the control variates are fitted to the same probes."""
 ROUNDING = 2.0**-22
 """Error of an eigenvalue, and of the sum of the deflated ones, as a share of the largest and of that sum."""
 
@@ -50,7 +51,7 @@ def estimate(grams: Grams, variant: Variant) -> Estimate:
         present = (grams.kept if variant.trimmed else grams.mask).to(matrix.dtype)
     else:
         present = torch.ones(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
-    constant = variant.centred and grams.by_tokens  # tokens' sum is zero: one direction less
+    constant = variant.centred and grams.by_tokens  # centred tokens sum to zero: one direction less
     return quadrature(matrix, present, constant, lambda block: grams.turned(block, variant))
 
 
@@ -63,16 +64,16 @@ def quadrature(
     """Estimates for positive semidefinite matrices.
 
     Args:
-        present: 1 for rows and columns that are there, 0 for padding.
-        constant: the vector of ones is known to belong to the eigenvalue 0.
-        turn: takes columns from the coordinates of `present` to those of the matrix.
+        present: 1 for valid rows and columns, 0 for padding.
+        constant: whether the vector of ones is an eigenvector of eigenvalue 0.
+        turn: maps columns from the coordinates of `present` to those of the matrix.
     """
     matrix = solvable(matrix)
     scale = matrix.diagonal(dim1=1, dim2=2).sum(1).clamp(min=torch.finfo(matrix.dtype).tiny)
     matrix = matrix / scale[:, None, None]
     k = min(DEFLATED, matrix.shape[1])
     block = leading_block(matrix, k)
-    inside = (block.mT @ (matrix @ block)).double()  # float32 may fail to converge where the spectrum is very steep
+    inside = (block.mT @ (matrix @ block)).double()  # float32 may fail to converge on a very steep spectrum
     values, vectors = torch.linalg.eigh((inside + inside.mT) / 2)
     top = values.flip(1).clamp(min=0)
     block = block @ vectors.to(block.dtype)
@@ -91,7 +92,7 @@ def _unit(x: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
 
 
 def _probes(matrix: Tensor, present: Tensor, fixed: Tensor, turn: Callable[[Tensor], Tensor]) -> Float[Tensor, "R K P"]:
-    """Unit random vectors of the tokens that are there, orthogonal to the deflated directions."""
+    """Random unit vectors over the valid tokens, orthogonal to the deflated directions."""
     start = np.random.default_rng(1).standard_normal((matrix.shape[1], PROBES), dtype=np.float32)
     probes = torch.from_numpy(start).to(matrix.device, matrix.dtype) * present[..., None]
     probes = turn(probes)
@@ -118,7 +119,7 @@ def _lanczos(matrix: Tensor, start: Tensor, fixed: Tensor) -> tuple[Tensor, Tens
             shares = known @ image[..., None]  # R, P, step, 1
             image = image - (shares.mT @ known)[:, :, 0]
         beta = torch.linalg.vector_norm(image, dim=2)
-        # A recurrence that has ended (few distinct eigenvalues) goes on with zeros, which have no weight.
+        # A recurrence that has terminated (few distinct eigenvalues) continues with zeros, which have no weight.
         ended = beta <= 1e-6 * alphas[0].clamp(min=torch.finfo(beta.dtype).tiny)
         beta = beta.masked_fill(ended, 0.0)
         current = torch.where(ended[..., None], 0.0, image / beta.clamp(min=1e-30)[..., None])
@@ -134,7 +135,7 @@ def _lanczos(matrix: Tensor, start: Tensor, fixed: Tensor) -> tuple[Tensor, Tens
 def _combine(top: Tensor, nodes: Tensor, weights: Tensor, floor: Tensor) -> Estimate:
     """Estimates of both metrics from the deflated eigenvalues and each probe's quadrature of the rest.
 
-    `weights` (R, P, S) of a probe sum to `size`, the number of eigenvalues that are left.
+    `weights` (R, P, S) of a probe sum to `size`, the number of remaining eigenvalues.
     """
     roots, logs = nodes.sqrt(), nodes.sqrt() * nodes.clamp(min=1e-300).log() / 2
     rest = (1 - top.sum(1)).clamp(min=0)  # matrices have trace 1
@@ -152,7 +153,8 @@ def _combine(top: Tensor, nodes: Tensor, weights: Tensor, floor: Tensor) -> Esti
 
 
 def _controlled(values: Tensor, nodes: Tensor, weights: Tensor, rest: Tensor) -> Tensor:
-    """Each probe's sum of `values` over the rest, (R, P), less its error in the part that is linear in the nodes."""
+    """Each probe's sum of `values` over the rest, (R, P), corrected by control variates (the part linear in the
+    nodes)."""
     flat = weights.sum((1, 2))
     centre = (weights * nodes).sum((1, 2)) / flat.clamp(min=1e-300)
     moved = nodes - centre[:, None, None]
@@ -173,10 +175,10 @@ def _rounding(nodes: Tensor, weights: Tensor, total: Tensor, entropy: Tensor, fl
 
 
 def _with_error(influence: Float64[Tensor, "R P"], other: Float64[Tensor, " R"]) -> Float64[Tensor, " R"]:
-    """Standard error of a mean over probes; of few probes, so that two errors cover as often as with many.
+    """Standard error of a mean over probes, widened for few probes so that two errors cover as often as with many.
 
-    A t distribution of P - 1 degrees has the standard deviation sqrt((P - 1) / (P - 3)). `other` is what does not
-    average out: rounding and quadrature.
+    A t distribution of P - 1 degrees has the standard deviation sqrt((P - 1) / (P - 3)). `other` is the error that does
+    not average out: rounding and quadrature.
     """
     n = influence.shape[1]
     sampled = WIDER * influence.var(1) / n * (n - 1) / (n - 3)
@@ -184,31 +186,31 @@ def _with_error(influence: Float64[Tensor, "R P"], other: Float64[Tensor, " R"])
 
 
 def _components(top: Tensor, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """rank_90 and its standard error: from the deflated eigenvalues alone where these hold 90 %."""
+    """rank_90 and its standard error: from the deflated eigenvalues alone if these hold 90 %."""
     shares = top.cumsum(1)
     short = shares < 0.9 - 1e-6
     exact = (short.sum(1) + 1).double()
     inside = shares[:, -1] >= 0.9 - 1e-6
     every = torch.full((nodes.shape[1],), 1 / nodes.shape[1], dtype=torch.float64, device=nodes.device)
     without = (1 - torch.eye(nodes.shape[1], dtype=torch.float64, device=nodes.device)) / (nodes.shape[1] - 1)
-    found = _crossing(top, nodes, weights, every[None])[:, 0]
+    crossings = _crossing(top, nodes, weights, every[None])[:, 0]
     jackknife = _crossing(top, nodes, weights, without)
     n = nodes.shape[1]
     sampled = (jackknife - jackknife.mean(1, keepdim=True)).square().sum(1) * (n - 1) / n * (n - 1) / (n - 3)
-    # Within a step of the quadrature the spectrum is taken as even; and a count is whole.
+    # Within a step of the quadrature the spectrum is assumed uniform; a count is an integer.
     steps = weights.sum(2).mean(1) / nodes.shape[2]
     sampled = (sampled + (0.1 * steps).square() + 0.25).sqrt()
-    return exact.where(inside, found), torch.where(inside, 0.5, sampled)
+    return exact.where(inside, crossings), torch.where(inside, 0.5, sampled)
 
 
 def _crossing(top: Tensor, nodes: Tensor, weights: Tensor, mixes: Float64[Tensor, "M P"]) -> Float64[Tensor, "R M"]:
-    """How many components hold 90 % of the energy under each mixture of probes."""
+    """Number of components that hold 90 % of the energy under each mixture of probes."""
     order = nodes.flatten(1).argsort(1, descending=True)
     values = nodes.flatten(1).gather(1, order)
     mixed = (weights[:, None] * mixes[None, :, :, None]).flatten(2)  # R, M, P S
     counts = mixed.gather(2, order[:, None].expand_as(mixed))
     energy = counts * values[:, None]
-    # the energy left is known: each mixture is brought to it
+    # the remaining energy is known: each mixture is rescaled to it
     rest = (1 - top.sum(1)).clamp(min=0)[:, None]
     energy = energy * (rest / energy.sum(2).clamp(min=1e-300))[..., None]
     target = (0.9 - top.sum(1))[:, None, None].expand(-1, len(mixes), 1)

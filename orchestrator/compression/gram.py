@@ -1,9 +1,9 @@
 """Gram matrices of an image's tokens: raw, centred, without massive tokens, all from one product.
 
-Tokens are taken relative to the mean of those that are not massive, and the product of these differences is formed
-once. Adding the mean back (raw) and leaving massive tokens out are then cheap and lose no precision: neither a large
-mean nor a huge token is ever subtracted from a product that holds it. Where there are more tokens than dimensions the
-matrices are D x D, with a second product for what is left without massive tokens.
+The mean of the tokens that are not massive (the pivot) is subtracted, and the product of these differences is formed
+once. Adding the mean back (raw) and excluding massive tokens are then cheap and lose no precision: neither a large
+mean nor a massive token is subtracted from a product that contains it. If there are more tokens than dimensions, the
+matrices are D x D, with a second product for the tokens that are not massive.
 
 Shapes: R rows (an image, group and layer each), N tokens, D width, K = min(N, D), b columns of a leading block.
 """
@@ -25,14 +25,14 @@ from orchestrator.compression.subspace import leading_block, leading_blocks, pro
 
 
 class Variant(NamedTuple):
-    """Which tokens a metric sees: minus their mean, and without massive ones."""
+    """Variant of a metric's tokens: mean subtracted (`centred`), massive tokens excluded (`trimmed`)."""
 
     centred: bool = False
     trimmed: bool = False
 
     @property
     def suffix(self) -> str:
-        """What the column's name ends with."""
+        """Suffix of the column name."""
         return "_centred" * self.centred + "_trimmed" * self.trimmed
 
 
@@ -40,8 +40,8 @@ class Variant(NamedTuple):
 class Leading:
     """The leading block of some rows' Gram matrices; see `finish.ritz`.
 
-    `trace` and `frobenius` (R,) are of the whole matrix; `ritz` (R, b, b) is the matrix within the block; `basis`
-    (R, D, b) the block in the space of the tokens' D dimensions, with `metric` (R, b, b) its own Gram matrix.
+    `trace` and `frobenius` (R,) belong to the whole matrix; `ritz` (R, b, b) is its projection on the block; `basis`
+    (R, D, b) is the block in the D dimensions of the tokens, and `metric` (R, b, b) the Gram matrix of `basis`.
     """
 
     trace: Float[Tensor, " R"]
@@ -57,11 +57,11 @@ class Grams:
     Args:
         tokens: (R, N, D) float32 minus `pivot`.
         pivot: (R, D), the mean of the tokens that are not massive.
-        mask, kept: (R, N), where tokens are, and where tokens are that are not massive.
-        trimmed: whether some row may have massive tokens; False only where it is known that none has.
+        mask, kept: (R, N), valid tokens, and valid tokens that are not massive.
+        trimmed: whether some row may have massive tokens; False only if it is known that none has.
         exact: float32 (or wider) products on a GPU; else three products of bfloat16 halves, 2e-5 relative.
-        live: (R, N), which of `tokens` count, the others being taken as zeros; all when None.
-        size: (R,), about the largest norm of a token or of the mean; found when None.
+        live: (R, N), tokens whose difference is used; the others count as zeros. All when None.
+        size: (R,), about the largest norm of a token or of the mean; computed when None.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Grams:
         live: Bool[Tensor, "R N"] | None = None,
         size: Float[Tensor, " R"] | None = None,
     ) -> None:
-        # All metrics of Gram matrices are free of scale: the largest token or mean becomes 1, so that no square
+        # All metrics of Gram matrices are scale-free: the largest token or mean is scaled to 1, so that no square
         # overflows.
         if size is None:
             size = torch.maximum(
@@ -94,16 +94,16 @@ class Grams:
 
     @cached_property
     def tokens(self) -> Float[Tensor, "R N D"]:
-        """Tokens minus the pivot, scaled; zeros where none counts."""
+        """Tokens minus the pivot, scaled; zero for tokens that are not `live`."""
         return self._differences * self._factor[..., None]
 
     def rows(self, chosen: Int64[Tensor, " M"], dtype: torch.dtype) -> Grams:
-        """Some rows, in another precision."""
+        """The Gram matrices of some rows, in another precision."""
         parts = (self.tokens[chosen].to(dtype), self.pivot[chosen].to(dtype), self.mask[chosen], self.kept[chosen])
         return Grams(*parts, self.trimmed, exact=True)
 
     def _onto(self, columns: Float[Tensor, "R D k"]) -> Float[Tensor, "R N k"]:
-        """Products of tokens with columns. On a GPU the tokens are read where they are, not scaled first."""
+        """Products of tokens with columns. On a GPU the tokens are read in place, without a scaled copy."""
         return (self._differences @ columns) * self._factor[..., None] if self._halves else self.tokens @ columns
 
     def _down(self, columns: Float[Tensor, "R N k"]) -> Float[Tensor, "R D k"]:
@@ -113,11 +113,11 @@ class Grams:
         return self.tokens.mT @ columns
 
     def counts(self, variant: Variant) -> Int64[Tensor, " R"]:
-        """Tokens of each row that the variant sees."""
+        """Mask of the tokens of a variant."""
         return (self.kept if variant.trimmed else self.mask).sum(1)
 
     def plain(self, variant: Variant) -> Variant:
-        """The same without trimming where no row has massive tokens."""
+        """The equivalent variant without trimming, if no row has massive tokens."""
         return variant if self.trimmed else Variant(variant.centred)
 
     def matrix(self, variant: Variant) -> Float[Tensor, "R K K"]:
@@ -138,21 +138,21 @@ class Grams:
         return self._matrix_leading(variants)
 
     def _matrix_leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
-        """The same from the matrices themselves, all in one batch: fastest where they stay in a processor's caches."""
+        """The same from explicit matrices, in one batch: fastest while they stay in a processor's caches."""
         matrix = torch.cat([self.matrix(variant) for variant in variants])
         block = leading_block(matrix)
         parts = [block.mT @ (matrix @ block), torch.linalg.matrix_norm(matrix)]
         parts.append(matrix.diagonal(dim1=1, dim2=2).sum(1))
         n = len(self.mask)
-        found = {}
+        leading = {}
         for k, variant in enumerate(variants):
             ritz, norm, trace = (part[k * n : (k + 1) * n] for part in parts)
-            own = self.turned(block[k * n : (k + 1) * n], variant)
+            basis = self.turned(block[k * n : (k + 1) * n], variant)
             if self.by_tokens:
-                found[variant] = Leading(trace, norm, ritz, ritz, self._spread(own, variant))
+                leading[variant] = Leading(trace, norm, ritz, ritz, self._spread(basis, variant))
             else:
-                found[variant] = Leading(trace, norm, ritz, own.mT @ own, own)
-        return found
+                leading[variant] = Leading(trace, norm, ritz, basis.mT @ basis, basis)
+        return leading
 
     def _spread(self, block: Float[Tensor, "R N b"], variant: Variant) -> Float[Tensor, "R D b"]:
         """H^T U of the variant's tokens H, for columns U."""
@@ -171,7 +171,7 @@ class Grams:
     def _with_mean(self, variant: Variant, gram: Tensor, axis: Tensor, border: Tensor) -> Float[Tensor, "R K K"]:
         """gram + axis border^T + border axis^T, in coordinates whose first one is the unit vector `axis`.
 
-        A large mean then stands in one row and column, and takes no precision from the other entries.
+        A large mean then affects one row and column only, and does not reduce the precision of the other entries.
         """
         mirror = self._mirror(variant, axis)
         half = gram @ mirror[..., None]  # R, K, 1
@@ -187,8 +187,8 @@ class Grams:
         if variant not in self._mirrors:
             first = torch.zeros_like(axis)
             first[:, 0] = 1.0
-            there = axis.square().sum(1, keepdim=True) > 0.5
-            self._mirrors[variant] = torch.nn.functional.normalize(first - axis, dim=1) * there
+            is_nonzero = axis.square().sum(1, keepdim=True) > 0.5
+            self._mirrors[variant] = torch.nn.functional.normalize(first - axis, dim=1) * is_nonzero
         return self._mirrors[variant]
 
     # ------------------------------------------------------------ N x N
@@ -215,7 +215,7 @@ class Grams:
         return gram
 
     def _mean_terms(self, variant: Variant) -> tuple[Float[Tensor, "R N"], Float[Tensor, "R N"]]:
-        """Unit vector `a` and `b` of what the mean adds to a Gram matrix, a b^T + b a^T."""
+        """Unit vector `a` and vector `b` of the mean's contribution to a Gram matrix, a b^T + b a^T."""
         present = (self.kept if variant.trimmed else self.mask).to(self.pivot.dtype)
         root = present.sum(1, keepdim=True).sqrt()
         axis = present / root.clamp(min=1)
@@ -227,7 +227,7 @@ class Grams:
         return self._onto(self.pivot[..., None])[..., 0]
 
     def _token_leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
-        """Leading blocks of all variants together: their matrices are never formed, all are products with one.
+        """Leading blocks of all variants at once, by products with one matrix; the variants' matrices are never formed.
 
         With P the product of differences, m a variant's tokens and w a vector: raw, (I - 2 w w^T) m P m (I - 2 w w^T)
         and the border of the mean (`_with_mean`); centred with massive tokens, the same with (I - w w^T), w the
@@ -262,7 +262,7 @@ class Grams:
         }
 
     def _frame(self, variant: Variant) -> tuple[Tensor, Tensor, Tensor]:
-        """The variant's tokens m, w times the root of its factor, and the border in reflected coordinates; (R, N)."""
+        """The variant's mask m, w times the root of its factor, and the border in reflected coordinates; (R, N)."""
         present = (self.kept if variant.trimmed else self.mask).to(self.pivot.dtype)
         none = torch.zeros_like(present)
         if not variant.centred:

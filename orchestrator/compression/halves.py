@@ -1,4 +1,4 @@
-"""Products of matrices on devices where memory is the limit: float32 in two bfloat16 halves, summed in float32.
+"""Matrix products for memory-bound devices: float32 as the sum of two bfloat16 halves, accumulated in float32.
 
 Shapes: R rows, N tokens, D width.
 """
@@ -10,11 +10,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 LEAN = {"cuda"}
-"""Devices on which states are read in their own type, products are made of halves, and nothing is asked of a value."""
+"""Devices on which states are read in their own dtype, products use halves, and no step depends on a value."""
 
 
 def self_product(x: Float[Tensor, "R N D"], exact: bool = True) -> Float[Tensor, "R N N"]:
-    """x x^T. Not `exact` on a GPU: see `halves_product`."""
+    """x x^T; on a GPU by `halves_product` unless `exact`."""
     return x @ x.mT if exact or x.device.type not in LEAN else halves_product(x)
 
 

@@ -1,12 +1,13 @@
 """Compression metrics of hidden states. `B` images, `N` tokens, `D` width, `R` rows (images of all layers together).
 
     compute(hidden, mask)                    one layer
-    measure(hidden, counts, names)           rows of all layers of a pass at once, as the recorder calls it
+    measure(hidden, counts, names)           rows of all layers of a pass at once; called by the recorder
 
-Three classes by cost (`Metric.needs`): norms need one pass over the tokens; Gram metrics one Gram matrix, of which
-trace, Frobenius norm and a leading block are taken (`gram.py`); those of the full spectrum all eigenvalues
-(`spectrum.py`) or an estimate (`estimate.py`). One code for CPU and GPU: nothing but the exact spectrum is decided by a
-value on a GPU, so that its host never waits; what is left is solved on the host (`finish.py`).
+Three classes of cost (`Metric.needs`): norms need one pass over the tokens; Gram metrics need one Gram matrix, of which
+trace, Frobenius norm and a leading block are used (`gram.py`); metrics of the full spectrum need all eigenvalues
+(`spectrum.py`) or an estimate (`estimate.py`). CPU and GPU share the code. On a GPU only the exact spectrum has
+data-dependent control flow, so that nothing else synchronizes; the remaining small problems are solved on the host
+(`finish.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, 
 from orchestrator.compression.shared import Shared, gather_tokens, may_be
 
 CHUNK = {"cpu": 2**22, "cuda": 2**30}
-"""Elements of hidden state measured at once: on a CPU what stays near its caches, on a GPU all layers of a 7B pass."""
+"""Elements of hidden state measured at once: about the caches on a CPU, all layers of a 7B pass on a GPU."""
 BYTES_AN_ELEMENT = 14
-"""Memory that metrics take on a GPU beside the states: differences in float32, their halves, Gram matrices."""
+"""Bytes per element of state that metrics need on a GPU: float32 differences, their halves, Gram matrices."""
 
 
 NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -54,16 +55,16 @@ SPECTRAL: dict[str, Callable[[Shared, Variant], Tensor]] = {
 """Metrics of all singular values."""
 
 FROM_BLOCK = ("stable_rank", "spectral_participation")
-"""Metrics of trace, Frobenius norm and largest eigenvalue, which the host finishes."""
+"""Metrics of trace, Frobenius norm and largest eigenvalue, computed on the host."""
 
 
 @dataclass
 class Launched:
-    """Metrics of R rows, on their device and not yet waited for.
+    """Metrics of R rows, launched on their device and not synchronized.
 
     Attributes:
-        columns: metrics that are finished there, (R,) each.
-        leading: what `finish` makes the others of, by variant.
+        columns: metrics computed on the device, (R,) each.
+        leading: input of `finish` for the other metrics, by variant.
     """
 
     n_rows: int
@@ -75,19 +76,19 @@ class Launched:
 def measure(
     hidden: Float[Tensor, "R N D"], counts: Int64[Tensor, " R"], names: Sequence[str], *, full: bool = False
 ) -> Launched:
-    """Launch the metrics of some rows; nothing is waited for (but by the exact spectrum).
+    """Launch the metrics of some rows; only the exact spectrum synchronizes.
 
     Args:
-        hidden: the tokens of each row first, anything finite after them, of any floating dtype.
-        counts: tokens of each row.
-        names: metric names. For an alignment, the leading blocks of its variant are made.
-        full: that all rows have N tokens is known.
+        hidden: states of any floating dtype; each row's tokens come first, then finite padding.
+        counts: number of tokens of each row.
+        names: metric names. An alignment adds the leading block of its variant.
+        full: all rows are known to have N tokens.
 
     Returns:
-        Rows whose states are not finite have NaN in every column.
+        Rows with non-finite states have NaN in every column.
     """
     rows = max(1, _elements_at_once(hidden.device) // max(1, hidden.shape[1] * hidden.shape[2]))
-    n_parts = max(1, -(-len(hidden) // rows))  # of even size
+    n_parts = max(1, -(-len(hidden) // rows))  # of equal size
     parts = [
         _measure(some, n, names, full)
         for some, n in zip(hidden.tensor_split(n_parts), counts.tensor_split(n_parts), strict=True)
@@ -107,7 +108,7 @@ def _elements_at_once(device: torch.device) -> int:
 def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -> Launched:
     builtin = [METRICS[name] for name in names if name in METRICS]
     exact = any(m.needs == "spectrum" for m in builtin)
-    # A GPU reads states in their own type; none of its steps stops at a value that is not finite, and rows do not mix.
+    # A GPU reads states in their own dtype; no step fails on non-finite values, and rows are independent.
     lean = hidden.device.type in LEAN
     states = hidden if lean and hidden.dtype in (torch.bfloat16, torch.float16) else hidden.float()
     tokens = Shared(states, counts, exact=exact, full=full)
@@ -131,8 +132,8 @@ def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -
             values = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
             launched.columns[name] = values.float().masked_fill(~finite | (counts == 0), torch.nan)
     launched.leading = {
-        v: Leading(found.trace.masked_fill(~finite, torch.nan), *_fields(found)[1:])
-        for v, found in launched.leading.items()
+        v: Leading(leading.trace.masked_fill(~finite, torch.nan), *_fields(leading)[1:])
+        for v, leading in launched.leading.items()
     }
     return launched
 
@@ -165,13 +166,13 @@ def from_blocks(
     names: Iterable[str],
     traces: dict[Variant, np.ndarray],
     norms: dict[Variant, np.ndarray],
-    found: dict[Variant, finish.Ritz],
+    blocks: dict[Variant, finish.Ritz],
 ) -> dict[str, Float64[np.ndarray, " R"]]:
-    """The metrics among `names` that the host finishes, (R,) each.
+    """The metrics among `names` that are computed on the host, (R,) each.
 
     Args:
         traces, norms: trace and Frobenius norm of each variant's Gram matrix, (R,).
-        found: its solved leading block.
+        blocks: the solved leading block of each variant.
     """
     columns = {}
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -182,7 +183,7 @@ def from_blocks(
             variant = Variant(metric.centred, metric.trimmed)
             trace = traces[variant].astype(np.float64)
             if metric.base == "stable_rank":
-                columns[name] = trace / found[variant].values[:, 0]
+                columns[name] = trace / blocks[variant].values[:, 0]
             else:
                 columns[name] = (trace / norms[variant].astype(np.float64)) ** 2
     return columns
@@ -198,24 +199,24 @@ def compute(
 
     Args:
         hidden: token states of any floating dtype; cast to float32 first.
-        mask: which tokens belong to the group. Rows may differ in number.
+        mask: tokens of the group; the number may differ between rows.
         names: metric names (`registry.METRICS`, or those of installed packages); the default set when None.
-            Alignments, which compare two sets of tokens, are passed over.
+            Alignments, which compare two sets of tokens, are skipped.
 
     Returns:
         (B,) float32 per metric, on the device of `hidden`. NaN where a metric is undefined: no tokens or no energy,
-        states that are not finite, one token (hoyer, mean_cosine, centred variants), equal tokens (centred variants).
+        non-finite states, one token (hoyer, mean_cosine, centred variants), equal tokens (centred variants).
         `hidden` is not changed, and no graph is kept.
 
     Raises:
         ConfigError: unknown metric, or shapes that do not fit.
     """
-    wanted = default_names() if names is None else check_names(names)
-    chosen = tuple(name for name in wanted if name not in ALIGNMENTS)
+    requested = default_names() if names is None else check_names(names)
+    chosen = tuple(name for name in requested if name not in ALIGNMENTS)
     with torch.no_grad():
         tokens, counts, full = gather_tokens(hidden, mask)
         launched = measure(tokens, counts, chosen, full=full)
-    host = {v: [t.cpu().numpy() for t in _fields(found)[:4]] for v, found in launched.leading.items()}
+    host = {v: [t.cpu().numpy() for t in _fields(leading)[:4]] for v, leading in launched.leading.items()}
     finished = from_blocks(
         chosen,
         {v: arrays[0] for v, arrays in host.items()},

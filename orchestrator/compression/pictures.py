@@ -1,4 +1,4 @@
-"""Pictures for docs/metrics.md: for each metric a set of tokens that scores low beside one that scores high."""
+"""Figures of docs/metrics.md: for each metric, a set of tokens with a low value and one with a high value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLUE, _ORANGE = "#0072B2", "#D55E00"
 
 
 def token_sets(family: str) -> dict[str, Float[np.ndarray, "N D"]]:
-    """Tokens that are spread, and tokens that are compressed in the sense of a family of metrics."""
+    """Spread tokens, and tokens that are compressed according to a family of metrics."""
     rng = np.random.default_rng(3)
     spread = rng.normal(size=(N_TOKENS, WIDTH))
     spread /= np.linalg.norm(spread, axis=1, keepdims=True)
@@ -39,7 +39,7 @@ def value(name: str, tokens: Float[np.ndarray, "N D"]) -> float:
 
 
 def draw(name: str, path: Path) -> None:
-    """Draw metric `name`: what it looks at, for a low and a high value, each with the value in its title."""
+    """Draw the quantity that metric `name` depends on, for a low and a high value; each value is in its title."""
     metric = METRICS[name]
     sets = sorted(token_sets(metric.family).values(), key=lambda tokens: value(name, tokens))
     with matplotlib.rc_context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
@@ -48,8 +48,8 @@ def draw(name: str, path: Path) -> None:
         for axes, tokens, word in ((left, sets[0], "low"), (right, sets[1], "high")):
             compressed = (word == "high") == (metric.direction > 0)
             _panel(axes, metric.family, tokens, _ORANGE if compressed else _BLUE)
-            said = "more" if compressed else "less"
-            axes.set_title(f"{word}: {value(name, tokens):.3g} ({said} compressed)", fontsize=8)
+            comparison = "more" if compressed else "less"
+            axes.set_title(f"{word}: {value(name, tokens):.3g} ({comparison} compressed)", fontsize=8)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
 

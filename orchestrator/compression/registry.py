@@ -1,6 +1,6 @@
-"""What compression metrics there are: read by schema, configuration checks, documentation, correlation and report.
+"""Registry of compression metrics; read by schema, configuration checks, documentation, correlation and report.
 
-Importing this module imports no torch. The entries themselves are in `entries.py`; here are their variants and the
+Importing this module does not import torch. The entries are in `entries.py`; this module adds their variants and the
 metrics that other packages register.
 """
 
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
     from orchestrator.compression.shared import Shared
 
 ENTRY_POINT_GROUP = "vtsweep.metrics"
-"""A package adds metrics by an entry point in this group that names a `compression.registry.UserMetric`."""
+"""Entry-point group by which a package adds metrics; each entry names a `compression.registry.UserMetric`."""
 
-_CENTRED = "Centred: the mean token is subtracted first (PCA of the tokens); NaN where all tokens are equal."
-_TRIMMED = (
-    "Trimmed: massive tokens (see massive_share) are left out first; equal to the plain value where there is none."
-)
+_CENTRED = "Centred: the mean token is subtracted first (PCA of the tokens); NaN if all tokens are equal."
+_TRIMMED = "Trimmed: massive tokens (see massive_share) are left out first; equal to the plain value if there are none."
 
 
 def _variants(metric: Metric) -> Iterable[Metric]:
@@ -67,14 +65,14 @@ METRIC_NAMES: tuple[str, ...] = tuple(METRICS)
 
 
 class MetricFunction(Protocol):
-    """What a user's metric computes: hidden (B, N, D) float32 with zeros at padding, mask (B, N) -> (B,) float."""
+    """Function of a user's metric: hidden (B, N, D) float32 with zeros at padding, mask (B, N) -> (B,) float."""
 
     def __call__(self, hidden: Tensor, mask: Tensor, shared: Shared) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class UserMetric:
-    """A metric of another package: the object its `vtsweep.metrics` entry point names."""
+    """A metric of another package: the object that its `vtsweep.metrics` entry point names."""
 
     metric: Metric
     function: MetricFunction
@@ -82,7 +80,7 @@ class UserMetric:
 
 @cache
 def _user_points() -> dict[str, EntryPoint]:
-    """Entry points by name, read once: a scan of the installed packages takes milliseconds."""
+    """Entry points by name, cached: scanning the installed packages takes milliseconds."""
     return {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
 
 
@@ -90,7 +88,7 @@ def load_user_metric(name: str) -> UserMetric:
     """Import the metric `name` that another package registers.
 
     Raises:
-        ConfigError: no such metric, or its entry point names something else than a `UserMetric` of that name.
+        ConfigError: no such metric, or its entry point does not name a `UserMetric` of that name.
     """
     if name not in _user_points():
         raise ConfigError(f"unknown compression metric {name!r}.{did_you_mean(name, metric_names())}")
@@ -109,12 +107,12 @@ def metric_names() -> tuple[str, ...]:
 
 
 def get_metric(name: str) -> Metric:
-    """The entry of metric `name`; raises `ConfigError` with the nearest right name."""
+    """The entry of metric `name`; raises `ConfigError` with the closest known name."""
     return METRICS.get(name) or load_user_metric(name).metric
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:
-    """`names` without repeats; raises `ConfigError` for an unknown one. Imports nothing."""
+    """`names` without duplicates; raises `ConfigError` for an unknown one. Imports nothing."""
     known = metric_names()
     chosen = tuple(dict.fromkeys(names))
     for name in chosen:
@@ -124,33 +122,34 @@ def check_names(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def default_names(spectrum: Spectrum = "none") -> tuple[str, ...]:
-    """The default set: metrics of norms and of one Gram matrix, those of the full spectrum if asked for, and those of
-    installed packages."""
-    wanted = {"norms", "gram", *({"exact": ("spectrum",), "estimate": ("estimate",)}.get(spectrum, ()))}
-    return tuple(name for name in metric_names() if name not in METRICS or METRICS[name].needs in wanted)
+    """The default set: metrics of norms and of one Gram matrix, metrics of the full spectrum according to `spectrum`,
+    and those of installed packages."""
+    costs = {"norms", "gram", *({"exact": ("spectrum",), "estimate": ("estimate",)}.get(spectrum, ()))}
+    return tuple(name for name in metric_names() if name not in METRICS or METRICS[name].needs in costs)
 
 
 def chosen_names(names: Iterable[str] | None, spectrum: Spectrum = "none") -> tuple[str, ...]:
-    """What `capture.metrics` and `capture.spectrum` together ask for.
+    """The metrics selected by `capture.metrics` and `capture.spectrum` together.
 
     Raises:
-        ConfigError: an unknown name, or one of the full spectrum that `spectrum` does not provide: an estimate never
-            takes the place of the exact value, nor is a costly spectrum computed unasked.
+        ConfigError: an unknown name, or a metric of the full spectrum that `spectrum` does not provide. An estimate
+            never replaces the exact value, and a costly spectrum is computed on request only.
     """
     if names is None:
         return default_names(spectrum)
     chosen = check_names(names)
     for name in chosen:
         needs = METRICS[name].needs if name in METRICS else "norms"
-        wanted = {"spectrum": "exact", "estimate": "estimate"}.get(needs)
-        if wanted not in (None, spectrum):
+        required = {"spectrum": "exact", "estimate": "estimate"}.get(needs)
+        if required not in (None, spectrum):
             other = name.replace("effective_rank", "effective_rank_estimate").replace("rank_90", "rank_90_estimate")
             hint = f"; its estimate is {other!r}" if needs == "spectrum" and spectrum == "estimate" else ""
             raise ConfigError(
-                f"capture.metrics: {name!r} needs capture.spectrum: {wanted}; found {spectrum!r}{hint}. It costs about "
+                f"capture.metrics: {name!r} needs capture.spectrum: {required}; found {spectrum!r}{hint}. It "
+                f"costs about "
                 + (
                     "as much as the forward pass itself."
-                    if wanted == "exact"
+                    if required == "exact"
                     else "a tenth of the forward pass on a GPU."
                 )
             )

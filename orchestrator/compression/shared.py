@@ -1,4 +1,4 @@
-"""Tokens of some rows and what metrics share of them. `R` rows, `N` tokens, `D` width, `K` = min(N, D)."""
+"""Tokens of some rows, and intermediate results shared by metrics. `R` rows, `N` tokens, `D` width, `K` = min(N, D)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from orchestrator.compression.spectrum import squared_singular_values
 from orchestrator.errors import ConfigError
 
 _ROUNDING = 2e-6
-"""Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, taken as zero."""
+"""Centred tokens of less than this share of the raw norm are rounding noise of the subtraction, set to zero."""
 
 
 class Shared:
-    """Tokens of some rows and what metrics share of them, each computed once when first asked for.
+    """Tokens of some rows, and intermediate results shared by metrics, each computed on first use.
 
     Attributes:
-        states: (R, N, D), the tokens of each row first; what stands after them is finite, and read nowhere.
-        mask: (R, N) bool, where tokens are.
-        counts: (R,) int64, tokens of each row.
-        exact: products in full float32 on a GPU too, as an exact spectrum needs them.
-        full: whether it is known that all rows have N tokens.
+        states: (R, N, D), the tokens of each row first; padding is finite and not used.
+        mask: (R, N) bool, valid tokens.
+        counts: (R,) int64, number of tokens of each row.
+        exact: full float32 products on a GPU too, as needed by an exact spectrum.
+        full: whether all rows are known to have N tokens.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Shared:
 
     @cached_property
     def hidden(self) -> Float32[Tensor, "R N D"]:
-        """The tokens in float32, zeros after them; for metrics of other packages."""
+        """The tokens in float32, zero at padding; for metrics of other packages."""
         hidden = self.states.float()
         return hidden if self.full else hidden.masked_fill(~self.mask[..., None], 0.0)
 
@@ -51,31 +51,31 @@ class Shared:
 
     @cached_property
     def sorted_norms(self) -> Float64[Tensor, "R N"]:
-        """Token norms from large to small, float64."""
+        """Token norms in descending order, float64."""
         return self.norms.double().sort(1, descending=True).values
 
     @cached_property
     def energies(self) -> Float64[Tensor, "R N"]:
-        """Token energies e_n = a_n^2 from large to small, float64."""
+        """Token energies e_n = a_n^2 in descending order, float64."""
         return self.sorted_norms.square()
 
     @cached_property
     def massive(self) -> Bool[Tensor, "R N"]:
-        """Which tokens are massive (`entries.MASSIVE_RATIO`)."""
+        """Mask of massive tokens (`entries.MASSIVE_RATIO`)."""
         return on_norms.massive_tokens(self.norms.double(), self.sorted_norms)
 
     @cached_property
     def trims(self) -> bool:
-        """Whether a token may be massive; asked for only where the answer is at hand."""
+        """Whether a token may be massive; evaluated only where it needs no synchronization."""
         return may_be(self.massive)
 
     @cached_property
     def kept(self) -> Bool[Tensor, "R N"]:
-        """Tokens that are not massive."""
+        """Mask of tokens that are not massive."""
         return self.mask & ~self.massive if self.trims else self.mask
 
     def sizes(self, variant: Variant) -> tuple[Float64[Tensor, "R N"], Int64[Tensor, " R"]]:
-        """Sorted norms and number of the tokens that a variant sees."""
+        """Sorted norms, and number of tokens, of a variant."""
         if not (variant.trimmed and self.trims):
             return self.sorted_norms, self.counts
         norms = self.norms.double().masked_fill(self.massive, 0.0).sort(1, descending=True).values
@@ -85,7 +85,7 @@ class Shared:
 
     @cached_property
     def _sums(self) -> Float32[Tensor, "R 3 D"]:
-        """Mean of the tokens that are not massive, and sums of unit tokens, of all and of these."""
+        """Mean of the tokens that are not massive, and sums of unit tokens: all, and those that are not massive."""
         units = inverse(self.norms)
         weights = [self.kept / self.kept.sum(1, keepdim=True).clamp(min=1), units]
         if self.trims:
@@ -94,17 +94,17 @@ class Shared:
 
     @property
     def pivot(self) -> Float32[Tensor, "R D"]:
-        """The mean of the tokens that are not massive: of all tokens, where none is."""
+        """The mean of the tokens that are not massive (of all tokens if none is massive)."""
         return self._sums[:, 0]
 
     @cached_property
     def spread(self) -> Float32[Tensor, "R N D"]:
-        """Tokens minus the pivot; anything where `live` is false."""
+        """Tokens minus the pivot; undefined where `live` is false."""
         return self.states - self.pivot[:, None]
 
     @cached_property
     def spread_norms(self) -> Float32[Tensor, "R N"]:
-        """Norms of `spread`, zero where it does not count."""
+        """Norms of `spread`; zero where `live` is false."""
         return self._distances * self.live
 
     @cached_property
@@ -113,7 +113,7 @@ class Shared:
 
     @cached_property
     def live(self) -> Bool[Tensor, "R N"]:
-        """Tokens whose difference from the pivot counts: not padding, and not equal to the others but for rounding."""
+        """Mask of tokens whose difference from the pivot is used: no padding, and larger than rounding noise."""
         norms = self._distances
         rest, raw = (torch.linalg.vector_norm(n * self.kept, dim=1) for n in (norms, self.norms))
         equal = rest <= _ROUNDING * raw
@@ -138,11 +138,11 @@ class Shared:
         return {}
 
     def leading(self, variant: Variant, among: Sequence[Variant] = ()) -> Leading:
-        """Trace, norm and leading block of a variant's Gram matrix; those of `among` are made with it."""
+        """Trace, norm and leading block of a variant's Gram matrix; those of `among` are computed in the same batch."""
         variant = self.grams.plain(variant)
         if variant not in self._leading:
-            wanted = dict.fromkeys(self.grams.plain(v) for v in (variant, *among))
-            self._leading |= self.grams.leading([v for v in wanted if v not in self._leading])
+            variants = dict.fromkeys(self.grams.plain(v) for v in (variant, *among))
+            self._leading |= self.grams.leading([v for v in variants if v not in self._leading])
         return self._leading[variant]
 
     @cached_property
@@ -150,7 +150,7 @@ class Shared:
         return {}
 
     def spectrum(self, centred: bool = False, trimmed: bool = False) -> Float64[Tensor, "R K"]:
-        """Squared singular values sigma_i^2 from large to small, K = min(N, D): all of them, exactly."""
+        """All squared singular values sigma_i^2, exact, in descending order; K = min(N, D)."""
         variant = self.grams.plain(Variant(centred, trimmed))
         if variant not in self._spectra:
             self._spectra[variant] = squared_singular_values(self.grams, variant)
@@ -161,14 +161,14 @@ class Shared:
         return {}
 
     def estimate(self, variant: Variant) -> Estimate:
-        """Estimates of what needs all singular values, with standard errors."""
+        """Estimates of the metrics of the full spectrum, with standard errors."""
         variant = self.grams.plain(variant)
         if variant not in self._estimates:
             self._estimates[variant] = estimate(self.grams, variant)
         return self._estimates[variant]
 
     def mean_cosine(self, variant: Variant) -> Float64[Tensor, " R"]:
-        """Mean cosine over pairs of tokens that have a norm; NaN where fewer than two have."""
+        """Mean cosine over pairs of tokens of nonzero norm; NaN for fewer than two."""
         trimmed = variant.trimmed and self.trims
         if variant.centred:
             units, direction = self._centred_units[int(trimmed)]
@@ -180,12 +180,13 @@ class Shared:
 
     @cached_property
     def _centred_units(self) -> list[tuple[Float32[Tensor, "R N"], Float32[Tensor, "R D"]]]:
-        """1 / norm of each centred token, and the sum of centred unit tokens: of all tokens, and of those kept."""
+        """1 / norm of each centred token, and the sum of centred unit tokens: of all tokens, and of those that are not
+        massive."""
         floor = _ROUNDING * self.norms
         kept = inverse(self.spread_norms, floor) * self.kept
         if not self.trims:
             return [(kept, weighted((kept * self.live)[:, None], self.spread)[:, 0])] * 2
-        # all tokens are relative to the mean of all, which is not the pivot where some are massive
+        # the mean of all tokens differs from the pivot if some are massive
         live = self.live.float()
         shares = live / self.counts[:, None].clamp(min=1)
         offset = weighted(shares[:, None], self.spread)[:, 0]
@@ -197,7 +198,8 @@ class Shared:
 
 
 def weighted(weights: Float32[Tensor, "R k N"], tokens: Float[Tensor, "R N D"]) -> Float32[Tensor, "R k D"]:
-    """Weighted sums of tokens. Of bfloat16 tokens on a GPU they are read as such, with weights in two halves."""
+    """Weighted sums of tokens. On a GPU, bfloat16 tokens are read without a cast and weights are split into two
+    halves."""
     if tokens.dtype not in (torch.bfloat16, torch.float16):
         return weights.to(tokens.dtype) @ tokens
     high = weights.to(tokens.dtype)
@@ -207,38 +209,38 @@ def weighted(weights: Float32[Tensor, "R k N"], tokens: Float[Tensor, "R N D"]) 
 
 
 def may_be(flags: Bool[Tensor, ...]) -> bool:
-    """Whether a flag is set, where asking is free; on a GPU, whose host would have to wait, always True."""
+    """Whether a flag is set on the CPU; always True on a GPU, where reading it would synchronize."""
     return flags.device.type in LEAN or bool(flags.any())
 
 
 def inverse(norms: Tensor, floor: Tensor | float = 0.0) -> Tensor:
-    """1 / norm, and zero where the norm does not exceed `floor`."""
+    """1 / norm; zero if the norm does not exceed `floor`."""
     return torch.where(norms > floor, norms.reciprocal(), 0.0)
 
 
 def gather_tokens(
     hidden: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"]
 ) -> tuple[Float[Tensor, "B T D"], Int64[Tensor, " B"], bool]:
-    """The masked tokens of each row moved to the front, T the most that a row has; their counts; whether all have T.
+    """Masked tokens moved to the front of each row, T the largest number in a row; counts; whether all rows have T.
 
     Raises:
-        ConfigError: shapes that do not fit.
+        ConfigError: shapes do not match.
     """
     if hidden.shape[:2] != mask.shape:
         raise ConfigError(
             f"mask has shape {tuple(mask.shape)}; expected {tuple(hidden.shape[:2])} as the hidden states"
         )
-    here = mask.cpu()
-    counts = here.sum(1)
+    mask_cpu = mask.cpu()
+    counts = mask_cpu.sum(1)
     if hidden.shape[1] == 0:
-        hidden, here = hidden.new_zeros(len(hidden), 1, hidden.shape[2]), here.new_zeros(len(hidden), 1)
-    most = max(1, int(counts.max()) if len(counts) else 0)
-    full = bool((counts == most).all())
+        hidden, mask_cpu = hidden.new_zeros(len(hidden), 1, hidden.shape[2]), mask_cpu.new_zeros(len(hidden), 1)
+    max_count = max(1, int(counts.max()) if len(counts) else 0)
+    full = bool((counts == max_count).all())
     on_device = counts.to(hidden.device)
-    if full and most == here.shape[1]:
+    if full and max_count == mask_cpu.shape[1]:
         return hidden, on_device, True
-    order = here.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    order = order.where(torch.arange(most) < counts[:, None], order[:, :1])  # padding is finite where the row is
-    places = order + torch.arange(len(here))[:, None] * hidden.shape[1]
+    order = mask_cpu.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :max_count]
+    order = order.where(torch.arange(max_count) < counts[:, None], order[:, :1])  # padding is finite if the row is
+    places = order + torch.arange(len(mask_cpu))[:, None] * hidden.shape[1]
     tokens = hidden.flatten(0, 1).index_select(0, places.flatten().to(hidden.device))
-    return tokens.view(len(here), most, hidden.shape[2]), on_device, full
+    return tokens.view(len(mask_cpu), max_count, hidden.shape[2]), on_device, full

@@ -1,8 +1,8 @@
-"""How fine-tuning changes a model's inner states: the same images, measured before and after.
+"""Drift: change of a model's hidden states by fine-tuning, measured on the same images before and after.
 
-A `Snapshot` holds the compression metrics of every image and, for the comparison of states, some tokens of each image:
-all of them up to a limit, else a seeded choice that is the same before and after. The base model's snapshot is taken
-once and serves every trial.
+A `Snapshot` holds the compression metrics of every image and, for the comparison of states, tokens of each image: all
+up to a limit, else a seeded sample that is the same before and after. The base model's snapshot is taken once and used
+by every trial.
 
 Shapes: I images, L tap layers, T kept tokens, D width.
 """
@@ -30,27 +30,27 @@ from orchestrator.store.tables.core import check_table
 
 N_BOOTSTRAP = 500
 N_CKA_TOKENS = 1024
-"""Tokens of all images together that CKA compares; the estimator is unbiased for any number."""
+"""Number of tokens, over all images, that CKA compares; the estimator is unbiased for any number."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One model's states on the fixed images."""
+    """States and metrics of one model on the fixed images."""
 
     metrics: pl.DataFrame
     """Table `layer_metrics`."""
     states: dict[str, np.ndarray]
-    """`TAP-GROUP` -> float32 (I, L, T, D), zeros after an image's kept tokens."""
+    """`TAP-GROUP` -> float32 (I, L, T, D), zero at padding."""
     counts: dict[str, np.ndarray]
-    """`TAP-GROUP` -> int64 (I,), kept tokens of each image."""
+    """`TAP-GROUP` -> int64 (I,), number of kept tokens of each image."""
     layers: dict[str, list[int]]
     """`TAP-GROUP` -> the tap's layers, in order."""
 
 
 def group_taps(adapter: Adapter) -> dict[str, str]:
-    """Where each group's states are compared: the residual stream, or for vision in a `cross_kv` model the values.
+    """Tap at which each group's states are compared: the residual stream; in a `cross_kv` model the values for vision.
 
-    Vision tokens never enter the decoder of a `cross_kv` model; what the text reads of them are the values at each
+    Vision tokens never enter the decoder of a `cross_kv` model; text tokens read them as the values of each
     cross-attention layer.
     """
     return {"vision": "decoder" if adapter.vision_kind == "residual" else "cross_v", "text": "decoder"}
@@ -67,29 +67,29 @@ def take_snapshot(
     """Run the model on prepared images and keep metrics and states.
 
     Args:
-        examples: each image with the fixed prompt, prepared.
-        batches: indices of examples that are run together.
-        metrics: compression metrics; all of the registry when None.
-        n_tokens: most tokens an image and group kept for the comparison of states.
+        examples: model inputs of each image with the fixed prompt.
+        batches: indices of the examples of each forward pass.
+        metrics: compression metrics; None for all of the registry.
+        n_tokens: maximum number of tokens per image and group kept for the comparison of states.
     """
     rows: list[pl.DataFrame] = []
     kept: dict[str, dict[int, dict[int, np.ndarray]]] = {}
-    wanted = group_taps(adapter)
+    taps_of = group_taps(adapter)
 
     def measure(indices: Sequence[int]) -> None:
         states: list[State] = []
-        found: list[pl.DataFrame] = []
-        with Taps(adapter, sorted(set(wanted.values())), on_state=states.append), torch.no_grad():
+        tables: list[pl.DataFrame] = []
+        with Taps(adapter, sorted(set(taps_of.values())), on_state=states.append), torch.no_grad():
             adapter.run(adapter.collate([examples[i] for i in indices]), logits_to_keep=1)
         for state in states:
             for group, mask in (("vision", state.vision), ("text", state.text)):
-                if wanted[group] != state.tap or mask is None:
+                if taps_of[group] != state.tap or mask is None:
                     continue
-                found.append(_metric_rows(state, group, mask, [image_ids[i] for i in indices], metrics))
+                tables.append(_metric_rows(state, group, mask, [image_ids[i] for i in indices], metrics))
                 by_layer = kept.setdefault(f"{state.tap}-{group}", {}).setdefault(state.layer, {})
                 for row, i in enumerate(indices):
                     by_layer[i] = keep_tokens(state.hidden[row][mask[row]], n_tokens, seed=i)
-        rows.extend(found)
+        rows.extend(tables)
 
     retry_with_smaller_batch(batches, measure)
     order = pl.DataFrame({"image_id": list(image_ids), "place": range(len(image_ids))})
@@ -120,7 +120,7 @@ def _metric_rows(
 
 
 def keep_tokens(tokens: Float[Tensor, "N D"], limit: int, seed: int) -> Float32[np.ndarray, "T D"]:
-    """All tokens, or `limit` of them in order, chosen by (seed, N) alone."""
+    """All tokens, or a sorted sample of `limit`, determined by (seed, N) only."""
     if len(tokens) > limit:
         chosen = np.sort(np.random.default_rng([seed, len(tokens)]).choice(len(tokens), limit, replace=False))
         tokens = tokens[torch.from_numpy(chosen).to(tokens.device)]
@@ -149,22 +149,22 @@ def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
     - `cka/GROUP/THIRD`: debiased linear CKA over tokens of all images.
     - `alignment/GROUP/THIRD` and `_low`, `_high`: alignment of the top five right singular directions with the base's.
     """
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for name, layers in base.layers.items():
         group = name.rsplit("-", 1)[1]
         thirds = np.array([third_of(place, len(layers)) for place in range(len(layers))])
-        found |= _metric_changes(base, tuned, name, dict(zip(layers, thirds, strict=True)))
+        columns |= _metric_changes(base, tuned, name, dict(zip(layers, thirds, strict=True)))
         values = _state_changes(base.states[name], tuned.states[name], base.counts[name])
         for third in sorted(set(thirds), key=THIRDS.index):
             inside = thirds == third
             for measure in ("drift", "alignment"):
-                _with_interval(found, f"{measure}/{group}/{third}", values[measure][:, inside].mean(1))
-            found[f"cka/{group}/{third}"] = float(values["cka"][inside].mean())
-    return found
+                _with_interval(columns, f"{measure}/{group}/{third}", values[measure][:, inside].mean(1))
+            columns[f"cka/{group}/{third}"] = float(values["cka"][inside].mean())
+    return columns
 
 
 def _state_changes(base: np.ndarray, tuned: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """`drift` and `alignment` (I, L), `cka` (L,); a GPU does it where there is one, as these are large products."""
+    """`drift` and `alignment` (I, L), `cka` (L,); computed on a GPU if there is one, as the products are large."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     real = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None]).to(device)
     pooled = np.random.default_rng(0).permutation(int(real.sum()))[:N_CKA_TOKENS]
@@ -188,15 +188,15 @@ def _metric_changes(base: Snapshot, tuned: Snapshot, name: str, thirds: dict[int
         averages = [pl.col(m).cast(pl.Float64).fill_nan(None).mean() for m in metrics]
         means.append(table.with_columns(third).group_by("image_id", "third", maintain_order=True).agg(averages))
     both = means[0].join(means[1], on=["image_id", "third"], suffix="_tuned", maintain_order="left")
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for (third,), part in both.group_by(["third"], maintain_order=True):
         for metric in metrics:
             after, before = part[f"{metric}_tuned"].to_numpy(), part[metric].to_numpy()
             valid = np.isfinite(after) & np.isfinite(before)
             if valid.any():
-                found[f"compression/{group}/{metric}/{third}"] = float(after[valid].mean())
-                _with_interval(found, f"delta/{group}/{metric}/{third}", (after - before)[valid])
-    return found
+                columns[f"compression/{group}/{metric}/{third}"] = float(after[valid].mean())
+                _with_interval(columns, f"delta/{group}/{metric}/{third}", (after - before)[valid])
+    return columns
 
 
 def compare_asked(base: pl.DataFrame, tuned: pl.DataFrame, answers: pl.DataFrame) -> dict[str, float]:
@@ -206,19 +206,19 @@ def compare_asked(base: pl.DataFrame, tuned: pl.DataFrame, answers: pl.DataFrame
         answers: table `answers`, for the tier of each question.
     """
     tiers = answers.select(pl.col("question_id").alias("image_id"), "tier")
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for (tier,), ids in tiers.group_by(["tier"], maintain_order=True):
         parts = [Snapshot(table.join(ids, on="image_id", how="semi"), {}, {}, {}) for table in (base, tuned)]
         for (tap, group), rows in parts[0].metrics.group_by(["tap", "group"], maintain_order=True):
             layers = sorted(rows["layer"].unique().to_list())
             thirds = {layer: third_of(place, len(layers)) for place, layer in enumerate(layers)}
             changes = _metric_changes(parts[0], parts[1], f"{tap}-{group}", thirds)
-            found |= {f"asked/{tier}/{name}": value for name, value in changes.items()}
-    return found
+            columns |= {f"asked/{tier}/{name}": value for name, value in changes.items()}
+    return columns
 
 
-def _with_interval(found: dict[str, float], name: str, values: np.ndarray) -> None:
+def _with_interval(columns: dict[str, float], name: str, values: np.ndarray) -> None:
     """Add the mean of an image-wise value and its 95 % bootstrap interval over images; no interval for one image."""
     mean, low, high = (float(end[0]) for end in bootstrap_means(values[:, None], n_resamples=N_BOOTSTRAP))
     ends = {} if np.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
-    found |= {name: mean, **ends}
+    columns |= {name: mean, **ends}

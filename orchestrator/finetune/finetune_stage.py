@@ -1,4 +1,4 @@
-"""The directories of a trial and of its base model's measurement, named without work. Imports no torch."""
+"""The stages (directory and digest) of a trial and of its base model's measurement. Does not import torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
 VERSION = 6
-"""Raised whenever equal inputs would give other values or columns; part of the digests."""
+"""Incremented whenever equal inputs give different values or columns; part of the digests."""
 CHECKPOINT = "checkpoint.safetensors"
 Report = Callable[[Mapping[str, Any]], None]
 """Receives `{"step": ..., "loss": ...}` after every optimiser step."""
@@ -37,7 +37,7 @@ _NOT_HASHED = {"search_trials", "search_algorithm", "prune", "primary"}
 
 
 def check_task(run: RunConfig) -> None:
-    """Refuse a task that the run's model or data cannot serve.
+    """Check that the run's model and data can be used for the fine-tuning task.
 
     Raises:
         ConfigError: the model already carries a LoRA adapter, the task's images do not come from `data`, or they are
@@ -61,17 +61,17 @@ def check_task(run: RunConfig) -> None:
 
 
 def held_out_identity(run: RunConfig) -> dict[str, Any] | None:
-    """What identifies the images of held-out questions; None where those are scenes. Raises as `check_task`."""
+    """Identity of the images of held-out questions; None if they are scenes. Raises as `check_task`."""
     check_task(run)
     source = task_source(run, held_out=True)
     return source.fingerprint() if source else None
 
 
 def baseline_stage(point: ResolvedPoint) -> Stage:
-    """The directory of the base model's answers and states; shared by all trials that are judged alike."""
+    """The directory of the base model's answers and states; shared by all trials with the same evaluation."""
     run, settings = point.run, point.run.finetune.model_dump(mode="json")
     metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
-    what = {
+    inputs = {
         "version": VERSION,
         "model": point.model,
         "data": point.data,
@@ -85,18 +85,18 @@ def baseline_stage(point: ResolvedPoint) -> Stage:
         "held_out": point.held_out,
         **{key: settings[key] for key in _EVALUATION},
     }
-    return Stage(point.storage, "baseline", what)
+    return Stage(point.storage, "baseline", inputs)
 
 
 def trial_stages(point: ResolvedPoint) -> tuple[Stage, Stage]:
-    """The directories of the base model's measurement and of the trial, without work."""
+    """The stages of the base model's measurement and of the trial; computes nothing."""
     baseline = baseline_stage(point)
     settings = point.run.finetune.model_dump(mode="json", exclude=_NOT_HASHED)
     return baseline, Stage(point.storage, "finetune", {"finetune": settings}, {"baseline": baseline.digest})
 
 
 def sampled_point(point: ResolvedPoint, values: Mapping[str, Any]) -> ResolvedPoint:
-    """The point with a search's values set, and the directories that follow from them.
+    """The point with the sampled values of a search, and the resulting stages.
 
     Raises:
         ConfigError: a value is not valid for its key.
@@ -106,11 +106,11 @@ def sampled_point(point: ResolvedPoint, values: Mapping[str, Any]) -> ResolvedPo
     run = sampled(point.run, values)
     same_task = run.finetune.task == point.run.finetune.task
     held_out = point.held_out if same_task else held_out_identity(run)
-    made = replace(point, run=run, held_out=held_out)
-    return made.with_stages(*trial_stages(made))
+    result = replace(point, run=run, held_out=held_out)
+    return result.with_stages(*trial_stages(result))
 
 
 def task_source(run: RunConfig, held_out: bool = False) -> CocoSource | QuestionSource | None:
-    """The images that questions are asked about where they are not scenes of their own."""
+    """The source of the questions' images; None if the questions have their own scenes."""
     task = run.finetune.task
     return open_task_source(run.data, task.source, "finetune.task.source", task.eval_split if held_out else None)

@@ -1,7 +1,8 @@
 """LoRA (or full training) on chosen parts of a model, each part with its own rank and learning rate.
 
-Low-rank adaptation: Hu et al. 2021 (arXiv 2106.09685), by peft. The layers are injected into the given model and taken
-out again, so that one loaded base model serves every trial of a worker; a checksum proves that it came back unchanged.
+Low-rank adaptation: Hu et al. 2021 (arXiv 2106.09685), by peft. The layers are injected into the given model and
+removed afterwards, so that a worker uses one loaded base model for all trials; a checksum verifies that its weights
+are unchanged.
 """
 
 from __future__ import annotations
@@ -40,22 +41,22 @@ def part_settings(config: FinetuneConfig) -> dict[str, GroupConfig]:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A model whose chosen parts can be trained: what the optimiser needs and what a trial keeps."""
+    """A model with trainable parts: parameters for the optimiser, and the weights that a trial saves."""
 
     model: nn.Module
     parameters: dict[str, nn.Parameter]
-    """Trained parameters by name, in the model's order."""
+    """Trained parameters by name, in model order."""
     parts: dict[str, str]
     """Parameter name -> part."""
     settings: dict[str, GroupConfig]
     wrapped: peft.PeftModel | None
-    """peft's view of the model; None in full fine-tuning."""
+    """peft's wrapper of the model; None in full fine-tuning."""
     masters: dict[str, nn.Parameter]
-    """What the optimiser changes: the parameters themselves, or float32 copies of those that the model holds in less,
-    where small changes of a weight would be lost."""
+    """Master weights, updated by the optimiser: the parameters themselves, or float32 copies of those of lower
+    precision, in which small updates would be rounded away."""
 
     def optimiser_groups(self) -> list[dict[str, Any]]:
-        """One optimiser group a part: its parameters and its peak learning rate."""
+        """One optimiser group per part: its parameters and its peak learning rate."""
         return [
             {
                 "params": [p for name, p in self.masters.items() if self.parts[name] == part],
@@ -66,11 +67,11 @@ class Tuned:
         ]
 
     def weights(self) -> dict[str, Tensor]:
-        """Trained weights by name, on the CPU; in full precision."""
+        """Trained weights by name, on the CPU, in full precision."""
         return {name: p.detach().cpu().contiguous().clone() for name, p in self.masters.items()}
 
     def gather_gradients(self) -> None:
-        """Add the gradients of parameters to those of their masters."""
+        """Add the gradients of parameters to those of their master weights."""
         for name, master in self.masters.items():
             parameter = self.parameters[name]
             if master is parameter or parameter.grad is None:
@@ -78,14 +79,14 @@ class Tuned:
             grad, parameter.grad = parameter.grad.float(), None
             master.grad = grad if master.grad is None else master.grad.add_(grad)
 
-    def drop_gradients(self) -> None:
-        """Forget all gradients."""
+    def zero_grad(self) -> None:
+        """Set all gradients to None."""
         for parameter in (*self.parameters.values(), *self.masters.values()):
             parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
-        """Give the model its masters' values, rounded to its own precision."""
+        """Copy the master weights to the model, rounded to its precision."""
         for name, master in self.masters.items():
             if master is not self.parameters[name]:
                 self.parameters[name].copy_(master)
@@ -104,7 +105,7 @@ class Tuned:
         """The trained weights as files: peft's adapter folder, or `weights.safetensors` after full fine-tuning.
 
         Args:
-            base_name: name or folder of the base model, by which a later load knows it again.
+            base_name: name or folder of the base model, checked when the adapter is loaded.
         """
         if self.wrapped is None:
             return {"weights.safetensors": to_safetensors(self.weights())}
@@ -121,9 +122,9 @@ class Tuned:
 
 @contextmanager
 def tunable(adapter: Adapter, config: FinetuneConfig) -> Iterator[Tuned]:
-    """Make the chosen parts of `adapter.model` trainable inside the block; afterwards the base model is as before.
+    """Make the chosen parts of `adapter.model` trainable inside the block; the base model is restored afterwards.
 
-    LoRA's A matrices are drawn from `config.seed`, B is zero: the model starts as the base model.
+    LoRA's A matrices are drawn from `config.seed`, B is zero: the model initially equals the base model.
 
     Raises:
         ConfigError: nothing is to be trained.
@@ -140,7 +141,7 @@ def tunable(adapter: Adapter, config: FinetuneConfig) -> Iterator[Tuned]:
 def _lora(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupConfig]) -> Iterator[Tuned]:
     before = checksum(adapter.model)
     torch.manual_seed(config.seed)
-    # In bfloat16 as the model is, with masters in float32: mixed types would have to be cast in every pass.
+    # In the model's bfloat16, with float32 master weights: mixed dtypes would need casts in every pass.
     cast = adapter.dtype != torch.bfloat16
     wrapped: Any = peft.get_peft_model(
         adapter.model, lora_config(adapter, config, settings), autocast_adapter_dtype=cast
@@ -148,9 +149,11 @@ def _lora(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupCon
     try:
         yield _tuned(adapter, settings, wrapped)
     finally:
-        whole = {name: m.original_module for name, m in adapter.model.named_modules() if isinstance(m, TrainedWhole)}
+        fully_trained = {
+            name: m.original_module for name, m in adapter.model.named_modules() if isinstance(m, TrainedWhole)
+        }
         wrapped.unload()
-        for name, module in whole.items():  # `unload` leaves the trained copy in place
+        for name, module in fully_trained.items():  # `unload` leaves the trained copy in place
             adapter.model.set_submodule(name, module)
         adapter.model.eval().requires_grad_(False)
     if checksum(adapter.model) != before:
@@ -181,21 +184,23 @@ def _tuned(adapter: Adapter, settings: dict[str, GroupConfig], wrapped: peft.Pef
 
 
 def lora_config(adapter: Adapter, config: FinetuneConfig, settings: dict[str, GroupConfig]) -> peft.LoraConfig:
-    """peft's settings: every linear layer of each part but the output head, at the part's rank.
+    """peft's settings: every linear layer of each part except the output head, with the part's rank.
 
-    A part without linear layers (Gemma 3's projector is one bare matrix) is trained whole instead.
+    A part without linear layers (Gemma 3's projector is a single matrix parameter) is fully trained instead.
     """
     linear = {name: adapter.group_of(name) for name in adapter.linear_modules(PARTS)}
     targets = {name: part for name, part in linear.items() if part in settings}
-    whole = [top for part in settings if part not in targets.values() for top in adapter.parameter_groups()[part]]
+    modules_to_save = [
+        top for part in settings if part not in targets.values() for top in adapter.parameter_groups()[part]
+    ]
     rank = max(s.rank for s in settings.values())
     other = {name: settings[part].rank for name, part in targets.items() if settings[part].rank != rank}
     return peft.LoraConfig(
         r=rank,
-        lora_alpha=config.alpha_over_rank * rank,  # type: ignore[arg-type]  # any number scales as well as an integer
+        lora_alpha=config.alpha_over_rank * rank,  # type: ignore[arg-type]  # lora_alpha may be any number
         lora_dropout=config.dropout,
         target_modules=list(targets),
-        modules_to_save=whole or None,
+        modules_to_save=modules_to_save or None,
         rank_pattern=other,
         alpha_pattern={name: config.alpha_over_rank * r for name, r in other.items()},
         bias="none",
@@ -203,9 +208,9 @@ def lora_config(adapter: Adapter, config: FinetuneConfig, settings: dict[str, Gr
 
 
 def checksum(model: nn.Module) -> int:
-    """A number that changes with any single weight or buffer: the wrapped sum of their bits, weighted by place.
+    """A checksum that changes with any single weight or buffer: wrapped sum of their bits, weighted by position.
 
-    Exact in any order of summation, so it is the same on every device; it takes about 1 ms a 10 million weights.
+    Independent of the order of summation, hence equal on every device; about 1 ms per 10 million weights.
     """
     total = 0
     for place, tensor in enumerate([*model.parameters(), *model.buffers()], start=1):

@@ -1,9 +1,9 @@
-"""What a sweep says about the complexity ratio: effects over seeds, sufficient ratio, cost.
+"""Effect of the complexity ratio over the seeds of a sweep: contrasts, sufficient ratio, cost.
 
 The unit is the seed: a trial's outcome is one number, and contrasts between ratios are paired by seed (Student's t,
-three pairs or more; fewer give no interval and no verdict). All trials are asked the same questions, so a statement
-holds for these questions. Primary outcomes are named before the sweep runs (`finetune.primary`) and judged as one
-family; every other outcome is explored, with q values over all of them.
+three pairs or more; fewer give no interval and no verdict). All trials answer the same questions, so that
+inference is conditional on these questions. Primary outcomes are named before the sweep runs (`finetune.primary`) and
+tested as one family; all other outcomes are exploratory, with q values over all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Seeds = Mapping[float, Mapping[int, float]]
 SMALLEST = {"accuracy": 0.05, "drift": 0.05, "alignment": 0.05, "cka": 0.05}
 """Smallest effect of interest by kind of outcome: 5 points of accuracy, 0.05 of relative drift, alignment and CKA."""
 SMALLEST_RELATIVE = 0.05
-"""Of other outcomes: this share of the mean at the smallest ratio (of a change: of the metric itself)."""
+"""For other outcomes: this share of the mean at the smallest ratio (for a change: of the metric itself)."""
 _KINDS = ("accuracy", "drift", "delta", "alignment", "cka", "count_error", "point_distance")
 _ENDS = ("_low", "_high")
 
@@ -41,37 +41,35 @@ class RatioEffect:
     table: pl.DataFrame
     """complexity_ratio, n_seeds, mean, ci_low, ci_high; gain, gain_low, gain_high (paired, against the smallest)."""
     rises: bool | None
-    """Whether the largest gain exceeds chance, paid for having been picked; None below three seeds."""
+    """Whether the largest gain exceeds chance, adjusted for selection of the best ratio; None below three seeds."""
     sufficient: float | None
-    """Smallest ratio that reaches 90 % of the best gain; None where there is none or it cannot be told."""
+    """Smallest ratio that reaches 90 % of the best gain; None if there is none or it cannot be determined."""
 
 
 def accuracy_by_seed(
     answers: Mapping[tuple[float, int], pl.DataFrame], tier: str, family: str | None = None
 ) -> dict[float, dict[int, float]]:
-    """Share of right answers of each trial to the questions of a tier (or one family of it).
+    """Accuracy of each trial on the questions of a tier (or one family of it).
 
     Args:
         answers: (ratio, seed) -> table `answers` of that trial.
 
     Raises:
-        DataError: trials were asked different questions, or none of this tier and family.
+        DataError: trials have different questions, or none of this tier and family.
     """
     chosen = pl.col("tier") == tier if family is None else (pl.col("tier") == tier) & (pl.col("family") == family)
-    found: dict[float, dict[int, float]] = {}
-    asked: list[str] | None = None
+    by_ratio: dict[float, dict[int, float]] = {}
+    question_ids: list[str] | None = None
     for (ratio, seed), frame in sorted(answers.items(), key=lambda item: item[0]):
         part = frame.filter(chosen).sort("question_id")
         questions = part["question_id"].to_list()
         if not questions:
             raise DataError(f"answers of ratio {ratio}, seed {seed}: no {family or ''} questions of tier {tier!r}")
-        if asked is not None and questions != asked:
-            raise DataError(
-                f"answers of ratio {ratio}, seed {seed}: not the questions that the other trials were asked"
-            )
-        asked = questions
-        found.setdefault(ratio, {})[seed] = float(part["correct"].to_numpy().mean())
-    return found
+        if question_ids is not None and questions != question_ids:
+            raise DataError(f"answers of ratio {ratio}, seed {seed}: not the questions of the other trials")
+        question_ids = questions
+        by_ratio.setdefault(ratio, {})[seed] = float(part["correct"].to_numpy().mean())
+    return by_ratio
 
 
 def effect_of_ratio(by_ratio: Seeds) -> RatioEffect:
@@ -88,22 +86,22 @@ def effect_of_ratio(by_ratio: Seeds) -> RatioEffect:
 
 
 def outcome_by_seed(trials: pl.DataFrame, column: str) -> dict[float, dict[int, float]]:
-    """A column of table `trials` by ratio and seed, over finished trials; further settings are averaged."""
+    """A column of table `trials` by ratio and seed, over finished trials; other settings are averaged."""
     done = trials.filter(pl.col("status") == "done").drop_nulls(column)
     means = done.group_by("complexity_ratio", "seed").agg(pl.col(column).cast(pl.Float64).mean())
-    found: dict[float, dict[int, float]] = {}
+    by_ratio: dict[float, dict[int, float]] = {}
     for ratio, seed, value in means.sort("complexity_ratio", "seed").iter_rows():
         if np.isfinite(value):
-            found.setdefault(ratio, {})[seed] = value
-    return found
+            by_ratio.setdefault(ratio, {})[seed] = value
+    return by_ratio
 
 
 def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
     """The largest ratio against the smallest, paired by seed, for each outcome of table `trials`; primary ones first.
 
     Returns:
-        outcome, primary, low_ratio, high_ratio, effect, ci_low, ci_high (primary: hold together), p, q (explored ones:
-        over all of them), n_seeds, smallest, verdict (primary alone), detectable (effect seen with 80 % power at these
+        outcome, primary, low_ratio, high_ratio, effect, ci_low, ci_high (primary: simultaneous), p, q (exploratory:
+        over all of them), n_seeds, smallest, verdict (primary only), detectable (effect seen with 80 % power at these
         seeds and this spread), n_explored.
     """
     every = [
@@ -121,24 +119,24 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
         seeds = sorted(set(by_ratio[first]) & set(by_ratio[last]))
         changes = np.array([by_ratio[last][s] - by_ratio[first][s] for s in seeds])
         is_primary = column in named
-        found = student_interval(changes, confidence if is_primary else 0.95)
+        interval = student_interval(changes, confidence if is_primary else 0.95)
         smallest = smallest_effect(trials, column, by_ratio)
         spread, detectable = float(changes.std(ddof=1)) if len(changes) > 1 else 0.0, detectable_effect(len(changes))
         enough = len(changes) >= MIN_SEEDS
-        told = verdict(found.value, found.low, found.high, smallest) if smallest else "undecided"
+        judgement = verdict(interval.value, interval.low, interval.high, smallest) if smallest else "undecided"
         rows.append(
             {
                 "outcome": column,
                 "primary": is_primary,
                 "low_ratio": first,
                 "high_ratio": last,
-                "effect": found.value if len(changes) else None,
-                "ci_low": found.low,
-                "ci_high": found.high,
+                "effect": interval.value if len(changes) else None,
+                "ci_low": interval.low,
+                "ci_high": interval.high,
                 "p": float(stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread > 0 else None,
                 "n_seeds": len(changes),
                 "smallest": smallest,
-                "verdict": told if is_primary and enough else None,
+                "verdict": judgement if is_primary and enough else None,
                 "detectable": spread * detectable if enough and detectable is not None else None,
             }
         )
@@ -152,7 +150,7 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
 
 
 def smallest_effect(trials: pl.DataFrame, column: str, by_ratio: Seeds) -> float:
-    """Smallest effect of interest in the outcome's own unit (`SMALLEST`, else relative); 0 where there is no scale."""
+    """Smallest effect of interest in the outcome's unit (`SMALLEST`, else relative); 0 if there is no scale."""
     kind = column.split("/")[0]
     if kind in SMALLEST:
         return SMALLEST[kind]
@@ -162,9 +160,9 @@ def smallest_effect(trials: pl.DataFrame, column: str, by_ratio: Seeds) -> float
 
 
 def cost_of_ratio(trials: pl.DataFrame) -> pl.DataFrame:
-    """Mean cost of a trial at each ratio: training and whole seconds, floating-point operations, answer-bearing tokens.
+    """Mean cost of a trial at each ratio: training and total seconds, floating-point operations, answer-bearing tokens.
 
-    The ratio changes neither examples nor steps, so differences here are those of question and answer length.
+    The ratio changes neither examples nor steps, so that differences come from question and answer length.
     """
     costs = [c for c in ("train_seconds", "trial_seconds", "train_flops", "train_tokens") if c in trials.columns]
     done = trials.filter(pl.col("status") == "done")
@@ -178,15 +176,15 @@ def cost_of_ratio(trials: pl.DataFrame) -> pl.DataFrame:
 def summarise_sweep(
     trials: pl.DataFrame, answers: Mapping[tuple[float, int], pl.DataFrame], primary: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The answer of a sweep in plain values: primary and explored contrasts, and each tier's accuracy by ratio."""
-    found: dict[str, Any] = {"cost": cost_of_ratio(trials).to_dicts(), "tiers": {}}
-    found["contrasts"] = contrasts(trials, primary).to_dicts() if "seed" in trials.columns else []
+    """The results of a sweep as plain values: primary and exploratory contrasts, and accuracy by tier and ratio."""
+    summary: dict[str, Any] = {"cost": cost_of_ratio(trials).to_dicts(), "tiers": {}}
+    summary["contrasts"] = contrasts(trials, primary).to_dicts() if "seed" in trials.columns else []
     tiers = sorted({t for frame in answers.values() for t in frame["tier"].unique().to_list()})
     for tier in tiers:
         effect = effect_of_ratio(accuracy_by_seed(answers, tier))
-        found["tiers"][tier] = {
+        summary["tiers"][tier] = {
             "effect": effect.table.to_dicts(),
             "rises": effect.rises,
             "sufficient_ratio": effect.sufficient,
         }
-    return found
+    return summary

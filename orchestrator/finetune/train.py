@@ -1,9 +1,8 @@
 """The training loop: warm-up and cosine, accumulation, clipping, loss on answer tokens only, exact resume.
 
-Everything that a step does, dropout included, depends on its number and on the state that a checkpoint holds (weights,
-optimiser), never on when the process started: a run that was killed and resumed ends with the very weights of an
-undisturbed one. A checkpoint is one safetensors file; nothing is pickled. Of several processes (`team.py`) each
-computes a share of every step.
+A step, dropout included, depends only on its number and on the state in a checkpoint (weights, optimiser), not on when
+the process started: a resumed run ends with exactly the weights of an uninterrupted one. A checkpoint is one
+safetensors file; nothing is pickled. With several processes (`process_group.py`) each computes a share of every step.
 
 Shapes: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
 """
@@ -32,8 +31,8 @@ from orchestrator.answers.logits import answer_logits, answer_loss
 from orchestrator.config import FinetuneConfig
 from orchestrator.errors import DivergedError
 from orchestrator.finetune.lora import Tuned
+from orchestrator.finetune.process_group import ProcessGroup, current_process_group
 from orchestrator.finetune.recompute import needs_recomputing, recomputing
-from orchestrator.finetune.team import Team, this_team
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 
@@ -43,29 +42,29 @@ MicroBatches = Callable[[int], Sequence[Batch]]
 
 @dataclass
 class StepRecord:
-    """What one optimiser step did; a row of table `training`."""
+    """Record of one optimiser step; a row of table `training`."""
 
     step: int
     loss: float
     """Mean cross-entropy of the step's answer tokens, nats."""
     grad_norm: float
-    """Norm of all gradients together, before clipping."""
+    """Global gradient norm, before clipping."""
     rate: float
-    """Share of the peak learning rates that the schedule allowed."""
+    """Factor of the peak learning rates, from the schedule."""
     n_answer_tokens: int
     n_tokens: int
-    """Sequence positions of the step's examples, padding left out: it depends on which examples share a pass."""
+    """Sequence positions of the step's examples without padding (padding depends on which examples share a pass)."""
     seconds: float
-    """Wall time, the preparation of its examples included."""
+    """Wall time, including preparation of the examples."""
 
 
 @dataclass
 class TrainingLog:
-    """Records of all finished steps, whatever number of processes ran them."""
+    """Records of all finished steps, independent of the number of processes."""
 
     steps: list[StepRecord] = field(default_factory=list)
     flops_per_token: float = 0.0
-    """Floating-point operations of forward and backward a sequence position, counted on the first step."""
+    """Floating-point operations of forward and backward per sequence position, counted on the first step."""
 
     @property
     def seconds(self) -> float:
@@ -83,7 +82,7 @@ class TrainingLog:
 
 
 def schedule(step: int, config: FinetuneConfig) -> float:
-    """Share of the peak learning rate at a step (from 0): linear warm-up, then a cosine that ends near zero."""
+    """Factor of the peak learning rate at a step (from 0): linear warm-up, then cosine decay to near zero."""
     warm = round(config.warmup_share * config.n_steps)
     if step < warm:
         return (step + 1) / warm
@@ -106,19 +105,19 @@ def train(
     """Train until `config.n_steps` steps are done.
 
     Args:
-        micro_batches: the data; a function of the step number alone.
-        resume: a checkpoint that an earlier call gave to `save`.
+        micro_batches: the data; a function of the step number only.
+        resume: a checkpoint that an earlier call passed to `save`.
         save: receives a checkpoint every `save_every` steps and after the last one.
         report: receives each step's record.
-        recompute: whether the backward pass recomputes activations; by the memory at hand when None, and from the
-            first step on that does not fit.
-        sample: one example by which operations are counted; the first micro-batch when None.
+        recompute: whether the backward pass recomputes activations; None decides by free memory, and switches it
+            on at the first step that runs out of memory.
+        sample: example on which operations are counted; None for the first micro-batch.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    team = this_team()
-    # One kernel for all parameters where there is one; it wants float32, which masters are.
+    processes = current_process_group()
+    # The fused kernel exists on CUDA only; it needs float32, the dtype of the master weights.
     fused = True if adapter.device.type == "cuda" else None
     optimiser = torch.optim.AdamW(tuned.optimiser_groups(), weight_decay=config.weight_decay, fused=fused)
     log = TrainingLog()
@@ -133,16 +132,18 @@ def train(
                 log.flops_per_token = _flops_per_token(adapter, tuned, batches[0] if sample is None else sample)
             largest = max(batch["input_ids"].numel() for batch in batches)
             again = needs_recomputing(adapter, largest) if recompute is None else recompute
-            work = partial(_backward, adapter, tuned, batches, team, (config.seed, step), dropout=config.dropout > 0)
-            found = _within_memory(work, again)
-            if found is None:
-                tuned.drop_gradients()
+            work = partial(
+                _backward, adapter, tuned, batches, processes, (config.seed, step), dropout=config.dropout > 0
+            )
+            outcome = _within_memory(work, again)
+            if outcome is None:
+                tuned.zero_grad()
                 torch.cuda.empty_cache()
                 recompute = True
-                found = work(recompute=True)
-            loss, n_answer = found
+                outcome = work(recompute=True)
+            loss, n_answer = outcome
             masters = list(tuned.masters.values())
-            team.sum_gradients(masters)
+            processes.sum_gradients(masters)
             norm = torch.nn.utils.clip_grad_norm_(masters, config.max_grad_norm)
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 words = f"the loss is {loss} and the norm of its gradient {float(norm)}"
@@ -152,11 +153,11 @@ def train(
                 group["lr"] = rate * tuned.settings[group["part"]].learning_rate
             optimiser.step()
             tuned.publish()
-            tuned.drop_gradients()
+            tuned.zero_grad()
             n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
             seconds = time.perf_counter() - started
             log.steps.append(StepRecord(step, loss, float(norm), rate, n_answer, n_tokens, seconds))
-            if save is not None and team.is_main and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
+            if save is not None and processes.is_main and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
                 save(_checkpoint(tuned, optimiser, log))
             if report is not None:
                 report(log.steps[-1])
@@ -166,21 +167,21 @@ def train(
 
 @contextmanager
 def _ahead(micro_batches: MicroBatches, n_steps: int) -> Iterator[MicroBatches]:
-    """The same batches, those of the next step made in a thread while a step runs: a GPU waits for no processor."""
-    made: dict[int, Future[Sequence[Batch]]] = {}
+    """The same batches, prefetched: a thread prepares those of the next step while a step runs."""
+    futures: dict[int, Future[Sequence[Batch]]] = {}
     with ThreadPoolExecutor(1) as thread:
 
         def batches(step: int) -> Sequence[Batch]:
-            current = made.pop(step, None) or thread.submit(micro_batches, step)
+            current = futures.pop(step, None) or thread.submit(micro_batches, step)
             if step + 1 < n_steps:
-                made[step + 1] = thread.submit(micro_batches, step + 1)
+                futures[step + 1] = thread.submit(micro_batches, step + 1)
             return current.result()
 
         yield batches
 
 
 def _within_memory(work: Callable[..., tuple[float, int]], recompute: bool) -> tuple[float, int] | None:
-    """Do a step's passes; None where they do not fit the GPU without recomputing. Its tensors are gone on return."""
+    """Run the passes of a step; None on GPU out-of-memory without recomputing. Its tensors are freed on return."""
     try:
         return work(recompute=recompute)
     except torch.OutOfMemoryError:
@@ -190,17 +191,17 @@ def _within_memory(work: Callable[..., tuple[float, int]], recompute: bool) -> t
 
 
 def _precision(adapter: Adapter) -> AbstractContextManager[Any]:
-    """Autocast only where gradients would underflow: adapters in bfloat16 are faster without (13 % of a step)."""
+    """Autocast only if gradients would underflow: adapters in bfloat16 are 13 % faster per step without it."""
     if adapter.device.type == "cuda" and adapter.dtype == torch.float16:
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
 
 
 def _flops_per_token(adapter: Adapter, tuned: Tuned, batch: Batch) -> float:
-    """Operations of forward and backward a sequence position, counted on one batch, recomputed ones left out.
+    """Operations of forward and backward per sequence position, counted on one batch, without recomputation.
 
-    Where torch has no formula for an operation (attention with grouped heads before 2.13), two a weight of each pass:
-    a pass forward, one back for activations, and one for weights where all are trained.
+    If torch has no formula for an operation (grouped-query attention before 2.13), two per weight and pass are
+    assumed: forward, backward for activations, and backward for weights if all are trained.
     """
     try:
         with FlopCounterMode(display=False) as counter, _precision(adapter):
@@ -209,7 +210,7 @@ def _flops_per_token(adapter: Adapter, tuned: Tuned, batch: Batch) -> float:
         n_weights = sum(parameter.numel() for parameter in tuned.model.parameters())
         return (4.0 if tuned.wrapped is not None else 6.0) * n_weights
     finally:
-        tuned.drop_gradients()
+        tuned.zero_grad()
     return float(counter.get_total_flops()) / batch["input_ids"].numel()
 
 
@@ -217,7 +218,7 @@ def _backward(
     adapter: Adapter,
     tuned: Tuned,
     batches: Sequence[Batch],
-    team: Team,
+    processes: ProcessGroup,
     seed: tuple[int, ...],
     *,
     recompute: bool = False,
@@ -225,22 +226,22 @@ def _backward(
 ) -> tuple[float, int]:
     """Add the gradients of this process's share of the step's mean loss over all answer tokens of all its batches.
 
-    However the step is split, over micro-batches or processes, the sum is the same. Returns that loss and the tokens.
+    The sum does not depend on the division into micro-batches or processes. Returns that loss and the token count.
 
     Args:
-        seed: decides the dropout of each micro-batch with its place in the step, whichever process computes it.
+        seed: with the index of a micro-batch in the step, the seed of its dropout, whichever process computes it.
     """
     n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     total = torch.zeros((), dtype=torch.float64, device=adapter.device)
     with recomputing(adapter, recompute, dropout=dropout):
-        for place, batch in team.share(list(enumerate(batches))):
+        for place, batch in processes.share(list(enumerate(batches))):
             torch.manual_seed(int(np.random.SeedSequence([*seed, place]).generate_state(1)[0]))
             with _precision(adapter):
                 loss, _ = answer_loss(*answer_logits(adapter, batch))
             (loss / n_answer).backward()
             tuned.gather_gradients()
             total += loss.detach().to(total.device)
-    return team.sum(float(total), adapter.device) / n_answer, n_answer
+    return processes.sum(float(total), adapter.device) / n_answer, n_answer
 
 
 def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog) -> bytes:
@@ -253,21 +254,21 @@ def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], log: str) -> str:
-    """BLAKE2b of the log and of every tensor's name, type, shape and bytes."""
-    made = hashlib.blake2b(log.encode(), digest_size=16)
+    """BLAKE2b of the log and of every tensor's name, dtype, shape and bytes."""
+    hasher = hashlib.blake2b(log.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return made.hexdigest()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
 
 
 def check_checkpoint(data: bytes) -> str:
-    """What is wrong with a checkpoint, or an empty string: it is safetensors, and equals its own checksum."""
+    """The fault of a checkpoint, or an empty string if it is valid safetensors and matches its checksum."""
     try:
         tensors = from_safetensors(data)
         metadata = _metadata(data)
-        return "" if metadata["checksum"] == _checksum(tensors, metadata["log"]) else "its checksum does not fit"
+        return "" if metadata["checksum"] == _checksum(tensors, metadata["log"]) else "its checksum does not match"
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         return f"{type(error).__name__}: {str(error)[:200]}"
 

@@ -1,7 +1,7 @@
-"""One trial, a plain function: train on a mixture, ask the held-out questions, measure compression again, compare.
+"""One trial, a plain function: train on a mixture, evaluate held-out questions, measure compression, compare.
 
-Two stages. `baseline` is what the base model answers and how its states look on the fixed images: done once and found
-again by its digest. `finetune` is one trial. Importing this module imports no torch.
+Two stages. `baseline`: the base model's answers, and its states on the fixed images; computed once and found by its
+digest. `finetune`: one trial. Importing this module does not import torch.
 
     baseline/DIGEST/   answers, layer_metrics, asked_metrics, states/TAP-GROUP (float32; images, layers, tokens, width)
     finetune/DIGEST/   trials (one row), answers, layer_metrics, asked_metrics, training, adapter/ (LoRA weights);
@@ -18,7 +18,7 @@ Columns of table `trials` beyond those of schema.py, all flat names:
 - `compression/GROUP/METRIC/THIRD`, `delta/GROUP/METRIC/THIRD`, `drift/GROUP/THIRD`, `cka/GROUP/THIRD`,
   `alignment/GROUP/THIRD` (`drift.compare`), and `asked/TIER/delta/...`, `asked/TIER/compression/...` on held-out
   questions' own images and prompts (`drift.compare_asked`);
-- `questions/TIER/...`: what differs between the tiers beside the ratio (`data.mixture.tier_facts`).
+- `questions/TIER/...`: differences between the tiers other than the ratio (`data.mixture.tier_facts`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial measured on its tuned model."""
+    """Measurements of a trial on its tuned model."""
 
     log: TrainingLog
     n_trained: int
@@ -56,27 +56,27 @@ class TrialResult:
     """File name -> content of the LoRA weights."""
     measured: Measured
     seconds: float
-    """Wall time of training, earlier attempts included, evaluation and capture."""
+    """Wall time of training (including earlier attempts), evaluation and capture."""
 
 
 def run_baseline(point: ResolvedPoint) -> Stage:
-    """Answer and capture with the base model, unless that was done before."""
+    """Answer and capture with the base model, unless the stage is done."""
     stage = point.stages["baseline"]
     if not stage.is_done():
         from orchestrator.finetune.worker import measure, worker_for
 
         stage.open()
-        found = measure(worker_for(point), point)
-        arrays = {f"states/{name}": states for name, states in found.snapshot.states.items()}
-        counts = {name: counts.tolist() for name, counts in found.snapshot.counts.items()}
-        stage.write_shard(0, found.tables, arrays, {"layers": found.snapshot.layers, "counts": counts})
+        measured = measure(worker_for(point), point)
+        arrays = {f"states/{name}": states for name, states in measured.snapshot.states.items()}
+        counts = {name: counts.tolist() for name, counts in measured.snapshot.counts.items()}
+        stage.write_shard(0, measured.tables, arrays, {"layers": measured.snapshot.layers, "counts": counts})
         n_images = len(next(iter(counts.values())))
-        stage.mark_done({"n_answers": found.answers.height, "n_images": n_images})
+        stage.mark_done({"n_answers": measured.answers.height, "n_images": n_images})
     return stage
 
 
 def run_trial(point: ResolvedPoint, report: Report | None = None) -> Stage:
-    """Run a trial to its end, from its last checkpoint where there is one; nothing if it is done.
+    """Run a trial to its end, resuming from its last checkpoint; returns at once if it is done.
 
     Raises:
         VtsweepError: the configuration, model or data do not allow the trial, or training diverged.
@@ -85,18 +85,18 @@ def run_trial(point: ResolvedPoint, report: Report | None = None) -> Stage:
     if stage.is_done():
         return stage
     result = train_and_measure(point, report)
-    if result is not None:  # of several processes one measures and writes
+    if result is not None:  # the main process measures and writes
         write_trial(point, result, run_baseline(point))
     return stage
 
 
 def train_and_measure(point: ResolvedPoint, report: Report | None = None) -> TrialResult | None:
-    """Train on the point's mixture, then answer and capture with the tuned model; None where another process does."""
+    """Train on the point's mixture, then answer and capture with the tuned model; None unless the main process."""
     from orchestrator.finetune.lora import tunable
-    from orchestrator.finetune.team import this_team
+    from orchestrator.finetune.process_group import current_process_group
     from orchestrator.finetune.worker import measure, worker_for
 
-    stage, worker, is_main = point.stages["finetune"], worker_for(point), this_team().is_main
+    stage, worker, is_main = point.stages["finetune"], worker_for(point), current_process_group().is_main
     if is_main:
         stage.open()
     live = LiveWriter(stage.store)
@@ -114,13 +114,13 @@ def train_and_measure(point: ResolvedPoint, report: Report | None = None) -> Tri
         live.state("answering held-out questions")
         started = time.perf_counter()
         measured = measure(worker, point, lambda answers: live.state("measuring compression", tier_accuracy(answers)))
-        seconds = log.seconds + time.perf_counter() - started  # of earlier attempts too: the checkpoint has them
+        seconds = log.seconds + time.perf_counter() - started  # includes earlier attempts, from the checkpoint
         n_trained = sum(p.numel() for p in tuned.parameters.values())
         return TrialResult(log, n_trained, tuned.files(point.run.model.name), measured, seconds)
 
 
 def write_trial(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> None:
-    """Write a trial's tables and adapter, mark it done and drop its checkpoint."""
+    """Write a trial's tables and adapter, mark it done and delete its checkpoint."""
     stage = point.stages["finetune"]
     adapter = result.adapter if point.run.how.keep_adapters else {}
     row = trial_row(point, result, baseline)

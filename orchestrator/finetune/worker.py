@@ -1,4 +1,4 @@
-"""A process that runs trials: one loaded base model, and model inputs prepared once for all trials that share them."""
+"""A process that runs trials: one loaded base model, and cached model inputs shared by trials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.errors import DataError
 from orchestrator.finetune.drift import Snapshot, take_snapshot
 from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
 from orchestrator.finetune.lora import Tuned
-from orchestrator.finetune.team import this_team
+from orchestrator.finetune.process_group import current_process_group
 from orchestrator.finetune.train import TrainingLog, check_checkpoint, train
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
@@ -32,7 +32,7 @@ _WORKERS: dict[str, TrialWorker] = {}
 
 
 def worker_for(point: ResolvedPoint) -> TrialWorker:
-    """This process's worker for the point's base model, loaded on first use; one model is held at a time."""
+    """This process's worker for the point's base model, loaded on first use; only one model is in memory at a time."""
     run, key = point.run, digest(dict(point.model))
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
@@ -44,7 +44,7 @@ def worker_for(point: ResolvedPoint) -> TrialWorker:
 
 
 class TrialWorker:
-    """Trains, asks and measures with one model. Every method leaves the model as it found it."""
+    """Trains, evaluates and measures one model. Every method leaves the model unchanged."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter = adapter
@@ -52,7 +52,7 @@ class TrialWorker:
         self._images: dict[str, tuple[list[str], list[Batch]]] = {}
 
     def prepared(self, point: ResolvedPoint) -> Prepared:
-        """Inputs of the point's task; a task of other settings takes the place of the last."""
+        """Cached inputs of the point's task; a task of different settings replaces it."""
         config = point.run.finetune
         data = dict(point.data) if config.task.source != "scenes" else None
         key = digest([config.task.model_dump(mode="json"), config.instruction, data])
@@ -61,22 +61,22 @@ class TrialWorker:
         return self._prepared[key]
 
     def train(self, point: ResolvedPoint, tuned: Tuned, store: Storage, report: Report | None = None) -> TrainingLog:
-        """Train on the point's mixture, with checkpoints in `store`, from the one that is there."""
+        """Train on the point's mixture, with checkpoints in `store`; resumes from an existing one."""
         run, config = point.run, point.run.finetune
         mixture = make_mixture(config, config.complexity_ratio, config.seed, task_source(run))
-        prepared, n_processes = self.prepared(point), this_team().size
+        prepared, n_processes = self.prepared(point), current_process_group().size
 
         def micro_batches(step: int) -> list[Batch]:
             indices = step_indices(step, config.batch_size, len(mixture), config.seed)
             size = max(1, config.batch_size // config.accumulate // n_processes)
             if config.dropout:
-                size = 1  # an example's dropout then depends on neither the examples beside it nor the processes
-            found = []
+                size = 1  # dropout of an example then depends neither on the other examples nor on the processes
+            batches = []
             for start in range(0, len(indices), size):
                 examples = [prepared.with_answer(mixture[i]) for i in indices[start : start + size]]
                 chunks = prepared.batches(dict(enumerate(examples)), size)
-                found += [self.adapter.collate([examples[i] for i in chunk]) for chunk in chunks]
-            return found
+                batches += [self.adapter.collate([examples[i] for i in chunk]) for chunk in chunks]
+            return batches
 
         return train(
             self.adapter,
@@ -94,22 +94,24 @@ class TrialWorker:
     def answers(self, point: ResolvedPoint) -> pl.DataFrame:
         """Table `answers` of the point's held-out questions."""
         run = point.run
-        asked: Sequence[Example] = make_evaluation(run.finetune, task_source(run, held_out=True))
-        replies = predict(self.adapter, self.prepared(point), asked, run.how.batch_size, by=run.finetune.answer_by)
-        return answer_table(asked, replies)
+        questions: Sequence[Example] = make_evaluation(run.finetune, task_source(run, held_out=True))
+        replies = predict(self.adapter, self.prepared(point), questions, run.how.batch_size, by=run.finetune.answer_by)
+        return answer_table(questions, replies)
 
     def asked_metrics(self, point: ResolvedPoint) -> pl.DataFrame | None:
-        """Compression on `n_capture_questions` held-out questions' own images and prompts; None for none.
+        """Compression on the images and prompts of `n_capture_questions` held-out questions; None for zero.
 
-        Table `layer_metrics` by question, its id in `image_id`.
+        Returns table `layer_metrics` with the question id in `image_id`.
         """
         run = point.run
-        asked = spread(make_evaluation(run.finetune, task_source(run, held_out=True)), run.finetune.n_capture_questions)
-        if not asked:
+        questions = spread(
+            make_evaluation(run.finetune, task_source(run, held_out=True)), run.finetune.n_capture_questions
+        )
+        if not questions:
             return None
         prepared = self.prepared(point)
-        examples = [prepared.prompt(item) for item in asked]
-        ids = [item.question.question_id for item in asked]
+        examples = [prepared.prompt(item) for item in questions]
+        ids = [item.question.question_id for item in questions]
         batches = prepared.batches(dict(enumerate(examples)), run.how.batch_size)
         metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
         return take_snapshot(self.adapter, examples, ids, batches, metrics, 1).metrics
@@ -123,14 +125,14 @@ class TrialWorker:
         return take_snapshot(self.adapter, examples, ids, batches, metrics, run.finetune.n_drift_tokens)
 
     def _capture_examples(self, point: ResolvedPoint) -> tuple[list[str], list[Batch]]:
-        run, wanted = point.run, point.run.finetune.n_capture_images
-        key = digest([dict(point.data), wanted, run.capture.prompt])
+        run, n_images = point.run, point.run.finetune.n_capture_images
+        key = digest([dict(point.data), n_images, run.capture.prompt])
         if key not in self._images:
             source = make_source(run.data)
             ids: list[str] = []
             examples: list[Batch] = []
             for index in range(len(source)):
-                if len(ids) == wanted:
+                if len(ids) == n_images:
                     break
                 try:
                     sample = source.load(index)
@@ -146,16 +148,16 @@ class TrialWorker:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model answers and how its states look on the fixed images."""
+    """Answers of one model, and its states on the fixed images."""
 
     answers: pl.DataFrame
     snapshot: Snapshot
     asked: pl.DataFrame | None
-    """Compression on held-out questions' own images; None where none are asked."""
+    """Compression on the images of held-out questions; None if not measured."""
 
     @property
     def tables(self) -> dict[str, pl.DataFrame]:
-        """The tables that a baseline and a trial both write."""
+        """The tables written by a baseline and by a trial."""
         tables = {"answers": self.answers, "layer_metrics": self.snapshot.metrics}
         return tables if self.asked is None else {**tables, "asked_metrics": self.asked}
 
@@ -163,44 +165,44 @@ class Measured:
 def measure(
     worker: TrialWorker, point: ResolvedPoint, answered: Callable[[pl.DataFrame], None] = lambda _: None
 ) -> Measured:
-    """Answer and capture with the worker's model as it is; `answered` hears of the answers before the capture."""
+    """Answer and capture with the worker's model in its current state; `answered` is called before the capture."""
     answers = worker.answers(point)
     answered(answers)
     return Measured(answers, worker.snapshot(point), worker.asked_metrics(point))
 
 
 def _whole_checkpoint(store: Storage) -> bytes | None:
-    """A trial's checkpoint, or nothing where there is none or it is damaged: the trial then begins again."""
+    """A trial's checkpoint; None if absent or damaged, in which case the trial restarts."""
     try:
         data = store.read(CHECKPOINT)
     except FileNotFoundError:
         return None
     if problem := check_checkpoint(data):
-        warnings.warn(f"{store.path(CHECKPOINT)} is damaged ({problem}); the trial begins again", stacklevel=2)
+        warnings.warn(f"{store.path(CHECKPOINT)} is damaged ({problem}); the trial restarts", stacklevel=2)
         return None
     return data
 
 
-def spread(asked: Sequence[Example], n: int) -> list[Example]:
-    """At most n questions, as many of each tier and spread over its families."""
-    tiers = sorted({item.question.tier or "" for item in asked})
+def spread(questions: Sequence[Example], n: int) -> list[Example]:
+    """At most n questions, balanced over tiers and over the families of each tier."""
+    tiers = sorted({item.question.tier or "" for item in questions})
     chosen: list[Example] = []
     for place, tier in enumerate(tiers):
-        inside = [item for item in asked if (item.question.tier or "") == tier]
+        inside = [item for item in questions if (item.question.tier or "") == tier]
         share = min(len(inside), (n + len(tiers) - 1 - place) // len(tiers))
         chosen += [inside[i * len(inside) // share] for i in range(share)]
     return chosen
 
 
 def step_indices(step: int, batch_size: int, n: int, seed: int) -> list[int]:
-    """Examples of an optimiser step: the mixture in its own order first, then reshuffled for every further pass.
+    """Examples of an optimiser step: the first epoch in the mixture's order, later epochs reshuffled.
 
-    Depends on its arguments alone, so that a resumed run continues with the very examples that come next.
+    Depends on its arguments only, so that a resumed run continues with the next examples.
     """
     places = np.arange(step * batch_size, (step + 1) * batch_size)
     epochs = places // n
-    found: list[int] = []
+    indices: list[int] = []
     for epoch in np.unique(epochs):
         order = np.arange(n) if epoch == 0 else np.random.default_rng([seed, int(epoch)]).permutation(n)
-        found += order[places[epochs == epoch] % n].tolist()
-    return found
+        indices += order[places[epochs == epoch] % n].tolist()
+    return indices

@@ -1,1 +1,1 @@
-"""Probes: what each kept token knows about the image, layer by layer. Arrays in, a table out."""
+"""Probes: attributes of the image predicted from each kept token's state, per layer. Arrays in, a table out."""

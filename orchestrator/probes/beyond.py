@@ -1,8 +1,8 @@
-"""Skill of a probe beyond covariates: does it tell images apart that are alike in, say, the number of objects?
+"""Skill of a probe beyond covariates: conditional rank correlation given, for example, the number of objects.
 
-A probe that reads the number of objects "knows" every attribute that goes with it. `skill_beyond` is the rank
-correlation of held-out predictions with the truth among images of like covariates (`stats.conditional`): 0 for a probe
-whose predictions follow the covariates alone, however well they score.
+A probe that decodes the number of objects also predicts every correlated attribute. `skill_beyond` is the rank
+correlation of held-out predictions with the truth among images of similar covariates (`stats.conditional`): 0 for a
+probe whose predictions depend on the covariates only, however well they score.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from orchestrator.stats.conditional import MIN_IMAGES, conditional_association
 
 @dataclass(frozen=True)
 class Covariates:
-    """What is held fixed: names and (n_images, q) float64 values, NaN where an image has none."""
+    """Covariates held fixed: names and (n_images, q) float64 values, NaN if missing."""
 
     names: tuple[str, ...]
     values: np.ndarray
 
 
 def covariates_of(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str]) -> Covariates | None:
-    """The attributes to hold fixed that the source has; None where it has none of them.
+    """The requested covariates that the source has; None if it has none of them.
 
     Raises:
         ConfigError: one of them is categorical.
@@ -34,7 +34,7 @@ def covariates_of(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequenc
     known = [name for name in names if name in kinds and name in images.columns]
     for name in known:
         if kinds[name] == "categorical":
-            numeric = [one for one, kind in kinds.items() if kind != "categorical"]
+            numeric = [attribute for attribute, kind in kinds.items() if kind != "categorical"]
             raise ConfigError(
                 f"probe.beyond: {name!r} is categorical; expected a count or a continuous attribute."
                 f"{did_you_mean(name, numeric)}"
@@ -55,11 +55,11 @@ def skill_beyond(
         truth, valid: (m,) of the same images.
         covariates: (m, q) of the same images.
 
-    NaN with fewer than `MIN_IMAGES` images that have everything, and where covariates determine the attribute.
+    NaN with fewer than `MIN_IMAGES` complete images, or if covariates determine the attribute.
     """
     rows = valid & np.isfinite(covariates).all(axis=1) & np.isfinite(predicted).all(axis=1)
     if rows.sum() < MIN_IMAGES:
         blank = np.full(predicted.shape[1], np.nan)
         return blank, blank, blank
-    found = conditional_association(predicted[rows].astype(np.float64), truth[rows, None], covariates[rows])
-    return found.rho[:, 0], found.low[:, 0], found.high[:, 0]
+    association = conditional_association(predicted[rows].astype(np.float64), truth[rows, None], covariates[rows])
+    return association.rho[:, 0], association.low[:, 0], association.high[:, 0]

@@ -1,4 +1,4 @@
-"""Fit all targets on a block of positions, by the batched solvers or by scikit-learn: same inputs, same outputs.
+"""Fit all targets on a block of positions, by the batched solvers or by scikit-learn, with one interface.
 
 Shapes: B positions, n training images, m held-out images, d width.
 """
@@ -25,7 +25,8 @@ from orchestrator.probes.user import load_user_probe
 
 @dataclass
 class Fit:
-    """One target on B positions: chosen penalty (B,), predictions (m, B) as codes or numbers, the control's."""
+    """One target on B positions: chosen penalty (B,), predictions (m, B) as codes or numbers, and those of the
+    control."""
 
     penalty: np.ndarray
     predicted: np.ndarray
@@ -58,7 +59,7 @@ class Block:
 
 
 def mlp_settings(config: ProbeConfig) -> MlpSettings:
-    """The part of a probe config that describes the net and its training."""
+    """Architecture and training of the MLP, from the probe config."""
     return MlpSettings(
         config.mlp_width,
         config.mlp_depth,
@@ -76,17 +77,17 @@ def _stack(labels: list[Labels], control: bool) -> np.ndarray:
 
 
 def _groups(labels: Iterable[Labels], key: Callable[[Labels], object]) -> list[list[Labels]]:
-    found: dict[object, list[Labels]] = {}
+    groups: dict[object, list[Labels]] = {}
     for label in labels:
-        found.setdefault(key(label), []).append(label)
-    return list(found.values())
+        groups.setdefault(key(label), []).append(label)
+    return list(groups.values())
 
 
 # ---------------------------------------------------------------- batched
 
 
 def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """Targets without missing values share one factorisation; each other pattern of missing values has its own."""
+    """Targets without missing values share one factorisation; so do targets with the same missing values."""
     fits = {}
     for group in _groups(labels, lambda label: label.valid.tobytes()):
         valid = group[0].valid
@@ -103,7 +104,7 @@ def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """Targets of equal class count, with their folds and controls, are one batch of problems on all positions."""
+    """Targets of equal class count, with folds and controls, form one batch of problems on all positions."""
     fits = {}
     device, factor = block.train.device, block.factor
     for group in _groups(labels, lambda label: label.n_classes):
@@ -123,7 +124,7 @@ def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def batched_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """All classification targets are one batch of nets, all regression targets another."""
+    """Classification targets form one batch of networks, regression targets another."""
     fits = {}
     X, X_test = block.standardised
     for group in _groups(labels, lambda label: label.is_classification):
@@ -150,7 +151,7 @@ def batched_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def sklearn_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """One `RidgeCV` a position for all targets with the same missing values."""
+    """One `RidgeCV` per position for all targets with the same missing values."""
     fits = {}
     for group in _groups(labels, lambda label: label.valid.tobytes()):
         valid, Y = group[0].valid, _stack(group, block.has_control)
@@ -167,7 +168,7 @@ def sklearn_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def sklearn_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """One warm-started path of `LogisticRegression` a position, target and fold."""
+    """One warm-started path of `LogisticRegression` per position, target and fold."""
 
     def fit(
         Z: np.ndarray, Z_test: np.ndarray, y: np.ndarray, fold: np.ndarray, label: Labels
@@ -179,7 +180,7 @@ def sklearn_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def sklearn_mlp(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """One `MLPClassifier` or `MLPRegressor` a position, target and penalty."""
+    """One `MLPClassifier` or `MLPRegressor` per position, target and penalty."""
     settings, penalties = mlp_settings(block.config), block.config.mlp_penalties
 
     def fit(
@@ -208,7 +209,7 @@ def _one_by_one(block: Block, labels: list[Labels], penalties: tuple[float, ...]
 
 
 def user_solver(name: str) -> Callable[[Block, list[Labels]], dict[str, Fit]]:
-    """A probe of another package as a solver: one estimator a position, target, fold and penalty."""
+    """A probe of another package as a solver: one estimator per position, target, fold and penalty."""
     probe = load_user_probe(name)
 
     def solve(block: Block, labels: list[Labels]) -> dict[str, Fit]:
@@ -230,7 +231,7 @@ def find_solver(engine: str, name: str) -> Callable[[Block, list[Labels]], dict[
 
 
 def tasks_of(name: str) -> tuple[str, ...]:
-    """What probes of kind `name` predict: `classification`, `regression` or both."""
+    """Tasks of probes of kind `name`: `classification`, `regression` or both."""
     return TASKS.get(name) or load_user_probe(name).tasks
 
 

@@ -1,4 +1,4 @@
-"""Reading a capture's kept features: one (tap, layer) slice at a time, each byte once, whatever the storage."""
+"""Reads a capture's features one (tap, layer) slice at a time; each byte is read once, on any storage."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True)
 class Tapped:
-    """What was kept at one tap."""
+    """Layers and positions kept at one tap."""
 
     layers: tuple[int, ...]
     positions: tuple[str, ...]
 
 
 class Features:
-    """The features of a finished capture: arrays `features/TAP`, (images, layers, positions, width) float16 a shard.
+    """The features of a finished capture: arrays `features/TAP`, (images, layers, positions, width) float16 per shard.
 
-    Rows are in the order of the `images` table. A shard with values beyond float16 also holds `feature_scales/TAP`,
-    float32 (images, layers, positions): what its vectors are multiplied by.
+    Rows are in the order of the `images` table. A shard with values beyond the float16 range also has
+    `feature_scales/TAP`, float32 (images, layers, positions): the factor of each vector.
 
     Raises:
         DataError: the capture kept no features, or its shards disagree on layers or positions.
@@ -43,25 +43,25 @@ class Features:
         taps: dict[str, Tapped] = {}
         for index, record in self._shards.items():
             for tap, kept in record["extra"].get("features", {}).items():
-                found = Tapped(tuple(kept["layers"]), tuple(kept["positions"]))
-                if taps.setdefault(tap, found) != found:
-                    raise DataError(f"capture {capture.digest}: shard {index} kept other {tap} positions than the rest")
+                tapped = Tapped(tuple(kept["layers"]), tuple(kept["positions"]))
+                if taps.setdefault(tap, tapped) != tapped:
+                    raise DataError(
+                        f"capture {capture.digest}: shard {index} has other {tap} layers or positions than the "
+                        f"other shards"
+                    )
         if not taps:
-            raise DataError(
-                f"capture {capture.digest} kept no token features, so there is nothing to probe: "
-                "set capture.keep_features=true"
-            )
+            raise DataError(f"capture {capture.digest} has no token features to probe: set capture.keep_features=true")
         self.taps = taps
 
     @cached_property
     def images(self) -> pl.DataFrame:
-        """The capture's `images` table, in the features' row order."""
+        """The capture's `images` table, in the row order of the features."""
         return self.capture.scan("images").collect()
 
     def slice(self, tap: str, layer: int, positions: Sequence[str] | None = None) -> Float[np.ndarray, "n p d"]:
-        """Features of one tap point, float16 (float32 where a shard is scaled); other layers are never read.
+        """Features of one tap point, float16 (float32 if a shard is scaled); other layers are not read.
 
-        On local disks the shards are memory-mapped; from an object store each image's layer is one byte range.
+        Local shards are memory-mapped; on an object store, each image's layer is one byte-range request.
         """
         kept = self.taps[tap]
         chosen = slice(None) if positions is None else [kept.positions.index(p) for p in positions]
@@ -78,7 +78,7 @@ class Features:
         return np.concatenate(parts)
 
     def width(self, tap: str) -> int:
-        """Dimensions of a tap's features, from the head of one file."""
+        """Width of a tap's features, from the header of one file."""
         index = next(i for i, record in self._shards.items() if tap in record["extra"].get("features", {}))
         store, name = self.capture.store, f"features/{tap}/{index:05d}.npy"
         if store.is_local:
@@ -97,19 +97,19 @@ class Features:
         n, n_layers, *rest = shape
         size = math.prod(rest) * dtype.itemsize
         starts = [start + (i * n_layers + layer) * size for i in range(n)]
-        found = store.fs.cat_ranges([store.path(name)] * n, starts, [s + size for s in starts])
-        return np.stack([np.frombuffer(part, dtype).reshape(rest) for part in found])
+        chunks = store.fs.cat_ranges([store.path(name)] * n, starts, [s + size for s in starts])
+        return np.stack([np.frombuffer(part, dtype).reshape(rest) for part in chunks])
 
     def select(
         self, taps: Sequence[str] | None, layers: Sequence[int] | None, positions: Sequence[str] | None
     ) -> list[tuple[str, int, list[str]]]:
-        """(tap, layer, positions) of every block asked for; None means all that was captured.
+        """(tap, layer, positions) of every selected block; None selects all that was captured.
 
-        Layers count the decoder's tap points; taps without the layer asked for are left out, but for the single-layer
-        ones (projector), which have no layers to choose.
+        Layers are numbers of tap points. Taps without a selected layer are skipped, except taps of a single layer
+        (projector), which are always included.
 
         Raises:
-            ConfigError: a tap, layer or position nothing was kept at.
+            ConfigError: a tap, layer or position was not captured.
         """
         _known("probe.taps", taps, self.taps)
         _known("probe.layers", layers, {layer for kept in self.taps.values() for layer in kept.layers})
@@ -119,22 +119,22 @@ class Features:
             if taps is not None and tap not in taps:
                 continue
             names = [p for p in kept.positions if positions is None or p in positions]
-            wanted = [n for n in kept.layers if layers is None or n in layers or len(kept.layers) == 1]
-            blocks += [(tap, layer, names) for layer in wanted if names]
+            selected_layers = [n for n in kept.layers if layers is None or n in layers or len(kept.layers) == 1]
+            blocks += [(tap, layer, names) for layer in selected_layers if names]
         if not blocks:
             raise ConfigError(f"probe: no block holds taps {taps}, layers {layers} and positions {positions} together")
         return blocks
 
 
 def _header(handle: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and type of a `.npy` file."""
+    """Shape, order and dtype of a `.npy` file."""
     version = np.lib.format.read_magic(handle)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     return read(handle)
 
 
-def _known(key: str, asked: Sequence[object] | None, known: object) -> None:
-    for name in asked or ():
+def _known(key: str, requested: Sequence[object] | None, known: object) -> None:
+    for name in requested or ():
         if name not in known:  # type: ignore[operator]
             hint = did_you_mean(str(name), map(str, known))  # type: ignore[call-overload]
             raise ConfigError(f"{key}: nothing was captured at {name!r}.{hint}")

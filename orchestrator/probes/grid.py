@@ -21,7 +21,7 @@ from orchestrator.stats.resample import resample_weights
 from orchestrator.store.tables.core import TABLES, check_table
 
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}
-"""float32 features fitted at a time. The solvers hold a few copies: on a CPU more of them leaves its caches."""
+"""float32 features fitted at a time. The solvers hold a few copies; larger blocks leave a CPU's caches."""
 
 
 def fit_grid(
@@ -36,16 +36,16 @@ def fit_grid(
     device: str = "cpu",
     covariates: Covariates | None = None,
 ) -> pl.DataFrame:
-    """Fit and judge every probe on one (tap, layer).
+    """Fit and score every probe on one (tap, layer).
 
     Args:
-        features: (n_images, n_positions, width) float16 or float32; may be memory-mapped, read by blocks of positions.
+        features: (n_images, n_positions, width) float16 or float32; may be memory-mapped, read in blocks of positions.
         targets: labels of the same images.
         config: solvers, penalties and controls.
         split: training and held-out images, and inner folds.
-        tap, layer, positions: names for the table's rows.
+        tap, layer, positions: identifiers of the table's rows.
         device: torch device of the batched engine; scikit-learn runs on the CPU.
-        covariates: what `skill_beyond` holds fixed, of the same images; without them it is null.
+        covariates: covariates of `skill_beyond` for the same images; without them it is null.
 
     Returns:
         Table `probes`. A probe that cannot be fitted is a row with a null score and its `reason`.
@@ -63,27 +63,29 @@ def fit_grid(
         )
     counts = resample_weights(len(split.test), config.n_bootstrap, config.seed).astype(np.float64)
     labels = [make_labels(target, split, config.seed) for target in targets]
-    held = None if covariates is None else Covariates(covariates.names, covariates.values[split.test])
+    test_covariates = None if covariates is None else Covariates(covariates.names, covariates.values[split.test])
     rows: list[dict[str, Any]] = []
     for names, train, test in _blocks(features, positions, split, device):
-        bad = _bad_positions(train, test)
-        good = [b for b in range(len(names)) if b not in bad]
+        nonfinite = _bad_positions(train, test)
+        finite = [b for b in range(len(names)) if b not in nonfinite]
         rows += [
-            _empty_row(names[b], label, solver, config, bad[b])
-            for b in bad
+            _empty_row(names[b], label, solver, config, nonfinite[b])
+            for b in nonfinite
             for solver, group in _work(config, labels)
             for label in group
         ]
-        block = Block(train[good], test[good], split.fold, config)
+        block = Block(train[finite], test[finite], split.fold, config)
         for solver, group in _work(config, labels):
             usable = [label for label in group if label.reason is None]
-            fits = find_solver(config.engine, solver)(block, usable) if usable and good else {}
+            fits = find_solver(config.engine, solver)(block, usable) if usable and finite else {}
             for label in group:
                 if label.reason is not None:
-                    rows += [_empty_row(names[b], label, solver, config, label.reason) for b in good]
-                elif good:
-                    good_names = [names[b] for b in good]
-                    rows += _scored_rows(good_names, label, solver, config, fits[label.target.name], counts, held)
+                    rows += [_empty_row(names[b], label, solver, config, label.reason) for b in finite]
+                elif finite:
+                    good_names = [names[b] for b in finite]
+                    rows += _scored_rows(
+                        good_names, label, solver, config, fits[label.target.name], counts, test_covariates
+                    )
     table = pl.DataFrame(rows, schema={c: s.dtype for c, s in TABLES["probes"].columns.items() if c not in _PLACE})
     return check_table(table.with_columns(tap=pl.lit(tap), layer=pl.lit(layer, pl.Int32)), "probes")
 
@@ -98,7 +100,7 @@ def _work(config: ProbeConfig, labels: list[Labels]) -> list[tuple[str, list[Lab
 def _blocks(
     features: np.ndarray, positions: Sequence[str], split: Split, device: str
 ) -> Iterator[tuple[list[str], torch.Tensor, torch.Tensor]]:
-    """Names, training and held-out features (B, n, d) of as many positions at a time as the device's budget holds."""
+    """Names, training and held-out features (B, n, d) of as many positions at a time as the device's budget allows."""
     n, n_positions, d = features.shape
     size = positions_at_once(n, d, device)
     for start in range(0, n_positions, size):
@@ -111,7 +113,7 @@ def _blocks(
 
 
 def positions_at_once(n: int, d: int, device: str) -> int:
-    """How many positions of n images and width d are fitted at a time."""
+    """Number of positions, of n images and width d, fitted at a time."""
     return max(1, BLOCK_BYTES[torch.device(device).type] // (4 * n * d))
 
 
@@ -147,7 +149,7 @@ def _scored_rows(
     config: ProbeConfig,
     fit: Fit,
     counts: np.ndarray,
-    held: Covariates | None,
+    test_covariates: Covariates | None,
 ) -> list[dict[str, Any]]:
     controls = [] if fit.control is None else [fit.control]
     predicted = np.concatenate([fit.predicted, *controls], 1)
@@ -161,13 +163,15 @@ def _scored_rows(
         baseline = float((label.test[label.test_valid] == majority).mean())
     else:
         score, low, high = r2(predicted, label.test, label.test_valid, counts)
-        mean = np.zeros((len(label.test), 1))  # labels are standardised on training images
+        mean = np.zeros((len(label.test), 1))  # labels are standardised by training images
         baseline = float(r2(mean, label.test, label.test_valid, counts[:0])[0][0])
     control = score[B:] if controls else np.full(B, np.nan)
     beyond = (np.full(B, np.nan),) * 3
-    asked = held is not None and not label.is_classification and label.target.name not in held.names
-    if held is not None and asked:
-        beyond = skill_beyond(fit.predicted, label.test, label.test_valid, held.values)
+    needs_skill_beyond = (
+        test_covariates is not None and not label.is_classification and label.target.name not in test_covariates.names
+    )
+    if test_covariates is not None and needs_skill_beyond:
+        beyond = skill_beyond(fit.predicted, label.test, label.test_valid, test_covariates.values)
     values = {
         "penalty": fit.penalty,
         "score": score[:B],
@@ -186,7 +190,7 @@ def _scored_rows(
             **shared,
             "position": positions[b],
             "baseline": baseline,
-            "beyond": ", ".join(held.names) if held is not None and asked else None,
+            "beyond": ", ".join(test_covariates.names) if test_covariates is not None and needs_skill_beyond else None,
             **{name: None if np.isnan(column[b]) else float(column[b]) for name, column in values.items()},
         }
         for b in range(B)

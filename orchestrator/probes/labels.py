@@ -1,4 +1,4 @@
-"""A target cut by a split: labels to train on, to hold out, and shuffled ones for the control."""
+"""Labels of a target under a split: training, held-out, and shuffled for the control."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 
 MIN_HELD_OUT = 10
-"""Fewer held-out images give a score that says nothing."""
+"""Minimum number of held-out images for a meaningful score."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Labels:
     """Labels of one target on n training and m held-out images.
 
     Args:
-        target: where they come from.
+        target: the labels' target.
         train: (n,) int64 codes, or float64 numbers standardised on valid training images.
-        shuffled: `train` permuted among valid training images: the control's labels.
+        shuffled: `train` permuted among valid training images; labels of the control.
         valid: (n,) bool.
         test: (m,) true codes, or numbers on the same scale as `train`.
         test_valid: (m,) bool.
-        reason: why nothing can be fitted or scored, else None.
+        reason: why no probe can be fitted or scored, else None.
     """
 
     target: Target
@@ -46,7 +46,7 @@ class Labels:
 
 
 def make_labels(target: Target, split: Split, seed: int) -> Labels:
-    """Cut `target` by `split`. The shuffle depends on (seed, attribute) alone."""
+    """Divide `target` by `split`. The shuffle depends on (seed, attribute) only."""
     values, valid = target.values[split.train], target.valid[split.train]
     test, test_valid = target.values[split.test], target.valid[split.test]
     reason = target.reason
@@ -67,8 +67,8 @@ def _unfit(target: Target, values: np.ndarray, valid: np.ndarray, split: Split) 
     for k in range(split.n_folds):
         rest = values[valid & (split.fold != k)]
         if len(np.unique(rest)) < 2:
-            what = "class" if target.task == "classification" else "value"
-            return f"training images outside inner fold {k} hold one {what}"
+            label_kind = "class" if target.task == "classification" else "value"
+            return f"training images outside inner fold {k} hold one {label_kind}"
     return None
 
 

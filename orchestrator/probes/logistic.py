@@ -1,17 +1,17 @@
-"""Multinomial logistic regression, L2, many problems at once on shared features.
+"""L2-regularised multinomial logistic regression, batched over problems on shared features.
 
 Shapes: B feature matrices (positions), n images, k rotated width (k1 with a column of ones), C classes, P problems
 (attribute x fold x control), the same P problems on each matrix. Images are the last axis of logits, (B, C, P, n), so
-that every elementwise step runs along memory.
+that elementwise steps are contiguous in memory.
 
 Objective of one problem, as scikit-learn's `LogisticRegression` with C = 1 / alpha: mean cross-entropy over the
-problem's n rows + lam/2 |W|^2 with lam = alpha / n, bias unpenalised. alpha is absolute, so folds keep it, as in
-scikit-learn. For two classes scikit-learn penalises the one vector w = w1 - w0, which in the symmetric form here is
+problem's n rows + lam/2 |W|^2 with lam = alpha / n, bias unpenalised. alpha is absolute and the same in all folds, as
+in scikit-learn. For two classes scikit-learn penalises the one vector w = w1 - w0, which in the symmetric form here is
 2 lam.
 
-Solved by L-BFGS. Its first metric is the Hessian at W = 0, diag(s/n)/C + lam: diagonal in Q, hence shared by all
-problems. Logits are linear in the step, so a whole line search costs one product with Q; the labels enter through one
-constant product alone. Both products of an iteration are large matrix products over all problems.
+Solved by L-BFGS. The initial Hessian approximation is the one at W = 0, diag(s/n)/C + lam: diagonal in Q, hence shared
+by all problems. Logits are linear in the step, so a whole line search costs one product with Q; the labels enter
+through one constant product. Both products of an iteration are large matrix products over all problems.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 MEMORY = 8
 MAX_ITERATIONS = 300
 TOLERANCE = 1e-4  # largest gradient entry, scikit-learn's default
-BATCH_BYTES = {"cpu": 2**19, "cuda": 2**30}  # logits of a batch of matrices: some of a core's cache, or of a GPU
+BATCH_BYTES = {"cpu": 2**19, "cuda": 2**30}  # logits of a batch of matrices: within a core's cache, or a GPU's memory
 
 
 @dataclass(frozen=True)
@@ -35,19 +35,19 @@ class Problems:
     Q: Float[Tensor, "B n k1"]
     s: Float[Tensor, "B k1"]
     weight: Float[Tensor, "P n"]
-    """Weights of each problem's rows, summing to one; zero for held-out, missing or left-out images."""
+    """Weights of each problem's rows, summing to one; zero for held-out, missing or excluded images."""
     labelled: Float[Tensor, "B C P k1"]
-    """Weighted sum of the rows of each class: all that the labels contribute."""
+    """Weighted sum of the rows of each class; the labels enter only through it."""
     n_rows: Float[Tensor, " P"]
-    """Rows of each problem that count."""
+    """Number of used rows of each problem."""
 
     def take(self, index: Int[Tensor, " p"]) -> Problems:
-        """The problems at `index` alone."""
+        """The problems at `index`."""
         weight, labelled, n_rows = self.weight[index], self.labelled[:, :, index], self.n_rows[index]
         return replace(self, weight=weight, labelled=labelled, n_rows=n_rows)
 
     def take_matrices(self, index: Int[Tensor, " b"]) -> Problems:
-        """The problems on the feature matrices at `index` alone."""
+        """The problems on the feature matrices at `index`."""
         return replace(self, Q=self.Q[index], s=self.s[index], labelled=self.labelled[index])
 
 
@@ -72,7 +72,7 @@ def solve(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Float[Tensor, "B C P k1"]:
-    """Minimise from W (bias last); matrices and problems that have converged throughout leave the batch."""
+    """Minimise from W (bias last); converged matrices and problems are removed from the batch."""
     result = W.clone()
     matrices, columns = (torch.arange(size, device=W.device) for size in (W.shape[0], W.shape[2]))
     state = _Descent(problems, alpha, W)
@@ -82,7 +82,9 @@ def solve(
         if iteration == max_iterations or state.stuck or not bool(unfinished.any()):
             break
         keep_b, keep_p = unfinished.any(1).nonzero()[:, 0], unfinished.any(0).nonzero()[:, 0]
-        if len(keep_b) * len(keep_p) <= 0.75 * unfinished.numel():  # narrowing copies the state, so only when it pays
+        if (
+            len(keep_b) * len(keep_p) <= 0.75 * unfinished.numel()
+        ):  # removing problems copies the state: only if enough have converged
             result[matrices[:, None], :, columns] = state.W.transpose(1, 2)
             matrices, columns = matrices[keep_b], columns[keep_p]
             gradient, unfinished = gradient[keep_b][:, :, keep_p], unfinished[keep_b][:, keep_p]
@@ -93,7 +95,7 @@ def solve(
 
 
 class _Descent:
-    """L-BFGS on all problems of a batch, each with its own curvature pairs and step length."""
+    """L-BFGS on all problems of a batch; each has its own curvature pairs and step length."""
 
     def __init__(self, problems: Problems, alpha: Tensor, W: Tensor) -> None:
         self.p, self.W = problems, W
@@ -150,14 +152,14 @@ class _Descent:
         along = self._product(direction)
         slope = _dot(gradient, direction)
         penalised = self.penalty * direction
-        # all of the loss but the partition function is a parabola in the step length: its two coefficients
+        # apart from the partition function, the loss is quadratic in the step length: its two coefficients
         linear, square = _dot(self.W, penalised) - _dot(self.p.labelled, direction), _dot(direction, penalised)
-        # Newton's length along the direction, from the exact second derivative there
+        # Newton step length along the direction, from the exact second derivative
         weighted = self.e * along
         mean = weighted.sum(1) / self.total
         second = weighted.mul_(along).sum(1) / self.total - mean.square()  # B P n
         t = -slope / ((self.p.weight * second).sum(2) + square).clamp_min(1e-20)
-        slack = 8 * torch.finfo(t.dtype).eps * (1.0 + self.partition.abs())  # rounding of the loss itself
+        slack = 8 * torch.finfo(t.dtype).eps * (1.0 + self.partition.abs())  # rounding error of the loss
         for _ in range(12):
             moved = torch.addcmul(self.logits, _wide(t), along)
             e, total, partition = _exponentials(moved, self.p.weight)
@@ -203,7 +205,7 @@ class LogisticFit:
     rotated: Float[Tensor, "B C T k1"]
     """Weights on Q; the last column is the bias."""
     inner_loss: Float[Tensor, "B A T"]
-    """Cross-entropy of held-out inner folds; 0 for a single penalty, which needs none."""
+    """Cross-entropy of held-out inner folds; 0 for a single penalty, which is not cross-validated."""
 
 
 def fit_logistic(
@@ -215,13 +217,13 @@ def fit_logistic(
     penalties: tuple[float, ...],
     n_classes: int,
 ) -> LogisticFit:
-    """Fit T targets on each matrix, each with its own best penalty by K-fold cross-entropy, from the largest downwards.
+    """Fit T targets on each matrix; each penalty is chosen by K-fold cross-entropy, in descending order of penalties.
 
-    Each fold's fit starts from the same fold's fit at the penalty before, never from one that saw the held-out rows.
-    The fit on all rows is made once, at the chosen penalty, from the mean of the folds' fits there.
-    Every penalty is tried. The held-out loss often rises at several strong penalties, which use the directions of most
-    variance alone, before it falls far below where it began: where the classes stand in directions of little variance.
-    Penalties are relative to the number of valid images. A single penalty is taken without folds.
+    Each fold is warm-started from its own fit at the previous penalty, never from a fit that used the held-out rows.
+    The final fit on all rows, at the chosen penalty, starts from the mean of the folds' fits.
+    All penalties are tried, without early stopping: if classes differ in directions of low variance, the held-out loss
+    first rises at strong penalties, which use only directions of high variance, and later falls far below its start.
+    Penalties are relative to the number of valid images. A single penalty needs no folds.
     """
     K = int(fold.max()) + 1 if len(penalties) > 1 else 0
     a_matrix = Q.element_size() * Q.shape[1] * n_classes * len(codes) * max(K, 1)
@@ -267,5 +269,5 @@ def _fit_paths(
         start = torch.where(better[:, None, :, None], W.unflatten(2, (T, K)).mean(3), start)
         inner[:, a] = loss
     alpha = Q.new_tensor(penalties)[best] * n_valid
-    whole = solve(make_problems(Q, s, codes, valid, n_classes), alpha, start)
-    return LogisticFit(best, whole, inner)
+    final = solve(make_problems(Q, s, codes, valid, n_classes), alpha, start)
+    return LogisticFit(best, final, inner)

@@ -1,13 +1,13 @@
-"""Small MLP probes (the paper: two hidden layers), many trained at once.
+"""Small MLP probes (in the paper: two hidden layers), trained in a batch.
 
-Shapes: B positions, n training images, b images of a minibatch, m held-out images, d width, T nets a position,
+Shapes: B positions, n training images, b images of a minibatch, m held-out images, d width, T nets per position,
 w hidden width, O outputs. Activations are kept features first, (B T, w, b): the first layer of all nets of a position
-is then one product (T w, d) @ (d, b), every other one a batched product over B T nets, and nothing is rearranged.
+is then one product (T w, d) @ (d, b), every other layer a batched product over B T nets, without transposes.
 
-All nets of a call take the same steps on the same minibatches. Loss as scikit-learn's `MLPClassifier` / `MLPRegressor`:
+All nets of a call train on the same minibatches. Loss as scikit-learn's `MLPClassifier` / `MLPRegressor`:
 mean cross-entropy, or half the mean squared error, + lam/2 |W|^2 over weights (not biases); ReLU, Glorot-uniform
-start, Adam. The learning rate is constant for half the steps, then falls to zero in a line. Each net's start depends on
-`seed` alone, so results do not depend on which nets share a call.
+start, Adam. The learning rate is constant for half the steps, then decays linearly to zero. Each net's initialisation
+depends on `seed` only, so that results do not depend on the other nets of a call.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-MASKED = -1e9  # logit of a class a target does not have
-BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}  # weights and activations trained at a time: a core's cache
+MASKED = -1e9  # logit of a class that a target does not have
+BATCH_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}  # weights and activations trained at a time: size of a core's cache
 
 
 @dataclass(frozen=True)
 class MlpSettings:
-    """How a net is built and trained; see ProbeConfig for units."""
+    """Architecture and training of a net; units as in `ProbeConfig`."""
 
     width: int = 64
     depth: int = 2
@@ -49,9 +49,9 @@ class MlpBatch:
             bound = math.sqrt(6.0 / (fan_in + fan_out))
             start = (torch.rand(fan_out, fan_in + 1, generator=random) * 2 - 1).mul_(bound).to(device)
             copies = (B, T * fan_out) if i == 0 else (B * T, fan_out)
-            whole = start.repeat(T, 1) if i == 0 else start
-            self.weights.append(whole[:, :-1].expand(*copies, fan_in).contiguous())
-            self.biases.append(whole[:, -1:].expand(*copies, 1).contiguous())
+            weights = start.repeat(T, 1) if i == 0 else start
+            self.weights.append(weights[:, :-1].expand(*copies, fan_in).contiguous())
+            self.biases.append(weights[:, -1:].expand(*copies, 1).contiguous())
 
     def _forward(self, X: Float[Tensor, "B d b"]) -> Float[Tensor, "BT O b"]:
         """Outputs of all nets."""
@@ -130,8 +130,8 @@ def fit_mlp(
 ) -> MlpFit:
     """Fit T targets on B standardised feature matrices; Y (T, n) holds class codes, or numbers without `n_classes`.
 
-    The penalty is chosen on inner fold 0 after training on the other folds, then the net is trained anew on all
-    training images. With one penalty the choice, and its cost, falls away.
+    The penalty is chosen on inner fold 0 after training on the other folds, then the net is trained again on all
+    training images. With one penalty this selection is skipped.
     """
     T, d = len(Y), X.shape[2]
     n_outputs = 1 if n_classes is None else int(n_classes.max())

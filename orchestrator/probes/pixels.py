@@ -1,4 +1,4 @@
-"""What the image itself shows: downsampled pixels as one more feature matrix, and a key of each image's content."""
+"""Pixel baseline: downsampled images as a feature matrix, and a content key of each image."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from orchestrator.data.sample import Source
 from orchestrator.probes.split import content_keys
 
 SIDE = 16
-"""Side of the thumbnail, px: 768 features, of the order of a model's width."""
+"""Side of the thumbnail, px: 768 features, comparable to a model's width."""
 
 
 def thumbnail(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "16 16 3"]:
-    """`image` averaged over areas down to 16 x 16 pixels."""
+    """`image` downsampled by area averaging to 16 x 16 pixels."""
     return cv2.resize(image, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
 
 
 def load_pixels(
     source: Source, indices: Sequence[int], tick: Callable[[], None]
 ) -> tuple[UInt8[np.ndarray, "n 16 16 3"], list[str]]:
-    """Thumbnails of a source's images, and the key of each one's full content (equal only for equal images)."""
+    """Thumbnails of a source's images, and the key of each image's full content (equal only for equal images)."""
     thumbnails, keys = [], []
     for index in indices:
         image = source.load(index).image

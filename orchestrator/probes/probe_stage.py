@@ -1,6 +1,6 @@
-"""The probe stage: a capture's kept features in, the table `probes` out, one shard a (tap, layer).
+"""The probe stage: reads a capture's features, writes table `probes`, one shard per (tap, layer).
 
-`fit_block` is the unit of work and of resume. It runs in any process: here one after the other, or as Ray tasks
+`fit_block` is the unit of work and of resume. It runs in any process: sequentially here, or in Ray tasks
 (`orchestrator.probes.ray`).
 """
 
@@ -28,42 +28,42 @@ from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
 VERSION = 5
-"""Raised whenever equal inputs would give other values; part of the digest."""
+"""Incremented whenever equal inputs give different values; part of the digest."""
 SEARCH_VERSION = 2
-"""The same for the hyperparameter search."""
+"""The version of the hyperparameter search."""
 PIXEL_FILE = "pixels.npy"
 PIXEL_WIDTH = 3 * 16 * 16
-"""About the dimensions of the small pictures, by which their block's time is estimated."""
+"""Approximate width of the pixel baseline, used to estimate its time."""
 
 
 def probe_stage(point: ResolvedPoint) -> Stage:
-    """The directory of these probes, without work."""
+    """The stage (directory and digest) of these probes; computes nothing."""
     run = point.run
     unused = set() if run.probe.search_trials else {"search_trials"}
     settings = run.probe.model_dump(mode="json", exclude=unused)
-    what: dict[str, Any] = {"version": VERSION, "probe": settings}
+    inputs: dict[str, Any] = {"version": VERSION, "probe": settings}
     if packages := point.packages_of("solvers", run.probe.solvers):
-        what["solvers_of"] = packages
+        inputs["solvers_of"] = packages
     if run.probe.search_trials:
-        what["search_version"] = SEARCH_VERSION
+        inputs["search_version"] = SEARCH_VERSION
     if run.probe.search_trials and run.search:
-        what["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
-    return Stage(point.storage, "probe", what, {"capture": point.stages["capture"].digest})
+        inputs["search"] = {key: axis.model_dump(mode="json") for key, axis in run.search.items()}
+    return Stage(point.storage, "probe", inputs, {"capture": point.stages["capture"].digest})
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the blocks of a stage share; small, and all a worker needs beside the features.
+    """State shared by the blocks of a stage: all that a worker needs except the features; small.
 
     Args:
-        stage: where the shards go.
-        capture: where the features lie.
+        stage: stage that the shards are written to.
+        capture: stage of the features.
         config: the run's probe settings.
         blocks: (tap, layer, positions) of each shard.
         copy_of: for each image, the row of the first image of the same content or cluster.
         targets: labels of all images.
-        pixels: size and checksum of the file of small pictures, where they are a control.
-        covariates: what `skill_beyond` holds fixed, of all images.
+        pixels: size and checksum of the file of thumbnails, if the pixel baseline is on.
+        covariates: covariates of `skill_beyond`, for all images.
     """
 
     stage: Stage
@@ -77,17 +77,17 @@ class Work:
 
     @cached_property
     def split(self) -> Split:
-        """The stage's one split: by image, copies left out."""
+        """The split of the stage: by image, without copies."""
         split = make_split(self.copy_of, self.config.test_fraction, self.config.n_folds, self.config.seed)
         check_leak(split, self.copy_of)
         return split
 
     def missing(self) -> list[int]:
-        """Blocks whose shard is not whole."""
+        """Blocks without a complete shard."""
         return sorted(set(range(len(self.blocks))) - set(self.stage.finished_shards()))
 
     def sizes(self, indices: Sequence[int]) -> list[tuple[int, int, int]]:
-        """Positions, images and width of some blocks."""
+        """Positions, images and width of each block."""
         features = Features(self.capture)
         widths = {tap: features.width(tap) for tap in dict.fromkeys(t for t, _, _ in self.blocks if t != PIXELS)}
         return [
@@ -101,7 +101,7 @@ class Work:
 
 
 def open_probes(point: ResolvedPoint, *, quiet: bool = False) -> Work:
-    """Check what is asked, find copies among the images, and write the stage's plan; on resume, read it.
+    """Check the configuration, find duplicate images, and write the stage's plan; on resume, read the plan.
 
     Raises:
         ConfigError: an attribute, tap, layer or position that does not exist.
@@ -128,19 +128,19 @@ def open_probes(point: ResolvedPoint, *, quiet: bool = False) -> Work:
     clusters = features.images[CLUSTER].to_list() if CLUSTER in features.images.columns else [None] * len(keys)
     copy_of = first_of_like(keys, clusters)
     work = Work(stage, capture, config, blocks, copy_of, targets, mark, covariates)
-    assert work.split.n_folds == config.n_folds  # too few images are refused here, before the plan is written
+    assert work.split.n_folds == config.n_folds  # raises for too few images, before the plan is written
     plan = {"blocks": blocks, "copy_of": work.copy_of, "pixels": mark}
-    if stage.open(plan)["pixels"] != mark:  # another run was first, and its plan holds: on equal pictures
-        raise StageError(f"probe: another run of this study began {stage.folder} with other images; run again")
+    if stage.open(plan)["pixels"] != mark:  # another run wrote the plan first: valid if the images are equal
+        raise StageError(f"probe: another run of this study started {stage.folder} with other images; run again")
     check_features(work)
     return work
 
 
 def check_features(work: Work) -> None:
-    """Read the features that are asked for against their checksums, once, before any block is fitted.
+    """Verify the checksums of the selected features once, before any block is fitted.
 
     Raises:
-        DamagedError: a file of the capture is not what was written.
+        DamagedError: a file of the capture differs from its checksum.
     """
     for tap in dict.fromkeys(tap for tap, _, _ in work.blocks if tap != PIXELS):
         for folder in (f"features/{tap}", f"feature_scales/{tap}"):
@@ -168,11 +168,12 @@ def fit_block(work: Work, index: int, device: str) -> None:
 
 
 def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:
-    """Mark the stage done, with the count of probes and of each reason for a missing score; every block is whole."""
+    """Mark the stage done, with the number of probes and of each reason for a missing score, if all blocks are
+    complete."""
     if missing := work.missing():
         names = ", ".join(work.name(i) for i in missing[:5])
         raise StageError(
-            f"probe: {len(missing)} of {len(work.blocks)} blocks are not whole in storage: {names}; run again"
+            f"probe: {len(missing)} of {len(work.blocks)} blocks are incomplete in storage: {names}; run again"
         )
     table = work.stage.scan("probes").select("score", "reason").collect()
     reasons = table.drop_nulls("reason")["reason"].value_counts(sort=True).head(20)
@@ -186,7 +187,7 @@ def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:
 
 
 def fit_missing(work: Work, run: RunConfig, *, quiet: bool = False) -> None:
-    """Fit the blocks that are missing, one after the other in this process."""
+    """Fit the missing blocks sequentially in this process."""
     import torch
 
     if run.how.torch_threads:
@@ -199,7 +200,7 @@ def fit_missing(work: Work, run: RunConfig, *, quiet: bool = False) -> None:
 
 
 def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
-    """A progress bar over the stage's blocks."""
+    """Progress over the stage's blocks."""
     n = len(work.blocks)
     title = f"probe {run.model.label} on {run.data.source}"
     done = n - len(work.missing())
@@ -207,7 +208,7 @@ def block_progress(work: Work, run: RunConfig, quiet: bool) -> Progress:
 
 
 def run_probes(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
-    """The whole grid in this process, without a search; does nothing when the stage is done."""
+    """Run the whole grid in this process, without a search; returns at once if the stage is done."""
     if point.stages["probe"].is_done():
         return point.stages["probe"]
     work = open_probes(point, quiet=quiet)

@@ -1,8 +1,8 @@
-"""Ray around the probes: the grid in blocks, one a (tap, layer), and a search over the probes' own settings.
+"""Probes on Ray: the grid in blocks of one (tap, layer), and a hyperparameter search of the probes.
 
-A block's features are read once and every probe fitted on them; its shard is the unit of resume. Blocks are tasks on
-processor cores, or calls of long-lived actors that hold a GPU (`cost.py`). A search's
-task fits many probes in one call, on features that all tasks share through the object store.
+A block's features are read once and every probe is fitted on them; its shard is the unit of resume. Blocks are tasks
+on CPU cores, or calls of long-lived actors with a GPU (`cost.py`). A task of the search fits many probes in one call,
+on features that all tasks share through the object store.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from orchestrator.probes.probe_stage import (
     open_probes,
 )
 from orchestrator.probes.search import (
-    Asked,
+    Evaluation,
     SearchData,
     Trial,
     check_space,
+    evaluate,
     groups,
     halve,
-    judge_asked,
     load_search_data,
 )
 from orchestrator.progress import Progress
@@ -47,7 +47,7 @@ NET_SETTINGS = ("width", "depth", "learning_rate")
 
 
 def default_space(data: SearchData) -> dict[str, SearchAxis]:
-    """What is searched unless the study says otherwise."""
+    """The default search space."""
     return {
         "solver": SearchAxis(kind="choice", values=("linear", "mlp")),
         "positions": SearchAxis(kind="choice", values=tuple(groups(data.positions))),
@@ -62,28 +62,28 @@ def default_space(data: SearchData) -> dict[str, SearchAxis]:
 def run_probe_stage(
     point: ResolvedPoint, *, search: Mapping[str, SearchAxis] | None = None, quiet: bool = False
 ) -> Stage:
-    """The probe stage: the grid, then the search where one is asked for. Does nothing when the stage is done.
+    """The probe stage: the grid, then the search if configured. Returns at once if the stage is done.
 
     Args:
         search: `probe.` + setting (`config.probe_search.SETTINGS`) -> space; the default space when absent.
 
     Raises:
-        ConfigError: the space reaches settings no trial could use.
-        StageError: blocks failed; the others are kept, and the same call resumes.
+        ConfigError: the space contains settings that no trial can use.
+        StageError: some blocks failed; the others are kept, and the same call resumes.
     """
     run, stage = point.run, point.stages["probe"]
     if stage.is_done():
         return stage
     work, local = open_probes(point, quiet=quiet), run.how.backend == "local"
-    given = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
+    search_space = {key.removeprefix(PREFIX): axis for key, axis in (search or {}).items() if key.startswith(PREFIX)}
     if run.probe.search_trials:
-        check_space(work, given)
+        check_space(work, search_space)
     if work.missing():
         fit_missing(work, run, quiet=quiet) if local else _fit_on_ray(work, run, quiet)
     if not run.probe.search_trials:
         return finish(work)
     data = load_search_data(work)
-    space = given or default_space(data)
+    space = search_space or default_space(data)
     table = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
     stage.write_shard(len(work.blocks), {"probe_search": table})
     best = table.filter("best").row(0, named=True)
@@ -103,17 +103,17 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
     with session(how, work.stage.storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else cluster.cpus
         threads = how.torch_threads or 1
-        cpus = max(1.0, cluster.cpus / cores) * threads  # a local Ray may count more CPUs than cores
+        cpus = max(1.0, cluster.cpus / cores) * threads  # a local Ray session may report more CPUs than cores
         missing = work.missing()
         share = min(1.0, how.gpus_per_actor or 1.0)
-        useful = cluster.gpus > 0 and work.config.engine == "batched"  # scikit-learn works on cores
+        useful = cluster.gpus > 0 and work.config.engine == "batched"  # scikit-learn runs on cores
         places = n_places(cluster.nodes, share, cluster.limits) if useful else 0
         chosen = place(
             work.sizes(missing), cores / threads, places, mlp="mlp" in work.config.solvers, asked=how.gpus_per_actor
         )
         shared = ray.put(work)
         if chosen.on_gpu:
-            # Ray starts a new process for every task that holds a GPU, an actor keeps its own: 5 s a block.
+            # Ray starts a new process for every task with a GPU, which costs 5 s per block; an actor keeps its process.
             n = max(1, min(places, len(missing)))
             cluster.check([Pool("probe actors", n, cpus, share)])
             kind = ray.remote(
@@ -135,7 +135,7 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
                         ray.cancel(ref)
                     raise StageError(
                         f"probe: no block finished for {how.no_progress_timeout_s:g} s (how.no_progress_timeout_s); "
-                        f"{len(pending)} are left, what was finished is kept"
+                        f"{len(pending)} are left; finished blocks are kept"
                     )
                 for ref in ready:
                     try:
@@ -156,7 +156,7 @@ def _fit_task(work: Work, index: int, threads: int) -> None:
 
 
 class _FitActor:
-    """A process that holds a GPU and fits block after block."""
+    """A process with a GPU that fits one block after another."""
 
     def __init__(self, work: Work, threads: int) -> None:
         import torch
@@ -172,7 +172,7 @@ class _FitActor:
 
 
 def _draw(space: dict[str, SearchAxis], run: RunConfig) -> list[dict[str, Any]]:
-    """The settings tried: the same on every machine and backend."""
+    """The sampled settings; the same on every machine and backend."""
     random = np.random.default_rng(run.probe.seed)
     return [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
 
@@ -181,12 +181,12 @@ def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig,
     samples = _draw(space, run)
     with Progress("probe search", None, "fits", quiet=quiet) as progress:
 
-        def judge_all(asked: list[Asked]) -> list[float]:
-            found = []
-            for one in asked:
-                found.append(judge_asked(data, one))
+        def judge_all(evaluations: list[Evaluation]) -> list[float]:
+            skills = []
+            for evaluation in evaluations:
+                skills.append(evaluate(data, evaluation))
                 progress.advance()
-            return found
+            return skills
 
         return search_table(data, halve(data, samples, judge_all), judge_all)
 
@@ -205,9 +205,9 @@ def _search_on_ray(
         task = ray.remote(num_cpus=cpus, max_retries=run.how.max_retries)(_judge_task)
         shared = ray.put(data)
 
-        def judge_all(asked: list[Asked]) -> list[float]:
-            places = {task.remote(shared, one): i for i, one in enumerate(asked)}
-            found: dict[int, float] = {}
+        def judge_all(evaluations: list[Evaluation]) -> list[float]:
+            places = {task.remote(shared, evaluation): i for i, evaluation in enumerate(evaluations)}
+            skills: dict[int, float] = {}
             pending = list(places)
             while pending:
                 ready, pending = ray.wait(pending, timeout=patience)
@@ -215,40 +215,42 @@ def _search_on_ray(
                     raise StageError(f"probe search: nothing finished for {patience:g} s (how.no_progress_timeout_s)")
                 for reference in ready:
                     try:
-                        found[places[reference]] = ray.get(reference)
+                        skills[places[reference]] = ray.get(reference)
                     except ray.exceptions.RayError as error:
                         reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
-                        raise StageError(f"probe search: {asked[places[reference]].settings}: {reason}") from error
+                        raise StageError(
+                            f"probe search: {evaluations[places[reference]].settings}: {reason}"
+                        ) from error
                     progress.advance()
-            return [found[i] for i in range(len(asked))]
+            return [skills[i] for i in range(len(evaluations))]
 
         return search_table(data, halve(data, samples, judge_all), judge_all)
 
 
-def _judge_task(data: SearchData, asked: Asked) -> float:
+def _judge_task(data: SearchData, evaluation: Evaluation) -> float:
     import torch
 
     torch.set_num_threads(1)
-    return judge_asked(data, asked)
+    return evaluate(data, evaluation)
 
 
 def search_table(
-    data: SearchData, sampled: Sequence[Trial], judge_all: Callable[[list[Asked]], list[float]]
+    data: SearchData, sampled: Sequence[Trial], judge_all: Callable[[list[Evaluation]], list[float]]
 ) -> pl.DataFrame:
     """Table `probe_search`: the study's own settings as trial 0, then the samples.
 
-    Trial 0 and the best are fitted anew on all training images and judged on the held-out ones, by `judge_all`.
+    Trial 0 and the best trial are refitted on all training images and scored on the held-out ones, by `judge_all`.
     """
-    trials = [Trial({}, data.config.mlp_steps, judge_all([Asked({})])[0]), *sampled]
+    trials = [Trial({}, data.config.mlp_steps, judge_all([Evaluation({})])[0]), *sampled]
     best = max(range(len(trials)), key=lambda i: np.nan_to_num(trials[i].skill, nan=-np.inf))
     shown = sorted({0, best})
-    held_out = dict(zip(shown, judge_all([Asked(trials[i].settings, held_out=True) for i in shown]), strict=True))
+    held_out = dict(zip(shown, judge_all([Evaluation(trials[i].settings, held_out=True) for i in shown]), strict=True))
     config = data.config
-    own = {"solver": "study", "positions": "all", "standardise": config.standardise}
-    own |= {name: getattr(config, f"mlp_{name}") for name in NET_SETTINGS}
+    study_settings = {"solver": "study", "positions": "all", "standardise": config.standardise}
+    study_settings |= {name: getattr(config, f"mlp_{name}") for name in NET_SETTINGS}
     rows = []
     for i, trial in enumerate(trials):
-        row = {**own, **trial.settings}
+        row = {**study_settings, **trial.settings}
         is_net = "mlp" in configured(config, trial.settings).solvers
         rows.append(
             {

@@ -1,7 +1,7 @@
-"""The same probes by scikit-learn, with its own best tricks: the reference for `batched`, and a solver to choose.
+"""The same probes by scikit-learn, with its fastest methods: the reference for `batched`, and a selectable engine.
 
-`RidgeCV` shares one SVD among all targets and penalties (exact leave-one-out); logistic regression walks the
-penalties from the strongest with warm starts, as `LogisticRegressionCV` does; MLPs take the same number of Adam steps.
+`RidgeCV` shares one SVD among all targets and penalties (exact leave-one-out); logistic regression fits the
+penalties in descending order with warm starts, as `LogisticRegressionCV` does; MLPs take the same number of Adam steps.
 """
 
 from __future__ import annotations
@@ -126,6 +126,6 @@ def _fit_net(
         random_state=settings.seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is the setting
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is fixed by the setting
         model.fit(Z, y)
     return model.predict(at)[:, None] if n_classes is None else _probabilities(model, at, n_classes)

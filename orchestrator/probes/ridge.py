@@ -1,10 +1,10 @@
-"""Ridge regression in closed form: every position, attribute, penalty and control from one factorisation.
+"""Ridge regression in closed form: all positions, attributes, penalties and controls from one factorisation.
 
 Objective, as scikit-learn's `Ridge`: |y - Zw - b|^2 + alpha |w|^2, b unpenalised. The penalty is chosen by the
 exact leave-one-out error of the training images, e_i / (1 - h_i) with residual e and leverage h (Allen's PRESS;
-`RidgeCV`'s own criterion), which the factorisation gives for all penalties without a further fit.
+`RidgeCV`'s own criterion), which the factorisation gives for all penalties without refitting.
 
-The unknown x is the smaller of two: weights w (n >= d) with (Z'Z + alpha) w = Z'y, or one coefficient an image (n < d)
+The unknown x is the smaller of two: weights w (n >= d) with (Z'Z + alpha) w = Z'y, or one coefficient per image (n < d)
 with (ZZ' + alpha) x = y and w = Z'x. Shapes are those of `factor.py`, with A penalties and p = min(n, d).
 """
 
@@ -36,7 +36,7 @@ class RidgeFit:
 
 
 def fit_ridge(factor: Factor, Y: Float[Tensor, "T n"], alphas: Float[Tensor, " A"]) -> RidgeFit:
-    """Fit T targets on each of B feature matrices, each with its own best of A penalties (absolute, as sklearn's)."""
+    """Fit T targets on each of B feature matrices, each with the best of A penalties (absolute, as in scikit-learn)."""
     Z, basis = factor.Z, factor.basis
     intercept = Y.mean(1)
     Yc = Y - intercept[:, None]
@@ -50,7 +50,7 @@ def fit_ridge(factor: Factor, Y: Float[Tensor, "T n"], alphas: Float[Tensor, " A
         return ((side @ basis) * chosen) @ basis.mT
 
     x = solve((Yc if factor.is_dual else Yc @ Z).expand(len(Z), -1, -1))
-    # the rotation is exact up to rounding, which small penalties amplify; residual steps on the data remove that
+    # small penalties amplify rounding errors of the rotation; iterative refinement on the data removes them
     for _ in range(REFINEMENTS):
         residual = Yc - (x @ Z if factor.is_dual else x) @ Z.mT
         x = x + solve((residual if factor.is_dual else residual @ Z) - alpha * x)
@@ -63,7 +63,7 @@ def _leave_one_out(
 ) -> Float[Tensor, "B A T"]:
     """Mean squared leave-one-out error of every penalty and target."""
     n = Yc.shape[1]
-    if factor.is_dual:  # nearly interpolating fits: summed from what they leave, as differences would lose all digits
+    if factor.is_dual:  # nearly interpolating fits: computed from the remainder, as a difference would cancel
         U, left = factor.basis, shrink * alphas[:, None]
         residual = (left[:, :, None] * (Yc @ U)[:, None]).flatten(1, 2) @ U.mT  # B (A T) n
         unfitted = left @ (U * U).mT - 1.0 / n  # B A n

@@ -1,4 +1,4 @@
-"""Held-out scores with bootstrap intervals, and the trivial baselines they are read against.
+"""Held-out scores with bootstrap intervals, and the trivial baselines to compare them with.
 
 Shapes: m held-out images, S score columns (probes), R bootstrap resamples.
 """
@@ -14,7 +14,7 @@ from orchestrator.stats.resample import percentile_interval
 def accuracy(
     right: Bool[np.ndarray, "m S"], valid: Bool[np.ndarray, " m"], counts: Float[np.ndarray, "R m"]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of right answers among valid images: (S,) score, low and high end of the 95 % interval (NaN when R = 0)."""
+    """Accuracy on valid images: (S,) score, low and high end of the 95 % interval (NaN if R = 0)."""
     scores = right[valid].mean(0)
     counts = counts[:, valid]
     return scores, *percentile_interval(counts @ right[valid] / np.maximum(counts.sum(1, keepdims=True), 1.0))
@@ -26,7 +26,7 @@ def r2(
     valid: Bool[np.ndarray, " m"],
     counts: Float[np.ndarray, "R m"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficient of determination on valid images, against their own mean (as scikit-learn's `r2_score`)."""
+    """Coefficient of determination on valid images, relative to their own mean (as scikit-learn's `r2_score`)."""
     y = truth[valid]
     error = np.square(prediction[valid] - y[:, None])
     scores = 1.0 - error.sum(0) / np.square(y - y.mean()).sum()
@@ -41,6 +41,6 @@ def r2(
 def balanced_accuracy(
     predicted: Int[np.ndarray, "m S"], truth: Int[np.ndarray, " m"], valid: Bool[np.ndarray, " m"]
 ) -> Float[np.ndarray, " S"]:
-    """Mean recall over the classes present among valid held-out images."""
+    """Balanced accuracy: mean recall over the classes present among valid held-out images."""
     recalls = [(predicted[valid & (truth == c)] == c).mean(0) for c in np.unique(truth[valid])]
     return np.mean(recalls, axis=0)

@@ -1,8 +1,8 @@
-"""Judging one setting of the probes: what a hyperparameter search tries, without the search.
+"""Evaluation of hyperparameters of the probes, and successive halving over samples; without Ray.
 
-A search sees training images only: they are split once more into fitting and validation images. Settings are judged
-by skill, (score - baseline) / (1 - baseline), which puts accuracy and R2 on one scale: 0 is the majority class or the
-training mean, 1 is perfect. The study's held-out images judge only the winner and the study's own settings.
+A search uses training images only, split again into fitting and validation images. Settings are scored by skill,
+(score - baseline) / (1 - baseline), which puts accuracy and R2 on one scale: 0 is the majority class or the training
+mean, 1 is perfect. The study's held-out images score only the best sample and the study's own settings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.probes.split import Split
 from orchestrator.probes.targets import Target
 
 LEVELS = (0.25, 0.5, 1.0)
-"""Shares of an MLP's steps after which samples are compared; each a whole training run with its own decay."""
+"""Shares of an MLP's steps at which samples are compared; each is a separate training run with its own decay."""
 N_LAYERS = 3
 SINGLE_TOKENS = 4
 MIN_SKILL = -1.0
@@ -33,7 +33,7 @@ MIN_SKILL = -1.0
 
 @dataclass(frozen=True)
 class SearchData:
-    """Features a search works on, (images, positions, width) float16 of each layer; put once where workers share it."""
+    """Features of a search, (images, positions, width) float16 per layer; stored once and shared by workers."""
 
     config: ProbeConfig
     targets: list[Target]
@@ -44,7 +44,7 @@ class SearchData:
 
 
 def load_search_data(work: Work) -> SearchData:
-    """A few layers spread over the searched tap's depth, means and some tokens."""
+    """A few layers evenly spaced over the searched tap, with mean and single-token positions."""
     tap, kept = searched(work)
     layers = [layer for t, layer, _ in work.blocks if t == tap]
     spread = np.unique(np.linspace(0, len(layers) - 1, min(N_LAYERS, len(layers)) + 1).round().astype(int))[1:]
@@ -55,7 +55,7 @@ def load_search_data(work: Work) -> SearchData:
 
 
 def searched(work: Work) -> tuple[str, list[str]]:
-    """The tap a search works on, the decoder where it was captured, and its positions."""
+    """The tap of the search (the decoder if captured), and its positions."""
     taps = dict.fromkeys(tap for tap, _, _ in work.blocks if tap != "pixels")
     tap = "decoder" if "decoder" in taps else next(iter(taps))
     positions = next(list(names) for t, _, names in work.blocks if t == tap)
@@ -63,7 +63,7 @@ def searched(work: Work) -> tuple[str, list[str]]:
 
 
 def check_space(work: Work, space: Mapping[str, SearchAxis]) -> None:
-    """Refuse a space that reaches settings no trial could use, before anything is fitted.
+    """Reject a space with settings that no trial can use, before any fit.
 
     Raises:
         ConfigError: naming the setting and the value.
@@ -71,33 +71,33 @@ def check_space(work: Work, space: Mapping[str, SearchAxis]) -> None:
     for name, axis in space.items():
         for value in extremes(axis):
             configured(work.config, {name: value})
-            if name == "positions" and value not in (there := groups(searched(work)[1])):
+            if name == "positions" and value not in (available := groups(searched(work)[1])):
                 raise ConfigError(
-                    f"search: probe.positions: nothing was captured at {value!r}.{did_you_mean(str(value), there)}"
+                    f"search: probe.positions: nothing was captured at {value!r}.{did_you_mean(str(value), available)}"
                 )
 
 
 def groups(positions: list[str]) -> dict[str, list[str]]:
-    """Position kind -> names, for the kinds that are there; of single tokens, a few spread over all."""
+    """Position kind -> names, for the captured kinds; of single tokens, a few evenly spaced ones."""
     means: tuple[str, ...] = ("vision_mean", "text_mean", "last")
-    found = {kind: [kind] for kind in means if kind in positions}
+    names_of = {kind: [kind] for kind in means if kind in positions}
     for kind in ("vision", "text"):
         single = [p for p in positions if p.startswith(f"{kind}_") and p != f"{kind}_mean"]
         if single:
             spread = np.linspace(0, len(single) - 1, min(SINGLE_TOKENS, len(single))).round().astype(int)
-            found[f"{kind}_single"] = [single[i] for i in np.unique(spread)]
-    return found
+            names_of[f"{kind}_single"] = [single[i] for i in np.unique(spread)]
+    return names_of
 
 
 def validation_split(split: Split) -> Split:
-    """Inner fold 0 of the training images as held-out images; the others are dealt to as many folds anew."""
+    """Inner fold 0 of the training images as held-out images; the others are divided into as many new folds."""
     inside = split.fold == 0
     train = split.train[~inside]
     return Split(train, split.train[inside], np.arange(len(train)) % split.n_folds)
 
 
 def skill(table: pl.DataFrame) -> float:
-    """Mean skill over a table of probes, each no worse than `MIN_SKILL`; NaN when no probe could be fitted."""
+    """Mean skill over a table of probes, each clipped below at `MIN_SKILL`; NaN if no probe could be fitted."""
     room = 1 - pl.col("baseline")
     known = table.filter(pl.col("score").is_not_null() & (pl.col("baseline") < 1))
     values = known.select(((pl.col("score") - pl.col("baseline")) / room).clip(MIN_SKILL)).to_series()
@@ -105,7 +105,7 @@ def skill(table: pl.DataFrame) -> float:
 
 
 def judge(data: SearchData, settings: Mapping[str, Any], *, held_out: bool, steps: int | None = None) -> float:
-    """Skill of settings: on validation images, or (`held_out`) refitted on all training images, on held-out ones."""
+    """Skill of settings on validation images; with `held_out`, refitted on all training images, on held-out images."""
     config = configured(data.config, settings)
     if steps is not None:
         config = config.model_copy(update={"mlp_steps": steps})
@@ -123,7 +123,7 @@ def judge(data: SearchData, settings: Mapping[str, Any], *, held_out: bool, step
 
 @dataclass(frozen=True)
 class Trial:
-    """Settings tried, the steps of the longest training run judged, and the skill it reached on validation images."""
+    """Sampled settings, the steps of their longest scored training run, and its skill on validation images."""
 
     settings: dict[str, Any]
     steps: int
@@ -131,26 +131,27 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One setting to be judged: after how many steps of a net (all when None), and on which images."""
+class Evaluation:
+    """Settings to evaluate: number of training steps of a net (all when None), and images to score on."""
 
     settings: dict[str, Any]
     held_out: bool = False
     steps: int | None = None
 
 
-def judge_asked(data: SearchData, asked: Asked) -> float:
-    """`judge` of one `Asked`."""
-    return judge(data, asked.settings, held_out=asked.held_out, steps=asked.steps)
+def evaluate(data: SearchData, evaluation: Evaluation) -> float:
+    """`judge` with the settings of one `Evaluation`."""
+    return judge(data, evaluation.settings, held_out=evaluation.held_out, steps=evaluation.steps)
 
 
 def halve(
-    data: SearchData, samples: Sequence[dict[str, Any]], judge_all: Callable[[list[Asked]], list[float]]
+    data: SearchData, samples: Sequence[dict[str, Any]], judge_all: Callable[[list[Evaluation]], list[float]]
 ) -> list[Trial]:
-    """Judge samples by successive halving, in rounds: the same outcome whatever judges them, and however fast.
+    """Successive halving in synchronous rounds: the result does not depend on the order or speed of evaluation.
 
-    Nets are trained for ever larger shares of their steps (`LEVELS`), each time anew with its own learning-rate decay,
-    and the better half, rounded up, goes on; ties go to the earlier sample. Everything else is fitted once, whole.
+    Nets are trained for increasing shares of their steps (`LEVELS`), each time from the start with its own
+    learning-rate decay; the better half, rounded up, is kept; ties favour the earlier sample. Other probes are fitted
+    once, completely.
     """
     total = data.config.mlp_steps
     trials: dict[int, Trial] = {}
@@ -158,11 +159,13 @@ def halve(
     once = [i for i in range(len(samples)) if i not in set(nets)]
     for level in LEVELS:
         steps = max(1, round(level * total))
-        asked = [(i, Asked(samples[i], steps=steps)) for i in nets]
+        evaluations = [(i, Evaluation(samples[i], steps=steps)) for i in nets]
         if level == LEVELS[0]:
-            asked += [(i, Asked(samples[i])) for i in once]
-        for (i, one), skill in zip(asked, judge_all([one for _, one in asked]), strict=True):
-            trials[i] = Trial(samples[i], one.steps or total, skill)
+            evaluations += [(i, Evaluation(samples[i])) for i in once]
+        for (i, evaluation), skill in zip(
+            evaluations, judge_all([evaluation for _, evaluation in evaluations]), strict=True
+        ):
+            trials[i] = Trial(samples[i], evaluation.steps or total, skill)
         if level != LEVELS[-1]:
             order = sorted(nets, key=lambda i: (-np.nan_to_num(trials[i].skill, nan=-np.inf), i))
             nets = sorted(order[: -(-len(order) // 2)])

@@ -1,4 +1,4 @@
-"""Which images are trained on and which are held out. Always by image, never by token; copies never cross."""
+"""Train/test split: by image, never by token; copies of an image are never on both sides."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from orchestrator.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """Images of a probe. A scene has one seed and index and so is one image: splitting by image splits by scene.
+    """Split of a probe's images. A scene has one seed and index and is one image: splitting by image splits by scene.
 
     Args:
         train: sorted indices of training images.
         test: sorted indices of held-out images.
         fold: (len(train),) inner fold of each training image, 0..n_folds-1.
-        n_duplicates: further copies of an image, used nowhere.
+        n_duplicates: number of further copies of an image, which are not used.
     """
 
     train: np.ndarray
@@ -35,17 +35,17 @@ class Split:
 def content_keys(rows: np.ndarray) -> list[str]:
     """A key per row of (n, ...) `rows` that two rows share only when they hold the same values (SHA-256 of bytes).
 
-    Meant for pixels: a model's states of two copies differ by rounding, and those before vision is read by nothing.
+    For pixels: hidden states of two copies differ by rounding, and states before the image do not depend on it.
     """
     flat = np.ascontiguousarray(rows).reshape(len(rows), -1)
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
 
 
 def make_split(groups: Sequence[Hashable], test_fraction: float, n_folds: int, seed: int) -> Split:
-    """Split n images, given each one's content key: of several copies only the first is used, the rest nowhere.
+    """Split n images by content key: of several copies only the first is used.
 
     Raises:
-        DataError: too few different images to hold some out and fill every fold twice.
+        DataError: too few different images for a held-out set and two images per fold.
     """
     first: dict[Hashable, int] = {}
     for index, key in enumerate(groups):
@@ -66,10 +66,10 @@ def make_split(groups: Sequence[Hashable], test_fraction: float, n_folds: int, s
 
 
 def check_leak(split: Split, groups: Sequence[Hashable]) -> None:
-    """Refuse a split in which an image, or a copy of it, is on both sides.
+    """Check that no image, nor a copy of it, is on both sides.
 
     Raises:
-        DataError: naming the first few pairs.
+        DataError: an image is on both sides; names the first few pairs.
     """
     trained = {groups[index]: int(index) for index in split.train}
     pairs = [(trained[groups[index]], int(index)) for index in split.test if groups[index] in trained]

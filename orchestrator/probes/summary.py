@@ -1,4 +1,4 @@
-"""Redundancy over vision tokens: how many single ones know what their mean knows."""
+"""Redundancy over vision tokens: share of single tokens that predict as well as their mean."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def redundancy(probes: pl.DataFrame, shares: tuple[float, ...] = (0.8, 0.9, 0.95
     """Share of single vision tokens that reach x of the mean token's score above the baseline, by layer and attribute.
 
     "Almost any single token predicts the count" holds where this share is near one. Layers at which the mean token is
-    not better than the baseline (its interval reaches it) have nothing to reach and are left out.
+    not better than the baseline (its interval includes it) are left out.
 
     Returns:
         KEYS, `share` (x), `reached` (share of tokens, 0 to 1), `n_tokens`, `mean_token` and `best_token` (scores).

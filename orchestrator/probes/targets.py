@@ -1,4 +1,4 @@
-"""What probes predict: attribute columns turned into label arrays, with a named reason for each that cannot be used."""
+"""Probe targets: attribute columns as label arrays, with a reason for each attribute that cannot be used."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Target:
         values: (n,) float64 numbers, or int64 class codes 0..C-1; 0 where `valid` is false.
         valid: (n,) bool; false for a missing value or an image of a rare class.
         classes: class names in code order; empty for regression.
-        n_left_out: images left out because their class is rare.
+        n_left_out: number of images excluded because their class is rare.
         reason: why no probe can be fitted, else None.
     """
 
@@ -38,9 +38,9 @@ class Target:
 
 
 def make_target(name: str, kind: str, column: np.ndarray | pl.Series | Sequence, min_class_count: int = 8) -> Target:
-    """Labels of one attribute; classes with fewer than `min_class_count` images are left out and counted.
+    """Labels of one attribute; classes with fewer than `min_class_count` images are excluded and counted.
 
-    A missing value (null, NaN, infinite) makes its image invalid for this attribute alone.
+    A missing value (null, NaN, infinite) makes its image invalid for this attribute only.
 
     Raises:
         DataError: `kind` is unknown, or a number cannot be read from a `count` or `continuous` column.
@@ -96,7 +96,7 @@ def _classes(name: str, series: pl.Series, min_class_count: int) -> Target:
 def make_targets(
     images: pl.DataFrame, kinds: Mapping[str, str], attributes: Sequence[str] | None = None, min_class_count: int = 8
 ) -> list[Target]:
-    """Labels of `attributes` (when None all of `kinds` but the cluster) from table `images`, in the order asked for.
+    """Labels of `attributes` (None: all of `kinds` except the cluster) from table `images`, in the given order.
 
     Raises:
         ConfigError: an attribute that the source does not have.

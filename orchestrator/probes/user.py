@@ -17,10 +17,10 @@ TASKS = ("classification", "regression")
 
 @dataclass(frozen=True)
 class UserProbe:
-    """A probe of another package: the object its `vtsweep.probes` entry point names.
+    """A probe of another package: the object that its `vtsweep.probes` entry point names.
 
-    It is judged as the built-in ones are: penalty chosen on inner folds of the training images, score on held-out
-    ones, shuffled-label control.
+    It is evaluated like the built-in probes: penalty chosen on inner folds of the training images, score on held-out
+    images, shuffled-label control.
     """
 
     make: Callable[[str, float], Any]
@@ -44,7 +44,7 @@ def load_user_probe(name: str) -> UserProbe:
     """Import the probe `name` that another package registers.
 
     Raises:
-        ConfigError: no such probe, or its entry point names something else than a `UserProbe`.
+        ConfigError: no such probe, or its entry point does not name a `UserProbe`.
     """
     if name not in _points():
         raise ConfigError(f"unknown probe {name!r}.{did_you_mean(name, probe_names())}")

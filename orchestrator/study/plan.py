@@ -28,7 +28,7 @@ from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machi
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.resolve import Resolver
-from orchestrator.study.room import describe_room
+from orchestrator.study.resources import describe_resources
 from orchestrator.study.stage_kinds import with_inputs
 from orchestrator.study.versions import version_name
 
@@ -133,7 +133,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
             n_points = seen.points + 1 if seen else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
-    pools, too_large = describe_room(sweep, wanted)
+    pools, too_large = describe_resources(sweep, wanted)
     timed = _timed(sweep, stages, points, partial(stage_seconds, machine=this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]

@@ -42,11 +42,11 @@ def run_study(
     if finished := finished_study(sweep, stages):
         return finished, finished.folder.locate(REPORT_FILE)
     from orchestrator.study.preflight import preflight
-    from orchestrator.study.room import check_room
+    from orchestrator.study.resources import check_resources
     from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
     from orchestrator.tracking.live import streamed
 
-    check_room(sweep, wanted)
+    check_resources(sweep, wanted)
     listed = listed_stages(sweep, wanted)
     points = preflight(sweep, wanted, listed)
     study = open_study(sweep, points, listed, command)

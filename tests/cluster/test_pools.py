@@ -70,7 +70,7 @@ def test_large_actors_are_counted_node_by_node():
 
 
 def test_a_plan_refuses_trials_that_would_wait_for_ever_and_asks_nothing_of_stages_that_do_not_run(monkeypatch):
-    monkeypatch.setattr("orchestrator.study.room.local_node", lambda: Node(4))
+    monkeypatch.setattr("orchestrator.study.resources.local_node", lambda: Node(4))
     study = {"name": "t", "stages": ["finetune"], "axes": {"finetune.seed": [0, 1]}}
     two = make_sweep(study, ["how.n_actors=500", "how.concurrent_trials=2"])
     assert "2 x fine-tuning trials" in make_plan(two).pools

@@ -25,5 +25,5 @@ def test_each_tile_has_its_own_grid_and_padding_none() -> None:
 def test_a_grid_that_does_not_fit_is_refused() -> None:
     with pytest.raises(DataError, match="3 norms for a grid of 2"):
         lay_on_grid(np.ones((1, 3)), np.zeros((2, 3), int))
-    with pytest.raises(DataError, match="2 tokens on 1 places"):
+    with pytest.raises(DataError, match="2 tokens on 1 grid cells"):
         lay_on_grid(np.ones((1, 2)), np.zeros((2, 3), int))

@@ -143,7 +143,7 @@ def test_samples_are_judged_at_steps_that_no_clock_decides(
 
     monkeypatch.setattr(experiment, "run_trial", run_trial)
     sample = draw_samples([trial_point(run, storage)], SPACE)[0]
-    made = experiment.Experiment(run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True)
+    made = experiment.Experiment(run.how, experiment.TrialResources(1, 1.0, 0.0, 1), quiet=True)
     experiment.tune_trial({"entry": made._entry("trial", sample.base, sample.point, sample.number, sample.values)})
     assert [t["step"] for t in told] == [*rung_steps(64), 64] == [8, 24, 64]
     assert [t["end"] for t in told] == ["", "", "done"]
@@ -183,7 +183,9 @@ def test_the_experiments_own_folder_is_no_place_that_others_can_write(
 
     monkeypatch.setattr(tune, "Tuner", Tuner)
     run = make_run()
-    experiment.Experiment(run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True).run_points([trial_point(run, storage)])
+    experiment.Experiment(run.how, experiment.TrialResources(1, 1.0, 0.0, 1), quiet=True).run_points(
+        [trial_point(run, storage)]
+    )
     folder = Path(made["run_config"].storage_path)
     assert made["mode"] == 0
     assert not folder.is_relative_to(tmp_path)

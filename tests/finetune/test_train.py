@@ -20,7 +20,7 @@ from orchestrator.finetune import recompute
 from orchestrator.finetune import train as train_module
 from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.lora import tunable
-from orchestrator.finetune.team import Team
+from orchestrator.finetune.process_group import ProcessGroup
 from orchestrator.finetune.train import _backward, check_checkpoint, schedule, train
 from orchestrator.finetune.worker import step_indices, worker_for
 from orchestrator.models.adapter import Adapter
@@ -182,9 +182,9 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
     """So every process of a trial resumes exactly, on whichever devices, from the one checkpoint its leader wrote."""
     run = make_run(dropout=0.5, accumulate=2)
     batches = fixed_batches(adapter, run)(0)
-    monkeypatch.setattr(Team, "sum", lambda *given: given[1])
+    monkeypatch.setattr(ProcessGroup, "sum", lambda *given: given[1])
 
-    def gradient(seed: tuple[int, ...], team: Team) -> torch.Tensor:
+    def gradient(seed: tuple[int, ...], team: ProcessGroup) -> torch.Tensor:
         with tunable(adapter, run.finetune) as tuned:
             adapter.model.train()
             torch.rand(torch.seed() % 5)
@@ -192,10 +192,10 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
             found = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
             return torch.cat([grad.flatten() for grad in found])
 
-    alone = gradient((0, 3), Team())
-    assert torch.equal(gradient((0, 3), Team()), alone)
-    assert not torch.equal(gradient((0, 4), Team()), alone)
-    shared = gradient((0, 3), Team(0, 2)) + gradient((0, 3), Team(1, 2))
+    alone = gradient((0, 3), ProcessGroup())
+    assert torch.equal(gradient((0, 3), ProcessGroup()), alone)
+    assert not torch.equal(gradient((0, 4), ProcessGroup()), alone)
+    shared = gradient((0, 3), ProcessGroup(0, 2)) + gradient((0, 3), ProcessGroup(1, 2))
     torch.testing.assert_close(shared, alone)
 
 
@@ -209,15 +209,15 @@ def test_a_step_depends_on_neither_the_number_of_processes_nor_of_micro_batches(
         run = make_run(dropout=dropout, batch_size=6, accumulate=accumulate, n_examples=8)
         point = trial_point(run, Storage(str(tmp_path)))
         worker, found = worker_for(point), []
-        monkeypatch.setattr(worker_module, "this_team", lambda: Team(0, n_processes))
+        monkeypatch.setattr(worker_module, "current_process_group", lambda: ProcessGroup(0, n_processes))
         monkeypatch.setattr(worker_module, "train", lambda *args, **_: found.extend(args[2](1)))
         worker.train(point, None, point.storage)  # type: ignore[arg-type]
-        monkeypatch.setattr(Team, "sum", lambda *given: given[1])
+        monkeypatch.setattr(ProcessGroup, "sum", lambda *given: given[1])
         total, loss, n_answer = torch.zeros(()), 0.0, 0
         for rank in range(n_processes):
             with tunable(worker.adapter, run.finetune) as tuned:
                 worker.adapter.model.train(dropout > 0)
-                part, n_answer = _backward(worker.adapter, tuned, found, Team(rank, n_processes), (0, 1))
+                part, n_answer = _backward(worker.adapter, tuned, found, ProcessGroup(rank, n_processes), (0, 1))
                 grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
                 total = total + torch.cat([grad.flatten() for grad in grads])
                 loss += part

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
-from orchestrator.finetune.ray.trials import plan_room
+from orchestrator.finetune.ray.trials import plan_resources
 from orchestrator.store.filesystem import Storage
 from tests.points import run_trials, trial_stage
 
@@ -39,15 +39,15 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_room_is_shared_by_trials_first() -> None:
-    assert plan_room(HowConfig(), 2, 0).n_trials == 2
-    assert plan_room(HowConfig(), 2, 0).threads == 1
-    assert plan_room(HowConfig(torch_threads=2), 8, 0).n_trials == 4
-    assert plan_room(HowConfig(concurrent_trials=1), 8, 0).threads == 8
-    gpu = plan_room(HowConfig(), 16, 4)
+    assert plan_resources(HowConfig(), 2, 0).n_trials == 2
+    assert plan_resources(HowConfig(), 2, 0).threads == 1
+    assert plan_resources(HowConfig(torch_threads=2), 8, 0).n_trials == 4
+    assert plan_resources(HowConfig(concurrent_trials=1), 8, 0).threads == 8
+    gpu = plan_resources(HowConfig(), 16, 4)
     assert (gpu.n_trials, gpu.gpus) == (4, 1.0)
-    assert plan_room(HowConfig(gpus_per_trial=0.5), 16, 4).n_trials == 8
-    assert plan_room(HowConfig(processes_per_trial=2), 16, 4).n_trials == 2
-    assert plan_room(HowConfig(processes_per_trial=2), 8, 0).threads == 1
+    assert plan_resources(HowConfig(gpus_per_trial=0.5), 16, 4).n_trials == 8
+    assert plan_resources(HowConfig(processes_per_trial=2), 16, 4).n_trials == 2
+    assert plan_resources(HowConfig(processes_per_trial=2), 8, 0).threads == 1
 
 
 def test_samples_lie_in_their_space_and_are_validated(make_run: MakeRun) -> None:

@@ -15,7 +15,7 @@ from orchestrator.config.probe_search import configured
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.probes import probe_stage as probes_stage
 from orchestrator.probes.ray import search_table
-from orchestrator.probes.search import Asked, groups, halve, judge, load_search_data, validation_split
+from orchestrator.probes.search import Evaluation, groups, halve, judge, load_search_data, validation_split
 from orchestrator.probes.search import Trial as Tried
 from orchestrator.probes.split import make_split
 from orchestrator.store.filesystem import Storage
@@ -105,9 +105,9 @@ def test_nets_are_halved_after_a_quarter_and_a_half_of_their_steps_and_linear_pr
     run = make_run()
     data = load_search_data(open_probes(run, storage, capture, quiet=True))
     samples: list[dict[str, Any]] = [{"solver": "mlp", "width": 2 + i} for i in range(5)] + [{"solver": "linear"}] * 2
-    rounds: list[list[Asked]] = []
+    rounds: list[list[Evaluation]] = []
 
-    def judge_all(asked: list[Asked]) -> list[float]:
+    def judge_all(asked: list[Evaluation]) -> list[float]:
         rounds.append(asked)
         return [float(one.settings.get("width", 0)) for one in asked]  # the wider, the better
 

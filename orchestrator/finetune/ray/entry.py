@@ -1,4 +1,4 @@
-"""What a Tune trial is asked to do: its kind, resolved point, place in a search, and the driver's folder."""
+"""The work of a Tune trial: its kind, resolved point, sample of a search, and the driver's working directory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def describe(run: RunConfig) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a Tune trial is asked to do, read back from its configuration."""
+    """The work of a Tune trial, parsed from its configuration."""
 
     kind: str
     resolved: ResolvedPoint
-    """With the sample's values set."""
+    """The point with the sample's values."""
     point: str
     """Digest of the searched point's own trial; empty outside a search."""
     number: int
@@ -36,7 +36,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """How messages call it."""
+        """Name for messages."""
         if self.kind == "baseline":
             return "base model"
         if not self.point:
@@ -45,7 +45,7 @@ class Entry:
 
 
 def read_entry(config: Mapping[str, Any]) -> Entry:
-    """What a Tune trial's configuration asks for."""
+    """Parse a Tune trial's configuration."""
     entry = json.loads(config["entry"])
     chosen = {key.removeprefix("search/"): value for key, value in config.items() if key.startswith("search/")}
     values = {**entry["values"], **chosen}
@@ -54,7 +54,7 @@ def read_entry(config: Mapping[str, Any]) -> Entry:
 
 
 def enter_folder(config: Mapping[str, Any]) -> None:
-    """Make relative paths of models and data mean what they meant to the driver."""
+    """Change to the driver's working directory, so that relative paths of models and data are valid."""
     folder = json.loads(config["entry"])["folder"]
     if Path(folder).is_dir():
         os.chdir(folder)

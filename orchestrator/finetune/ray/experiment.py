@@ -1,7 +1,7 @@
-"""One Ray Tune experiment over fine-tuning trials: its workers, and what came of each trial.
+"""One Ray Tune experiment over fine-tuning trials: its workers and the outcome of each trial.
 
-Tune places, retries, searches and prunes. It keeps nothing that survives: its own folder, whose files it would
-unpickle, is a private temporary one of the driver, and what a trial made is read from the study's storage alone.
+Tune does placement, retries, search and pruning. It keeps no persistent state: its folder, whose files it would
+unpickle, is a private temporary directory of the driver, and results of a trial are read only from the study's storage.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from orchestrator.store.stage_folder import Stage, canonical_json
 
 
 @dataclass(frozen=True)
-class Room:
-    """How many trials run at a time, and what each process of one holds."""
+class TrialResources:
+    """Number of concurrent trials, and the resources of each process of a trial."""
 
     n_trials: int
     cpus: float
@@ -42,22 +42,22 @@ class Room:
 
 @dataclass(frozen=True)
 class Experiment:
-    """How the trials of one study are placed, and the search they belong to, if any."""
+    """Placement of the trials of one study, and their search, if any."""
 
     how: HowConfig
-    room: Room
+    resources: TrialResources
     quiet: bool
     search: dict[str, SearchAxis] = field(default_factory=dict)
     folder: SearchFolder | None = None
 
     def run_points(self, points: Sequence[ResolvedPoint]) -> dict[str, str]:
-        """Run every point's trial; returns what failed: trial -> the last line of what went wrong."""
+        """Run every point's trial; returns failures: trial -> last line of its error."""
         entries = [self._entry("baseline", point) for point in self._baselines(points)]
         entries += [self._entry("trial", point) for point in points]
         return self._fit({"entry": entries}, len(entries), None)
 
     def run_samples(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
-        """Run samples that have no record yet, on values drawn beforehand; returns what failed."""
+        """Run samples that have no record yet, on values drawn in advance; returns failures."""
         entries = [self._entry("baseline", point) for point in self._baselines([s.base for s in samples])]
         entries += [self._entry("trial", s.base, s.point, s.number, s.values) for s in samples]
         scheduler = None
@@ -68,16 +68,18 @@ class Experiment:
         return self._fit({"entry": entries}, len(entries), scheduler)
 
     def run_optuna(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
-        """Run the samples of one point that are left, on values that Optuna chooses from what is known."""
+        """Run the remaining samples of one point, on values that Optuna proposes from the known scores."""
         from ray.tune.search.optuna import OptunaSearch
 
         base, earlier = samples[0].base, sorted(known.values(), key=lambda r: r.number)
-        told: dict[str, Any] = {}
+        known_scores: dict[str, Any] = {}
         if earlier:
-            told["points_to_evaluate"] = [{f"search/{k}": v for k, v in r.values.items()} for r in earlier]
-            told["evaluated_rewards"] = [r.score for r in earlier]
-        # Another seed once something is known: the same one would choose the first samples' values again.
-        algorithm = OptunaSearch(metric="score", mode="max", seed=base.run.finetune.seed + 7919 * len(earlier), **told)
+            known_scores["points_to_evaluate"] = [{f"search/{k}": v for k, v in r.values.items()} for r in earlier]
+            known_scores["evaluated_rewards"] = [r.score for r in earlier]
+        # A new seed once scores are known: the same seed would propose the first samples' values again.
+        algorithm = OptunaSearch(
+            metric="score", mode="max", seed=base.run.finetune.seed + 7919 * len(earlier), **known_scores
+        )
         scheduler = PointASHA(base.run.finetune.n_steps) if base.run.finetune.prune else None
         if scheduler:
             for record in earlier:
@@ -96,29 +98,29 @@ class Experiment:
     ) -> dict[str, str]:
         os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
         os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-        # Tune's handler would end the experiment early and hand back what there is as if it were all.
+        # Tune's handler would end the experiment early and return partial results as if complete.
         os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
         from ray import tune
 
         for logger in ("ray.tune", "ray.train"):
             logging.getLogger(logger).setLevel(logging.ERROR)
-        held = {"cpu": self.room.cpus, "gpu": self.room.gpus}
+        resources = {"cpu": self.resources.cpus, "gpu": self.resources.gpus}
         if self.how.processes_per_trial > 1:
-            # The processes hold their own resources; the Tune trial only waits for them, on the head.
-            held = {"node:__internal_head__": 0.001}
+            # The processes reserve their own resources; the Tune trial only waits for them, on the head node.
+            resources = {"node:__internal_head__": 0.001}
         if algorithm is None:
             space = {"entry": tune.grid_search(space["entry"])}
         with (
             Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress,
-            tempfile.TemporaryDirectory(prefix="vtsweep-tune-", ignore_cleanup_errors=True) as own,
+            tempfile.TemporaryDirectory(prefix="vtsweep-tune-", ignore_cleanup_errors=True) as storage_path,
         ):
             watcher = _watcher(progress, self.how.no_progress_timeout_s, self.folder, numbers)
             tune.Tuner(
-                tune.with_resources(TRAINABLE, held),
+                tune.with_resources(TRAINABLE, resources),
                 param_space=space,
                 tune_config=tune.TuneConfig(
                     num_samples=n if algorithm is not None else 1,
-                    max_concurrent_trials=self.room.n_trials,
+                    max_concurrent_trials=self.resources.n_trials,
                     reuse_actors=self.how.reuse_workers,
                     scheduler=scheduler,
                     search_alg=algorithm,
@@ -127,7 +129,7 @@ class Experiment:
                 ),
                 run_config=tune.RunConfig(
                     name="trials",
-                    storage_path=own,
+                    storage_path=storage_path,
                     failure_config=tune.FailureConfig(max_failures=self.how.max_retries),
                     callbacks=[watcher],
                     verbose=0,
@@ -137,9 +139,9 @@ class Experiment:
         return dict(watcher.failures)
 
     def _baselines(self, points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:
-        """One point for each base model to be measured, before the trials, while others of them already train.
+        """One point per base model to measure; measured before its trials, while trials of other models may train.
 
-        None where a trial has several processes: its Tune trial holds no GPU, so the first trial measures.
+        Empty if a trial has several processes: its Tune trial has no GPU, and the first trial measures the base model.
         """
         if self.how.processes_per_trial > 1:
             return []
@@ -148,19 +150,21 @@ class Experiment:
     def _entry(
         self, kind: str, base: ResolvedPoint, point: str = "", number: int = -1, values: Mapping[str, Any] | None = None
     ) -> str:
-        how = base.run.how.model_copy(update={"torch_threads": self.room.threads, "gpus_per_trial": self.room.gpus})
+        how = base.run.how.model_copy(
+            update={"torch_threads": self.resources.threads, "gpus_per_trial": self.resources.gpus}
+        )
         placed = replace(base, run=base.run.model_copy(update={"how": how}))
-        made = {"kind": kind, "resolved": placed.as_json(), "folder": str(Path.cwd())}
-        return canonical_json({**made, "point": point, "number": number, "values": dict(values or {})})
+        fields = {"kind": kind, "resolved": placed.as_json(), "folder": str(Path.cwd())}
+        return canonical_json({**fields, "point": point, "number": number, "values": dict(values or {})})
 
 
 def _trial_name(trial: Any) -> str:
-    """Tune would put the whole configuration into the name."""
+    """The trial id; by default Tune puts the whole configuration into the name."""
     return str(trial.trial_id)
 
 
 def tune_domain(axis: SearchAxis) -> Any:
-    """The space as Ray Tune writes it."""
+    """The axis as a Ray Tune domain."""
     from ray import tune
 
     if axis.kind == "choice":
@@ -172,9 +176,9 @@ def tune_domain(axis: SearchAxis) -> Any:
 
 
 def tune_trial(config: dict[str, Any]) -> None:
-    """What a Tune worker runs. Mistakes of the user are reported, not retried; everything else may be retried.
+    """Trainable of Tune. A `VtsweepError` is reported and not retried; any other error may be retried.
 
-    Losses are reported at the scheduler's rungs alone: what is compared does not depend on how fast a machine is.
+    Losses are reported only at the scheduler's rungs: comparisons do not depend on the speed of a machine.
     """
     from ray import tune
 
@@ -195,8 +199,8 @@ def tune_trial(config: dict[str, Any]) -> None:
         if entry.kind == "baseline":
             stage = run_baseline(point)
         elif run.how.processes_per_trial > 1 and not (stage := point.stages["finetune"]).is_done():
-            with tempfile.TemporaryDirectory(prefix="vtsweep-train-", ignore_cleanup_errors=True) as own:
-                train_together(dict(config), stage.digest, own, run.how)
+            with tempfile.TemporaryDirectory(prefix="vtsweep-train-", ignore_cleanup_errors=True) as storage_path:
+                train_together(dict(config), stage.digest, storage_path, run.how)
         else:
             stage = run_trial(point, report)
         tune.report({**end, "loss": last_loss, "score": score(stage), "end": "done"})
@@ -206,19 +210,19 @@ def tune_trial(config: dict[str, Any]) -> None:
 
 
 def score(stage: Stage) -> float:
-    """What a search maximises: the mean accuracy of the tiers; 0 for a base model's stage."""
+    """Objective of a search: the mean accuracy of the tiers; 0 for a base model's stage."""
     values = [value for key, value in stage.summary().items() if key in ("accuracy/low", "accuracy/high")]
     return sum(values) / len(values) if values else 0.0
 
 
 TRAINABLE = tune_trial
-"""What Tune is given."""
+"""The trainable passed to Tune."""
 
 
 def _watcher(
     progress: Progress | None, patience: float, folder: SearchFolder | None, numbers: Sequence[int] = ()
 ) -> Any:
-    """Notes how each trial ended and what failed, shows it, and stops the wait for a machine that is gone."""
+    """Tune callback: records outcomes and failures, shows progress, and raises if no trial can run any more."""
     from ray.tune import Callback
 
     class Watcher(Callback):
@@ -230,7 +234,7 @@ def _watcher(
         def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks into its own temporary folder
             return {}
 
-        def setup(self, *given: Any, **info: Any) -> None:
+        def setup(self, *args: Any, **info: Any) -> None:
             self.last_seen = time.monotonic()
 
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -241,7 +245,7 @@ def _watcher(
             elif now - self.last_seen > patience:
                 raise ResourceError(
                     f"no fine-tuning trial could run for {patience:.0f} s (how.no_progress_timeout_s): the nodes are "
-                    "gone or full. What was finished is kept; the same command goes on."
+                    "lost or full. Finished trials are kept; run the same command again to resume."
                 )
 
         def on_trial_result(
@@ -252,7 +256,7 @@ def _watcher(
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             entry, last = read_entry(trial.config), trial.last_result or {}
-            # Without a last word a trial was stopped by the scheduler; an interrupted one never comes here.
+            # A trial without a final report was stopped by the scheduler; an interrupted one does not get here.
             state: Any = last.get("end") or "pruned"
             if state == "failed" or (state == "diverged" and not entry.point):
                 self.failures[entry.name] = str(last.get("reason"))
@@ -262,11 +266,11 @@ def _watcher(
 
         def _record(self, folder: SearchFolder, entry: Entry, state: State, trial: Any) -> None:
             number = entry.number if entry.number >= 0 else self.free.pop(0)
-            made = float((trial.last_result or {}).get("score") or 0.0)
+            objective = float((trial.last_result or {}).get("score") or 0.0)
             rungs = self.rungs.get(trial.trial_id, [])
             folder.write(
                 SampleRecord(
-                    point=entry.point, number=number, values=entry.values, state=state, score=made, rungs=rungs
+                    point=entry.point, number=number, values=entry.values, state=state, score=objective, rungs=rungs
                 )
             )
 
@@ -277,16 +281,18 @@ def _watcher(
 
         def _show(self, trials: list[Any], entry: Entry) -> None:
             if self.shown is not None:
-                self.shown.total = max(self.shown.total or 0, len(trials))  # Tune makes trials as room comes free
+                self.shown.total = max(
+                    self.shown.total or 0, len(trials)
+                )  # Tune creates trials as resources become free
                 self.shown.advance(note=entry.name)
 
     return Watcher(progress, folder, list(numbers))
 
 
 def _last_line(trial: Any) -> str:
-    """The last line of what a trial died of."""
+    """The last line of a trial's error."""
     try:
         text = str(trial.get_error() or "")
-    except Exception:  # the file that Tune keeps it in may be gone with its node
+    except Exception:  # Tune's error file may be lost with its node
         text = ""
     return (text.strip().splitlines() or ["it ended with an error"])[-1]

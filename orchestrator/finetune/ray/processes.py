@@ -13,7 +13,7 @@ def train_together(config: dict[str, Any], name: str, folder: str, how: HowConfi
     """Run a Tune trial's `config` (`entry.read_entry`) on `how.processes_per_trial` processes.
 
     Raises:
-        StageError: a mistake of the user that a process names; anything else is Ray's error, and may be retried.
+        StageError: a process raised a `VtsweepError`; any other error is Ray's and may be retried.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer

@@ -1,4 +1,4 @@
-"""ASHA that can never prune a whole point of a study, and so never a whole complexity ratio."""
+"""ASHA per point: never prunes all samples of a point, hence never a whole complexity ratio."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 REDUCTION = 3
-"""Of the samples at a rung, one in this many goes on."""
+"""Reduction factor: one in this many samples at a rung continues."""
 
 
 def rung_steps(n_steps: int) -> list[int]:
-    """Steps at which a sample of `n_steps` steps is judged: an eighth of them, then always three times as many."""
+    """Rungs: steps at which a sample of `n_steps` steps is compared: an eighth of them, then three times as many
+    each."""
     first = max(1, n_steps // 8)
     return [first * REDUCTION**k for k in range(20) if first * REDUCTION**k < n_steps]
 
@@ -22,13 +23,13 @@ def rung_steps(n_steps: int) -> list[int]:
 class PointASHA(FIFOScheduler):
     """One asynchronous successive halving (Li et al. 2018, arXiv 1810.05934) for each point of a study.
 
-    Training losses of different mixtures do not compare: easy questions have a lower loss, and a common ASHA would
-    prune the high ratios for being hard. So samples of a search compete with those of their own point only, and the
-    last one of a point that was not stopped always runs to its end.
+    Training losses of different mixtures are not comparable: easy questions have a lower loss, and a common ASHA would
+    prune high ratios because they are hard. Samples are therefore compared within their point only, and the last
+    sample of a point always runs to its end.
 
     Args:
-        max_steps: optimiser steps of a whole trial.
-        metric: what is compared, smaller is better.
+        max_steps: optimiser steps of a complete trial.
+        metric: quantity to compare; smaller is better.
     """
 
     def __init__(self, max_steps: int, metric: str = "loss") -> None:
@@ -55,11 +56,11 @@ class PointASHA(FIFOScheduler):
         return self._points[entry], self._alive[entry]
 
     def replay(self, point: str, number: int, rungs: Sequence[tuple[int, float]]) -> None:
-        """Take into account what a sample of an earlier attempt reached, for samples that are judged now."""
+        """Add the rungs of a sample of an earlier attempt, so that new samples are compared with it."""
         entry = json.dumps({"point": point})
         trial: Any = SimpleNamespace(trial_id=f"{point}-{number}", config={"entry": entry}, stub=True)
         scheduler, _ = self._point(trial)
-        nobody: Any = None  # the scheduler looks at the trial and the result alone
+        nobody: Any = None  # the scheduler reads only the trial and the result
         scheduler.on_trial_add(nobody, trial)
         for step, loss in rungs:
             scheduler.on_trial_result(nobody, trial, {"step": step, self._metric: loss, "training_iteration": step})
@@ -86,5 +87,5 @@ class PointASHA(FIFOScheduler):
 
 
 def _point_of(entry: str) -> str:
-    """The point a trial belongs to; samples of one point share it and nothing else of the entry."""
+    """The point of a trial, from its entry; shared by the samples of one point."""
     return str(json.loads(entry)["point"])

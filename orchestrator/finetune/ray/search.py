@@ -1,7 +1,7 @@
-"""What a hyperparameter search tries, and what came of each sample: drawn from seeds, kept as JSON beside the trials.
+"""Samples of a hyperparameter search and their outcomes: drawn from seeds, stored as JSON next to the trials.
 
-A sample that ran to its end is a finished trial directory like any other. One that was pruned, or whose training
-diverged, leaves none: its record alone says that it was tried, so that an interrupted search goes on with what is left.
+A completed sample is a finished trial directory like any other. A pruned or diverged sample has no directory; its
+record marks it as tried, so that an interrupted search resumes with the remaining samples.
 
     STORAGE/search/DIGEST/POINT-NUMBER.json     one a sample
 """
@@ -27,7 +27,7 @@ State = Literal["done", "pruned", "diverged"]
 
 
 class SampleRecord(BaseModel):
-    """What came of one sample."""
+    """The outcome of one sample."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -38,14 +38,14 @@ class SampleRecord(BaseModel):
     """Dotted key -> sampled value."""
     state: State
     score: float
-    """What the search maximises; 0 for a sample without a result."""
+    """Objective of the search; 0 for a sample without a result."""
     rungs: list[tuple[int, float]]
     """(step, loss) at each rung that the sample reached."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample of a search at one point; `values` is None where an algorithm that learns chooses them."""
+    """One sample of a search at one point; `values` is None if an adaptive algorithm proposes them."""
 
     point: str
     number: int
@@ -54,14 +54,14 @@ class Sample:
 
     @property
     def resolved(self) -> ResolvedPoint:
-        """The trial, with the sample's values set."""
+        """The trial's point with the sample's values."""
         return sampled_point(self.base, self.values or {})
 
 
 def draw_samples(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis]) -> list[Sample]:
-    """`finetune.search_trials` samples a point, the same on every machine and backend.
+    """`finetune.search_trials` samples per point, the same on every machine and backend.
 
-    Each point has a generator of its own, seeded by what the point is: samples do not depend on the other points.
+    Each point has its own generator, seeded by the point's digest: samples do not depend on other points.
     """
     samples = []
     for point in points:
@@ -84,7 +84,7 @@ class SearchFolder:
     def of(
         cls, points: Sequence[str], search: Mapping[str, SearchAxis], algorithm: str, storage: Storage
     ) -> SearchFolder:
-        """The same folder for the same points and space, so that an interrupted search is found again."""
+        """The folder of these points and this space; equal for equal arguments, so that a search can be resumed."""
         space = {key: axis.model_dump(mode="json") for key, axis in search.items()}
         return cls(storage, digest([sorted(points), space, algorithm]))
 
@@ -95,8 +95,8 @@ class SearchFolder:
         self.storage.write_json(self._name(record.point, record.number), record.model_dump(mode="json"))
 
     def read(self) -> dict[tuple[str, int], SampleRecord]:
-        """(point, number) -> record; one that is damaged or says otherwise than its name counts as absent."""
-        found = {}
+        """(point, number) -> record; a record that is damaged or does not match its file name counts as absent."""
+        records = {}
         for name in self.storage.files(f"search/{self.digest}"):
             try:
                 text = self.storage.read(f"search/{self.digest}/{name}")
@@ -104,17 +104,17 @@ class SearchFolder:
             except (FileNotFoundError, ValidationError):
                 continue
             if self._name(record.point, record.number).rpartition("/")[2] == name:
-                found[record.point, record.number] = record
-        return found
+                records[record.point, record.number] = record
+        return records
 
 
 def check_samples(
     samples: Sequence[Sample], records: Mapping[tuple[str, int], SampleRecord], failures: Mapping[str, str]
 ) -> list[ResolvedPoint]:
-    """The trials of a search that ran to their ends, once every sample is accounted for.
+    """The completed trials of a search; every sample must have an outcome.
 
     Raises:
-        StageError: a sample failed or has no result, or no sample of a point ran to its end.
+        StageError: a sample failed or has no result, or no sample of a point completed.
     """
     problems = dict(failures)
     done: dict[str, list[ResolvedPoint]] = {sample.point: [] for sample in samples}
@@ -130,7 +130,7 @@ def check_samples(
             if trial.stages["finetune"].is_done():
                 done[sample.point].append(trial)
             else:
-                problems[name] = "its record says that it is done, and its trial is not"
+                problems[name] = "its record is marked done, but its trial is not"
     if problems:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
         raise StageError(f"search: {len(problems)} of {len(samples)} samples failed; the others are kept:\n{lines}")

@@ -1,8 +1,8 @@
 """Ray Tune around fine-tuning trials: all trials of a study in one experiment, on workers that keep the base model.
 
-A trial's state lives in its stage directory (`finetune.trial`), not in Tune: a killed trial, worker or driver costs
-the steps since the last checkpoint, and a trial that is done is never run again. Tune adds placement, retries, search
-and pruning. With `how.backend: local` the same trials run one after the other in this process.
+The state of a trial is in its stage directory (`finetune.trial`), not in Tune: a killed trial, worker or driver loses
+only the steps since the last checkpoint, and a finished trial is not repeated. Tune adds placement, retries, search
+and pruning. With `how.backend: local` the same trials run sequentially in this process.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, DivergedError, StageError, VtsweepError
 from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray.entry import describe
-from orchestrator.finetune.ray.experiment import Experiment, Room, score
+from orchestrator.finetune.ray.experiment import Experiment, TrialResources, score
 from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, check_samples, draw_samples
 from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
@@ -27,14 +27,14 @@ from orchestrator.store.resolved_point import ResolvedPoint
 def run_trials(
     points: Sequence[ResolvedPoint], *, search: Mapping[str, SearchAxis] | None = None, quiet: bool = False
 ) -> list[ResolvedPoint]:
-    """Run every trial that is not done; returns the trials, those of a search's samples included.
+    """Run every trial that is not done; returns all trials, including the samples of a search.
 
     Args:
-        search: dotted key -> space; `finetune.search_trials` samples of it are tried at each point.
+        search: dotted key -> axis of the space; `finetune.search_trials` samples are run at each point.
 
     Raises:
-        ResourceError: the cluster could never hold one trial.
-        StageError: a trial failed; those that finished are kept, and the same call resumes the rest.
+        ResourceError: the cluster is too small for one trial.
+        StageError: a trial failed; finished trials are kept, and the same call resumes the rest.
     """
     space = search if search and any(point.run.finetune.search_trials for point in points) else {}
     if not space and not _unfinished(points):
@@ -66,12 +66,16 @@ def _search_local(
     with Progress("finetune", total=len(samples), unit="trials", quiet=quiet) as progress:
         for sample in unfinished_samples(samples, known):
             trial = sample.resolved
-            made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": dict(sample.values or {})}
+            fields: dict[str, Any] = {
+                "point": sample.point,
+                "number": sample.number,
+                "values": dict(sample.values or {}),
+            }
             try:
                 stage = run_trial(trial)
-                folder.write(SampleRecord(**made, rungs=[], state="done", score=score(stage)))
+                folder.write(SampleRecord(**fields, rungs=[], state="done", score=score(stage)))
             except DivergedError:
-                folder.write(SampleRecord(**made, rungs=[], state="diverged", score=0.0))
+                folder.write(SampleRecord(**fields, rungs=[], state="diverged", score=0.0))
             except VtsweepError as error:
                 failures[f"sample {sample.number} of point {sample.point[:6]} {describe(trial.run)}"] = str(error)
             progress.advance(note=describe(trial.run))
@@ -79,13 +83,13 @@ def _search_local(
 
 
 def search_folder(samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str) -> SearchFolder:
-    """Where the samples' records lie."""
+    """The folder of the samples' records."""
     storage = samples[0].base.storage
     return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
 
 
 def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
-    """Samples without a record, and those whose record speaks of a trial that is not there."""
+    """Samples without a record, and those whose record names a trial that does not exist."""
 
     def settled(sample: Sample) -> bool:
         record = known.get((sample.point, sample.number))
@@ -97,29 +101,32 @@ def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int]
     return [sample for sample in samples if not settled(sample)]
 
 
-def plan_room(how: HowConfig, n_cores: int, n_gpus: float) -> Room:
-    """Resources of a trial's process: a GPU where there are any, else an even share of the cores.
+def plan_resources(how: HowConfig, n_cores: int, n_gpus: float) -> TrialResources:
+    """Resources of a trial's process: a GPU if there are any, else an equal share of the cores.
 
-    Small models do not gain from many threads, so cores go to trials first: with two cores, two trials run beside each
-    other on one thread each.
+    Small models do not gain from many threads, so that cores are given to trials first: with two cores, two trials
+    run concurrently with one thread each.
     """
     gpus = how.gpus_per_trial if how.gpus_per_trial is not None else float(n_gpus > 0)
     n = how.processes_per_trial
     fitting = n_places([Node(0.0, n_gpus)], gpus) // n if gpus else n_cores // ((how.torch_threads or 1) * n)
     at_once = how.concurrent_trials or max(1, int(fitting))
     threads = how.torch_threads or max(1, n_cores // (at_once * n))
-    return Room(at_once, how.cpus_per_actor, gpus, threads)
+    return TrialResources(at_once, how.cpus_per_actor, gpus, threads)
 
 
 def trial_pool(
     runs: Sequence[RunConfig], n_cores: int, n_gpus: float, search: Mapping[str, SearchAxis]
-) -> tuple[Room, Pool]:
-    """The room of a study's trials, never more at a time than there are, and the processes that all hold it at once."""
+) -> tuple[TrialResources, Pool]:
+    """Resources of a study's trials (at most as many at a time as there are trials), and the pool of all their
+    processes."""
     how = runs[0].how
     n_samples = max(run.finetune.search_trials for run in runs) if search else 1
-    room = plan_room(how, n_cores, n_gpus)
-    room = replace(room, n_trials=min(room.n_trials, len(runs) * n_samples))
-    return room, Pool("fine-tuning trials", room.n_trials * how.processes_per_trial, room.cpus, room.gpus)
+    resources = plan_resources(how, n_cores, n_gpus)
+    resources = replace(resources, n_trials=min(resources.n_trials, len(runs) * n_samples))
+    return resources, Pool(
+        "fine-tuning trials", resources.n_trials * how.processes_per_trial, resources.cpus, resources.gpus
+    )
 
 
 def _run_ray(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool) -> list[ResolvedPoint]:
@@ -130,12 +137,12 @@ def _run_ray(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], 
     algorithm = how_searched(runs) if search else ""
     with session(how, storage) as cluster:
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
-        room, pool = trial_pool(runs, cores, cluster.gpus, search)
+        resources, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])
         if search:
-            return _search_on_ray(points, Experiment(how, room, quiet, dict(search)), algorithm)
+            return _search_on_ray(points, Experiment(how, resources, quiet, dict(search)), algorithm)
         left = _unfinished(points)
-        failures = Experiment(how, room, quiet).run_points(left)
+        failures = Experiment(how, resources, quiet).run_points(left)
         for point in _unfinished(points):
             failures.setdefault(describe(point.run), "it ended without a result")
         _raise_failures(failures, len(left))
@@ -151,14 +158,14 @@ def _search_on_ray(points: Sequence[ResolvedPoint], experiment: Experiment, algo
         failures = replace(experiment, folder=folder).run_samples(left, known) if left else {}
         return check_samples(samples, folder.read(), failures)
     done: list[ResolvedPoint] = []
-    for point in dict.fromkeys(sample.point for sample in samples):  # an algorithm that learns gets a point at a time
-        asked = [replace(sample, values=None) for sample in samples if sample.point == point]
-        folder = search_folder(asked, experiment.search, algorithm)
+    for point in dict.fromkeys(sample.point for sample in samples):  # an adaptive algorithm runs one point at a time
+        requested = [replace(sample, values=None) for sample in samples if sample.point == point]
+        folder = search_folder(requested, experiment.search, algorithm)
         known = folder.read()
-        left = unfinished_samples(asked, known)
+        left = unfinished_samples(requested, known)
         kept = {key: record for key, record in known.items() if key[1] not in {s.number for s in left}}
         failures = replace(experiment, folder=folder).run_optuna(left, kept) if left else {}
-        done += check_samples(asked, folder.read(), failures)
+        done += check_samples(requested, folder.read(), failures)
     return done
 
 
@@ -167,7 +174,7 @@ def _unfinished(points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:
 
 
 def how_searched(runs: Sequence[RunConfig]) -> str:
-    """The search algorithm, which all points of a study share; Optuna is named with its extra where it is missing."""
+    """The search algorithm, common to all points of a study; raises with the extra's name if Optuna is missing."""
     algorithm = runs[0].finetune.search_algorithm
     if algorithm == "optuna" and importlib.util.find_spec("optuna") is None:
         raise ConfigError("finetune.search_algorithm: optuna is not installed; pip install 'vtsweep[optuna]'")

@@ -1,8 +1,8 @@
-"""The processes that train one trial together: each takes its share of a step's micro-batches, gradients are summed.
+"""Data-parallel training of one trial: each process computes a share of a step's micro-batches; gradients are summed.
 
-The sum of all processes' gradients is that of one process (`train` divides by the answer tokens of the whole step), so
-every process takes the same optimiser step and holds the same weights. Only trained parameters are exchanged, once a
-step, in one piece: megabytes for LoRA.
+The sum over processes equals the gradient of a single process (`train` divides by the answer tokens of the whole
+step), so that every process takes the same optimiser step and holds the same weights. Only gradients of trained
+parameters are exchanged, in one all-reduce per step: megabytes for LoRA.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Team:
-    """This process's place among those of the trial; alone without `torch.distributed`."""
+class ProcessGroup:
+    """Rank and world size of this process; one process without `torch.distributed`."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes checkpoints, asks the questions and stores the results."""
+        """Whether this process (rank 0) writes checkpoints, evaluates the questions and stores the results."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's items: every `size`-th."""
+        """The items of this process: every `size`-th."""
         return items[self.rank :: self.size]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace each gradient by its sum over the team; a process without one adds zeros."""
+        """All-reduce: replace each gradient by its sum over processes; a missing gradient counts as zero."""
         if self.size == 1:
             return
         trained = list(parameters)
@@ -44,7 +44,7 @@ class Team:
             p.grad = grad.view_as(p)
 
     def sum(self, value: float, device: torch.device) -> float:
-        """A number summed over the team."""
+        """The sum of a number over processes."""
         if self.size == 1:
             return value
         total = torch.tensor(value, dtype=torch.float64, device=device)
@@ -52,8 +52,8 @@ class Team:
         return float(total)
 
 
-def this_team() -> Team:
-    """The team of this process."""
+def current_process_group() -> ProcessGroup:
+    """The process group of this process."""
     if distributed.is_available() and distributed.is_initialized():
-        return Team(distributed.get_rank(), distributed.get_world_size())
-    return Team()
+        return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+    return ProcessGroup()

@@ -21,13 +21,13 @@ from orchestrator.store.stage_folder import canonical_json, digest
 from orchestrator.study.estimate import memory_problems
 
 
-def check_room(sweep: Sweep, wanted: Sequence[StageName]) -> None:
+def check_resources(sweep: Sweep, wanted: Sequence[StageName]) -> None:
     """Refuse, before work starts, workers that this machine can never hold: see `make_plan`.
 
     Raises:
         ResourceError: saying what is asked, what there is, and which settings to change.
     """
-    _, too_large = describe_room(sweep, wanted)
+    _, too_large = describe_resources(sweep, wanted)
     if too_large:
         raise ResourceError("\n".join(too_large))
 
@@ -36,7 +36,7 @@ def _by_model(runs: Sequence[RunConfig]) -> list[RunConfig]:
     return list({canonical_json(run.model.model_dump(mode="json")): run for run in runs}.values())
 
 
-def describe_room(sweep: Sweep, wanted: Sequence[StageName]) -> tuple[str, list[str]]:
+def describe_resources(sweep: Sweep, wanted: Sequence[StageName]) -> tuple[str, list[str]]:
     """The workers of every distinct `how` in words, and those whose models the memory of this machine cannot hold.
 
     Stages follow one another, so each has all the room. The trials of a study run on the first point's `how`, as does

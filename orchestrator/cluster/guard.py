@@ -1,8 +1,8 @@
-"""`python guard.py FOLDER`: when the process that started a local Ray has ended, however it ended, nothing is left.
+"""`python guard.py FOLDER`: cleans up a local Ray after the process that started it has ended, by any signal.
 
-Standard input is a pipe whose other end that process alone holds: it closes with the process, kill -9 included. What
-still runs then and names the session's folder on its command line is Ray's own, and is ended; then the folder goes.
-Run by its path: it imports nothing of the package, so that it starts at once and takes a few MB.
+Standard input is a pipe whose other end is held by that process only: it closes with the process, kill -9 included.
+Processes that still have the session's folder on their command line belong to Ray and are terminated; then the folder
+is removed. Run by path, without imports of the package: it starts at once and uses a few MB.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 PATIENCE = 3.0
-"""Seconds that Ray's processes get to end by themselves."""
+"""Grace period, s, for Ray's processes to end by themselves."""
 
 
 def processes_of(folder: str) -> list[int]:
-    """Processes, this one left out, that have `folder` on their command line."""
-    found = []
+    """Other processes that have `folder` on their command line."""
+    pids = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -29,12 +29,12 @@ def processes_of(folder: str) -> list[int]:
         except OSError:
             continue
         if folder.encode() in command:
-            found.append(int(entry.name))
-    return found
+            pids.append(int(entry.name))
+    return pids
 
 
 def clean_up(folder: str, patience: float = PATIENCE) -> None:
-    """Wait for the processes of `folder`, end those that stay, and remove it."""
+    """Wait for the processes of `folder`, terminate those that remain, and remove the folder."""
     deadline = time.monotonic() + patience
     while processes_of(folder) and time.monotonic() < deadline:
         time.sleep(0.1)

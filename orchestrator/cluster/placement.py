@@ -1,4 +1,4 @@
-"""Worker pools and the machines they must fit, without Ray: what would wait for ever is refused."""
+"""Worker pools and their placement on nodes, without Ray; pools that could never be placed are rejected."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError
 
 MIN_LOCAL_CPUS = 4
-"""Logical CPUs of a local Ray: on two, an actor and a reading task can starve each other for ever."""
+"""Minimum logical CPUs of a local Ray: with two, an actor and a loading task can deadlock."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """What one machine offers to Ray."""
+    """Resources of one machine."""
 
     cpus: float
     gpus: float = 0.0
@@ -27,23 +27,23 @@ class Node:
 
 @dataclass(frozen=True)
 class Pool:
-    """`n` workers that hold `cpus` and `gpus` each for the whole run; `n=1` stands for tasks that come and go."""
+    """`n` workers that hold `cpus` and `gpus` each for the whole run; `n=1` for short-lived tasks."""
 
     name: str
     n: int
     cpus: float
     gpus: float = 0.0
     most: int | None = None
-    """How many it may grow to; `n` when absent."""
+    """Upper size of an autoscaling pool; None for `n`."""
 
 
 def n_cores() -> int:
-    """Cores this process may use."""
+    """Number of cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cluster_address(how: HowConfig) -> str | None:
-    """Address of the cluster a run joins, from `how.address` or `RAY_ADDRESS`; None where it starts a Ray here."""
+    """Address of the cluster a run joins, from `how.address` or `RAY_ADDRESS`; None to start a local Ray."""
     address = how.address or os.environ.get("RAY_ADDRESS")
     return None if address == "local" else address or None
 
@@ -59,16 +59,16 @@ def local_node() -> Node:
 
 
 def capture_pool(how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> Pool:
-    """The model actors `how` asks for: one a GPU, else one a node. It begins with those that the nodes hold now."""
+    """The pool of model actors: by default one per GPU, else one per node; its initial size fits the present nodes."""
     pool = place("capture actors", how, nodes, limits, otherwise=len(nodes))
     now = how.n_actors or (max(1, n_places(nodes, pool.gpus)) if pool.gpus else pool.n)
     return replace(pool, n=now, most=how.max_actors or (pool.n if pool.n > now else None))
 
 
 def place(name: str, how: HowConfig, nodes: Sequence[Node], limits: dict[str, float] | None, *, otherwise: int) -> Pool:
-    """Workers that hold a model: on GPUs where there are any or an autoscaler can start some, else `otherwise` many.
+    """Pool of workers with a model: on GPUs if there are any or an autoscaler can add some, else `otherwise` workers.
 
-    Every pool of models goes by this: a cluster that starts without a GPU is a GPU cluster if it may grow to one.
+    Used by every pool of models: a cluster that starts without GPUs counts as a GPU cluster if it may grow to one.
     """
     gpus = gpus_each(how.gpus_per_actor, nodes, limits)
     n = how.n_actors or (max(1, n_places(nodes, gpus, limits)) if gpus else max(1, otherwise))
@@ -76,20 +76,20 @@ def place(name: str, how: HowConfig, nodes: Sequence[Node], limits: dict[str, fl
 
 
 def offered(kind: str, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> float:
-    """`CPU` or `GPU` in all: of the nodes there are, or as far as an autoscaler may grow."""
+    """Total `CPU` or `GPU`: of the present nodes, or the autoscaler's limit."""
     now = sum(node.gpus if kind == "GPU" else node.cpus for node in nodes)
     return max(now, (limits or {}).get(kind, 0.0))
 
 
-def gpus_each(asked: float | None, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> float:
-    """GPUs of one worker: those asked for, else one where any are offered."""
-    return asked if asked is not None else float(offered("GPU", nodes, limits) > 0)
+def gpus_each(requested: float | None, nodes: Sequence[Node], limits: dict[str, float] | None = None) -> float:
+    """GPUs of one worker: as requested, else one if any are available."""
+    return requested if requested is not None else float(offered("GPU", nodes, limits) > 0)
 
 
 def n_places(nodes: Sequence[Node], gpus: float, limits: dict[str, float] | None = None) -> int:
-    """Workers of `gpus` > 0 GPUs each that GPUs hold at a time: the nodes', or as many as an autoscaler may start.
+    """Number of workers with `gpus` > 0 each that fit the GPUs of the nodes, or the autoscaler's limit.
 
-    A part of a GPU never spans two of them.
+    A fraction of a GPU never spans two GPUs.
     """
     if limits and limits.get("GPU", 0.0) > offered("GPU", nodes):
         nodes = [Node(0.0, limits["GPU"])]
@@ -99,26 +99,26 @@ def n_places(nodes: Sequence[Node], gpus: float, limits: dict[str, float] | None
 
 
 def reader_pool(cpus: float = 1.0) -> Pool:
-    """One task that loads images: what must be left free beside the actors."""
+    """One task that loads images: CPUs that actors must leave free."""
     return Pool("image loading", 1, cpus)
 
 
 def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, float] | None = None) -> None:
-    """Refuse a set-up in which some worker could never be placed.
+    """Check that every worker can be placed.
 
-    Workers are placed largest first on the node with most room, as Ray spreads actors. Under an autoscaler only the
-    totals can be compared, with its upper limits.
+    Workers are placed largest first on the node with the most free resources, as Ray spreads actors. Under an
+    autoscaler only totals are compared, with its upper limits.
 
     Raises:
-        ResourceError: saying what is asked, what there is, and which settings to change.
+        ResourceError: a worker cannot be placed; names the request, the available resources and the settings to change.
     """
     asked_cpus = sum(pool.n * pool.cpus for pool in pools)
     asked_gpus = sum(pool.n * pool.gpus for pool in pools)
     if limits is not None:
         short = [
-            f"{asked:g} {name}s asked, at most {limits.get(name, 0.0):g}"
-            for name, asked in (("CPU", asked_cpus), ("GPU", asked_gpus))
-            if asked > limits.get(name, 0.0) + 1e-9
+            f"{requested:g} {name}s asked, at most {limits.get(name, 0.0):g}"
+            for name, requested in (("CPU", asked_cpus), ("GPU", asked_gpus))
+            if requested > limits.get(name, 0.0) + 1e-9
         ]
         if short:
             raise ResourceError(
@@ -127,11 +127,11 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
         return
     for pool in pools:
         if pool.gpus > 1 and pool.gpus % 1:
-            raise ResourceError(f"{describe_pools(pools)}: a worker holds a part of one GPU, or whole ones. {_FIX}")
-    free = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+            raise ResourceError(f"{describe_pools(pools)}: a worker needs a fraction of one GPU, or whole ones. {_FIX}")
+    free = [_FreeResources(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
     workers = [pool for pool in pools for _ in range(pool.n)]
     for worker in sorted(workers, key=lambda w: (-w.gpus, -w.cpus)):
-        fitting = [room for room in free if room.holds(worker)]
+        fitting = [node for node in free if node.holds(worker)]
         if not fitting:
             have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
             more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
@@ -144,8 +144,8 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
 
 
 @dataclass
-class _Room:
-    """What is left on a node: CPUs, and a share of each GPU."""
+class _FreeResources:
+    """Free resources of a node: CPUs, and the free share of each GPU."""
 
     cpus: float
     gpus: list[float]
@@ -159,7 +159,7 @@ class _Room:
             self.gpus[i] -= min(worker.gpus, 1.0)
 
     def _fitting(self, worker: Pool) -> list[int]:
-        """GPUs with room for the worker's share, the fullest first."""
+        """Indices of GPUs with enough free share for the worker, the fullest first."""
         share = min(worker.gpus, 1.0)
         return sorted((i for i, left in enumerate(self.gpus) if left >= share - 1e-9), key=lambda i: self.gpus[i])
 

@@ -1,4 +1,5 @@
-"""Ray: starting or joining it, what it has, and refusing what it cannot hold. The only caller of `ray.init`."""
+"""Ray sessions: start or join a cluster, read its resources, reject what does not fit. The only caller of
+`ray.init`."""
 
 from __future__ import annotations
 
@@ -34,9 +35,9 @@ _GB = 1_000_000_000
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Ray cluster as seen when the session began.
+    """A Ray cluster at the start of the session.
 
-    `limits` is what an autoscaler may grow it to (resource name -> amount), None where the size is fixed.
+    `limits`: upper limits of an autoscaler (resource name -> amount); None if the size is fixed.
     """
 
     nodes: tuple[Node, ...]
@@ -44,16 +45,16 @@ class Cluster:
 
     @property
     def cpus(self) -> float:
-        """CPUs in all, or as far as an autoscaler may grow."""
+        """Total CPUs, or the autoscaler's limit."""
         return offered("CPU", self.nodes, self.limits)
 
     @property
     def gpus(self) -> float:
-        """GPUs in all, or as far as an autoscaler may grow: a cluster may well start without any."""
+        """Total GPUs, or the autoscaler's limit: a cluster may start without any."""
         return offered("GPU", self.nodes, self.limits)
 
     def check(self, pools: Sequence[Pool]) -> None:
-        """Refuse pools that would wait for ever; see `check_pools`."""
+        """Reject pools that would wait for ever; see `check_pools`."""
         check_pools(self.nodes, pools, self.limits)
 
 
@@ -62,14 +63,14 @@ class Cluster:
 
 @contextmanager
 def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]:
-    """Ray for the length of a `with` block: a local one, or the cluster that `how.address` / `RAY_ADDRESS` names.
+    """Ray inside a `with` block: a local session, or the cluster that `how.address` / `RAY_ADDRESS` names.
 
-    A Ray that is already connected is used as it is and left running. On the way out, Ctrl-C included, everything
-    this session started is stopped.
+    An existing connection to Ray is used and left open. On exit, Ctrl-C included, everything that this session
+    started is stopped.
 
     Raises:
         ResourceError: no cluster answers at the address, or the local Ray does not start.
-        StorageError: `storage` lies on one node of a cluster of several.
+        StorageError: `storage` is local to one node of a multi-node cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
@@ -83,9 +84,9 @@ def session(how: HowConfig, storage: Storage | None = None) -> Iterator[Cluster]
 
 
 def has_gpu(how: HowConfig) -> bool:
-    """Whether the machine or cluster of a run has a GPU, now or once its autoscaler adds one.
+    """Whether the machine or cluster of a run has a GPU, or its autoscaler can add one.
 
-    Depends on the place alone: whether workers are given a GPU (`how.gpus_per_actor`) changes no result.
+    Depends on the machine only: whether workers use a GPU (`how.gpus_per_actor`) changes no result.
 
     Raises:
         ResourceError: no cluster answers at the address.
@@ -109,16 +110,17 @@ def _connected(ray: Any, storage: Storage | None, owned: bool) -> Iterator[Clust
 
 @contextmanager
 def _guarded() -> Iterator[str]:
-    """A temporary folder for a local Ray, and a process that outlives this one by what cleaning it up takes.
+    """A temporary folder for a local Ray, and a guard process (`guard.py`) that removes it when this process ends.
 
-    Ray alone leaves its session's folder behind, and after kill -9 of a driver its agents for a minute.
+    Ray itself does not remove its session folder, and its agents run on for a minute after kill -9 of a driver.
     """
     parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     try:
         folder = tempfile.mkdtemp(prefix="vts-", dir=parent)
     except OSError as error:
         raise ResourceError(
-            f"RAY_TMPDIR={parent}: expected a folder that can be written, found: {error.strerror}. Make or unset it."
+            f"RAY_TMPDIR={parent}: expected a writable folder, found: {error.strerror}. Create it or unset the "
+            f"variable."
         ) from None
     command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), folder]
     quiet = subprocess.DEVNULL
@@ -136,16 +138,16 @@ _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "loggi
 
 
 def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
-    # Ray Data's own use of actors makes Ray's C++ core log an error that is none. Python errors are not touched by it.
+    # Ray Data's use of actors makes Ray's C++ core log a spurious error. Python errors are not affected.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from ray._private import ray_constants
 
     if "RAY_AUTH_MODE" not in os.environ:
-        # Ray turns token authentication on for a local session. Left to itself it would write the token to the home
-        # directory, and with it change how `ray start` behaves from then on.
+        # Ray enables token authentication for a local session. By default it writes the token to the home directory,
+        # which changes the behaviour of `ray start` from then on.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     reachable = ray_constants.ENABLE_RAY_CLUSTER
-    # Ray's own switch for a single-machine cluster: every port is then bound to the loopback address.
+    # Ray's option for a single-machine cluster: all ports are bound to the loopback address.
     ray_constants.ENABLE_RAY_CLUSTER = False
     options = {
         "address": "local",
@@ -159,7 +161,7 @@ def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
         with _without_notice():
             try:
                 ray.init(**options)
-            except Exception:  # a start that takes more than 30 s is a bare Exception of Ray's
+            except Exception:  # Ray raises a bare Exception if start-up takes more than 30 s
                 # Retry once: start-up can exceed 30 s on a busy machine.
                 ray.shutdown()
                 ray.init(**options)
@@ -174,19 +176,19 @@ def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
 
 @contextmanager
 def _without_notice() -> Iterator[None]:
-    """Keep the line with which Ray's core says that it heeds `RAY_BACKEND_LOG_LEVEL` from standard error."""
+    """Suppress the notice of Ray's core about `RAY_BACKEND_LOG_LEVEL` on standard error."""
     sys.stderr.flush()
     terminal = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as captured_stderr:
+        os.dup2(captured_stderr.fileno(), 2)
         try:
             yield
         finally:
             sys.stderr.flush()
             os.dup2(terminal, 2)
             os.close(terminal)
-            said.seek(0)
-            for line in said:
+            captured_stderr.seek(0)
+            for line in captured_stderr:
                 if b"RAY_BACKEND_LOG_LEVEL" not in line:
                     os.write(2, line)
 
@@ -195,7 +197,7 @@ def _join(ray: Any, address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if host and port.isdigit():
-            # Ray itself tries for minutes before it says that nothing is there.
+            # Ray retries for minutes before it reports that nothing answers.
             socket.create_connection((host.strip("[]"), int(port)), timeout=15).close()
         ray.init(address=address, **_QUIET)
     except (OSError, RuntimeError, ValueError) as error:
@@ -208,7 +210,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def default_object_store_gb() -> float:
-    """Object store of a local Ray, GB: an eighth of the memory, between 0.2 and 8, within the shared-memory mount."""
+    """Object store of a local Ray, GB: an eighth of the memory, between 0.2 and 8 GB, at most the shared-memory
+    mount."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GB
     shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
     room = shm.f_bavail * shm.f_frsize * 0.8 / _GB if shm else total
@@ -216,7 +219,7 @@ def default_object_store_gb() -> float:
 
 
 def resources() -> Cluster:
-    """Nodes that are alive now, head first, and the autoscaler's limits where there is one."""
+    """Nodes that are alive, head first, and the limits of an autoscaler."""
     import ray
     from ray._private.state import state
 
@@ -238,10 +241,10 @@ def resources() -> Cluster:
 
 
 def check_shared(storage: Storage, nodes: Sequence[Node]) -> None:
-    """Write a small file here and look for it from every node (at most 64), so that no node writes where none reads.
+    """Check that storage is shared: write a small file here and read it on every node (at most 64).
 
     Raises:
-        StorageError: the storage cannot be written, or a node does not see what this process wrote.
+        StorageError: the storage cannot be written, or a node does not see the file.
     """
     if storage.is_local and len(nodes) < 2:
         return
@@ -252,18 +255,18 @@ def check_shared(storage: Storage, nodes: Sequence[Node]) -> None:
     storage.write(name, content)
     look = ray.remote(num_cpus=0, max_retries=0)(_sees)
     try:
-        seen = {
+        visible_at = {
             node.address: look.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)
             ).remote(storage, name, content)
             for node in nodes[:64]
         }
-        blind = [address for address, found in seen.items() if not ray.get(found)]
+        blind = [address for address, reference in visible_at.items() if not ray.get(reference)]
     finally:
         storage.remove(name)
     if blind:
         raise StorageError(
-            f"storage {storage.uri!r} is not shared: {len(blind)} of {len(seen)} nodes do not see it "
+            f"storage {storage.uri!r} is not shared: {len(blind)} of {len(visible_at)} nodes do not see it "
             f"(first: {blind[0]}). Use a path every node mounts (NFS) or an object store, for example "
             "storage=s3://bucket/vtsweep"
         )

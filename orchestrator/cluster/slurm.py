@@ -1,7 +1,7 @@
-"""`vtsweep slurm`: a study as an sbatch script, for clusters that Slurm runs.
+"""`vtsweep slurm`: a study as an sbatch script, for Slurm clusters.
 
-The script starts Ray on the job's nodes, runs the study on it and queues the job again when the time limit is near: the
-same command resumes. Ports and temporary folders are the job's own, so that several jobs share a node.
+The script starts Ray on the job's nodes, runs the study and requeues the job when the time limit is near: the same
+command resumes. Ports and temporary folders are per job, so that several jobs can share a node.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from orchestrator.cluster.submit import check_job_storage, check_no_secrets
 from orchestrator.errors import ConfigError
 
 WARNING_SECONDS = 180
-"""Before the time limit Slurm sends SIGTERM: what is whole is kept, and the job is queued again."""
+"""Seconds before the time limit at which Slurm sends SIGTERM; finished shards are kept and the job is requeued."""
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What is asked of Slurm.
+    """Options of the Slurm job.
 
     `time` is a Slurm time (`12:00:00`, `2-00:00:00`, minutes). `setup` is a shell line that makes `vtsweep` available
     on each node, as `source /shared/venv/bin/activate`. `extra` are further `#SBATCH` options, as `--constraint=a100`.
@@ -42,7 +42,7 @@ def slurm_script(file: str, overrides: Sequence[str], job: SlurmJob) -> str:
     """The script as text, for `sbatch`.
 
     Raises:
-        ConfigError: the study is wrong, keeps its results where the nodes cannot, or a value is not what Slurm takes.
+        ConfigError: the study is invalid, its storage is not shared by the nodes, or a value is not valid for Slurm.
     """
     from orchestrator.config.sweep import load_sweep
 
@@ -80,7 +80,9 @@ def _check(job: SlurmJob) -> None:
         ("account", job.account, r"[\w.-]*"),
     ):
         if not re.fullmatch(pattern, value):
-            raise ConfigError(f"--{name} {value!r}: not what Slurm takes, for example --time 12:00:00 --memory 64G")
+            raise ConfigError(
+                f"--{name} {value!r}: not a valid value for Slurm, for example --time 12:00:00 --memory 64G"
+            )
     for name, number, least in (("nodes", job.nodes, 1), ("cpus", job.cpus, 1), ("gpus", job.gpus, 0)):
         if number < least:
             raise ConfigError(f"--{name} {number}: expected at least {least}")
@@ -98,7 +100,7 @@ set -euo pipefail
 cd "${{SLURM_SUBMIT_DIR:-$PWD}}"
 {setup}
 
-# Of this job alone: several jobs may share a node.
+# Per job: several jobs may share a node.
 export RAY_TMPDIR="${{SLURM_TMPDIR:-/tmp}}/ray-$SLURM_JOB_ID"
 mkdir -p "$RAY_TMPDIR"
 port=$((20000 + SLURM_JOB_ID % 10000))
@@ -114,7 +116,7 @@ again=no
 workers=()
 running=
 # shellcheck disable=SC2329 # called by the trap
-finish() {{ # near the time limit: stop the study, which keeps what is whole, and queue the job again
+finish() {{ # near the time limit: stop the study, which keeps finished shards, and requeue the job
   again=yes
   [ -z "$running" ] || kill -TERM "$running" 2>/dev/null || true
 }}
@@ -124,7 +126,7 @@ if ray symmetric-run --help >/dev/null 2>&1; then
   srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \\
     ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$nodes" "${{resources[@]}}" -- "${{study[@]}}" &
   running=$!
-else # an older Ray: the head first, then the other nodes, then the study beside the head
+else # an older Ray: first the head, then the other nodes, then the study on the head node
   srun --overlap --nodes=1 --ntasks=1 --nodelist="${{hosts[0]}}" \\
     ray start --head --node-ip-address="$head" --port="$port" --block "${{resources[@]}}" &
   workers+=($!)

@@ -1,4 +1,4 @@
-"""A study as a job on a Ray cluster: pack what it needs, submit, follow its log, return its exit code."""
+"""A study as a job on a Ray cluster: pack, submit, follow the log, return the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.errors import ConfigError, ResourceError
 from orchestrator.scrub import has_secret, scrub
 
 SWEEP_FILE = "sweep.yaml"
-"""Name of the sweep file in the upload."""
+"""Name of the uploaded sweep file."""
 _PASSED = {"PYTHONUNBUFFERED": "1", "RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 _READY_S = 60.0
 _SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(API|ACCESS)_?KEY", re.IGNORECASE)
@@ -47,23 +47,23 @@ def submit(
 ) -> Submission:
     """Run `vtsweep COMMAND FILE OVERRIDES` on a cluster.
 
-    The package and the sweep file are uploaded, nothing else. What an interrupted or stopped job finished lies in the
-    study's storage; submitting the same study again resumes it.
+    Only the package and the sweep file are uploaded. Finished work of an interrupted job is in the study's storage;
+    submitting the same study again resumes it.
 
     Args:
         file: sweep file.
         overrides: `key=value`, as for `vtsweep run`.
-        address: the cluster's job server; `RAY_API_SERVER_ADDRESS`, else `http://127.0.0.1:8265`, when absent.
+        address: the cluster's job server; None for `RAY_API_SERVER_ADDRESS`, else `http://127.0.0.1:8265`.
         command: `vtsweep` command to run there.
-        env: `NAME=VALUE`, or `NAME` to pass on this process's value. Not for secrets: a job's environment can be read
-            by anyone who can see the job.
+        env: `NAME=VALUE`, or `NAME` to pass on the value in this process. Not for secrets: a job's environment can be
+            read by anyone who can see the job.
         follow: print the job's log until it ends; Ctrl-C leaves the job running.
 
     Returns:
-        the job; `exit_code` is its own when it was followed to its end, else 0.
+        the job; `exit_code` is the job's if it was followed to its end, else 0.
 
     Raises:
-        ConfigError: the study is wrong, or keeps its results where the cluster cannot.
+        ConfigError: the study is invalid, or its storage is not reachable from the cluster.
         ResourceError: no job server answers.
     """
     from orchestrator.config.sweep import load_sweep
@@ -72,7 +72,7 @@ def submit(
     check_job_storage(sweep.study.storage)
     check_no_secrets(overrides, sweep.text)
     variables = {**_PASSED, **job_environment(env)}
-    client, where = _connect(address)
+    client, server = _connect(address)
     with tempfile.TemporaryDirectory(prefix="vtsweep-job-") as folder:
         pack(Path(folder), Path(file))
         job = {
@@ -81,17 +81,17 @@ def submit(
             "runtime_env": {"working_dir": folder, "env_vars": variables},
             "metadata": {"study": sweep.study.name},
         }
-        job_id = _submit(client, job, where)
+        job_id = _submit(client, job, server)
     if not follow:
-        return Submission(job_id, where, "SUBMITTED", 0)
-    return _follow(client, job_id, where)
+        return Submission(job_id, server, "SUBMITTED", 0)
+    return _follow(client, job_id, server)
 
 
 def check_job_storage(storage: str) -> None:
-    """Refuse a relative folder: a job runs in a temporary copy of the upload, which goes when the job does.
+    """Reject a relative folder: a job runs in a temporary copy of the upload, which is removed with the job.
 
     Raises:
-        ConfigError: with the fix.
+        ConfigError: the storage is relative.
     """
     if "://" not in storage and not Path(storage).is_absolute():
         raise ConfigError(
@@ -101,10 +101,10 @@ def check_job_storage(storage: str) -> None:
 
 
 def check_no_secrets(overrides: Sequence[str], text: str) -> None:
-    """Refuse arguments and a sweep file with credentials: a job's command and files can be read by all who see jobs.
+    """Reject credentials in arguments and sweep file: a job's command and files are readable by everyone who sees jobs.
 
     Raises:
-        ConfigError: naming the argument, without its value, or the line of the file.
+        ConfigError: a credential was found; names the argument, without its value, or the line of the file.
     """
     places = [override.partition("=")[0] for override in overrides if has_secret(override)]
     places += [f"line {n} of the sweep file" for n, line in enumerate(text.splitlines(), 1) if has_secret(line)]
@@ -116,12 +116,12 @@ def check_no_secrets(overrides: Sequence[str], text: str) -> None:
 
 
 def job_environment(env: Sequence[str]) -> dict[str, str]:
-    """Environment variables asked for, by name.
+    """The requested environment variables, by name.
 
     Raises:
         ConfigError: a name that is not set here, is malformed, or looks like a secret.
     """
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for text in env:
         name, sign, value = text.partition("=")
         if not name.isidentifier():
@@ -135,12 +135,12 @@ def job_environment(env: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--env {name}: its value looks like a credential; set it on the nodes instead")
         if not sign and name not in os.environ:
             raise ConfigError(f"--env {name}: not set here; give it a value with {name}=VALUE")
-        found[name] = value if sign else os.environ[name]
-    return found
+        variables[name] = value if sign else os.environ[name]
+    return variables
 
 
 def pack(folder: Path, sweep_file: Path) -> None:
-    """Copy the package and the sweep file to `folder`: all that a job needs beside its installed dependencies."""
+    """Copy the package and the sweep file to `folder`; with the installed dependencies, all that a job needs."""
     package = Path(__file__).parents[1]
     shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     shutil.copyfile(sweep_file, folder / SWEEP_FILE)
@@ -149,39 +149,40 @@ def pack(folder: Path, sweep_file: Path) -> None:
 def _connect(address: str | None) -> tuple[Any, str]:
     from ray.job_submission import JobSubmissionClient
 
-    where = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
+    server = address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
     try:
-        return JobSubmissionClient(where), where
-    except Exception as error:  # Ray raises connection, authentication and version problems as unrelated types
+        return JobSubmissionClient(server), server
+    except Exception as error:  # Ray raises unrelated types for connection, authentication and version problems
         reason = (scrub(str(error)).strip().splitlines() or [type(error).__name__])[0]
         raise ResourceError(
-            f"no job server answers at {where}: {reason} Start a cluster (docs/cluster.md) and name its dashboard with "
+            f"no job server answers at {server}: {reason} Start a cluster (docs/cluster.md) and name its "
+            f"dashboard with "
             "--address http://HOST:8265. If it asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH."
         ) from error
 
 
-def _submit(client: Any, job: Mapping[str, Any], where: str) -> str:
-    """Submit; a head that has only just started is given a minute to be ready for jobs."""
+def _submit(client: Any, job: Mapping[str, Any], server: str) -> str:
+    """Submit; retries for a minute if the head has just started and is not ready for jobs."""
     deadline = time.monotonic() + _READY_S
     while True:
         try:
             return str(client.submit_job(**job))
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise ResourceError(f"{where} does not take the job: {scrub(str(error)).strip()}") from error
+                raise ResourceError(f"{server} rejected the job: {scrub(str(error)).strip()}") from error
             time.sleep(2.0)
 
 
-def _follow(client: Any, job_id: str, where: str) -> Submission:
+def _follow(client: Any, job_id: str, server: str) -> Submission:
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    say(f"job {job_id} on {where}; stop it with: ray job stop --address {where} {job_id}")
+    say(f"job {job_id} on {server}; stop it with: ray job stop --address {server} {job_id}")
     try:
         asyncio.run(_print_log(client, job_id))
     except KeyboardInterrupt:
-        say(f"left running; follow it again with: ray job logs --follow --address {where} {job_id}")
-        return Submission(job_id, where, "RUNNING", 0)
+        say(f"still running; follow it again with: ray job logs --follow --address {server} {job_id}")
+        return Submission(job_id, server, "RUNNING", 0)
     details = client.get_job_info(job_id)
     status = str(details.status.value)
     code = exit_code(status, getattr(details, "driver_exit_code", None))
@@ -189,8 +190,8 @@ def _follow(client: Any, job_id: str, where: str) -> Submission:
     reason = scrub(details.message or "").partition("\n")[0] if code else ""
     say(f"job {job_id}: {status.lower()}" + (f": {reason}" if reason else ""))
     if code:
-        say("what it finished is kept; the same command resumes it")
-    return Submission(job_id, where, status, code)
+        say("finished work is kept; the same command resumes it")
+    return Submission(job_id, server, status, code)
 
 
 async def _print_log(client: Any, job_id: str) -> None:
@@ -199,7 +200,7 @@ async def _print_log(client: Any, job_id: str) -> None:
 
 
 def exit_code(status: str, driver_code: int | None) -> int:
-    """What this process should return for a job that ended with `status`."""
+    """Exit code of this process for a job that ended with `status`."""
     if status == "SUCCEEDED":
         return 0
     return driver_code if driver_code else 1

@@ -1,4 +1,4 @@
-"""Settings of where images come from: scenes, COCO, or a folder of one's own."""
+"""Settings of image sources: scenes, COCO, folders of images, question files."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ Hidden = Annotated[float, Field(ge=0, le=0.2)]
 
 
 class SceneDesign(Section):
-    """Factors of designed scenes: levels of each, crossed with all others. A factor of one level is held there."""
+    """Factors of designed scenes: the levels of each, fully crossed. A factor with one level is constant."""
 
     n_objects: tuple[PositiveInt, ...] = (4, 8, 12, 20, 32)
     """Numbers of objects."""
     size_mean: tuple[PositiveFloat, ...] = (0.05, 0.07, 0.09)
     """Mean diameters of objects as fractions of the shorter side."""
     size_spread: tuple[Share, ...] = (0.0, 0.01)
-    """Standard deviations of the same."""
+    """Standard deviations of the diameters, in the same unit."""
     n_colours: tuple[PositiveInt, ...] = (1, 2, 4)
     """Numbers of distinct colours."""
     n_shapes: tuple[PositiveInt, ...] = (1, 2, 4)
     """Numbers of distinct shapes."""
     spatial_spread: tuple[Share, ...] = (0.35, 0.5)
-    """Layouts, clumped to even: root mean square distance of centres from their mean over half the diagonal; places
-    drawn evenly over the canvas have about 0.55."""
+    """Spread of the layout, from clustered to uniform: root mean square distance of centres from their mean, divided by
+    half the diagonal; uniform random positions have about 0.55."""
     occlusion: tuple[Hidden, ...] = (0.0,)
-    """Shares of the objects' area that other objects hide, met within 0.02."""
+    """Shares of the objects' area that other objects occlude, reached within 0.02."""
     texture: tuple[Share, ...] = (0.0,)
     """Strengths of a pattern inside objects."""
     background_texture: tuple[Share, ...] = (0.0,)
     """Strengths of a pattern on the background."""
     lighting: tuple[Share, ...] = (0.0,)
-    """Strengths of light that falls off towards one side."""
+    """Strengths of an illumination gradient."""
     background: tuple[Background, ...] = ("white",)
-    """What lies behind the objects."""
+    """Background."""
 
     @field_validator("*")
     @classmethod
     def _levels(cls, levels: tuple[Any, ...]) -> tuple[Any, ...]:
         if not levels or len(set(levels)) < len(levels):
-            raise ValueError(f"expected at least one level and none twice, found {list(levels)}")
+            raise ValueError(f"expected one or more distinct levels, found {list(levels)}")
         return levels
 
     @model_validator(mode="after")
     def _several_objects(self) -> SceneDesign:
         if min(self.n_objects) < 2:
-            raise ValueError(f"n_objects: one object has no layout; expected 2 and more, found {list(self.n_objects)}")
+            raise ValueError(f"n_objects: one object has no layout; expected 2 or more, found {list(self.n_objects)}")
         return self
 
 
@@ -64,10 +64,10 @@ class ScenesConfig(Section):
     n_images: PositiveInt = 200
     """Number of scenes."""
     seed: Count = 0
-    """Scenes are determined by (seed, index) alone."""
+    """A scene is determined by (seed, index) only."""
     design: SceneDesign | None = None
-    """Factors drawn independently of one another (`{}`: the default levels); without it scenes are drawn from the
-    ranges below, where many attributes follow the number of objects."""
+    """Factors drawn independently of each other (`{}`: the default levels). Without a design, scenes are drawn from the
+    ranges below, and many attributes correlate with the number of objects."""
     width: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
     """Canvas width, px."""
     height: Annotated[int, Field(strict=True, ge=16, le=4096)] = 336
@@ -75,7 +75,7 @@ class ScenesConfig(Section):
     n_objects: tuple[Int, Int] = (1, 200)
     """Smallest and largest number of objects, inclusive."""
     n_objects_spacing: Literal["log", "uniform"] = "log"
-    """How numbers of objects are drawn between the two."""
+    """Distribution of the number of objects between the two."""
     size: tuple[PositiveFloat, PositiveFloat] = (0.04, 0.25)
     """Object diameter as a fraction of the shorter side; crowded scenes shrink it so that all objects fit."""
     shapes: tuple[str, ...] | None = None
@@ -89,13 +89,13 @@ class ScenesConfig(Section):
     background_texture: Share = 0.0
     """Strength of a pattern on the background."""
     lighting: Share = 0.0
-    """Strength of light that falls off towards one side."""
+    """Strength of an illumination gradient."""
     background: Background = "white"
-    """What lies behind the objects."""
+    """Background."""
     noise: Share = 0.0
     """Standard deviation of pixel noise, as a fraction of full scale."""
     max_rejected_fraction: Share = 0.01
-    """A stage fails when more than this share of images is rejected."""
+    """A stage fails if more than this share of images is rejected."""
 
     @model_validator(mode="after")
     def _ranges(self) -> ScenesConfig:
@@ -115,11 +115,11 @@ class ScenesConfig(Section):
 AttributeKind = Literal["count", "number", "category"]
 """Kind of a column: whole numbers, numbers, or anything else."""
 MISSING_SPELLINGS = ("NA", "N/A", "n/a", "#N/A", "<NA>", "NaN", "nan", "None", "NULL", "null")
-"""Cells that are read as missing values unless a study says otherwise."""
+"""Default spellings of missing values."""
 
 
 class FilesConfig(Section):
-    """What sources of image files share."""
+    """Settings common to sources of image files."""
 
     n_images: PositiveInt | None = None
     """Number of images, drawn by `seed`; all when absent."""
@@ -129,7 +129,7 @@ class FilesConfig(Section):
     """Attributes computed from the pixels (docs/data.md): edge_density, compressed_size, entropy, n_segments,
     colourfulness, saliency_spread."""
     max_rejected_fraction: Share = 0.05
-    """A stage fails when more than this share of images is rejected."""
+    """A stage fails if more than this share of images is rejected."""
 
 
 class CocoConfig(FilesConfig):
@@ -145,22 +145,22 @@ class CocoConfig(FilesConfig):
     min_objects: Count = 1
     """Keep images with at least this many annotated, non-crowd objects."""
     exif: Literal["auto", "turn", "ignore"] = "auto"
-    """EXIF orientation of photographs: applied or not as the annotated size says (`auto`; one that the size cannot
-    decide is rejected), always (`turn`), or never (`ignore`)."""
+    """EXIF orientation of photographs: applied if the annotated size requires it (`auto`; ambiguous images are
+    rejected), always (`turn`), or never (`ignore`)."""
 
 
 class FolderConfig(FilesConfig):
-    """A folder of images with a CSV of attributes: your own data."""
+    """A folder of images with a CSV file of attributes."""
 
     source: Literal["folder"] = "folder"
     root: str
     """Folder (or fsspec URI) of images."""
     table: str = "attributes.csv"
-    """CSV file below `root`: a column `file` and one column an attribute."""
+    """CSV file below `root`: a column `file` and one column per attribute."""
     attributes: dict[str, AttributeKind] = Field(default_factory=dict)
-    """Kinds of columns, `{age: number}`; a column that is not named here is typed by its values."""
+    """Kinds of columns, `{age: number}`; other columns are typed by their values."""
     missing: tuple[str, ...] = MISSING_SPELLINGS
-    """Cells that are missing values, besides empty ones; compared whole, without the spaces around them."""
+    """Spellings of missing values, besides empty cells; compared exactly, without surrounding spaces."""
 
     @field_validator("attributes", mode="before")
     @classmethod
@@ -171,18 +171,18 @@ class FolderConfig(FilesConfig):
 
 
 class QuestionsConfig(FilesConfig):
-    """Question files: one row an image with its own question (docs/data.md)."""
+    """Question files: one row per image with its own question (docs/data.md)."""
 
     source: Literal["questions"] = "questions"
     root: str
     """Folder (or fsspec URI) below which question files and images lie."""
     file: tuple[str, ...] = ()
-    """Question files below `root`: JSON lines, JSON, CSV or Parquet; the layout's official names when empty."""
+    """Question files below `root`: JSON lines, JSON, CSV or Parquet; default: the layout's official names."""
     layout: str = "rows"
-    """`rows` (fields of docs/data.md), gqa, pope, vqa, textvqa, refcoco, clevr, captions, or one of your own."""
+    """`rows` (fields of docs/data.md), gqa, pope, vqa, textvqa, refcoco, clevr, captions, or a custom layout."""
     images: tuple[str, ...] = ()
     """Path of an image below `root`, with `{image}` for its name in the row and `{number}` for the twelve digits in it
-    (COCO 2014's names in COCO 2017's folders). Of several the first that is there; the layout's own when empty."""
+    (COCO 2014's names in COCO 2017's folders). Of several, the first that exists is used; default: the layout's."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Names of the fields in layout `rows`, `{question: prompt, answer: label}`."""
     families: tuple[str, ...] | None = None
@@ -192,13 +192,13 @@ class QuestionsConfig(FilesConfig):
     where: dict[str, str] = Field(default_factory=dict)
     """Keep rows whose attribute has this value, as `{left_right: "true"}` for GQA's left/right relations."""
     scoring: str | None = None
-    """How answers are judged (exact, gqa, yes_no, vqa, textvqa, box); the layout's own rule when absent."""
+    """Scoring rule of answers (exact, gqa, yes_no, vqa, textvqa, box); default: the layout's rule."""
     extract: str | None = None
-    """What of a generated text is the answer: a regular expression with one group (`"answer is ([a-z]+)"`), or the name
-    of a function of entry-point group `vtsweep.answers`; the whole text when absent."""
+    """Extraction of the answer from a generated text: a regular expression with one group (`"answer is ([a-z]+)"`), or
+    the name of a function of entry-point group `vtsweep.answers`; default: the whole text."""
     show_choices: Literal["no", "listed", "shuffled"] = "no"
-    """Write a row's choices below its question, a letter before each: in the file's order, or in an order of each
-    row's own, drawn by `seed`. The model then answers by a letter."""
+    """Append a row's choices to its question as lettered options, in the file's order or in an order drawn per row by
+    `seed`. The model then answers with a letter."""
     attributes: dict[str, AttributeKind] = Field(default_factory=dict)
     """Kinds of free attributes, as for a folder."""
     missing: tuple[str, ...] = MISSING_SPELLINGS

@@ -1,4 +1,4 @@
-"""Settings of how the work is done and tracked; none of them may change a result."""
+"""Settings of execution and tracking; none of them may change a result."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from orchestrator.config.section import Count, PositiveFloat, PositiveInt, Secti
 
 
 class HowConfig(Section):
-    """How the work is done. Logged, never hashed: no field here may change a result."""
+    """Execution settings. Logged, never hashed: no field may change a result."""
 
     backend: Literal["ray", "local"] = "ray"
     """`local` runs in this process, for small work and debugging."""
     batch_size: PositiveInt = 16
-    """Images a forward pass; halved automatically when memory runs out."""
+    """Images per forward pass; halved automatically on out-of-memory."""
     max_batch_tokens: PositiveInt | Literal["auto"] | None = None
-    """Tokens a forward pass of capture, padding included: images of different sizes share a pass as far as they fit,
-    instead of images of one size alone. `auto` finds the number from the memory of a GPU; `batch_size` still holds."""
+    """Tokens per forward pass of capture, padding included: images of different sizes then share a pass, instead of
+    images of one size only. `auto` measures the limit from GPU memory; `batch_size` still applies."""
     shard_size: PositiveInt = 64
-    """Images a shard, the unit of work and of resume; the first run's value is kept on resume."""
+    """Images per shard, the unit of work and of resume; a resumed run keeps the first run's value."""
     n_actors: PositiveInt | None = None
-    """Model actors; one a GPU (or one in all on a CPU machine) when absent."""
+    """Model actors; default: one per GPU (a single one on a CPU machine)."""
     max_actors: PositiveInt | None = None
-    """Upper size of capture's actor pool; when absent, as far as an autoscaling cluster may grow, else a fixed size."""
+    """Upper size of capture's actor pool; default: the limit of an autoscaling cluster, else `n_actors`."""
     gpus_per_actor: Annotated[float, Field(strict=True, ge=0.0)] | None = None
-    """GPUs an actor holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent."""
+    """GPUs per actor, fractions allowed; default: 1 if the cluster has GPUs, else 0."""
     cpus_per_actor: PositiveFloat = 1.0
-    """CPUs an actor holds."""
+    """CPUs per actor."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads one model over the GPUs of its actor."""
     torch_threads: PositiveInt | None = None
-    """Threads of one actor or trial; all cores shared evenly when absent."""
+    """Torch threads per actor or trial; default: an equal share of the cores."""
     concurrent_trials: PositiveInt | None = None
-    """Fine-tuning trials at a time; as many as resources allow when absent."""
+    """Concurrent fine-tuning trials; default: as many as resources allow."""
     gpus_per_trial: Annotated[float, Field(strict=True, ge=0.0)] | None = None
-    """GPUs each process of a trial holds, fractions allowed; 1 where the cluster has GPUs, else 0, when absent. More
+    """GPUs per process of a trial, fractions allowed; default: 1 if the cluster has GPUs, else 0. More
     than 1 needs `device_map: auto`, which spreads the model over them."""
     processes_per_trial: PositiveInt = 1
-    """Data-parallel processes of one trial: they share each step's batch. Trials beside each other come first: they
-    lose nothing to communication."""
+    """Data-parallel processes per trial, which divide each step's batch. Prefer concurrent trials, which need no
+    communication."""
     address: str | None = None
     """Ray cluster address; `auto` joins a running one, absent starts a local one."""
     object_store_gb: PositiveFloat | None = None
-    """Object store of a local Ray, GB; bounded by default."""
+    """Object store of a local Ray, GB; default: an eighth of the memory, at most 8."""
     no_progress_timeout_s: PositiveFloat = 300.0
-    """Fail instead of waiting when no image finishes for this long, s."""
+    """Fail if no image, block or trial finishes for this long, s."""
     max_retries: Count = 3
     """Restarts of a lost actor or trial."""
     reuse_workers: bool = True
-    """Let one worker process run trial after trial with the base model it has loaded."""
+    """Reuse a worker process, with its loaded base model, for several trials."""
     checkpoint_steps: PositiveInt = 50
     """Optimiser steps between a trial's checkpoints."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in training's backward pass, which saves memory and costs half a step's time; `auto` does
-    so where the memory at hand asks for it."""
+    """Activation checkpointing: recompute activations in the backward pass, which saves memory and makes a step about
+    1.5 times as long; `auto` decides by free memory."""
     keep_adapters: bool = True
     """Keep trained LoRA weights of each trial."""
 
 
 class TrackConfig(Section):
-    """Where MLflow keeps runs. Never hashed."""
+    """MLflow tracking. Never hashed."""
 
     enabled: bool = True
     uri: str | None = None

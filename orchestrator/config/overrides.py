@@ -1,4 +1,4 @@
-"""Overrides of the command line: `KEY=VALUE` texts -> values of the study, values of every point, and sweep axes."""
+"""Command-line overrides: `KEY=VALUE` texts -> values of the study, values of every point, and sweep axes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
 
 _NESTED = ("axes", "zip", "search")
-"""Mappings of a study whose keys are dotted themselves."""
+"""Mappings of a study whose keys are dotted."""
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What the command line changes.
+    """Parsed overrides.
 
-    `study` has keys of the sweep file itself, `run` of every point, `axes` dotted keys with several values each.
+    `study`: keys of the sweep file; `run`: keys of every point; `axes`: dotted keys with several values each.
     """
 
     study: dict[str, Any] = field(default_factory=dict)
@@ -33,15 +33,15 @@ class Overrides:
 def split_overrides(overrides: Sequence[str]) -> Overrides:
     """Read `KEY=VALUE` texts; values are YAML.
 
-    Commas without a space after them, outside quotes and brackets, separate values. A key that takes a list gets a list
+    Commas not followed by a space, outside quotes and brackets, separate values. A list-valued key gets a list
     (`capture.metrics=gini,hoyer`; one value is a list of one). Any other key becomes an axis of the sweep
-    (`finetune.seed=0,1,2`), as does one of several bracketed lists (`data.n_objects=[1,10],[1,200]`). Quotes keep a
-    comma.
+    (`finetune.seed=0,1,2`), as does a key with several bracketed lists (`data.n_objects=[1,10],[1,200]`). Quotes
+    protect a comma.
 
     Raises:
-        ConfigError: the text is no `KEY=VALUE`, its key is unknown, or its value is not YAML.
+        ConfigError: the text is not `KEY=VALUE`, its key is unknown, or its value is not YAML.
     """
-    found = Overrides()
+    result = Overrides()
     for text in overrides:
         key, sign, value = text.partition("=")
         if not sign or not key:
@@ -60,10 +60,10 @@ def split_overrides(overrides: Sequence[str]) -> Overrides:
             parsed = [_read(text, part) for part in parts]
             takes_list = head in _NESTED or takes_a_list(model, key)
             if head in RunConfig.model_fields and (not takes_list or any(isinstance(v, list) for v in parsed)):
-                found.axes[key] = parsed
+                result.axes[key] = parsed
                 continue
-        (found.study if head in StudyConfig.model_fields else found.run)[key] = parsed
-    return found
+        (result.study if head in StudyConfig.model_fields else result.run)[key] = parsed
+    return result
 
 
 def _read(text: str, value: str) -> Any:
@@ -72,12 +72,12 @@ def _read(text: str, value: str) -> Any:
     except yaml.YAMLError as error:
         raise ConfigError(f"override {text!r}: the value is not valid YAML: {error}") from error
     if "#" in value and "#" not in str(parsed):
-        raise ConfigError(f"override {text!r}: what follows # is a comment in YAML; quote the value to keep it")
+        raise ConfigError(f"override {text!r}: # starts a comment in YAML; quote the value to keep it")
     return parsed
 
 
 def _split(value: str) -> list[str]:
-    """`value` at its commas outside quotes and brackets that no space follows."""
+    """`value` split at commas outside quotes and brackets that are not followed by a space."""
     parts, depth, quote, start = [], 0, "", 0
     for at, letter in enumerate(value):
         if quote:
@@ -95,13 +95,13 @@ def _split(value: str) -> list[str]:
 
 
 def nested_key(key: str) -> tuple[str, str] | None:
-    """`axes.finetune.seed` -> (`axes`, `finetune.seed`); None for a key that is not one of a mapping of dotted keys."""
+    """`axes.finetune.seed` -> (`axes`, `finetune.seed`); None for a key that is not below a mapping of dotted keys."""
     head, _, rest = key.partition(".")
     return (head, rest) if head in _NESTED and rest else None
 
 
 def plain_types(annotation: Any) -> Iterator[Any]:
-    """The plain types that an annotation allows, without `Annotated` and unions around them."""
+    """The plain types that an annotation allows, without `Annotated` and unions."""
     if get_origin(annotation) is Annotated:
         yield from plain_types(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -112,7 +112,7 @@ def plain_types(annotation: Any) -> Iterator[Any]:
 
 
 def _fields(model: type[BaseModel], key: str) -> Iterator[Any]:
-    """Annotations of the fields that a dotted key may mean: several where a section has several forms."""
+    """Annotations of the fields that a dotted key may mean: several if a section has several forms."""
     head, _, rest = key.partition(".")
     if head not in model.model_fields:
         return
@@ -129,13 +129,13 @@ def takes_a_list(model: type[BaseModel], key: str) -> bool:
 
 
 def takes_only_lists(model: type[BaseModel], key: str) -> bool:
-    """Whether a dotted key takes a list or nothing, so that one value stands for a list of one."""
+    """Whether every form of a dotted key takes a list (or null), so that one value means a list of one."""
     kinds = {get_origin(annotation) or annotation for annotation in _fields(model, key)} - {type(None)}
     return bool(kinds) and kinds <= {tuple, list, set}
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    """Every dotted key of `model`, sections before their own keys, in the order of their definition."""
+    """Every dotted key of `model`, sections before their keys, in order of definition."""
     keys: dict[str, None] = {}
     for name, about in model.model_fields.items():
         keys[prefix + name] = None
@@ -146,15 +146,15 @@ def dotted_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 
 def allowed_values(key: str) -> list[str]:
-    """What can be said before anything is asked of a machine: the words of a choice, `true` and `false` of a switch."""
+    """Allowed values for completion: the words of a choice, `true` and `false` of a boolean."""
     words: list[str] = []
     for annotation in (
         _fields(RunConfig, key) if key.split(".")[0] in RunConfig.model_fields else _fields(StudyConfig, key)
     ):
         inner = get_args(annotation) if get_origin(annotation) in (tuple, list) else (annotation,)
-        for one in inner:
-            if get_origin(one) is Literal:
-                words += [str(word) for word in get_args(one)]
-            elif one is bool:
+        for part in inner:
+            if get_origin(part) is Literal:
+                words += [str(word) for word in get_args(part)]
+            elif part is bool:
                 words += ["true", "false"]
     return list(dict.fromkeys(words))

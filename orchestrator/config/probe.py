@@ -10,12 +10,12 @@ from orchestrator.config.section import Count, Int, PositiveFloat, PositiveInt, 
 
 
 class ProbeConfig(Section):
-    """Which probes are fitted on the kept features, and how they are judged."""
+    """Probes on the captured features, and their evaluation."""
 
     solvers: tuple[str, ...] = ("ridge", "logistic")
     """`ridge` for numbers, `logistic` for categories, `mlp` for both, or probes of installed packages by name."""
     engine: Literal["batched", "sklearn"] = "batched"
-    """`sklearn` is the reference implementation; `batched` gives the same answers faster."""
+    """`sklearn` is the reference implementation; `batched` is faster with equal results."""
     attributes: tuple[str, ...] | None = None
     """Attributes to predict; all of the source when absent."""
     taps: tuple[str, ...] | None = None
@@ -25,11 +25,11 @@ class ProbeConfig(Section):
     positions: tuple[str, ...] | None = None
     """Kept positions (`vision_mean`, `vision_00`, `text_mean`, `text_00`, `last`, `before`); all when absent."""
     penalties: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
-    """L2 penalties of `ridge` and `logistic`, relative to n; chosen on training images alone."""
+    """L2 penalties of `ridge` and `logistic`, relative to n; chosen on training images only."""
     standardise: bool = True
-    """Divide each feature by its deviation over training images (the mean is always taken off)."""
+    """Divide each feature by its standard deviation over training images (the mean is always subtracted)."""
     n_folds: Annotated[int, Field(strict=True, ge=2, le=20)] = 5
-    """Inner folds for the choice of the penalty (`ridge` uses exact leave-one-out, which is free)."""
+    """Inner folds for the choice of the penalty (`ridge` uses exact leave-one-out, at no cost)."""
     test_fraction: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] = 0.3
     """Share of images held out for the score."""
     n_bootstrap: Count = 200
@@ -47,12 +47,12 @@ class ProbeConfig(Section):
     mlp_learning_rate: PositiveFloat = 6e-3
     """Adam learning rate of the MLP."""
     mlp_batch_size: PositiveInt = 200
-    """Images an optimiser step of the MLP."""
+    """Images per optimiser step of the MLP."""
     mlp_penalties: tuple[PositiveFloat, ...] = (1e-2, 1e-1)
-    """L2 penalties of the MLP, chosen on one inner fold; a single one is taken as it is."""
+    """L2 penalties of the MLP, chosen on one inner fold; a single one is used without a choice."""
     min_class_count: PositiveInt = 8
-    """Classes with fewer images are left out, and the number left out is reported."""
+    """Classes with fewer images are excluded; the number of excluded images is reported."""
     seed: Count = 0
     """Seed of splits, shuffles and initial weights."""
     search_trials: Count = 0
-    """Settings that the hyperparameter search tries; 0 for none. The space is the study's `search` section."""
+    """Samples of the hyperparameter search; 0 for none. The space is the study's `search` section."""

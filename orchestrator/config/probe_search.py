@@ -1,4 +1,4 @@
-"""Settings of a probe that a hyperparameter search may set, and a probe's configuration with them."""
+"""Probe settings that a hyperparameter search may sample, and a probe's configuration with them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SETTINGS = ("solver", "positions", "penalty", "standardise", "width", "depth", "
 
 
 def configured(config: ProbeConfig, settings: Mapping[str, Any]) -> ProbeConfig:
-    """`config` with a trial's settings; penalties and whatever else is not given stay the study's.
+    """`config` with a trial's settings; all other settings, such as penalties, stay the study's.
 
     Raises:
-        ConfigError: a setting that does not exist, or a value a probe config refuses.
+        ConfigError: an unknown setting, or an invalid value.
     """
     for name in settings:
         if name not in SETTINGS:

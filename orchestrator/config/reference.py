@@ -1,4 +1,4 @@
-"""The reference of every setting, as Markdown, from the configuration models: it cannot drift apart from them."""
+"""Reference of every setting as Markdown, generated from the configuration models."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from orchestrator.config.study import RunConfig, StudyConfig
 
 HEAD = """# Settings
 
-Every key of a sweep file, made from the configuration models when this site is built (`vtsweep settings` prints it).
-Keys of a study stand at the top of the file; all others stand below `base`, in `axes`, or on the command line as
+Every key of a sweep file, generated from the configuration models when this site is built
+(`vtsweep settings` prints it).
+Keys of a study are at the top level of the file; all others are below `base`, in `axes`, or on the command line as
 `KEY=VALUE`.
 
 A key of section `how` or `track` changes no result; any other key does, and is part of the digest of the stages that
-read it. Absent keys have the default.
+read it. Absent keys take the default.
 """
 
 
@@ -30,39 +31,39 @@ def _sections(field: FieldInfo) -> list[type[BaseModel]]:
 
 def _type_words(annotation: Any) -> str:
     words = []
-    for one in plain_types(annotation):
-        origin = get_origin(one)
+    for plain_type in plain_types(annotation):
+        origin = get_origin(plain_type)
         if origin is Literal:
-            words += [f"`{value}`" for value in get_args(one)]
+            words += [f"`{value}`" for value in get_args(plain_type)]
         elif origin in (tuple, list):
-            inner = [a for a in get_args(one) if a is not Ellipsis]
-            n = f"{len(inner)} " if Ellipsis not in get_args(one) and origin is tuple else ""
+            inner = [a for a in get_args(plain_type) if a is not Ellipsis]
+            n = f"{len(inner)} " if Ellipsis not in get_args(plain_type) and origin is tuple else ""
             words.append(f"list of {n}{_type_words(inner[0])}")
-        elif origin is dict or one is dict:
+        elif origin is dict or plain_type is dict:
             words.append("mapping")
-        elif one is type(None):
+        elif plain_type is type(None):
             words.append("absent")
         else:
             words.append(
-                {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}.get(one, "value")
+                {int: "whole number", float: "number", str: "text", bool: "`true` or `false`"}.get(plain_type, "value")
             )
     return ", ".join(dict.fromkeys(words))
 
 
 def _limits(field: FieldInfo) -> str:
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-    found = {name: getattr(m, name) for m in field.metadata for name in signs if getattr(m, name, None) is not None}
+    bounds = {name: getattr(m, name) for m in field.metadata for name in signs if getattr(m, name, None) is not None}
     for annotation in (field.annotation, *get_args(field.annotation)):
         for m in getattr(annotation, "__metadata__", ()):
             for part in (m, *getattr(m, "metadata", ())):
-                found |= {name: getattr(part, name) for name in signs if getattr(part, name, None) is not None}
-    return "".join(f", {signs[name]} {value:g}" for name, value in found.items())
+                bounds |= {name: getattr(part, name) for name in signs if getattr(part, name, None) is not None}
+    return "".join(f", {signs[name]} {value:g}" for name, value in bounds.items())
 
 
 def _default(field: FieldInfo) -> str:
     if field.is_required() or field.default is PydanticUndefined:
-        made = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
-        return "required" if made is None else f"`{made}`"
+        default = field.default_factory() if field.default_factory else None  # type: ignore[call-arg]
+        return "required" if default is None else f"`{default}`"
     value = field.default
     if isinstance(value, BaseModel):
         return "see below"
@@ -96,8 +97,8 @@ def _table(model: type[BaseModel], prefix: str, title: str, level: int = 2) -> I
                 continue
             yield f"| `{key}` | section | see below | {_cell(field.description or '')} |"
             continue
-        takes = _type_words(field.annotation) + _limits(field)
-        yield f"| `{key}` | {_cell(takes)} | {_cell(_default(field))} | {_cell(field.description or '')} |"
+        accepted = _type_words(field.annotation) + _limits(field)
+        yield f"| `{key}` | {_cell(accepted)} | {_cell(_default(field))} | {_cell(field.description or '')} |"
     for section, path, heading in below:
         yield from _table(section, path, heading, level)
 
@@ -113,13 +114,13 @@ def settings_page() -> str:
 
 
 def setting_rows() -> list[dict[str, str]]:
-    """One row a setting: key, takes, default, meaning; marks of Markdown left out."""
+    """One row per setting: key, accepted values, default, meaning; without Markdown markup."""
     rows = []
     for line in settings_page().splitlines():
         if line.startswith("| `"):
-            key, takes, default, meaning = (
+            key, accepted, default, meaning = (
                 cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line.strip("|"))
             )
-            row = {"key": key, "takes": takes, "default": default, "meaning": meaning}
+            row = {"key": key, "takes": accepted, "default": default, "meaning": meaning}
             rows.append({name: text.replace("`", "") for name, text in row.items()})
     return rows

@@ -1,4 +1,4 @@
-"""Search spaces of a study: their limits, and values drawn from them."""
+"""Search spaces of a study: limits and sampling."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def draw(axis: SearchAxis, rng: Any) -> Any:
 
 
 def bounds(axis: SearchAxis) -> tuple[float, float]:
-    """Both ends of a numeric space, which its own validation made sure of."""
+    """Both ends of a numeric space; validation guarantees that they exist."""
     assert axis.low is not None
     assert axis.high is not None
     return axis.low, axis.high
 
 
 def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The point with sampled values set.
+    """The point with sampled values.
 
     Raises:
         ConfigError: a sampled value is not valid for its key.
@@ -44,10 +44,10 @@ def sampled(run: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 
 
 def check_search(sweep: Sweep) -> None:
-    """Refuse, before anything starts, a searched key that does not exist and a space that reaches beyond its limits.
+    """Check before work starts that searched keys exist and that spaces are within the keys' limits.
 
     Raises:
-        ConfigError: naming the key and what its section allows.
+        ConfigError: an unknown key or a value outside its limits.
     """
     for key, axis in sweep.study.search.items():
         section, _, name = key.partition(".")
@@ -65,7 +65,7 @@ def check_search(sweep: Sweep) -> None:
 
 
 def extremes(axis: SearchAxis) -> list[Any]:
-    """Every choice, or both ends of a range."""
+    """All choices, or both ends of a range."""
     if axis.kind == "choice":
         return list(axis.values or ())
     low, high = bounds(axis)

@@ -1,4 +1,4 @@
-"""What all sections of a study's settings share: the base class and the kinds of numbers."""
+"""Base class of all settings sections, and constrained number types."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One point of a study, and the sweep file that holds them all."""
+"""One point of a study, and the sweep file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.config.section import Float, Section, StageName
 
 
 class SearchAxis(Section):
-    """One searched hyperparameter: its samples are drawn from seeds, or chosen by Optuna."""
+    """One searched hyperparameter; samples are drawn from seeds, or proposed by Optuna."""
 
     kind: Literal["uniform", "loguniform", "randint", "choice"]
     low: Float | None = None
@@ -49,24 +49,24 @@ class RunConfig(Section):
     ablate: AblateConfig = AblateConfig()
     how: HowConfig = HowConfig()
     search: dict[str, SearchAxis] = Field(default_factory=dict)
-    """What the study's `search` section says of the probes; put here when the study is expanded."""
+    """The probes' part of the study's `search` section; set when the study is expanded."""
 
 
 class StudyConfig(Section):
-    """A sweep file: shared settings, axes, and which stages run."""
+    """A sweep file: shared settings, axes, and stages."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """Name of the study; names its folder and its MLflow experiment."""
+    """Name of the study, of its folder and of its MLflow experiment."""
     description: str = ""
-    """One sentence on what the study asks."""
+    """The research question, in one sentence."""
     storage: Annotated[str, Field(min_length=1)] = "results"
-    """Folder or URI where everything goes."""
+    """Folder or URI of all results."""
     stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = ("capture", "correlate")
-    """Stages, in order; a report and MLflow runs follow."""
+    """Stages in order of execution; a report and MLflow runs follow."""
     base: dict[str, Any] = Field(default_factory=dict)
     """Settings shared by all points."""
     axes: dict[str, list[Any]] = Field(default_factory=dict)
-    """Dotted key -> values; the grid is their product."""
+    """Dotted key -> values; the grid is their Cartesian product."""
     zip: dict[str, list[Any]] = Field(default_factory=dict)
     """Dotted key -> values taken in lockstep (all lists equally long)."""
     search: dict[str, SearchAxis] = Field(default_factory=dict)

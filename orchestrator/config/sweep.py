@@ -1,4 +1,4 @@
-"""A sweep file and command-line overrides -> validated runs, without torch or ray, before anything starts."""
+"""A sweep file and command-line overrides -> validated runs, before work starts. Imports neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from orchestrator.config.yaml import read_yaml
 from orchestrator.errors import ConfigError, did_you_mean
 
 MAX_NAMED = 20
-"""Problems of a file that a message names."""
+"""Maximum number of problems in one message."""
 MAX_POINTS = 10_000
-"""Points of one study; more is a slip in an axis."""
+"""Maximum number of points of a study; more indicates an error in an axis."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of a study and the axis values that set it apart from the others."""
+    """One run of a study, and the axis values that distinguish it from the others."""
 
     run: RunConfig
     axes: Mapping[str, Any]
 
     @property
     def label(self) -> str:
-        """`ratio=0.5 seed=1`; `base` where the study has a single point."""
+        """`ratio=0.5 seed=1`; `base` if the study has a single point."""
         short = [key.rsplit(".", 1)[-1] for key in self.axes]
         names = [key if short.count(name) > 1 else name for key, name in zip(self.axes, short, strict=True)]
         names = [name.replace("complexity_ratio", "ratio") for name in names]
@@ -48,7 +48,7 @@ class Sweep:
     points: tuple[Point, ...]
     file: str
     text: str
-    """The sweep file as written, for the record."""
+    """The sweep file as written; stored with the study."""
 
 
 def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
@@ -59,7 +59,8 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
     values make an axis (`finetune.seed=0,1,2`), see `overrides.split_overrides`.
 
     Raises:
-        ConfigError: naming file, key, what was found, what was expected and the nearest right name.
+        ConfigError: the file or an override is invalid; names file, key, found and expected value, and the closest
+            known name.
     """
     path = Path(file)
     try:
@@ -79,24 +80,24 @@ def load_sweep(file: str | Path, overrides: Sequence[str] = ()) -> Sweep:
 
 
 def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: str = "study", text: str = "") -> Sweep:
-    """As `load_sweep`, from a mapping already read."""
-    given = split_overrides(overrides)
-    run_keys = given.run
+    """As `load_sweep`, from a parsed mapping."""
+    parsed = split_overrides(overrides)
+    run_keys = parsed.run
     tree: dict[str, Any] = dict(raw)
-    for key, value in given.study.items():
+    for key, value in parsed.study.items():
         if nested := nested_key(key):
             tree[nested[0]] = {**_mapping(tree, nested[0]), nested[1]: value}
         else:
             tree = set_key(tree, key, value, where="override")
-    if given.axes:
-        tree["axes"] = {**_mapping(tree, "axes"), **given.axes}
-        tree["zip"] = {key: value for key, value in _mapping(tree, "zip").items() if key not in given.axes}
+    if parsed.axes:
+        tree["axes"] = {**_mapping(tree, "axes"), **parsed.axes}
+        tree["zip"] = {key: value for key, value in _mapping(tree, "zip").items() if key not in parsed.axes}
     study = validate(StudyConfig, tree, file)
     _check_axes(study, file)
     points: dict[str, Point] = {}
     for axes in _expand(study):
         tree = dict(study.base)
-        # A section before its own keys: `data` would otherwise wipe out `data.seed`.
+        # Sections before their keys: `data` would otherwise overwrite `data.seed`.
         for key, value in [*sorted(axes.items(), key=lambda axis: axis[0].count(".")), *run_keys.items()]:
             tree = set_key(tree, key, value, where=file)
         if "search" in tree:
@@ -113,15 +114,15 @@ def make_sweep(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, file: s
         first = points.setdefault(run.model_dump_json(exclude={"how"}), point)
         if first.run.how != run.how:
             raise ConfigError(
-                f"{file}: the points {first.label!r} and {point.label!r} differ in `how` alone, which changes no "
+                f"{file}: the points {first.label!r} and {point.label!r} differ only in `how`, which changes no "
                 "result; set it in `base`"
             )
     return Sweep(study, tuple(points.values()), file, text)
 
 
 def _mapping(tree: Mapping[str, Any], section: str) -> dict[str, Any]:
-    found = tree.get(section) or {}
-    return dict(found) if isinstance(found, Mapping) else {}
+    section_values = tree.get(section) or {}
+    return dict(section_values) if isinstance(section_values, Mapping) else {}
 
 
 def _check_axes(study: StudyConfig, file: str) -> None:
@@ -131,7 +132,7 @@ def _check_axes(study: StudyConfig, file: str) -> None:
                 raise ConfigError(f"{file}: {section}.{key}: expected at least one value, found an empty list")
     for key in study.zip:
         if key in study.axes:
-            raise ConfigError(f"{file}: {key}: stands in both `axes` and `zip`; expected one of them")
+            raise ConfigError(f"{file}: {key}: is in both `axes` and `zip`; expected one of them")
     n_points = math.prod(len(values) for values in study.axes.values())
     if n_points > MAX_POINTS:
         raise ConfigError(f"{file}: axes: {n_points} points, expected at most {MAX_POINTS}")
@@ -171,7 +172,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate(model: type[Model], tree: Any, file: str, prefix: str = "") -> Model:
-    """`model.model_validate(tree)`, every problem named as `file: key: found, expected, nearest name`."""
+    """`model.model_validate(tree)`, every problem reported as `file: key: found, expected, closest name`."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -187,7 +188,7 @@ def _describe(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -
     tags = {"scenes", "coco", "folder"}
     shown = [part for i, part in enumerate(path) if not (i == 1 and part in tags and path[0] == "data")]
     key = ".".join(([prefix] if prefix else []) + shown)
-    found = problem.get("input")
+    value = problem.get("input")
     if problem["type"] == "extra_forbidden":
         siblings = _siblings(model, path[:-1])
         return f"{key}: unknown key {path[-1]!r}.{did_you_mean(path[-1], siblings)}"
@@ -199,9 +200,9 @@ def _describe(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -
     if problem["type"] == "literal_error":
         expected = str(problem["ctx"]["expected"])
         options = [option.strip(" '\"") for option in expected.replace(" or ", ",").split(",")]
-        return f"{key}: found {_short(found)!r}, expected {expected}.{_nearest(_short(found), options)}"
+        return f"{key}: found {_short(value)!r}, expected {expected}.{_nearest(_short(value), options)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message}" + ("" if problem["type"] == "value_error" else f"; found {_short(found)!r}")
+    return f"{key}: {message}" + ("" if problem["type"] == "value_error" else f"; found {_short(value)!r}")
 
 
 def _nearest(name: str, options: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""YAML as people mean it: `3e-4` is a number, a key twice is an error, and no small text becomes a large value."""
+"""YAML loader: `3e-4` is a number, duplicate keys are errors, and alias expansion is bounded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MAX_CHARACTERS = 200_000
 MAX_DEPTH = 40
 MAX_ALIASES = 200
 MAX_VALUES = 20_000
-"""Values that a document may hold once its aliases are written out."""
+"""Maximum number of values of a document after alias expansion."""
 MAX_DIGITS = 18
-"""Of a whole number: what 64 bits hold."""
+"""Maximum digits of an integer: 64 bits."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -30,39 +30,39 @@ class _Loader(yaml.SafeLoader):
                 raise _refused(f"more than {MAX_ALIASES} aliases", mark)
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise _refused("an alias stands inside what it stands for", mark)
+                raise _refused("an alias refers to a value that contains it", mark)
             return node
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _refused(f"nested more than {MAX_DEPTH} deep", mark)
+            raise _refused(f"nested deeper than {MAX_DEPTH}", mark)
         try:
             node = super().compose_node(parent, index)
         finally:
             self._depth -= 1
-        # Children are composed before their parent, so each alias adds the known size of what it stands for.
+        # Children are composed before their parent, so that the size of an alias's target is known.
         children = node.value if isinstance(node, yaml.SequenceNode) else []
         if isinstance(node, yaml.MappingNode):
-            children = [one for pair in node.value for one in pair]
+            children = [part for pair in node.value for part in pair]
         size = 1 + sum(self._sizes.get(id(child), 1) for child in children)
         if size > MAX_VALUES:
-            raise _refused(f"more than {MAX_VALUES} values, aliases written out", mark)
+            raise _refused(f"more than {MAX_VALUES} values after alias expansion", mark)
         self._sizes[id(node)] = size
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Looked at here, where the text still is as written: later, merge keys (`<<`) have been copied in.
+        # Checked here, on the document as written: later, merge keys (`<<`) have been expanded.
         node = super().compose_mapping_node(anchor)
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    raise _refused(f"the key {key.value[:80]!r} stands twice", key.start_mark)
+                    raise _refused(f"duplicate key {key.value[:80]!r}", key.start_mark)
                 seen.add((key.tag, key.value))
         return node
 
     def construct_yaml_int(self, node: Any) -> int:
         if sum(c.isalnum() for c in str(node.value)) > MAX_DIGITS:
-            raise _refused(f"a whole number of more than {MAX_DIGITS} digits", node.start_mark)
+            raise _refused(f"an integer of more than {MAX_DIGITS} digits", node.start_mark)
         return super().construct_yaml_int(node)
 
 
@@ -71,7 +71,7 @@ def _refused(problem: str, mark: Any) -> yaml.YAMLError:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-# YAML 1.1 takes a number with an exponent for text unless it has both a point and the exponent's sign.
+# YAML 1.1 reads a number with an exponent as text unless it has both a point and a signed exponent.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
@@ -83,8 +83,8 @@ def read_yaml(text: str) -> Any:
     """The one document in `text`, as plain Python values.
 
     Raises:
-        yaml.YAMLError: it is not valid, a mapping has a key twice, or it is larger or deeper than a settings file can
-            sensibly be, aliases written out.
+        yaml.YAMLError: it is not valid, a mapping has a duplicate key, or it exceeds the limits of size and depth after
+            alias expansion.
     """
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"{len(text)} characters, expected at most {MAX_CHARACTERS}")
@@ -97,14 +97,14 @@ def read_yaml(text: str) -> Any:
 
 
 def _check_text(value: Any) -> None:
-    """Refuse text that no file can hold: an escaped half of a surrogate pair."""
+    """Reject text that cannot be encoded: an escaped unpaired surrogate."""
     if isinstance(value, str):
         if any("\ud800" <= c <= "\udfff" for c in value):
-            raise yaml.YAMLError("a text holds half of a surrogate pair, which is no character")
+            raise yaml.YAMLError("a text contains an unpaired surrogate, which is not a character")
     elif isinstance(value, dict):
-        for key, one in value.items():
+        for key, item in value.items():
             _check_text(key)
-            _check_text(one)
+            _check_text(item)
     elif isinstance(value, list):
-        for one in value:
-            _check_text(one)
+        for item in value:
+            _check_text(item)

@@ -1,8 +1,8 @@
-"""How long a study takes and what memory its workers need on this machine, from arithmetic alone: nothing is loaded.
+"""Estimated duration of a study, and memory of its workers, on this machine; no model or data is loaded.
 
-Operations come from `models.planning`; the machine's speed is a timed matrix product on a CPU and a share of the
-published peak on a GPU. Fixed costs were measured with the shipped reference model on 2 Xeon cores. Durations hold
-within about a factor of two; memory is a lower bound.
+Operations come from `models.planning`; the machine's speed is that of a timed matrix product on a CPU and a share of
+the published peak on a GPU. Fixed costs were measured with the shipped reference model on 2 Xeon cores. Durations are
+accurate to about a factor of two; memory is a lower bound.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from orchestrator.store.provenance import hardware
 
 _PEAK_TFLOPS = {"H200": 990, "H100": 990, "B200": 2250, "A100": 312, "L40": 362, "L4": 121, "A10": 125, "4090": 165,
                 "3090": 71, "V100": 112, "T4": 65}  # fmt: skip
-"""Published dense bfloat16 (V100, T4: float16) peak of a GPU, TFLOP/s, by a piece of its name."""
+"""Published dense bfloat16 (V100, T4: float16) peak of a GPU, TFLOP/s, by a substring of its name."""
 _SHARE_OF_PEAK = {"cpu": 0.5, "gpu": 0.3}
-"""Share of a matrix product's speed, or of a GPU's peak, that a model's passes reach."""
+"""Utilisation: share of a matrix product's speed, or of a GPU's peak, that model passes reach."""
 START_SECONDS = 15.0
-"""Ray and the first worker."""
+"""Start-up of Ray and of the first worker, s."""
 _IMAGE_SECONDS = 0.08
-"""Making or reading an image, the metrics of all layers and writing them; one core, reference model."""
+"""Rendering or reading an image, metrics of all layers, and writing; s on one core, reference model."""
 _QUESTION_SECONDS = 0.02
-"""Making a question's image and model inputs; one core."""
+"""Rendering a question's image and preparing its model inputs; s on one core."""
 _TRAIN_PASSES = {"lora": 2.0, "full": 3.0}
-"""Passes of a training step: forward and backward for activations, and for all weights where all are trained."""
+"""Passes of a training step: forward and backward for activations; with full training, also backward for all
+weights."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What work here is done with. `flops_per_second` is of all its cores, or of one GPU."""
+    """A machine. `flops_per_second`: of all its cores, or of one GPU."""
 
     cores: int
     memory_gb: float
@@ -71,17 +72,19 @@ def _gpu() -> tuple[str, float | None]:
         return "", None
     command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()[0]
-        name, memory = said.rsplit(",", 1)
+        first_line = subprocess.run(
+            command, capture_output=True, text=True, timeout=20, check=True
+        ).stdout.splitlines()[0]
+        name, memory = first_line.rsplit(",", 1)
         return name.strip(), float(memory) * 1024**2 / 1e9
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return "", None
 
 
 def _matrix_product(n: int = 512) -> float:
-    """float32 operations a second of a matrix product on all cores.
+    """float32 operations per second of a matrix product on all cores.
 
-    One core's processor time is taken, so that a machine that is busy at the moment is not taken for a slow one.
+    Uses the CPU time of one core, so that a busy machine is not measured as slow.
     """
     from threadpoolctl import threadpool_limits
 
@@ -95,36 +98,36 @@ def _matrix_product(n: int = 512) -> float:
     return n_cores() * 2 * n**3 / max(min(seconds), 1e-6)
 
 
-def stage_seconds(stage: StageName, run: RunConfig, images: int, found: Footprint, machine: Machine) -> float:
-    """Seconds of one stage on all of this machine, without starting Ray."""
+def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprint, machine: Machine) -> float:
+    """Seconds of one stage on the whole machine, without starting Ray."""
     workers = max(1, machine.gpus)
-    a_pass = found.tflop_per_image * 1e12 / machine.flops_per_second
+    a_pass = model.tflop_per_image * 1e12 / machine.flops_per_second
     an_image = _IMAGE_SECONDS / machine.cores + a_pass / workers
     if stage == "capture":
         return images * an_image
     if stage == "correlate":
-        metrics = 30 * (found.layers + 1)  # layers x metrics x attributes x bootstraps
+        metrics = 30 * (model.layers + 1)  # layers x metrics x attributes x bootstraps
         return 2 + metrics * 10 * run.correlate.n_bootstrap * images * 2e-8
     if stage == "probe":
         places = run.capture.n_vision_positions
-        positions = 4 + (found.vision_tokens if places == "all" else places) + run.capture.n_text_positions
-        return 3 + (found.layers + 1) * positions * images * found.width * (images + found.width) * 3e-11
+        positions = 4 + (model.vision_tokens if places == "all" else places) + run.capture.n_text_positions
+        return 3 + (model.layers + 1) * positions * images * model.width * (images + model.width) * 3e-11
     if stage == "finetune":
         tune = run.finetune
         trained = tune.n_steps * tune.batch_size * _TRAIN_PASSES[tune.method] * a_pass / workers
-        asked = 2 * tune.n_eval_per_family * len(tune.task.families + tune.task.novel_families)
-        asking = asked * (_QUESTION_SECONDS / machine.cores + 2 * a_pass / workers)
+        n_questions = 2 * tune.n_eval_per_family * len(tune.task.families + tune.task.novel_families)
+        asking = n_questions * (_QUESTION_SECONDS / machine.cores + 2 * a_pass / workers)
         return trained + asking + (tune.n_capture_images + 2 * tune.n_capture_questions) * an_image
     from orchestrator.ablate.cells import list_cells
 
     families = max(len(run.ablate.low_families), len(run.ablate.high_families), 1)
-    return len(list_cells(run.ablate, found.layers)) * run.ablate.n_per_family * families * a_pass / workers
+    return len(list_cells(run.ablate, model.layers)) * run.ablate.n_per_family * families * a_pass / workers
 
 
 def memory_problems(runs: Sequence[RunConfig], pools: Sequence[Pool], machine: Machine | None = None) -> list[str]:
-    """Workers whose models this machine's memory cannot hold beside each other, each with what would help.
+    """Workers whose models do not fit this machine's memory together, each with a remedy.
 
-    Clusters are not judged, nor models whose sizes are not known here. Without pools it is one process.
+    Clusters and models of unknown size are skipped. Without pools a single process is assumed.
     """
     machine = machine or this_machine()
     problems = []
@@ -134,29 +137,29 @@ def memory_problems(runs: Sequence[RunConfig], pools: Sequence[Pool], machine: M
         except ModelError:
             continue
         for pool in pools or [Pool("process", 1, 1.0)]:
-            there, of, n = machine.memory_gb, "memory of this machine", pool.n
+            available, of, n = machine.memory_gb, "memory of this machine", pool.n
             if pool.gpus and machine.gpu_memory_gb:
-                there, of = machine.gpu_memory_gb * max(1.0, pool.gpus), "memory of its GPUs"
+                available, of = machine.gpu_memory_gb * max(1.0, pool.gpus), "memory of its GPUs"
                 n = max(1, int(1 / pool.gpus)) if pool.gpus < 1 else 1
-            if there and n * needed > there:
-                problems.append(_too_large(run, pool, n, needed, there, of))
+            if available and n * needed > available:
+                problems.append(_too_large(run, pool, n, needed, available, of))
     return problems
 
 
 def worker_gb(run: RunConfig, *, on_gpu: bool) -> float:
-    """GB that a worker with a run's model takes at least: its weights, `dtype: auto` being float32 on a CPU."""
+    """Minimum GB of a worker with a run's model: its weights; `dtype: auto` is float32 on a CPU."""
     if not on_gpu and run.model.dtype == "auto":
         run = run.model_copy(update={"model": run.model.model_copy(update={"dtype": "float32"})})
     batch = run.model_copy(update={"how": run.how.model_copy(update={"batch_size": 1})})
     return footprint(batch).memory_gb
 
 
-def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, there: float, of: str) -> str:
-    what = f"{n} x {pool.name}"
-    said = f"{run.model.name}: {what} need at least {n * needed:.1f} GB and the {of} is {there:.1f} GB. "
-    if n > 1 and needed <= there:
-        fits = int(there / needed)
+def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, available: float, of: str) -> str:
+    workers = f"{n} x {pool.name}"
+    message = f"{run.model.name}: {workers} need at least {n * needed:.1f} GB and the {of} is {available:.1f} GB. "
+    if n > 1 and needed <= available:
+        fits = int(available / needed)
         key = "how.concurrent_trials" if "trial" in pool.name else "how.n_actors"
-        return said + f"Set {key}={fits}, or use a larger machine."
+        return message + f"Set {key}={fits}, or use a larger machine."
     smaller = "" if run.model.dtype in ("bfloat16", "float16") else " model.dtype=bfloat16 halves it;"
-    return said + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."
+    return message + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."

@@ -1,4 +1,4 @@
-"""What a study would do, computed without starting anything: points, digests, what is done, estimates, what fits."""
+"""Dry run of a study: points, digests, finished stages, estimates, and whether workers fit."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class PlannedStage:
     points: int
     done: str
     seconds: float | None = None
-    """Estimated seconds of what is left to do; None where the model's sizes are not known here."""
+    """Estimated seconds of the remaining work; None if the model's sizes are unknown."""
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """What capturing one model on one data source takes."""
+    """Cost of capturing one model on one data source."""
 
     model: str
     source: str
@@ -72,68 +72,68 @@ class Plan:
     problems: list[str]
     attributes: list[AttributeSummary]
     designs: Sequence[PlannedDesign] = ()
-    """Designed scenes: factors, impossible cells and how attributes go together."""
+    """Designed scenes: factors, impossible cells and correlations of attributes."""
     power: str = ""
-    """What contrasts over seeds can show; empty without fine-tuning at several ratios."""
+    """Power of contrasts over seeds; empty without fine-tuning at several ratios."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
     """Values of each axis."""
     points: int = 1
     machine: str = ""
     seconds: float | None = None
-    """Estimated seconds of everything left to do on this machine; None where something is not known here."""
+    """Estimated seconds of all remaining work on this machine; None if a part is unknown."""
     gpu_hours: float | None = None
     too_large: list[str] = field(default_factory=list)
-    """Workers whose models this machine's memory cannot hold: a run here would be refused."""
+    """Workers whose models do not fit this machine's memory; a run here would raise."""
     kept_as: str = ""
-    """Name of the record: another than the study's where that holds other settings."""
+    """Name of the record; differs from the study's name if that record has other settings."""
     selection: Sequence[Price] = ()
-    """Operations of choosing visual tokens in an ablation, beside those saved."""
+    """Operations of token selection in an ablation, and operations saved."""
     card: CardPlan | None = None
-    """The same on GPUs that are asked about, wherever this runs."""
+    """The estimate for the requested GPU model, independent of this machine."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
-    """Expand, digest and estimate a study; with `gpu`, also on `n_gpus` of these (`cards.CARDS`).
+    """Expand, digest and estimate a study; with `gpu`, also for `n_gpus` of this model (`cards.CARDS`).
 
-    Weights, GPUs and data need not be at hand: what cannot be known here is listed under `problems`. A set-up whose
-    actors would wait for ever is refused.
+    Weights, GPUs and data need not be available: what cannot be determined is listed in `problems`. Raises if actors
+    could never be placed.
 
     Raises:
         ResourceError: the actor pools do not fit this machine (only where no cluster address is named).
         ConfigError: a name is unknown.
-        ModelError: a model that is at hand is not whole, or does not take what it will be asked.
+        ModelError: an available model is incomplete, or does not support the settings.
     """
     card = find_card(gpu) if gpu else None
     storage = Storage(sweep.study.storage)
     problems: list[str] = []
     stages: dict[tuple[StageName, str], PlannedStage] = {}
-    wanted = with_inputs(sweep.study.stages)
+    stage_names = with_inputs(sweep.study.stages)
     check_search(sweep)
     runs = [point.run for point in sweep.points]
     for run in runs:
-        check_names(run, wanted, None)
+        check_names(run, stage_names, None)
     for run in by_questions(runs):
         try:
-            check_file_questions(run, wanted)
+            check_file_questions(run, stage_names)
         except DataError as error:
             problems.append(str(error))
-    problems += check_models([point.run for point in sweep.points], wanted)
-    points = _resolved(sweep, wanted, problems)
+    problems += check_models([point.run for point in sweep.points], stage_names)
+    points = _resolved(sweep, stage_names, problems)
     for point in points:
         if point.model["prompt"] == UNKNOWN:
-            problems.append(f"{point.run.model.label}: the prompt of its template; digests of a run will be others")
-    for name in wanted:
+            problems.append(f"{point.run.model.label}: the prompt of its template; digests of a run will differ")
+    for name in stage_names:
         for point in points:
             stage = point.stages[name]
-            seen = stages.get((name, stage.digest))
+            known = stages.get((name, stage.digest))
             label = point.label if name == "finetune" else describe_run(point.run)
-            n_points = seen.points + 1 if seen else 1
+            n_points = known.points + 1 if known else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
-    pools, too_large = describe_resources(sweep, wanted)
+    pools, too_large = describe_resources(sweep, stage_names)
     timed = _timed(sweep, stages, points, partial(stage_seconds, machine=this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]
@@ -142,33 +142,33 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
     return Plan(
         sweep.study.name, storage.uri, timed, models, pools, list(dict.fromkeys(problems)), attributes,
         planned_designs([point.run.data for point in sweep.points]),
-        power_of_seeds([point.run for point in sweep.points]) if "finetune" in wanted else "",
+        power_of_seeds([point.run for point in sweep.points]) if "finetune" in stage_names else "",
         axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
-        selection=_selection([point.run for point in sweep.points]) if "ablate" in wanted else (),
+        selection=_selection([point.run for point in sweep.points]) if "ablate" in stage_names else (),
         card=_on_cards(sweep, stages, points, card, n_gpus) if card else None,
     )  # fmt: skip
 
 
 def _selection(runs: Sequence[RunConfig]) -> list[Price]:
-    """What choosing tokens takes in each distinct ablation; a model not known here is among the problems already."""
-    found: list[Price] = []
+    """Cost of token selection in each distinct ablation; unknown models are already listed as problems."""
+    result: list[Price] = []
     parts = {"model", "ablate", "data"}
     for run in {canonical_json(run.model_dump(mode="json", include=parts)): run for run in runs}.values():
         with contextlib.suppress(ModelError):
-            found += prices(run)
-    return list(dict.fromkeys(found))
+            result += prices(run)
+    return list(dict.fromkeys(result))
 
 
 def _axes(sweep: Sweep) -> dict[str, list[Any]]:
-    """Each axis and its values, in the order of the points."""
+    """Each axis and its values, in order of the points."""
     values: dict[str, list[Any]] = {}
     for point in sweep.points:
         for key, value in point.axes.items():
-            there = values.setdefault(key, [])
-            if value not in there:
-                there.append(value)
+            axis_values = values.setdefault(key, [])
+            if value not in axis_values:
+                axis_values.append(value)
     return values
 
 
@@ -192,7 +192,7 @@ def _timed(
     points: Sequence[ResolvedPoint],
     seconds_of: Callable[[StageName, RunConfig, int, Footprint], float],
 ) -> list[PlannedStage]:
-    """The stages with the seconds that each is estimated to take; finished ones take none."""
+    """The stages with their estimated seconds; finished ones take none."""
     first = {(name, stage.digest): point for point in reversed(points) for name, stage in point.stages.items()}
     timed = []
     for (name, key), stage in stages.items():
@@ -209,15 +209,15 @@ def _timed(
 
 
 def _samples(sweep: Sweep, name: StageName, run: RunConfig) -> int:
-    """How often a stage is done for the search of its hyperparameters."""
+    """Number of runs of a stage for its hyperparameter search."""
     if not any(key.startswith(f"{name}.") for key in sweep.study.search):
         return 1
     return run.finetune.search_trials if name == "finetune" else run.probe.search_trials
 
 
-def _resolved(sweep: Sweep, wanted: Sequence[StageName], problems: list[str]) -> list[ResolvedPoint]:
-    """The points that can be resolved here; why others cannot is added to `problems`."""
-    resolver, points = Resolver(Storage(sweep.study.storage), wanted), []
+def _resolved(sweep: Sweep, stages: Sequence[StageName], problems: list[str]) -> list[ResolvedPoint]:
+    """The points that can be resolved here; reasons for the others are appended to `problems`."""
+    resolver, points = Resolver(Storage(sweep.study.storage), stages), []
     for point in sweep.points:
         try:
             points.append(resolver.point(point))
@@ -227,7 +227,8 @@ def _resolved(sweep: Sweep, wanted: Sequence[StageName], problems: list[str]) ->
 
 
 def power_of_seeds(runs: Sequence[RunConfig]) -> str:
-    """What contrasts between complexity ratios can show at the fewest seeds of any ratio; empty for one ratio."""
+    """Power of contrasts between complexity ratios, at the smallest number of seeds of any ratio; empty for one
+    ratio."""
     seeds: dict[float, set[int]] = {}
     for run in runs:
         seeds.setdefault(run.finetune.complexity_ratio, set()).add(run.finetune.seed)
@@ -235,21 +236,21 @@ def power_of_seeds(runs: Sequence[RunConfig]) -> str:
         return ""
     n = min(map(len, seeds.values()))
     if n < MIN_SEEDS:
-        return f"{n} of {MIN_SEEDS} seeds a ratio that an interval needs: no interval and no verdict"
+        return f"{n} of {MIN_SEEDS} seeds per ratio, the minimum for an interval: no interval and no verdict"
     return (
-        f"{n} seeds a ratio see an effect of one deviation of the paired differences with"
+        f"{n} seeds per ratio detect an effect of one standard deviation of the paired differences with"
         f" {100 * paired_power(REFERENCE_EFFECT, n):.0f} % power, one of {detectable_effect(n):.1f} with 80 %"
     )
 
 
 def _attributes(runs: Sequence[RunConfig]) -> list[AttributeSummary]:
-    """Attributes of every distinct data set; one that cannot be read is among the problems already."""
-    found: list[AttributeSummary] = []
+    """Attributes of every distinct data set; unreadable ones are already listed as problems."""
+    summaries: list[AttributeSummary] = []
     for run in {canonical_json(run.data.model_dump(mode="json")): run for run in runs}.values():
         with contextlib.suppress(VtsweepError):
             source = make_source(run.data)
-            found += summarise_attributes(source, 200 if source.name == "scenes" else MAX_LOOKED_AT)
-    return found
+            summaries += summarise_attributes(source, 200 if source.name == "scenes" else MAX_LOOKED_AT)
+    return summaries
 
 
 def _progress(stage: Stage) -> str:
@@ -266,7 +267,7 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
     rows = []
     for run in distinct.values():
         try:
-            found: Footprint = footprint(run)
+            size: Footprint = footprint(run)
         except ModelError as error:
             problems.append(str(error))
             continue
@@ -275,18 +276,18 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
         except VtsweepError as error:
             problems.append(str(error))
             images = run.data.n_images
-        total = None if images is None else images * found.bytes_per_image / 1e9
+        total = None if images is None else images * size.bytes_per_image / 1e9
         rows.append(
             PlannedModel(
                 run.model.label,
                 run.data.source,
                 images,
-                found.layers,
-                found.vision_tokens,
-                found.width,
-                round(found.memory_gb, 2),
-                found.tflop_per_image,
-                found.bytes_per_image,
+                size.layers,
+                size.vision_tokens,
+                size.width,
+                round(size.memory_gb, 2),
+                size.tflop_per_image,
+                size.bytes_per_image,
                 total,
             )
         )

@@ -1,4 +1,4 @@
-"""Designed scenes as `plan` shows them: factors, impossible cells, and how the attributes of the scenes go together."""
+"""Designed scenes in `plan`: factors, impossible cells, and correlations of the scenes' attributes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from orchestrator.data.design import DesignSummary, check_design
 from orchestrator.data.source import ScenesSource
 
 MAX_SCENES = 400
-"""Scenes looked at: the first ones."""
+"""Number of scenes examined (the first ones)."""
 
 
 @dataclass(frozen=True)
 class PlannedDesign:
-    """One design and what its first scenes come to."""
+    """One design, and statistics of its first scenes."""
 
     summary: DesignSummary
     n_images: int
-    """Scenes looked at."""
+    """Number of scenes examined."""
     among_factors: list[Pair]
     """Achieved rank correlations of two factors, strongest first."""
     derived: list[Pair]
-    """Of a derived attribute and a factor."""
+    """Rank correlations of a derived attribute and a factor."""
 
 
 def planned_designs(sources: Sequence[DataConfig]) -> list[PlannedDesign]:
     """Every distinct design among the data of a study's points."""
-    found = []
+    designs = []
     for config in dict.fromkeys(data for data in sources if isinstance(data, ScenesConfig) and data.design):
         source = ScenesSource(config)
         n = min(len(source), MAX_SCENES)
         rows = [source.attributes(index) for index in range(n)]
         names = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
         pairs = associations({name: [row[name] for row in rows] for name in names}, roles_of(source))
-        found.append(
+        designs.append(
             PlannedDesign(
                 check_design(config),
                 n,
@@ -44,4 +44,4 @@ def planned_designs(sources: Sequence[DataConfig]) -> list[PlannedDesign]:
                 [p for p in pairs if {p.first_role, p.second_role} == {"factor", "derived"}],
             )
         )
-    return found
+    return designs

@@ -1,4 +1,4 @@
-"""Everything that can be refused before work starts, named with place, finding, expectation and nearest right name."""
+"""Preflight checks before work starts; errors name place, found and expected value, and the closest known name."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageN
     """Check storage, data, models and names of every point; starts nothing and loads no weights.
 
     Args:
-        stages: what is going to run.
-        listed: stages that the study's record names beside them; they are resolved as well.
+        stages: stages that will run.
+        listed: further stages in the study's record; they are resolved as well.
 
     Returns:
-        Every point, resolved: what the stages, the record and the estimates take.
+        Every point, resolved; input of the stages, the record and the estimates.
 
     Raises:
         VtsweepError: of the first kind of problem found; every problem of a kind is in the message.
@@ -54,7 +54,7 @@ def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageN
 
 
 def _each(items: Iterable[Item], check: Callable[[Item], Found]) -> list[Found]:
-    """Apply `check` to all items before raising, so that one attempt shows every mistake of its kind."""
+    """Apply `check` to all items before raising, so that the error lists all problems of one kind."""
     done: list[Found] = []
     errors: list[VtsweepError] = []
     for item in items:
@@ -79,7 +79,7 @@ def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
 
 
 def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
-    """Return what a run's stages will ask of its model, as `check_model` takes it."""
+    """Return the requirements of a run's stages on its model, as arguments of `check_model`."""
     from orchestrator.models.planning import image_size
 
     texts = [run.capture.prompt]
@@ -94,7 +94,7 @@ def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
 
 
 N_READ = 5000
-"""Rows of a question file, spread over it, whose words are looked for in the tokeniser before work."""
+"""Number of rows of a question file, evenly spaced, whose words are checked against the tokenizer."""
 _WORDS: dict[str, str] = {}
 
 
@@ -104,30 +104,30 @@ def _question_words(run: RunConfig) -> str:
 
     source: Any = make_source(run.data)
     if not hasattr(source, "columns"):
-        return ""  # a source of another kind in its place
+        return ""  # replaced by a source of another kind
     key = canonical_json(source.fingerprint())
     if key not in _WORDS:
         places = source.chosen[:: max(1, len(source) // N_READ)]
-        found: dict[str, None] = {}
+        words: dict[str, None] = {}
         for text in source.columns("row", places=places)["row"]:
             row = json.loads(text) or {}
             for part in (row.get("question") or "", *(row.get("choices") or ())):
-                found |= dict.fromkeys(str(part).split())
-        _WORDS[key] = " ".join(found)
+                words |= dict.fromkeys(str(part).split())
+        _WORDS[key] = " ".join(words)
     return _WORDS[key]
 
 
 def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:
-    """Return one run of each model and what it is asked."""
-    found = {}
+    """Return one run per model and requirements."""
+    run_of = {}
     for run in reversed(runs):
         methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in stages else ""
-        found[run.model, methods, *_asked(run, stages).values()] = run
-    return list(found.values())[::-1]
+        run_of[run.model, methods, *_asked(run, stages).values()] = run
+    return list(run_of.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
-    """Refuse models that are not whole; return what cannot be known here, where weights or packages are not at hand."""
+    """Reject incomplete models; return what cannot be checked here because weights or packages are missing."""
     from orchestrator.models.loading import missing_extras
 
     unknown: list[str] = []
@@ -147,21 +147,21 @@ def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list
 
 
 def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequence[str] | None) -> None:
-    """Refuse unknown metrics, probes and question families, and attributes that the source lacks (None: not known)."""
+    """Reject unknown metrics, probes and question families, and attributes that the source lacks (None: unknown)."""
     from orchestrator.compression.registry import chosen_names, metric_names
     from orchestrator.probes.user import probe_names
 
-    asked: list[tuple[str, tuple[str, ...] | None, Sequence[str] | None]] = [
+    requested: list[tuple[str, tuple[str, ...] | None, Sequence[str] | None]] = [
         ("capture.metrics", run.capture.metrics, metric_names())
     ]
     if "correlate" in stages:
-        asked.append(("correlate.attributes", run.correlate.attributes, attributes))
+        requested.append(("correlate.attributes", run.correlate.attributes, attributes))
         if "hold_fixed" in run.correlate.model_fields_set and run.correlate.hold_fixed:
-            asked.append(("correlate.hold_fixed", run.correlate.hold_fixed, attributes))
+            requested.append(("correlate.hold_fixed", run.correlate.hold_fixed, attributes))
     if "probe" in stages:
-        asked.append(("probe.attributes", run.probe.attributes, attributes))
-        asked.append(("probe.solvers", run.probe.solvers, probe_names()))
-    for key, names, known in asked:
+        requested.append(("probe.attributes", run.probe.attributes, attributes))
+        requested.append(("probe.solvers", run.probe.solvers, probe_names()))
+    for key, names, known in requested:
         for name in names or ():
             if known is not None and name not in known:
                 raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
@@ -184,10 +184,10 @@ def _check_families(key: str, names: Sequence[str]) -> None:
 
 
 def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
-    """Refuse families, tiers and complexity columns that the rows of question files do not have.
+    """Reject families, tiers and complexity columns that are absent from the rows of question files.
 
     Raises:
-        ConfigError: naming the families or numeric columns that there are.
+        ConfigError: such a setting; names the existing families or numeric columns.
         DataError: the files cannot be read, or hold too many bad rows.
     """
     from orchestrator.data.files.source import QuestionSource
@@ -201,7 +201,7 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
         limit = run.data.max_rejected_fraction * len(source)
         if several:
             raise DataError(
-                f"data.file: {place} names several images, as {several} of {len(source)} rows do; a model is shown "
+                f"data.file: {place} names several images, as {several} of {len(source)} rows do; a model takes "
                 "one image a question. Lay them side by side in one picture, or leave these rows out (data.where)"
             )
         if none > limit and {"capture", "correlate", "probe"} & set(stages):
@@ -216,32 +216,32 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
     if "ablate" in stages and run.ablate.source == "questions":
         from orchestrator.ablate.questions import make_questions
 
-        few = run.ablate.model_copy(update={"n_per_family": 1})
-        make_questions(run.model_copy(update={"ablate": few}))
+        small_ablation = run.ablate.model_copy(update={"n_per_family": 1})
+        make_questions(run.model_copy(update={"ablate": small_ablation}))
 
 
 def _without_image(run: RunConfig, stages: Sequence[StageName]) -> bool:
-    """Whether rows of question files are asked of the model without an image."""
+    """Whether the model gets rows of question files without an image."""
     from orchestrator.data.files.source import QuestionSource
     from orchestrator.data.task_source import open_task_source
 
-    asked = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
-    if run.data.source != "questions" or not any(asked.get(stage) == "questions" for stage in stages):
+    source_of = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
+    if run.data.source != "questions" or not any(source_of.get(stage) == "questions" for stage in stages):
         return False
     try:
         source = open_task_source(run.data, "questions", "data.source")
     except DataError:
-        return False  # `plan` need not have the data at hand
+        return False  # `plan` may run without the data
     return isinstance(source, QuestionSource) and source.other_than_one()[0] > 0
 
 
 def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:
-    """One run of each data section, task and ablation."""
+    """One run per distinct data section, task and ablation."""
     return list({(str(r.data), r.finetune.task, str(r.ablate)): r for r in reversed(runs)}.values())[::-1]
 
 
 def estimate_bytes(points: Sequence[ResolvedPoint]) -> int:
-    """Bytes of results to expect, from above; features of captured tokens dominate."""
+    """Upper bound of the size of results, bytes; features of captured tokens dominate."""
     from orchestrator.models.planning import capture_bytes_per_image
 
     captured = [point for point in points if "capture" in point.stages]
@@ -249,10 +249,10 @@ def estimate_bytes(points: Sequence[ResolvedPoint]) -> int:
 
 
 def check_storage(storage: Storage, needed: int = 0) -> None:
-    """Refuse a storage that cannot be written, or a local disk with less than `needed` bytes free.
+    """Check that storage is writable and that a local disk has at least `needed` bytes free.
 
     Raises:
-        StorageError: saying which, and what would help.
+        StorageError: it is not; names the problem and a remedy.
     """
     name = f".vtsweep-write-test-{uuid.uuid4().hex[:8]}"
     storage.write(name, b"")

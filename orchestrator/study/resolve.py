@@ -1,4 +1,4 @@
-"""From a validated point to a `ResolvedPoint`: the only place where models and data are identified and stages named."""
+"""Validated point -> `ResolvedPoint`: the only place where models and data are identified and stages named."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from orchestrator.study.stage_kinds import STAGE_KINDS, with_inputs
 
 Found = TypeVar("Found")
 PLUGINS = {"metrics": METRICS, "solvers": SOLVERS, "selectors": SELECTORS}
-"""Kind of plug-in -> entry-point group, for those that a stage's digest names."""
+"""Kind of plug-in -> entry-point group, for plug-ins that are part of a stage's digest."""
 
 
 class Resolver:
-    """Resolves the points of one study; what several of them share is looked up once."""
+    """Resolves the points of one study; shared look-ups are cached."""
 
     def __init__(self, storage: Storage, stages: Sequence[StageName]) -> None:
         self.storage = Storage(storage.locate(""))
@@ -39,10 +39,10 @@ class Resolver:
         self._has_gpu = _once(has_gpu)
 
     def point(self, point: Point) -> ResolvedPoint:
-        """What the point means here. Opens its data and reads its weights; starts nothing.
+        """Resolve a point on this machine. Opens its data and identifies its weights; starts no work.
 
         Raises:
-            VtsweepError: model or data are not at hand, or a stage cannot be done with these settings.
+            VtsweepError: model or data are not available, or a stage does not support these settings.
         """
         run, dtype = point.run, point.run.model.dtype
         held_out = held_out_identity(run) if "finetune" in self.stages else None
@@ -71,18 +71,18 @@ class Resolver:
 
 
 def resolve(sweep: Sweep, stages: Sequence[StageName]) -> list[ResolvedPoint]:
-    """Every point of a study, resolved for `stages` and what they read. Raises as `Resolver.point`."""
+    """Every point of a study, resolved for `stages` and their inputs. Raises as `Resolver.point`."""
     resolver = Resolver(Storage(sweep.study.storage), stages)
     return [resolver.point(point) for point in sweep.points]
 
 
 def resolve_run(run: RunConfig, storage: Storage, *stages: StageName) -> ResolvedPoint:
-    """One configuration by itself, resolved for `stages` and what they read."""
+    """A single configuration, resolved for `stages` and their inputs."""
     return Resolver(storage, stages).point(Point(run, {}))
 
 
 def _once(look_up: Callable[[Any], Found]) -> Callable[[Any], Found]:
-    """`look_up` of a section of settings, called once for equal sections."""
+    """Memoised `look_up`: called once for equal sections of settings."""
     known: dict[str, Found] = {}
 
     def found(section: Section) -> Found:
@@ -95,7 +95,7 @@ def _once(look_up: Callable[[Any], Found]) -> Callable[[Any], Found]:
 
 
 def _model(config: ModelConfig) -> tuple[ModelConfig, dict[str, str]]:
-    """The model at a commit of its repository, and what identifies it."""
+    """The model at a commit of its repository, and its identity."""
     settled = pinned(config)
     return settled, fingerprint(settled)
 

@@ -1,4 +1,4 @@
-"""Whether a study's workers fit the machine it would run on: cores, GPUs and memory."""
+"""Whether a study's workers fit the resources of the machine: cores, GPUs and memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from orchestrator.store.stage_folder import canonical_json, digest
 from orchestrator.study.estimate import memory_problems
 
 
-def check_resources(sweep: Sweep, wanted: Sequence[StageName]) -> None:
-    """Refuse, before work starts, workers that this machine can never hold: see `make_plan`.
+def check_resources(sweep: Sweep, stages: Sequence[StageName]) -> None:
+    """Check before work starts that this machine can hold the workers; see `make_plan`.
 
     Raises:
-        ResourceError: saying what is asked, what there is, and which settings to change.
+        ResourceError: it cannot; names the request, the available resources and the settings to change.
     """
-    _, too_large = describe_resources(sweep, wanted)
+    _, too_large = describe_resources(sweep, stages)
     if too_large:
         raise ResourceError("\n".join(too_large))
 
@@ -36,28 +36,28 @@ def _by_model(runs: Sequence[RunConfig]) -> list[RunConfig]:
     return list({canonical_json(run.model.model_dump(mode="json")): run for run in runs}.values())
 
 
-def describe_resources(sweep: Sweep, wanted: Sequence[StageName]) -> tuple[str, list[str]]:
-    """The workers of every distinct `how` in words, and those whose models the memory of this machine cannot hold.
+def describe_resources(sweep: Sweep, stages: Sequence[StageName]) -> tuple[str, list[str]]:
+    """The workers of every distinct `how` as text, and those whose models do not fit this machine's memory.
 
-    Stages follow one another, so each has all the room. The trials of a study run on the first point's `how`, as does
-    the Ray that the study starts.
+    Stages run one after another, so that each has all resources. The trials of a study use the first point's `how`, as
+    does the Ray session that the study starts.
     """
     runs = [point.run for point in sweep.points]
-    said: list[str] = []
+    lines: list[str] = []
     too_large: list[str] = []
     for how in dict.fromkeys(run.how for run in runs):
         if how.backend == "local":
             too_large += memory_problems([run for run in _by_model(runs) if run.how == how], [])
-            said.append("runs in this process")
+            lines.append("runs in this process")
             continue
         if address := cluster_address(how):
-            said.append(f"checked when it joins the cluster at {address}")
+            lines.append(f"checked when it joins the cluster at {address}")
             continue
         nodes = [local_node()]
         pools = []
-        if "capture" in wanted:
+        if "capture" in stages:
             pools.append([capture_pool(how, nodes), reader_pool()])
-        if "finetune" in wanted and how == runs[0].how:
+        if "finetune" in stages and how == runs[0].how:
             search = {key: axis for key, axis in sweep.study.search.items() if key.startswith("finetune.")}
             trials = list(
                 {
@@ -68,6 +68,6 @@ def describe_resources(sweep: Sweep, wanted: Sequence[StageName]) -> tuple[str, 
         for together in pools:
             check_pools(nodes, together)
             too_large += memory_problems([run for run in _by_model(runs) if run.how == how], together[:1])
-        held = ", ".join(describe_pools(together[:1]) for together in pools) or "one worker"
-        said.append(f"{held} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
-    return "; ".join(said), list(dict.fromkeys(too_large))
+        workers = ", ".join(describe_pools(together[:1]) for together in pools) or "one worker"
+        lines.append(f"{workers} fit a local Ray of {nodes[0].cpus:g} logical CPUs")
+    return "; ".join(lines), list(dict.fromkeys(too_large))

@@ -1,4 +1,4 @@
-"""The main flow: a sweep file in; finished tables, MLflow runs and a report out."""
+"""The main flow: from a sweep file to finished tables, MLflow runs and a report."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ REPORT_FILE = "report/report.html"
 def run_study(
     sweep: Sweep, *, stages: Sequence[StageName] | None = None, quiet: bool = False, command: str | None = None
 ) -> tuple[Study, str]:
-    """Run a study's stages in order; whatever an earlier run finished is not done again.
+    """Run a study's stages in order; finished work of earlier runs is skipped.
 
     Args:
         sweep: the validated study.
-        stages: run only these and what they read; all of the study's when absent.
+        stages: run only these and their inputs; None for all stages of the study.
         quiet: show no progress.
-        command: what to type to run this again, for the record.
+        command: command line that repeats this run, for the record.
 
     Returns:
         The study, and the path of its report.
 
     Raises:
-        VtsweepError: bad input (before any work starts), or a stage that did not finish (what it finished is kept).
+        VtsweepError: invalid input (before work starts), or a stage that did not finish (finished work is kept).
     """
-    wanted = with_inputs(stages or sweep.study.stages)
+    names = with_inputs(stages or sweep.study.stages)
     if finished := finished_study(sweep, stages):
         return finished, finished.folder.locate(REPORT_FILE)
     from orchestrator.study.preflight import preflight
@@ -46,13 +46,13 @@ def run_study(
     from orchestrator.tracking.entries import report_entry, stage_entries, study_tracker
     from orchestrator.tracking.live import streamed
 
-    check_resources(sweep, wanted)
-    listed = listed_stages(sweep, wanted)
-    points = preflight(sweep, wanted, listed)
+    check_resources(sweep, names)
+    listed = listed_stages(sweep, names)
+    points = preflight(sweep, names, listed)
     study = open_study(sweep, points, listed, command)
     tracker = study_tracker(study, sweep.study.track)
-    with _ray(points, wanted):
-        for stage in wanted:
+    with _ray(points, names):
+        for stage in names:
             started = time.monotonic()
             todo = distinct(points, stage)
             pending = [stage_.digest for stage_ in (p.stages[stage] for p in todo) if not stage_.is_done()]
@@ -74,9 +74,9 @@ def run_study(
 
 
 def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> Study | None:
-    """The study, where nothing is left of it to do: every stage, the report and the MLflow runs are there.
+    """The study if it is complete (all stages, the report and the MLflow runs exist), else None.
 
-    Looks at names of files alone: no model is loaded, nor MLflow asked.
+    Checks file names only: loads no model and does not connect to MLflow.
     """
     storage = Storage(sweep.study.storage)
     _, record = version_name(sweep, storage)
@@ -86,14 +86,14 @@ def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> S
     if track.enabled and track.uri is None and not storage.exists("mlflow.db"):
         return None
     study = Study(storage, record)
-    wanted = with_inputs(stages or sweep.study.stages)
-    if not set(wanted) <= set(study.stages) or not study.folder.exists(REPORT_FILE):
+    names = with_inputs(stages or sweep.study.stages)
+    if not set(names) <= set(study.stages) or not study.folder.exists(REPORT_FILE):
         return None
-    planned = {d for point in record["points"] for stage, d in point["stages"].items() if stage in wanted}
-    for point in resolve(sweep, wanted):
-        if any(point.stages[name].digest not in planned or not point.stages[name].is_done() for name in wanted):
+    planned = {d for point in record["points"] for stage, d in point["stages"].items() if stage in names}
+    for point in resolve(sweep, names):
+        if any(point.stages[name].digest not in planned or not point.stages[name].is_done() for name in names):
             return None
-    return study if all(view.stage.is_done() for stage in wanted for view in study.views(stage)) else None
+    return study if all(view.stage.is_done() for stage in names for view in study.views(stage)) else None
 
 
 def open_study(
@@ -101,11 +101,11 @@ def open_study(
 ) -> Study:
     """Write `study.json`, which names every point and the directory of each of its stages, before any work.
 
-    A record of other settings is left alone: these get a name of their own (`versions.version_name`).
+    A record of other settings is not overwritten: these settings get a new name (`versions.version_name`).
     """
     storage = Storage(sweep.study.storage)
     name, before = version_name(sweep, storage)
-    entries = [_entry(p, listed, asked.run) for p, asked in zip(points, sweep.points, strict=True)]
+    entries = [_entry(p, listed, configured.run) for p, configured in zip(points, sweep.points, strict=True)]
     record = make_record(sweep, listed, entries, command)
     study = Study(storage, {**record, "name": name, "seconds": dict(before["seconds"]) if before else {}})
     study.folder.write_json(STUDY_FILE, study.record)
@@ -121,10 +121,10 @@ def add_samples(study: Study, stage: StageName, samples: Sequence[ResolvedPoint]
         study.folder.write_json(STUDY_FILE, study.record)
 
 
-def _entry(point: ResolvedPoint, stages: Sequence[StageName], asked: RunConfig) -> dict[str, Any]:
-    """What `study.json` says of a point: its settings as asked, and the directories that they mean here."""
+def _entry(point: ResolvedPoint, stages: Sequence[StageName], configured: RunConfig) -> dict[str, Any]:
+    """The entry of a point in `study.json`: its settings as configured, and its stage directories."""
     digests = {stage: point.stages[stage].digest for stage in stages}
-    config = asked.model_dump(mode="json")
+    config = configured.model_dump(mode="json")
     return {"label": point.label, "axes": dict(point.axes), "config": config, "stages": digests}
 
 
@@ -134,7 +134,7 @@ def search_of(sweep: Sweep, stage: StageName) -> dict[str, SearchAxis]:
 
 
 def write_report(study: Study, *, quiet: bool = False) -> list[str]:
-    """Write the HTML report, figures and tables of a study from its files; returns where they lie, the page first."""
+    """Write the HTML report, figures and tables of a study from its files; returns their paths, the page first."""
     from orchestrator.report import make_report
     from orchestrator.report.collect import gather_results
 
@@ -144,9 +144,9 @@ def write_report(study: Study, *, quiet: bool = False) -> list[str]:
 
 
 @contextlib.contextmanager
-def _ray(points: Sequence[ResolvedPoint], wanted: Sequence[StageName]) -> Iterator[None]:
-    """A Ray session for the stages that need one; none when nothing is left to do or the backend is local."""
-    on_ray = [stage for stage in wanted if STAGE_KINDS[stage].uses_ray]
+def _ray(points: Sequence[ResolvedPoint], stages: Sequence[StageName]) -> Iterator[None]:
+    """A Ray session for the stages that need one; none if no work is left or the backend is local."""
+    on_ray = [stage for stage in stages if STAGE_KINDS[stage].uses_ray]
     pending = [
         point
         for point in points

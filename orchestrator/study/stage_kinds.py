@@ -1,4 +1,4 @@
-"""The stages of a study: how each one's directory is named, and how it is run. Heavy imports happen when it runs."""
+"""The stages of a study: naming of directories, and execution. Heavy imports are deferred until a stage runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Search = Mapping[str, SearchAxis]
 class StageKind:
     """One kind of stage.
 
-    `name_stages` gives the directories of a point whose inputs are named, without work: the stage's own last. `run`
-    does the work of several distinct points, skipping what is finished; it may be called again after any interruption.
-    It returns the points it did, those that a search added included.
+    `name_stages` gives the stages of a point whose inputs are resolved, without work; the kind's own stage is last.
+    `run` executes several distinct points and skips finished work; it may be called again after any interruption. It
+    returns the executed points, including those that a search added.
     """
 
     name_stages: Callable[[ResolvedPoint], Sequence[Stage]]
@@ -76,8 +76,8 @@ STAGE_KINDS: dict[StageName, StageKind] = {
 
 
 def with_inputs(stages: Sequence[StageName]) -> list[StageName]:
-    """`stages` in running order, preceded by the stages they read."""
-    wanted = set(stages)
+    """`stages` in order of execution, with the stages that they read."""
+    needed = set(stages)
     for name in stages:
-        wanted.update(STAGE_KINDS[name].inputs)
-    return [name for name in STAGE_KINDS if name in wanted]
+        needed.update(STAGE_KINDS[name].inputs)
+    return [name for name in STAGE_KINDS if name in needed]

@@ -1,4 +1,4 @@
-"""Versions of a study: a record is replaced only by one that holds all its points; other settings get another name."""
+"""Versions of a study: a record is replaced only by one with all its points; other settings get a new name."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from orchestrator.store.study_record import STUDY_FILE
 
 
 def version_name(sweep: Sweep, storage: Storage) -> tuple[str, dict[str, Any] | None]:
-    """The name under which a sweep's record lies or will lie, and the record that is there.
+    """The name of a sweep's record, and the existing record of that name, if any.
 
-    The first settings of a study have its plain name, others `NAME.v2`, `NAME.v3`, ... A record whose points are all
-    among the sweep's is the sweep's own: more seeds or ratios extend it. Equal points go before fewer ones.
+    The first settings of a study have its plain name, later ones `NAME.v2`, `NAME.v3`, ... A record whose points are a
+    subset of the sweep's belongs to the sweep: more seeds or ratios extend it. Equal sets are preferred to subsets.
     """
-    asked = {_settings(point.run.model_dump(mode="json")) for point in sweep.points}
+    sweep_settings = {_settings(point.run.model_dump(mode="json")) for point in sweep.points}
     extended: tuple[str, dict[str, Any] | None] | None = None
     for number in itertools.count(1):
         name = sweep.study.name if number == 1 else f"{sweep.study.name}.v{number}"
-        found = _record(storage, name)
-        if found is None:
+        record = _record(storage, name)
+        if record is None:
             return extended or (name, None)
-        held = settings_of(found["points"])
-        if held == asked:
-            return name, found
-        if held and held < asked:
-            extended = name, found
+        record_settings = settings_of(record["points"])
+        if record_settings == sweep_settings:
+            return name, record
+        if record_settings and record_settings < sweep_settings:
+            extended = name, record
     raise AssertionError("unreachable")
 
 
-def listed_stages(sweep: Sweep, wanted: Sequence[StageName]) -> list[StageName]:
-    """The stages that the study's record names, in running order: its own, those that run now, those of before."""
+def listed_stages(sweep: Sweep, stages: Sequence[StageName]) -> list[StageName]:
+    """The stages in the study's record, in order of execution: configured, running now, and recorded earlier."""
     _, before = version_name(sweep, Storage(sweep.study.storage))
-    listed = {*sweep.study.stages, *wanted, *(before["stages"] if before else ())}
+    listed = {*sweep.study.stages, *stages, *(before["stages"] if before else ())}
     return [name for name in STAGES if name in listed]
 
 
 def settings_of(points: Iterable[Mapping[str, Any]]) -> set[str]:
-    """What the points of a record compute, without how; samples that a search added are no points of the sweep."""
+    """Settings of a record's points without `how`; samples that a search added are not points of the sweep."""
     return {_settings(p["config"]) for p in points if p["axes"] or not str(p["label"]).startswith("sample ")}
 
 
 def _settings(config: Mapping[str, Any]) -> str:
-    """A point's settings as text; those of another version of the project are taken as they are."""
+    """A point's settings as text; settings of another version of the package are used unchanged."""
     try:
         tree = RunConfig.model_validate(config).model_dump(mode="json")
     except ValidationError:
@@ -63,7 +63,7 @@ def _settings(config: Mapping[str, Any]) -> str:
 
 
 def _record(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The record of a study; None where there is none, or none that can be read."""
+    """The record of a study; None if it is absent or unreadable."""
     try:
         return check_record(storage.read_json(f"studies/{name}/{STUDY_FILE}"), name, name)
     except (FileNotFoundError, StorageError):

@@ -16,11 +16,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, choices=["reference-joint", "reference-cross"])
     parser.add_argument("--work", type=Path, default=Path("pretrain-work"), help="pool of images, run checkpoint")
     parser.add_argument("--out", type=Path, help="checkpoint folder to write; the shipped one by default")
-    parser.add_argument("--start", type=Path, help="trained reference-joint to start from")
+    parser.add_argument("--start", type=Path, help="trained reference-joint for initialisation")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--encoder-steps", type=int, default=Recipe.encoder_steps)
     parser.add_argument("--answer-steps", type=int, default=Recipe.answer_steps)
-    parser.add_argument("--minutes", type=float, help="end the second phase, learning rates included, after so long")
+    parser.add_argument(
+        "--minutes", type=float, help="time limit of the second phase, including its learning-rate schedule"
+    )
     parser.add_argument("--threads", type=int, default=2, help="of torch, on a CPU")
     parser.add_argument("--processes", type=int, default=1, help="that draw scenes and make batches")
     args = parser.parse_args()

@@ -1,8 +1,7 @@
-"""Reproduce the published study: ``python -m jobs.results`` draws `docs/results` anew from its tables, in seconds.
+"""Reproduce the published study: ``python -m jobs.results`` redraws `docs/results` from its tables, in seconds.
 
-``python -m jobs.results run STORAGE`` runs the sweeps from nothing (hours), ``collect STORAGE`` copies what the page
-needs out of the finished studies into small tables. The page is a template filled from these tables: no number in it is
-written by hand.
+``python -m jobs.results run STORAGE`` runs all sweeps (hours), ``collect STORAGE`` extracts small tables for the page
+from the finished studies. The page is a template filled from these tables: none of its numbers is written by hand.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ SETTINGS = ("model", "complexity_ratio", "novelty_ratio", "seed", "status", "n_s
 
 
 def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
-    """Trials of the seeds that are finished at every setting, so that every cell rests on the same seeds."""
+    """Trials of the seeds that are finished at every setting, so that every cell has the same seeds."""
     cells = trials.group_by("seed").len()
-    whole = cells.filter(pl.col("len") == cells["len"].max())["seed"]
-    return trials.filter(pl.col("seed").is_in(whole.implode()))
+    complete = cells.filter(pl.col("len") == cells["len"].max())["seed"]
+    return trials.filter(pl.col("seed").is_in(complete.implode()))
 
 
 def newest(storage: str, name: str) -> str:
@@ -55,7 +54,8 @@ def newest(storage: str, name: str) -> str:
 
 
 def collect(storage: str) -> None:
-    """Copy what the page needs out of the finished studies in a storage folder; what was not run is left as it is."""
+    """Extract the page's tables from the finished studies in a storage folder; tables of other studies are
+    unchanged."""
     for name in ("published-ratio", "published-novelty"):
         try:
             trials = Study.load(newest(storage, name)).table("trials").collect()
@@ -71,13 +71,13 @@ def collect(storage: str) -> None:
 
 
 LAYER_METRICS = ("gini", "mean_cosine", "stable_rank_centred")
-"""Headline metrics drawn by layer: one of each kind."""
+"""Metrics shown by layer: one of each kind."""
 FACTORS = ("n_objects", "size_mean", "size_spread", "n_colours", "n_shapes", "spatial_spread")
 """Factors that the default design varies independently."""
 
 
 def collect_claims(storage: str) -> None:
-    """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
+    """Extract verdicts on the paper's claims, compression by layer and its relations from the finished studies."""
     verdicts = []
     for name in ("published-claims", "published-ratio"):
         try:
@@ -85,8 +85,8 @@ def collect_claims(storage: str) -> None:
         except (VtsweepError, FileNotFoundError) as error:
             print(f"{name}: {error}")
             continue
-        found = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
-        verdicts.append(found.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
+        rows = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
+        verdicts.append(rows.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
     if verdicts:
         pl.concat(verdicts, how="diagonal_relaxed").write_parquet(FOLDER / "claims.parquet", compression="zstd")
     try:
@@ -96,8 +96,8 @@ def collect_claims(storage: str) -> None:
         means = [pl.col(c).mean() for c in LAYER_METRICS]
         spreads = [pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS]
         layers = by_layer.agg(pl.len().alias("n"), *means, *spreads).sort("model", "layer").collect()
-        wanted = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
-        relations = study.table("correlations").filter(vision & wanted).collect()
+        selected = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
+        relations = study.table("correlations").filter(vision & selected).collect()
     except VtsweepError as error:
         print(f"published-claims: {error}")
         return
@@ -122,7 +122,7 @@ def claims_numbers(folder: Path) -> list[dict[str, Any]]:
 def relation_numbers(folder: Path) -> list[dict[str, Any]]:
     """Rank correlations of each headline metric with the designed factors at half of the depth.
 
-    With the number of objects the plain one, with the other factors the one that holds that number fixed.
+    Plain correlation for the number of objects; for the other factors, conditional on the number of objects.
     """
     table = pl.read_parquet(folder / "relations.parquet")
     count, plain = pl.col("attribute") == "n_objects", pl.col("statistic") == "spearman"
@@ -143,44 +143,44 @@ def of_model(trials: pl.DataFrame, model: str) -> pl.DataFrame:
 
 
 def ratio_numbers(trials: pl.DataFrame) -> dict[str, Any]:
-    """What the page says of the complexity ratio, by model."""
-    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
-    found["ratios"] = sorted(trials["complexity_ratio"].unique().to_list())
+    """Values of the page about the complexity ratio, by model."""
+    numbers: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    numbers["ratios"] = sorted(trials["complexity_ratio"].unique().to_list())
     for model in MODELS:
-        own = of_model(trials, model)
+        model_trials = of_model(trials, model)
         families = []
         for family in FAMILIES:
             row: dict[str, Any] = {"family": family.replace("_", " ")}
             for tier in ("high", "low"):
                 column = f"accuracy/{tier}/{family}"
-                effect = effect_of_ratio(outcome_by_seed(own, column))
+                effect = effect_of_ratio(outcome_by_seed(model_trials, column))
                 row[tier] = {
-                    "base": own[f"accuracy_base/{tier}/{family}"][0],
-                    "blind": own[f"blind/{tier}/{family}"][0],
+                    "base": model_trials[f"accuracy_base/{tier}/{family}"][0],
+                    "blind": model_trials[f"blind/{tier}/{family}"][0],
                     "rows": effect.table.to_dicts(),
                     "rises": effect.rises,
                     "sufficient": effect.sufficient,
                 }
             families.append(row)
-        whole = {t: effect_of_ratio(outcome_by_seed(own, f"accuracy/{t}")) for t in ("high", "low")}
-        points = own.group_by("complexity_ratio").agg(pl.col("accuracy/high", "accuracy/low").mean())
+        effects = {t: effect_of_ratio(outcome_by_seed(model_trials, f"accuracy/{t}")) for t in ("high", "low")}
+        points = model_trials.group_by("complexity_ratio").agg(pl.col("accuracy/high", "accuracy/low").mean())
         points = points.sort("complexity_ratio")
         front = pareto_front(points.select("accuracy/high", "accuracy/low").to_numpy(), (1, 1))
-        found[model] = {
+        numbers[model] = {
             "families": families,
-            "primary": contrasts(own, PRIMARY).filter("primary").to_dicts(),
-            "n_explored": contrasts(own, PRIMARY)["n_explored"][0],
-            "high": {"rows": whole["high"].table.to_dicts(), "sufficient": whole["high"].sufficient},
-            "low": {"rows": whole["low"].table.to_dicts(), "sufficient": whole["low"].sufficient},
+            "primary": contrasts(model_trials, PRIMARY).filter("primary").to_dicts(),
+            "n_explored": contrasts(model_trials, PRIMARY)["n_explored"][0],
+            "high": {"rows": effects["high"].table.to_dicts(), "sufficient": effects["high"].sufficient},
+            "low": {"rows": effects["low"].table.to_dicts(), "sufficient": effects["low"].sufficient},
             "front": points.filter(pl.Series(front))["complexity_ratio"].to_list(),
-            "base": {t: own[f"accuracy_base/{t}"][0] for t in ("high", "low")},
+            "base": {t: model_trials[f"accuracy_base/{t}"][0] for t in ("high", "low")},
         }
-    return found
+    return numbers
 
 
 def novelty_numbers(trials: pl.DataFrame) -> dict[str, Any]:
     """The 2 x 2: main effects of crowding and of novelty, and their interaction, paired by seed."""
-    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    numbers: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
     for model in MODELS:
         rows = []
         for column in (*PRIMARY, "accuracy/low"):
@@ -194,8 +194,8 @@ def novelty_numbers(trials: pl.DataFrame) -> dict[str, Any]:
             both = by_seed["change_0.5"] - by_seed["change_0.0"]
             effects = {"crowding": crowding, "novelty": novelty, "interaction": both}
             rows.append({"outcome": column, **{k: student_interval(v.to_list()) for k, v in effects.items()}})
-        found[model] = rows
-    return found
+        numbers[model] = rows
+    return numbers
 
 
 def draw_ratio(trials: pl.DataFrame, file: Path) -> None:
@@ -212,21 +212,29 @@ def draw_ratio(trials: pl.DataFrame, file: Path) -> None:
     shown = ("count", "count_by_attribute", "shape", "comparison")
     figure, axes = plt.subplots(2, len(shown), figsize=(12, 5.6), sharex=True, sharey=True)
     for line, model in zip(axes, MODELS, strict=True):
-        own = of_model(trials, model)
+        model_trials = of_model(trials, model)
         for axis, family in zip(line, shown, strict=True):
             for tier, style, colour in (("high", "-", FAMILY_COLOURS[family]), ("low", ":", "#333333")):
                 column = f"accuracy/{tier}/{family}"
-                effect = effect_of_ratio(outcome_by_seed(own, column)).table
+                effect = effect_of_ratio(outcome_by_seed(model_trials, column)).table
                 x = [place[r] for r in effect["complexity_ratio"]]
                 axis.plot(x, effect["mean"], style, color=colour, lw=2, label=f"{tier} tier")
                 if tier == "high":
                     low, high = (effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
                     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-                    axis.scatter([place[r] for r in own["complexity_ratio"]], own[column], s=7, color=colour, alpha=0.5)
+                    axis.scatter(
+                        [place[r] for r in model_trials["complexity_ratio"]],
+                        model_trials[column],
+                        s=7,
+                        color=colour,
+                        alpha=0.5,
+                    )
             axis.axhline(
-                own[f"accuracy_base/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls="--", label="high, base"
+                model_trials[f"accuracy_base/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls="--", label="high, base"
             )
-            axis.axhline(own[f"blind/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls=":", label="high, blind")
+            axis.axhline(
+                model_trials[f"blind/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls=":", label="high, blind"
+            )
             axis.set(ylim=(-0.02, 1.02), title=f"{family.replace('_', ' ')}" if model == MODELS[0] else "")
             axis.set_xticks(range(len(ratios)), [f"{r:g}" for r in ratios])
             axis.grid(alpha=0.25)
@@ -293,10 +301,17 @@ def draw_layers(layers: pl.DataFrame, file: Path) -> None:
     figure, axes = plt.subplots(1, len(LAYER_METRICS), figsize=(11, 3.3))
     for axis, metric in zip(axes, LAYER_METRICS, strict=True):
         for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
-            own = of_model(layers, model)
-            axis.plot(own["layer"], own[metric], "o-", ms=4, color=colour, lw=2, label=model)
-            spread = own[f"{metric}_sd"]
-            axis.fill_between(own["layer"], own[metric] - spread, own[metric] + spread, color=colour, alpha=0.15, lw=0)
+            model_layers = of_model(layers, model)
+            axis.plot(model_layers["layer"], model_layers[metric], "o-", ms=4, color=colour, lw=2, label=model)
+            spread = model_layers[f"{metric}_sd"]
+            axis.fill_between(
+                model_layers["layer"],
+                model_layers[metric] - spread,
+                model_layers[metric] + spread,
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
         axis.set(xlabel="decoder layer (0 = input)", title=metric.replace("_", " "))
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
@@ -318,8 +333,8 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
     ratios = sorted(trials["complexity_ratio"].unique().to_list())
     figure, (counts, change) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
-        own = of_model(trials, model)
-        own = own.with_columns(
+        model_trials = of_model(trials, model)
+        model_trials = model_trials.with_columns(
             relative=100 * pl.col(f"delta/{rank}") / (pl.col(f"compression/{rank}") - pl.col(f"delta/{rank}"))
         )
         for axis, column, style in (
@@ -329,7 +344,9 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
         ):
             tier = "" if axis is change else ", crowded scenes" if style == "-" else ", simple scenes"
             scale = 1 if axis is change else 100
-            draw_effect(axis, own, column, scale, style=style, dots=style == "-", color=colour, label=model + tier)
+            draw_effect(
+                axis, model_trials, column, scale, style=style, dots=style == "-", color=colour, label=model + tier
+            )
     change.axhspan(-5, 5, color="#6E6E6E", alpha=0.12, lw=0, label="below the smallest effect of interest")
     counts.set(ylim=(-2, 102), ylabel="%", title="Counting questions answered right")
     change.set(ylim=(-10, 10), ylabel="%", title="Change of the centred stable rank\nof visual tokens, middle layers")
@@ -348,11 +365,11 @@ FIGURES: dict[str, tuple[str, Callable[[pl.DataFrame, Path], None]]] = {
     "ratio_states.png": ("ratio_trials.parquet", draw_states),
     "layers.png": ("layers.parquet", draw_layers),
 }
-"""Figure -> the table it is drawn from, and what draws it."""
+"""Figure -> its table and the function that draws it."""
 
 
 def numbers(folder: Path = FOLDER) -> dict[str, Any]:
-    """Everything that the page's template may name."""
+    """All variables of the page's template."""
     return {
         "models": MODELS,
         "study": json.loads((folder / "study.json").read_text()),
@@ -425,8 +442,8 @@ def write() -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", nargs="?", choices=["run", "collect"], help="nothing: draw the page from its tables")
-    parser.add_argument("storage", nargs="?", default="results", help="where the studies lie")
+    parser.add_argument("action", nargs="?", choices=["run", "collect"], help="omit to draw the page from its tables")
+    parser.add_argument("storage", nargs="?", default="results", help="storage folder of the studies")
     arguments = parser.parse_args()
     if arguments.action == "run":
         from orchestrator.cli.app import main as vtsweep

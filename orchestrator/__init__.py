@@ -1,11 +1,11 @@
-"""vtsweep: how vision-language models spread visual information over their tokens, and what changes it.
+"""vtsweep: measures how vision-language models distribute visual information over tokens, and what changes it.
 
 >>> import orchestrator as vt
 >>> study = vt.Study.load("results/studies/quickstart")   # doctest: +SKIP
 >>> study.layer_metrics.collect()   # doctest: +SKIP
 >>> vt.capture_images("reference-joint", images).layer_metrics   # doctest: +SKIP
 
-Names are imported when they are first used, so that importing the package is instant.
+Names are imported on first use, so that importing the package is fast.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One exception tree. Each subclass is also the stdlib type a caller would expect, and survives pickling.
+"""Exception hierarchy. Each subclass also derives from the matching stdlib type, and can be pickled.
 
-A message names the place, what was found, what was expected, and the nearest right name where there is one.
+A message names the place, the found and the expected value, and the closest known name.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterable
 
 
 class VtsweepError(Exception):
-    """Root of every error a user can mend. The command line prints its message and exits with `exit_code`."""
+    """Base class of errors that a user can fix. The command line prints its message and exits with `exit_code`."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message as any terminal and file takes it: half a surrogate pair of somebody's file is written out."""
+        """The message in encodable form: unpaired surrogates from a user's file are escaped."""
         return super().__str__().encode("utf-8", "backslashreplace").decode()
 
 
 class ConfigError(VtsweepError, ValueError):
-    """A sweep file, override or argument is wrong; raised before any work starts."""
+    """A sweep file, override or argument is invalid; raised before work starts."""
 
     exit_code = 2
 
@@ -32,7 +32,7 @@ class DataError(VtsweepError, ValueError):
 
 
 class ModelError(VtsweepError, ValueError):
-    """A model cannot be found, loaded or used as asked."""
+    """A model cannot be found, loaded or used with these settings."""
 
     exit_code = 4
 
@@ -44,35 +44,35 @@ class StorageError(VtsweepError, OSError):
 
 
 class DamagedError(StorageError):
-    """A file of ours is not what was written: what it stood for has to be done again."""
+    """A result file differs from its checksum; its stage or shard must be computed again."""
 
 
 class AbsentError(StorageError):
-    """No stage or table of that name: it was not begun, or does not write that."""
+    """No such stage or table: the stage was not started, or does not write that table."""
 
 
 class ResourceError(VtsweepError, RuntimeError):
-    """The machine or cluster cannot hold what was asked; running it would hang or run out of memory."""
+    """The machine or cluster has too few resources; the run would hang or run out of memory."""
 
     exit_code = 6
 
 
 class StageError(VtsweepError, RuntimeError):
-    """A stage did not finish. What it finished is kept; the same command resumes it."""
+    """A stage did not finish. Finished work is kept; the same command resumes it."""
 
     exit_code = 7
 
 
 class DivergedError(StageError):
-    """Training diverged: an answer about the settings, which a search records, and not a fault of the machine."""
+    """Training diverged: a property of the settings, recorded by a search, not a fault of the machine."""
 
 
 MAX_SHOWN = 60
-"""Characters of a name that a message shows: names may be anybody's, as a table's columns are."""
+"""Maximum length of a name in a message: names may be user input, such as columns of a table."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the nearest known names, else a list of them (at most 12)."""
+    """Return ``" Did you mean 'x'?"`` with the closest known name, else a list of names (at most 12)."""
     options = sorted({option if len(option) <= MAX_SHOWN else f"{option[:MAX_SHOWN]}..." for option in known})
     near = difflib.get_close_matches(name, options, n=3, cutoff=0.55)
     if near:

@@ -1,8 +1,9 @@
-"""SIGINT and SIGTERM end a command: exit 130 or 143, what is whole is kept, nothing half-done is marked done.
+"""SIGINT and SIGTERM end a command with exit code 130 or 143; finished shards are kept, incomplete stages stay
+unmarked.
 
-The handler raises in the main thread. A library may lose that exception (a callback from C, a broad `except`), so the
-signal is also remembered: `check` raises it again wherever a stage counts a finished unit or is about to be marked
-done, and `exit_code` decides how the process ends.
+The handler raises in the main thread. A library may swallow that exception (a callback from C, a broad `except`), so
+that the signal is also stored: `check` raises it again whenever a stage counts a finished unit or is about to be marked
+done, and `exit_code` determines the exit code of the process.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from types import FrameType
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 GRACE_SECONDS = 2.0
-"""A second signal within this time is the same one sent twice (to a process and to its group); a later one ends the
+"""A second signal within this time, s, is a duplicate (sent to a process and to its group); a later one ends the
 process at once."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked this process to stop."""
+    """This process received a signal to stop."""
 
 
 class _State:
@@ -36,14 +37,14 @@ def _handle(number: int, _: FrameType | None) -> None:
         _State.number, _State.since = number, time.monotonic()
         raise Interrupted(signal.Signals(number).name)
     if time.monotonic() - _State.since > GRACE_SECONDS:
-        os._exit(128 + _State.number)  # who asks twice does not want to wait for an orderly end
+        os._exit(128 + _State.number)  # a second signal ends the process without cleaning up
 
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Raise `Interrupted` on SIGINT and SIGTERM for the length of a `with` block; in the main thread only.
+    """Raise `Interrupted` on SIGINT and SIGTERM inside a `with` block; in the main thread only.
 
-    SIGINT is set too: a shell starts background jobs with it ignored.
+    SIGINT is handled explicitly: shells start background jobs with SIGINT ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -59,9 +60,9 @@ def handled() -> Iterator[None]:
 
 
 def restore() -> None:
-    """Handle the signals again after a library took them; nothing outside `handled` and the main thread.
+    """Reinstall the handlers after a library replaced them; no effect outside `handled` and the main thread.
 
-    Ray's core takes SIGTERM for a crash: it prints its stack and aborts the process.
+    Ray's core treats SIGTERM as a crash: it prints its stack and aborts the process.
     """
     if _State.handled and threading.current_thread() is threading.main_thread():
         for number in NUMBERS:
@@ -69,11 +70,11 @@ def restore() -> None:
 
 
 def check() -> None:
-    """Raise again a signal whose exception was lost on its way; nothing outside the main thread."""
+    """Raise again a signal whose exception was swallowed; no effect outside the main thread."""
     if _State.number is not None and threading.current_thread() is threading.main_thread():
         raise Interrupted(signal.Signals(_State.number).name)
 
 
 def exit_code() -> int | None:
-    """130 or 143 once a signal was received, else None."""
+    """130 or 143 after a signal, else None."""
     return None if _State.number is None else 128 + _State.number

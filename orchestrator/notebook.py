@@ -1,4 +1,4 @@
-"""Capture on images of one's own, in a notebook: pictures in, tables out, nothing written."""
+"""Capture in a notebook: images in, tables out, no files written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Captured:
-    """What a model does with some images.
+    """Capture of some images by a model.
 
     `features[tap]` is float16 (images, layers, positions, width); its axes are named in `axes[tap]`.
     """
@@ -37,19 +37,19 @@ class Captured:
     axes: dict[str, dict[str, list[Any]]]
 
     def figure(self, metrics: Sequence[str] | None = None) -> Figure:
-        """Each metric by layer of the decoder, visual and text tokens, as a matplotlib figure."""
+        """Figure of each metric by decoder layer, for visual and text tokens (matplotlib)."""
         from orchestrator.report.figures.compression import layer_curves_figure
         from orchestrator.report.intervals import layer_curves
 
         return layer_curves_figure(layer_curves(self.layer_metrics), "captured images", metrics)
 
     def long(self) -> pl.DataFrame:
-        """`layer_metrics` tidy: image_id, tap, layer, group, n_tokens, metric, value."""
+        """`layer_metrics` in long format: image_id, tap, layer, group, n_tokens, metric, value."""
         keys = [c for c in ("image_id", "tap", "layer", "group", "n_tokens") if c in self.layer_metrics.columns]
         return self.layer_metrics.unpivot(index=keys, variable_name="metric", value_name="value").drop_nulls("value")
 
     def _repr_html_(self) -> str:
-        """The captured images in a notebook: how many, and every metric by layer as a picture."""
+        """Notebook representation: number of images, and a figure of every metric by layer."""
         import base64
         import io
 
@@ -74,11 +74,11 @@ def capture_images(
     Args:
         model: catalogue name, repository id, local folder, or a full `ModelConfig`.
         images: files, PIL images or arrays (uint8 RGB, RGBA or grey, or uint16 grey); a mapping gives them names. They
-            become RGB as the images of a folder do (`data.images.to_rgb`), the EXIF orientation included.
+            are converted to RGB as the images of a folder (`data.images.to_rgb`), the EXIF orientation included.
         settings: fields of `CaptureConfig` (`prompt`, `layers`, `metrics`, `taps`, ...).
 
     Raises:
-        DataError: there are no images, or one is no picture or has pixels of unknown range.
+        DataError: there are no images, or one cannot be read or has pixels of unknown range.
         ModelError: the model cannot be found or loaded.
     """
     from orchestrator.capture.loading import Loaded

@@ -1,4 +1,4 @@
-"""Code of other packages that a result rests on, by package and version."""
+"""Identity of plug-ins from other packages: package and version."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from importlib.metadata import entry_points
 
 
 def registered_by(group: str, names: Iterable[str] | None = None) -> dict[str, str]:
-    """Which package and version (`mine 1.0`) registers each of `names` (all when absent) in an entry-point group.
+    """Package and version (`mine 1.0`) that registers each of `names` (all when None) in an entry-point group.
 
     Nothing is imported.
 
-    Part of a stage's digest, so that results of an older version are not taken for those of a newer one.
+    Part of a stage's digest, so that results of different versions are kept apart.
     """
     packages = _packages(group)
     return {name: packages[name] for name in (packages if names is None else names) if name in packages}

@@ -1,4 +1,4 @@
-"""Progress of a long step: a bar on a terminal, plain lines otherwise; always rate and time left."""
+"""Progress of a long step: a bar on a terminal, plain lines otherwise; with rate and remaining time."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from rich.text import Text
 from orchestrator import interrupt
 
 _LINE_SECONDS = 5.0
-"""A redirected output or job log gets at most one line in this time."""
+"""Minimum interval, s, between lines in redirected output or a job log."""
 
 
 def format_seconds(seconds: float) -> str:
     """`75.2` -> `1m15s`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}s" if seconds < 10 else f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    total = round(seconds)
+    if total < 60:
+        return f"{seconds:.1f}s" if seconds < 10 else f"{total}s"
+    if total < 3600:
+        return f"{total // 60}m{total % 60:02d}s"
+    return f"{total // 3600}h{total % 3600 // 60:02d}m"
 
 
 class Reading(NamedTuple):
-    """How far a step is."""
+    """Progress of a step."""
 
     done: int
     total: int | None
     unit: str
     rate: float
-    """Units a second, those of earlier runs left out."""
+    """Units per second, without those of earlier runs."""
 
 
 class Progress:
@@ -43,11 +43,11 @@ class Progress:
 
     Args:
         step: name shown, e.g. `capture reference-joint`.
-        total: number of units in all; None when it is not known.
+        total: total number of units; None if unknown.
         unit: plural name of a unit, e.g. `images`.
-        done: units finished by an earlier run; they do not count towards the rate.
+        done: units finished by an earlier run; excluded from the rate.
         quiet: show nothing.
-        about: digest of the stage that is worked on, under which `reading` finds it.
+        about: digest of the stage, the key of `reading`.
     """
 
     _open: ClassVar[dict[str, Progress]] = {}
@@ -89,7 +89,7 @@ class Progress:
         return self
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        """Record `n` more finished units; `note` is shown beside the rate."""
+        """Record `n` more finished units; `note` is shown after the rate."""
         interrupt.check()
         self.done += n
         self._note = note or self._note
@@ -117,9 +117,9 @@ class Progress:
 
     @classmethod
     def reading(cls, about: str) -> Reading | None:
-        """How far the work on a stage is in this process; None where none goes on."""
-        found = cls._open.get(about)
-        return None if found is None else Reading(found.done, found.total, found.unit, found._rate())
+        """Progress of a stage in this process; None if it is not running."""
+        progress = cls._open.get(about)
+        return None if progress is None else Reading(progress.done, progress.total, progress.unit, progress._rate())
 
     def _rate(self) -> float:
         return (self.done - self._skipped) / max(time.monotonic() - self._started, 1e-9)

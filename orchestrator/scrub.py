@@ -1,4 +1,4 @@
-"""Takes credentials out of text that leaves this process: tracking servers, reports, logs."""
+"""Removes credentials from text that leaves this process: tracking servers, reports, logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HIDDEN = "***"
 _SECRET = r"token|secret|password|passwd|credentials?|api_?key|access_?key|signature"
 _SECRET_KEY = re.compile(rf"(?:^|[_.-])(?:{_SECRET})$", re.IGNORECASE)
 _PATTERNS = (
-    # A password may hold `@` and `/`: with a colon before it, everything up to the last `@` of the word is userinfo.
+    # A password may contain `@` and `/`: after a colon, everything up to the last `@` of the word is userinfo.
     (re.compile(r"(?<=://)[^\s\"'/@:]*:[^\s\"'<>]*(?=@)"), HIDDEN),
     (re.compile(r"(?<=://)[^/@\s\"']+(?=@)"), HIDDEN),
     (
@@ -39,12 +39,12 @@ _PATTERNS = (
 )
 _SECRET_VARIABLE = re.compile(r"TOKEN$|SECRET|PASSWORD|PASSWD|CREDENTIALS?$|(?:API|ACCESS)_?KEY", re.IGNORECASE)
 _SHORTEST = 8
-"""Characters of an environment variable's value from which it is looked for in texts."""
+"""Minimum length of an environment variable's value that is searched for in texts."""
 
 
 def scrub(text: str) -> str:
     """`text` without user names and passwords in URIs, secret query parameters, well-known token shapes, and the
-    values of this process's environment variables whose names say that they are secret."""
+    values of this process's environment variables with secret names."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET_VARIABLE.search(name) and not value.startswith("/"):
             text = text.replace(value, HIDDEN)

@@ -1,14 +1,15 @@
 """Build the two reference checkpoints: model, tokenizer and processor, untrained.
 
-Both are ordinary Hugging Face classes at a small scale, so that they are loaded, captured, fine-tuned and saved by
-the very code that handles a hub model:
+Both are small instances of Hugging Face classes, so that they are loaded, captured, fine-tuned and saved by the code
+for hub models:
 
-* ``reference-joint``: `LlavaForConditionalGeneration`, a CLIP vision tower and a Llama decoder. Visual tokens stand in
+* ``reference-joint``: `LlavaForConditionalGeneration`, a CLIP vision tower and a Llama decoder. Visual tokens are part
+of
   the decoder's sequence.
 * ``reference-cross``: `MllamaForConditionalGeneration`. Visual tokens are read by cross-attention layers only.
 
-The two share width, image size, patch size, vocabulary and language layers, so that a comparison of joint and
-cross-attention is not one of size.
+The two share width, image size, patch size, vocabulary and language layers, so that joint and
+cross-attention are compared at equal size.
 """
 
 from collections.abc import Iterable
@@ -34,7 +35,7 @@ IMAGE_SIZE = 112
 PATCH_SIZE = 14
 """Side of one patch, px."""
 N_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
-"""Visual tokens an image."""
+"""Visual tokens per image."""
 WIDTH = 128
 """Width of the vision encoder and of the decoder."""
 CROSS_LAYERS = [1, 3, 5]
@@ -48,7 +49,7 @@ PIXELS: dict[str, Any] = {
 """Bicubic resizing and CLIP's normalisation, in both processors."""
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<image>", "USER:", "ASSISTANT:"]
-"""Special tokens; their places in this list are their ids."""
+"""Special tokens; the index in this list is the token id."""
 PAD, BOS, EOS, UNK, IMAGE, USER, ASSISTANT = range(len(SPECIAL))
 
 CHAT_TEMPLATE = (
@@ -60,18 +61,18 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
     "{{ eos_token }}{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
 )
-"""LLaVA-1.5's form, ``USER: <image>\\n{question} ASSISTANT: {answer}<eos>``. ``PREFIX`` becomes nothing (joint: the
-tokenizer adds BOS, as LLaVA's does) or BOS (cross: mllama's processor wants it in the text)."""
+"""LLaVA-1.5's template, ``USER: <image>\\n{question} ASSISTANT: {answer}<eos>``. ``PREFIX`` is empty (joint: the
+tokenizer adds BOS, as LLaVA's does) or BOS (cross: mllama's processor expects it in the text)."""
 
 
 def make_tokenizer(vocabulary: Iterable[str], *, cross: bool = False) -> PreTrainedTokenizerFast:
     """Make the word-level tokenizer.
 
-    Text is lower-cased and split at spaces and punctuation. A number is one token a digit (``37`` is ``3 ##7``), so
-    that every number is spelt with twenty trained tokens and decoding gives the same text back.
+    Text is lower-cased and split at spaces and punctuation. Numbers have one token per digit (``37`` is ``3 ##7``):
+    twenty tokens encode every number, and decoding restores the text.
 
     Args:
-        vocabulary: Words to know. Each is split by the same rule, so ``traffic light`` adds two words.
+        vocabulary: Words of the vocabulary. Each is split by the same rule, so ``traffic light`` adds two words.
         cross: Whether the tokenizer is for ``reference-cross``, whose processor adds BOS itself.
     """
     normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.BertPreTokenizer()
@@ -138,10 +139,10 @@ def _text_config(vocab_size: int, n_layers: int) -> dict[str, Any]:
 
 
 def sincos_positions(n_patches: int = N_PATCHES, width: int = WIDTH, base: float = 50.0) -> torch.Tensor:
-    """Sines and cosines of each patch's column and row, (n_patches, width), as MAE's encoder adds them.
+    """Sinusoidal position embeddings of column and row, (n_patches, width), as in MAE's encoder.
 
-    A patch embedding of this encoder has a standard deviation of about 5; CLIP's initial positions, of 0.02, are lost
-    beside it for hundreds of steps.
+    Patch embeddings of this encoder have a standard deviation of about 5; CLIP's initial position embeddings, of 0.02,
+    are negligible for hundreds of steps.
     """
     side = int(n_patches**0.5)
     frequency = base ** (-torch.arange(width // 4) / (width // 4))
@@ -153,9 +154,9 @@ def sincos_positions(n_patches: int = N_PATCHES, width: int = WIDTH, base: float
 def make_joint(vocab_size: int) -> LlavaForConditionalGeneration:
     """Make ``reference-joint`` untrained: 4 vision and 6 decoder layers of width 128.
 
-    The vision tower's last layer feeds the projector (``vision_feature_layer = -1``), so that no layer is left
-    untrained. Its attention biases are zero and stay so in pre-training: mllama's encoder has none, and its weights
-    can then be taken over.
+    The vision tower's last layer feeds the projector (``vision_feature_layer = -1``), so that every layer is
+    trained. Its attention biases are zero and fixed in pre-training: mllama's encoder has none, and the weights can be
+    copied to it.
     """
     config = LlavaConfig(
         vision_config={
@@ -195,8 +196,8 @@ def make_cross(vocab_size: int) -> MllamaForConditionalGeneration:
     """Make ``reference-cross`` untrained: 4 vision and 9 decoder layers, 3 of which read the image.
 
     One tile only: each padding tile would cost as much as the image. The gates of the cross-attention layers start at
-    0.5 and what they write at zero, instead of the other way round: opened at random, their feed-forward parts shut for
-    good within a thousand steps.
+    0.5 and their output projections at zero, not vice versa: with gates at zero and random projections, the gates of
+    the feed-forward parts closed permanently within a thousand steps.
     """
     config = MllamaConfig(
         vision_config={
@@ -228,16 +229,16 @@ def make_cross(vocab_size: int) -> MllamaForConditionalGeneration:
 
 
 def _scale_residuals(layers: Iterable[Any], n_layers: int) -> None:
-    """Shrink the weights that write into the residual stream, as GPT-2 does, for a stable start."""
+    """Scale down the output projections of the residual branches, as in GPT-2, for a stable start."""
     for layer in layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             torch.nn.init.normal_(projection.weight, std=0.02 / (2 * n_layers) ** 0.5)
 
 
 def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditionalGeneration) -> None:
-    """Start ``reference-cross`` from a trained ``reference-joint``: vision encoder, embeddings, language layers.
+    """Initialise ``reference-cross`` from a trained ``reference-joint``: vision encoder, embeddings, language layers.
 
-    Four of the six language layers are taken over, in order; the cross-attention layers and the projector are new.
+    Four of the six language layers are copied, in order; the cross-attention layers and the projector are new.
     Both must have the same vocabulary.
     """
     tower: Any = joint.model.vision_tower
@@ -262,8 +263,8 @@ def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditional
         language.embed_tokens.weight[: text.embed_tokens.weight.shape[0]].copy_(text.embed_tokens.weight)
         cross.lm_head.weight.copy_(joint.lm_head.weight)
         language.norm.load_state_dict(text.norm.state_dict())
-        own = [layer for i, layer in enumerate(language.layers) if i not in CROSS_LAYERS]
-        for source, target in zip(text.layers, own, strict=False):
+        self_attention_layers = [layer for i, layer in enumerate(language.layers) if i not in CROSS_LAYERS]
+        for source, target in zip(text.layers, self_attention_layers, strict=False):
             target.load_state_dict(source.state_dict())
 
 

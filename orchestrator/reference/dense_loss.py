@@ -1,9 +1,10 @@
-"""Dense supervision by a scene's truth: what lies in each patch, and what each word of a question names.
+"""Dense supervision by scene ground truth: content of each patch, and referent of each word of a question.
 
-An answer is one word; a patch grid is 64 small ones. Trained alone, this loss teaches the encoder shapes, colours and
-places at a fraction of the cost of answers; beside the answers, it keeps them. Heads are not part of a checkpoint.
+An answer supervises one word, a patch grid 64 patches. In the first phase this loss trains shapes, colours and
+positions in the encoder at a fraction of the cost of answers; in the second phase it preserves them. The heads are not
+part of a checkpoint.
 
-Legend: ``B`` images, ``P`` patches, ``D`` width, ``M`` words that name something.
+Shapes: ``B`` images, ``P`` patches, ``D`` width, ``M`` words that name an object or group.
 """
 
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 COVERS = 0.42
-"""An object counts as covering a patch whose centre lies within this fraction of its diameter from its centre."""
+"""An object covers a patch if the distance of their centres is at most this fraction of the object's diameter."""
 MAX_CENTRES = 3
-"""Numbers of object centres in a patch are told apart up to this many."""
+"""Largest distinguished number of object centres in a patch."""
 COLUMNS = ("cover_shape", "cover_colour", "n_centres", "centre_shape", "centre_colour")
-"""Class targets of a patch, in the order of the target array; then five numbers: dx, dy, size, x, y."""
+"""Class targets of a patch, in the order of the target array; followed by five numbers: dx, dy, size, x, y."""
 
 
 def dense_targets(
@@ -33,17 +34,17 @@ def dense_targets(
 
     Args:
         x: Object centres, as fractions of the width.
-        y: The same, downwards.
+        y: Object centres, as fractions of the width, downwards.
         size: Diameters, as fractions of the width.
         shape: Shape index of each object.
         colour: Colour index of each object.
-        grid: Patches a side.
+        grid: Patches per side.
 
     Returns:
         Classes, int8 (grid * grid, 5), columns as `COLUMNS`: 0 in the cover columns is background, -1 in the centre
         columns is "no centre here"; and numbers, float32 (grid * grid, 5): offset of the centre from the patch's
-        centre in patches, and diameter as a fraction, where a centre lies in the patch; and everywhere the place, as
-        fractions, of the object centred in the patch, else of the one that covers it, else of the patch itself.
+        centre in patches, and diameter as a fraction, if a centre is in the patch; and for every patch the position, as
+        fractions, of the object centred in it, else of the object that covers it, else of the patch.
     """
     n_patches = grid * grid
     classes = np.zeros((n_patches, 5), dtype=np.int8)
@@ -62,7 +63,7 @@ def dense_targets(
     patch = row * grid + column
     np.add.at(classes[:, 2], patch, 1)
     np.minimum(classes[:, 2], MAX_CENTRES, out=classes[:, 2])
-    order = np.argsort(size, kind="stable")  # the largest of several is written last
+    order = np.argsort(size, kind="stable")  # of several objects the largest is written last
     classes[patch[order], 3] = shape[order]
     classes[patch[order], 4] = colour[order]
     numbers[patch[order], 0] = x[order] * grid - column[order] - 0.5
@@ -73,11 +74,11 @@ def dense_targets(
 
 
 class DenseHead(nn.Module):
-    """One linear layer that reads every target off a patch's state.
+    """Linear head that predicts every target from a patch's state.
 
-    The place is asked of every patch: a decoder that has the patches in its sequence knows where each one lies, and an
-    encoder that is not asked soon forgets (R2 of a linear read-out of row and column: 0.03 and 0.08). To compare places
-    of objects, the decoder needs them as numbers.
+    The position is a target of every patch: without it, the encoder loses positions (R2 of a linear probe of row and
+    column: 0.03 and 0.08), as the decoder knows the order of patches in its sequence. To compare positions of objects,
+    the decoder needs them as numbers.
     """
 
     def __init__(self, width: int, n_shapes: int, n_colours: int) -> None:
@@ -89,12 +90,12 @@ class DenseHead(nn.Module):
     def forward(
         self, states: Float[Tensor, "B P D"], classes: Int64[Tensor, "B P 5"], numbers: Float[Tensor, "B P 5"]
     ) -> tuple[Float[Tensor, ""], dict[str, float]]:
-        """Loss (a scalar), the accuracy of each class target and the mean error of places in hundredths.
+        """Loss (a scalar), the accuracy of each class target and the mean error of positions in hundredths.
 
         Args:
             states: Patch states.
             classes: Columns as `COLUMNS`.
-            numbers: As `dense_targets` gives them.
+            numbers: As returned by `dense_targets`.
         """
         parts = self.read(self.norm(states)).split(tuple(self.sizes), dim=-1)
         loss = states.new_zeros(())
@@ -102,24 +103,24 @@ class DenseHead(nn.Module):
         for i, name in enumerate(COLUMNS):
             target, logits = classes[..., i].flatten(), parts[i].flatten(0, 1)
             loss = loss + functional.cross_entropy(logits, target, ignore_index=-1)
-            seen = target > 0 if i < 3 else target >= 0  # background is easy: leave it out of the score
-            scores[name] = (logits.argmax(-1) == target)[seen].float().mean().item()
+            scored = target > 0 if i < 3 else target >= 0  # background is easy: excluded from the score
+            scores[name] = (logits.argmax(-1) == target)[scored].float().mean().item()
         centre = classes[..., 3] >= 0
         loss = loss + functional.smooth_l1_loss(parts[5][..., :3][centre], numbers[..., :3][centre], beta=0.1)
         place, true = parts[5][..., 3:], numbers[..., 3:]
-        thing = centre | (classes[..., 0] > 0)
-        for chosen, weight in ((thing, 4.0), (~thing, 1.0)):
+        is_object = centre | (classes[..., 0] > 0)
+        for chosen, weight in ((is_object, 4.0), (~is_object, 1.0)):
             if chosen.any():
                 loss = loss + weight * functional.smooth_l1_loss(place[chosen], true[chosen], beta=0.05)
-        scores["place_error"] = 100 * (place[thing] - true[thing]).norm(dim=-1).mean().item()
+        scores["place_error"] = 100 * (place[is_object] - true[is_object]).norm(dim=-1).mean().item()
         return loss, scores
 
 
 class WordHead(nn.Module):
-    """One linear layer that reads off a word's state what is true of the ``n_things`` things it is about.
+    """Linear head that predicts properties of the ``n_things`` referents of a word from its state.
 
-    For each, place (x, y) of the only object of that name, as fractions, and log2(1 + number of objects of that name).
-    A relation compares two places and a comparison two numbers, so that both follow from these by a difference.
+    For each referent: position (x, y) of the only object of that name, as fractions, and log2(1 + number of objects of
+    that name). Relations compare two positions and comparisons two numbers: both are differences of these targets.
     """
 
     def __init__(self, width: int, n_things: int = 1) -> None:
@@ -134,13 +135,13 @@ class WordHead(nn.Module):
 
         Args:
             states: Decoder states of the words.
-            values: x, y and log2(1 + n) of each thing; NaN where unknown.
+            values: x, y and log2(1 + n) of each referent; NaN if unknown.
         """
-        given = self.read(self.norm(states)).unflatten(-1, (-1, 3)).flatten(0, 1)
+        predicted = self.read(self.norm(states)).unflatten(-1, (-1, 3)).flatten(0, 1)
         values = values.unflatten(-1, (-1, 3)).flatten(0, 1)
         placed, counted = ~values[:, 0].isnan(), ~values[:, 2].isnan()
-        place, true = given[placed, :2], values[placed, :2]
-        number, true_number = given[counted, 2], values[counted, 2]
+        place, true = predicted[placed, :2], values[placed, :2]
+        number, true_number = predicted[counted, 2], values[counted, 2]
         loss = 8 * functional.smooth_l1_loss(place, true, beta=0.05)
         loss = loss + functional.smooth_l1_loss(number, true_number, beta=0.2)
         return loss, {

@@ -1,9 +1,9 @@
 """Pre-train the reference checkpoints on every family of questions about simple scenes, on a CPU or a GPU.
 
-Two phases: first the vision encoder alone on the dense loss, then everything on packed questions with the dense loss
-beside them. ``reference-cross`` may start from a trained ``reference-joint`` and then skips the first phase.
+Two phases: first the vision encoder only, on the dense loss; then all weights, on packed questions and the dense loss.
+``reference-cross`` may be initialised from a trained ``reference-joint`` and then skips the first phase.
 
-A run can be stopped at any moment and goes on from its last checkpoint with the same command.
+If interrupted, run the same command again to resume from the last checkpoint.
 """
 
 import json
@@ -38,7 +38,7 @@ from orchestrator.reference.pretrain_data import LOGGED, Batches, Pool
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a pre-training run depends on."""
+    """All settings of a pre-training run."""
 
     model: str
     """``reference-joint`` or ``reference-cross``."""
@@ -47,11 +47,11 @@ class Recipe:
     answer_steps: int = 1800
     """Steps of the second phase."""
     minutes: float | None = None
-    """The second phase, learning rates included, ends after so many minutes where its steps are not done."""
+    """Time limit of the second phase, min; the learning-rate schedule ends there too."""
     encoder_batch: tuple[int, int] = (64, 16)
-    """Images that questions may be asked about, and crowded ones, a step of the first phase."""
+    """Images with possible questions, and crowded images, per step of the first phase."""
     answer_batch: tuple[int, int] = (64, 6)
-    """The same in the second."""
+    """The same per step of the second phase."""
     lr: float = 3e-3
     """Peak learning rate of matrices (Muon)."""
     lr_other: float = 1.5e-3
@@ -59,7 +59,7 @@ class Recipe:
     dense_weight: float = 0.3
     """Weight of the dense loss in the second phase."""
     word_weight: float = 1.5
-    """Weight of the two losses of named things in the second phase."""
+    """Weight of the two losses of named referents in the second phase."""
     bfloat16: bool = True
     """Multiply matrices in bfloat16 (weights stay float32): six times as fast on a CPU with AMX."""
     pool: int = 60_000
@@ -69,16 +69,16 @@ class Recipe:
 
 
 WORD_LAYERS = 4
-"""Decoder layers whose output tells what a word of the question names: the layers above compare."""
+"""Number of decoder layers after which word states are supervised by their referents; later layers compare."""
 ASK_LAYERS = 5
-"""Decoder layers after which the token before the answer tells all that the question names."""
+"""Number of decoder layers after which the token before the answer is supervised by all referents of the question."""
 
 
 def encode(model: Any, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B P D"], Float[Tensor, "B K D"]]:
     """Run the vision encoder.
 
     Returns:
-        Patch states for the dense loss, and what the decoder gets: the projected patches (joint), or the projected
+        Patch states for the dense loss, and the decoder's input: the projected patches (joint), or the projected
         class token and patches (cross).
     """
     if isinstance(model, LlavaForConditionalGeneration):
@@ -95,9 +95,9 @@ def encode(model: Any, pixels: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, 
 def packed_logits(
     model: Any, projected: Float[Tensor, "B K D"], batch: dict[str, Tensor]
 ) -> tuple[Float[Tensor, "B S V"], tuple[Float[Tensor, "B S D"], ...]]:
-    """Logits of packed sequences, given what the decoder gets of each image, and its states after each layer."""
+    """Logits of packed sequences, given the decoder's visual input, and the states after each layer."""
     embeds = model.get_input_embeddings()(batch["input_ids"])
-    # Additive: the eager attention of transformers adds whatever mask it gets, so that a Boolean one masks nothing.
+    # An additive mask: transformers' eager attention adds the mask, so that a Boolean mask has no effect.
     mask = torch.zeros_like(batch["attention_mask"], dtype=embeds.dtype)
     mask.masked_fill_(~batch["attention_mask"], torch.finfo(embeds.dtype).min)
     common: dict[str, Any] = {
@@ -111,7 +111,7 @@ def packed_logits(
         embeds = embeds.masked_scatter(image, projected.to(embeds.dtype))
         output = model.model.language_model(inputs_embeds=embeds, **common)
     else:
-        reads = ((batch["input_ids"] == IMAGE).cumsum(1) > 0).float()  # tokens from the image on look at it
+        reads = ((batch["input_ids"] == IMAGE).cumsum(1) > 0).float()  # tokens from the image on attend to it
         look = (1 - reads)[:, None, :, None].expand(-1, -1, -1, projected.shape[1]) * torch.finfo(torch.float32).min
         row = reads[:, None, :, None]
         output = model.model.language_model(
@@ -127,18 +127,19 @@ def packed_logits(
 def answer_loss(
     logits: Float[Tensor, "B S V"], batch: dict[str, Tensor]
 ) -> tuple[Float[Tensor, ""], dict[str, list[float]]]:
-    """Weighted cross-entropy of answer tokens; and, for each kind of question, how many are right and asked.
+    """Weighted cross-entropy of answer tokens; and, for each kind of question, the numbers of correct answers and
+    questions.
 
-    A question is right if each token of its answer is the likeliest one, given the true tokens before it.
+    An answer is correct if each of its tokens is the most probable one, given the true previous tokens.
     """
     labels = batch["labels"].flatten()
-    asked = labels != -100
-    scores, labels, weights = logits.flatten(0, 1)[asked], labels[asked], batch["weights"].flatten()[asked]
+    is_answer = labels != -100
+    scores, labels, weights = logits.flatten(0, 1)[is_answer], labels[is_answer], batch["weights"].flatten()[is_answer]
     loss = functional.cross_entropy(scores.float(), labels, reduction="none")
     family = batch["family"]
     right = torch.ones(len(family), device=loss.device)
     right.scatter_reduce_(
-        0, batch["question"].flatten()[asked], (scores.argmax(-1) == labels).float(), "amin", include_self=True
+        0, batch["question"].flatten()[is_answer], (scores.argmax(-1) == labels).float(), "amin", include_self=True
     )
     n = torch.bincount(family, minlength=len(LOGGED)).tolist()
     n_right = torch.bincount(family, weights=right, minlength=len(LOGGED)).tolist()
@@ -147,37 +148,37 @@ def answer_loss(
 
 
 def make_optimizers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for everything else."""
+    """Muon for the matrices inside the blocks, AdamW for all other parameters."""
     matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    seen: set[int] = set()
+    adamw_parameters: list[nn.Parameter] = []
+    known_ids: set[int] = set()
     for module in modules:
         for name, parameter in module.named_parameters():
-            if not parameter.requires_grad or id(parameter) in seen:
+            if not parameter.requires_grad or id(parameter) in known_ids:
                 continue
-            seen.add(id(parameter))
+            known_ids.add(id(parameter))
             inside = parameter.ndim == 2 and any(part in name for part in ("layers.", "multi_modal_projector"))
-            (matrices if inside else others).append(parameter)
+            (matrices if inside else adamw_parameters).append(parameter)
     return [
         torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=recipe.lr_other, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(adamw_parameters, lr=recipe.lr_other, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
     ]
 
 
 def learning_rate(share: float) -> float:
-    """Fraction of the peak learning rate after this share of a phase: short warm-up, plateau, linear fall."""
+    """Fraction of the peak learning rate after this share of a phase: short warm-up, plateau, linear decay."""
     return min(share / 0.03 + 0.01, 1.0, max(0.02, (1 - share) / 0.6))
 
 
 @dataclass
 class State:
-    """A run in progress: what a checkpoint holds beside the weights."""
+    """State of a run: content of a checkpoint other than weights."""
 
     phase: str = "encoder"
     step: int = 0
     seconds: float = 0.0
     began: float = 0.0
-    """Seconds of training when the phase began."""
+    """Seconds of training at the start of the phase."""
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -196,16 +197,16 @@ class Trainer:
         processes: int = 1,
         compiled: bool = True,
     ) -> None:
-        """Prepare a run, or resume the one whose checkpoint lies in ``work``.
+        """Prepare a run, or resume from the checkpoint in ``work``.
 
         Args:
-            recipe: What to do.
+            recipe: Settings of the run.
             work: Folder of the pool and of the run's checkpoint.
             out: Checkpoint folder to write the model to.
             start: Folder of a trained ``reference-joint`` to start from.
             device: ``cpu`` or ``cuda``.
             every: Seconds between checkpoints.
-            processes: Processes that draw the pool and make batches (about 5 ms an image).
+            processes: Processes that render the pool and make batches (about 5 ms per image).
             compiled: Compile the blocks on a CPU (about 1.8 times as fast; needs a C++ compiler).
         """
         self.recipe, self.work, self.out, self.every = recipe, work, out, every
@@ -222,7 +223,7 @@ class Trainer:
                 transplant(trained, self.model)
             else:
                 self.model.load_state_dict(trained.state_dict())
-        self.model.set_attn_implementation("eager")  # the fused one is slow backwards with a mask
+        self.model.set_attn_implementation("eager")  # the fused kernel has a slow backward pass with a mask
         self.model.to(self.device)
         self.head = DenseHead(WIDTH, len(SHAPES), len(COLOURS)).to(self.device)
         self.word_head = WordHead(WIDTH).to(self.device)
@@ -237,7 +238,7 @@ class Trainer:
             self.state = State(**self.saved["state"])
 
     def run(self) -> None:
-        """Go through the phases that are left and write the checkpoint folder."""
+        """Run the remaining phases and write the checkpoint folder."""
         if self.state.phase == "encoder":
             if self.recipe.encoder_steps:
                 self._phase("encoder", self.recipe.encoder_steps)
@@ -263,7 +264,7 @@ class Trainer:
             yield {name: value.to(self.device, non_blocking=True) for name, value in batch.items()}
 
     def _optimizers(self, *, answers: bool) -> list[torch.optim.Optimizer]:
-        """Optimizers of a phase, with the saved state where the phase is resumed; the blocks are compiled."""
+        """Optimizers of a phase, with saved state if the phase is resumed; compiles the blocks."""
         vision = self.model.model.vision_model if self.cross else self.model.model.vision_tower
         heads = [self.head, self.word_head, self.ask_head]
         optimizers = make_optimizers([self.model if answers else vision, *heads], self.recipe)
@@ -283,13 +284,13 @@ class Trainer:
             states, projected = encode(self.model, batch["pixels"])
             if answers:
                 logits, words = packed_logits(self.model, projected[: self.recipe.answer_batch[0]], batch)
-        loss, seen = self.head(states.float(), batch["classes"], batch["numbers"])
-        scores = {name: [value, 1.0] for name, value in seen.items() if value == value}
+        loss, dense_scores = self.head(states.float(), batch["classes"], batch["numbers"])
+        scores = {name: [value, 1.0] for name, value in dense_scores.items() if value == value}
         scores["dense_loss"] = [loss.item(), 1.0]
         if answers:
-            told, counted = answer_loss(logits, batch)
+            answer_term, counted = answer_loss(logits, batch)
             scores |= counted
-            scores["answer_loss"] = [told.item(), 1.0]
+            scores["answer_loss"] = [answer_term.item(), 1.0]
             named: Any = 0.0
             for kind, head, depth, at, truth in (
                 ("word", self.word_head, WORD_LAYERS, "marks", "mark_values"),
@@ -299,7 +300,7 @@ class Trainer:
                 part, errors = head(words[depth][rows, tokens].float(), batch[truth])
                 named = named + part
                 scores |= {f"{kind}_{name}": [value, 1.0] for name, value in errors.items()}
-            loss = self.recipe.dense_weight * loss + self.recipe.word_weight * named + told
+            loss = self.recipe.dense_weight * loss + self.recipe.word_weight * named + answer_term
         return loss, scores
 
     def _phase(self, phase: str, n_steps: int) -> None:
@@ -346,7 +347,7 @@ class Trainer:
                 break
 
     def _save(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        """Write the resumable checkpoint, the model's folder and the curve; each by renaming or file by file."""
+        """Write the resumable checkpoint, the model's folder and the curve, by renaming or file by file."""
         partial = self.file.with_suffix(".partial")
         torch.save(
             {

@@ -1,13 +1,13 @@
-"""Images, truths and packed questions to pre-train the reference checkpoints on.
+"""Pre-training data of the reference checkpoints: images, ground truth and packed questions.
 
-Scenes are drawn on the canvas that the product draws on and resized as the processors resize, once, into a pool on
-disk. Questions are drawn anew whenever an image is used, from its scene; half of the uses are mirrored.
+Scenes are rendered at the package's canvas size and resized as the processors do, once, into a pool on disk. Questions
+are drawn from the scene at every use of an image; half of the uses are mirrored.
 
-Packing: one image with all its questions is one sequence. A question and its answer attend to the image and to
-themselves only, and their positions restart after the image, so that each is answered exactly as if it stood alone,
+Packing: one sequence holds an image with all its questions. A question and its answer attend only to the image and to
+themselves, and their position ids restart after the image, so that each answer is the same as in a separate sequence,
 while the image is encoded once.
 
-Legend: ``B`` images, ``S`` sequence length, ``P`` patches.
+Shapes: ``B`` images, ``S`` sequence length, ``P`` patches.
 """
 
 import hashlib
@@ -52,18 +52,18 @@ class Kind(NamedTuple):
     share: float
     """Share of the pool."""
     use: Literal["plain", "easy", "sparse", "crowded"]
-    """``plain`` and ``easy`` scenes get every family, ``sparse`` ones are counted, ``crowded`` ones get no question:
-    they teach the encoder alone, by the dense loss."""
+    """``plain`` and ``easy`` scenes have questions of every family, ``sparse`` ones of counting, ``crowded`` ones none:
+    they train the encoder only, by the dense loss."""
     options: dict[str, Any]
-    """Of `ScenesConfig`."""
+    """Options of `ScenesConfig`."""
     palette: tuple[int, int] | None = None
-    """Range of the number of colours, and of shapes, that one scene draws from; all of them when absent. With few,
-    groups of two and three objects occur often enough to be counted and compared."""
+    """Range of the number of colours, and of shapes, in one scene; None for all. With few,
+    groups of two and three objects are frequent enough to be counted and compared."""
     shrink: float = 1.0
-    """Diameters are multiplied by this after objects are placed: below 1, the objects lie well apart."""
+    """Factor of diameters after objects are placed; below 1, objects are well separated."""
     family: str | None = None
-    """Scenes built around an answer to a question of this family, as those of fine-tuning are; that question comes
-    before the others. In scenes drawn freely, most groups are empty or hold one object."""
+    """Scenes are built around a drawn answer to a question of this family, as in fine-tuning; that question comes
+    first. In freely drawn scenes most groups are empty or have one object."""
 
 
 _SIMPLE: dict[str, Any] = {"n_objects": (1, 4), "n_objects_spacing": "uniform", "size": (0.08, 0.22)}
@@ -79,22 +79,22 @@ MIX = (
     Kind(0.08, "sparse", {"n_objects": (5, 20), "n_objects_spacing": "uniform", "size": (0.13, 0.16)}, (1, 1), 0.45),
     Kind(0.12, "crowded", {"n_objects": (5, 40), "n_objects_spacing": "log", "size": (0.05, 0.22)}),
 )
-"""The pool. No question is ever asked about a crowded scene."""
+"""Composition of the pool. Crowded scenes have no questions."""
 
 FAMILIES = (
     *("existence", "existence", "colour", "colour", "shape", "count", "count_by_attribute", "count_by_attribute"),
     *("comparison", "comparison", "comparison", "relation", "relation", "relation", "point", "caption"),
 )
-"""Families asked of a simple scene, as often as they stand here, as far as the scene allows."""
+"""Question families of a simple scene, with multiplicity, if the scene allows them."""
 
 WEIGHTS = {"caption": 0.4, "point": 0.4, "relation": 1.5, "comparison": 1.5, "colour": 1.5, "existence": 1.5}
-"""Weight of an answer token, 1 where absent: captions have up to 11 tokens, boxes 8."""
+"""Weight of an answer token, default 1: captions have up to 11 tokens, boxes 8."""
 
 EASY_STEPS = 400
-"""Over so many steps the share of easy scenes falls from `EASY_SHARE[0]` to `EASY_SHARE[1]`."""
+"""Number of steps over which the share of easy scenes decreases from `EASY_SHARE[0]` to `EASY_SHARE[1]`."""
 EASY_SHARE = (0.6, 0.25)
 SPARSE_SHARE = 0.1
-"""Share of sparse scenes among those asked about."""
+"""Share of sparse scenes among those with questions."""
 
 _SHAPE = {name: i for i, name in enumerate(SHAPES)}
 _COLOUR = {name: i for i, name in enumerate(COLOURS)}
@@ -118,7 +118,7 @@ class Drawn(NamedTuple):
 
     scene: Scene
     question: Question | None
-    """The question it was built for; true of its mirror image too."""
+    """The question it was built for; its answer also holds for the mirror image."""
 
 
 def draw_scene(kind: Kind, seed: int, index: int) -> Drawn:
@@ -144,7 +144,7 @@ class Pool:
     """A fixed set of training images on disk, with their scenes; ``of`` lists the indices of each use."""
 
     def __init__(self, folder: Path, n: int, seed: int, *, processes: int = 1) -> None:
-        """Open the pool, drawing it first where it is not there yet (about 2 ms an image and process)."""
+        """Open the pool; renders it first if it does not exist (about 2 ms per image and process)."""
         rng = np.random.default_rng(seed)
         kinds = rng.choice(len(MIX), size=n, p=[kind.share for kind in MIX])
         self.scenes = [draw_scene(MIX[kind], seed, i) for i, kind in enumerate(kinds)]
@@ -165,7 +165,7 @@ class Pool:
 
 
 def mirror(scene: Scene) -> Scene:
-    """The scene as seen in a mirror: left is right."""
+    """The horizontally mirrored scene."""
     return replace(scene, objects=tuple(o._replace(x=scene.width - o.x, angle=-o.angle) for o in scene.objects))
 
 
@@ -183,18 +183,18 @@ def truth(scene: Scene) -> tuple[Int8[np.ndarray, "P 5"], Float[np.ndarray, "P 5
 
 
 class Mark(NamedTuple):
-    """What is true of the thing that a word of a question names; NaN where nothing is."""
+    """Ground truth about the referent of a word of a question; NaN if there is none."""
 
     word: int
     """Index of the last word of the name in the question."""
     x: float
-    """Place of the only object of that name, as fractions of the canvas."""
+    """Position of the only object of that name, as fractions of the canvas."""
     y: float
     log_n: float
     """log2(1 + number of objects of that name)."""
 
 
-class Asked(NamedTuple):
+class TrainingQuestion(NamedTuple):
     """One question to train on."""
 
     text: str
@@ -202,7 +202,7 @@ class Asked(NamedTuple):
     family: int
     """Index in `LOGGED`."""
     weight: float
-    """Of an answer token."""
+    """Weight of an answer token."""
     marks: tuple[Mark, ...]
 
 
@@ -210,11 +210,11 @@ LOGGED = (
     *("colour", "shape", "existence", "count", "count_sparse", "count_by_attribute", "comparison"),
     *("relation_horizontal", "relation_vertical", "point", "caption"),
 )
-"""Kinds of questions whose accuracy is logged apart."""
+"""Kinds of questions whose accuracy is logged separately."""
 
 
 def marks_of(question: Question, scene: Scene) -> tuple[Mark, ...]:
-    """Truth about each thing that a question names: "red circle", "circle", "red objects", "circles"."""
+    """Ground truth about each referent of a question: "red circle", "circle", "red objects", "circles"."""
     words = question.text.split()
     names = [question.detail[key] for key in ("object", "group", "other") if key in question.detail]
     if not names and question.family == "shape":
@@ -236,36 +236,39 @@ def marks_of(question: Question, scene: Scene) -> tuple[Mark, ...]:
     return tuple(marks)
 
 
-def ask(scene: Scene, seed: int, *, first: Question | None = None, sparse: bool = False) -> list[Asked]:
-    """Draw questions about a scene, after a first one: all families of a simple scene, only numbers of a sparse one."""
+def ask(scene: Scene, seed: int, *, first: Question | None = None, sparse: bool = False) -> list[TrainingQuestion]:
+    """Draw questions about a scene, after a given first one: all families for a simple scene, only counting for a
+    sparse one."""
     families = ("count", "count_by_attribute") if sparse else FAMILIES
-    asked = []
+    questions = []
     drawn = make_questions(scene, families, len(families), seed)
     for q in drawn if first is None else [first, *(q for q in drawn if q.text != first.text)]:
         name = f"relation_{q.detail['wording']}" if q.family == "relation" else q.family
         name = "count_sparse" if sparse else name
         marks = marks_of(q, scene)
-        asked.append(Asked(q.text, q.answer, LOGGED.index(name), WEIGHTS.get(q.family, 1.0), marks))
-    return asked
+        questions.append(TrainingQuestion(q.text, q.answer, LOGGED.index(name), WEIGHTS.get(q.family, 1.0), marks))
+    return questions
 
 
-def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerFast, *, cross: bool) -> dict[str, Tensor]:
-    """Pack the questions about each image into one sequence an image.
+def pack(
+    by_image: Sequence[Sequence[TrainingQuestion]], tokenizer: PreTrainedTokenizerFast, *, cross: bool
+) -> dict[str, Tensor]:
+    """Pack the questions about each image into one sequence per image.
 
     Returns:
         ``input_ids`` int64 (B, S); ``position_ids`` int64 (B, S); ``attention_mask`` bool (B, 1, S, S), True where a
-        token (row) may look; ``labels`` int64 (B, S), the *next* token where it belongs to an answer, else -100;
+        token (row) may attend; ``labels`` int64 (B, S), the *next* token if it belongs to an answer, else -100;
         ``weights`` float32 (B, S), the weight of each label; ``question`` int64 (B, S), the number of the question of
         each label in the batch; ``family`` int64 (Q), of each question; ``marks`` int64 (M, 2), row and token of each
         mark, and ``mark_values`` float32 (M, 3); ``asks`` int64 (Q, 2), row and token before each answer, and
         ``ask_values`` float32 (Q, 6), the first two marks of its question, NaN where there are fewer.
     """
     prefix = [BOS, USER, *[IMAGE] * (1 if cross else N_PATCHES)]
-    words = sorted({word for row in asked for q in row for text in q[:2] for word in text.split()})
+    words = sorted({word for row in by_image for q in row for text in q[:2] for word in text.split()})
     ids_of = dict(zip(words, tokenizer(words, add_special_tokens=False)["input_ids"], strict=True))
 
     def encoded(text: str) -> list[int]:
-        """Token ids of a text whose tokens are words between spaces: ten times as fast as the tokenizer."""
+        """Token ids of a text whose tokens are separated by spaces: ten times as fast as the tokenizer."""
         return [token for word in text.split() for token in ids_of[word]]
 
     rows: list[tuple[list[Any], ...]] = []
@@ -274,7 +277,7 @@ def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerFast, *
     values: list[tuple[float, ...]] = []
     asks: list[tuple[int, int]] = []
     pairs: list[list[float]] = []
-    for questions in asked:
+    for questions in by_image:
         ids, positions, part = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         labels, weights, numbers = [-100] * len(prefix), [0.0] * len(prefix), [0] * len(prefix)
         for number, q in enumerate(questions, start=1):
@@ -316,7 +319,8 @@ def pack(asked: Sequence[Sequence[Asked]], tokenizer: PreTrainedTokenizerFast, *
 
 
 class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Batch number i of a run, made from (seed, i) alone, so that a resumed run sees what an undisturbed one would."""
+    """Batch number i of a run, a function of (seed, i), so that a resumed run has the same batches as an uninterrupted
+    one."""
 
     def __init__(
         self,
@@ -355,9 +359,9 @@ class Batches(torch.utils.data.Dataset[dict[str, Tensor]]):
             "numbers": torch.from_numpy(np.stack(numbers)),
         }
         if self.tokenizer is not None:
-            asked = [
+            questions = [
                 ask(scene, int(rng.integers(2**31)), first=self.pool.scenes[k].question, sparse=use == "sparse")
                 for scene, k, use in zip(scenes[: self.n_asked], chosen, uses, strict=False)
             ]
-            batch |= pack(asked, self.tokenizer, cross=self.cross)
+            batch |= pack(questions, self.tokenizer, cross=self.cross)
         return batch

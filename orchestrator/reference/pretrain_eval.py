@@ -28,7 +28,7 @@ HELD_OUT_SEED = 90_001
 """Seed of held-out examples; training scenes have seed 1."""
 
 SIZES = (0.08, 0.22)
-"""Object diameters of held-out scenes, as fractions of the canvas side: those of both tiers."""
+"""Object diameters of held-out scenes, as fractions of the canvas side, in both tiers."""
 CLOSED = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation")
 """Families with a closed set of answers."""
 SETS: dict[str, tuple[str, tuple[int, int]]] = {
@@ -50,18 +50,18 @@ class Row:
     high: float
     """Upper end."""
     chance: float
-    """Share of the commonest true answer: what a blind model can reach by always giving it."""
+    """Share of the most frequent true answer: accuracy of a blind model that always gives it."""
     error: float | None = None
-    """Points only: mean distance of the centres given and true, in hundredths of the canvas."""
+    """Points only: mean distance of predicted and true centres, in hundredths of the canvas."""
     unreadable: float | None = None
-    """Points only: share of answers that are no point and no box; they are left out of the error."""
+    """Points only: share of answers that are neither point nor box; excluded from the error."""
 
 
 def held_out(name: str, n: int, sizes: tuple[float, float] = SIZES) -> list[tuple[np.ndarray, str, str]]:
-    """Draw n held-out questions of a set, one a scene: (image uint8 (H, W, 3), question, answer).
+    """Draw n held-out questions of a set, one per scene: (image uint8 (H, W, 3), question, answer).
 
-    The answer is drawn before the scene, so that answers balance; groups that are counted or compared have the sizes
-    that simple scenes hold, in crowded ones too.
+    The answer is drawn before the scene, so that answers are balanced; groups to count or compare have the sizes of
+    simple scenes, in crowded scenes too.
     """
     family, n_objects = SETS[name]
     config = ScenesConfig(n_objects=n_objects, n_objects_spacing="uniform", size=sizes)
@@ -72,10 +72,10 @@ def held_out(name: str, n: int, sizes: tuple[float, float] = SIZES) -> list[tupl
     return drawn
 
 
-def point_errors(given: Sequence[str], true: Sequence[str]) -> tuple[float, float]:
-    """Mean distance of centres in hundredths, and the share of answers that are no point or box as asked."""
+def point_errors(predicted: Sequence[str], true: Sequence[str]) -> tuple[float, float]:
+    """Mean distance of centres in hundredths, and the share of answers that are not the requested point or box."""
     errors = []
-    for pair in zip(given, true, strict=True):
+    for pair in zip(predicted, true, strict=True):
         places = [parse_point(text) for text in pair]
         if places[0] is not None and places[1] is not None and len(places[0]) == len(places[1]):
             centres = [np.array(place).reshape(-1, 2).mean(0) for place in places if place]
@@ -84,12 +84,12 @@ def point_errors(given: Sequence[str], true: Sequence[str]) -> tuple[float, floa
 
 
 def answers(
-    model: Any, processor: Any, asked: Sequence[tuple[np.ndarray, str, str]], batch_size: int = 50
+    model: Any, processor: Any, questions: Sequence[tuple[np.ndarray, str, str]], batch_size: int = 50
 ) -> list[str]:
     """Answer questions by greedy generation, in batches."""
-    given: list[str] = []
-    for start in range(0, len(asked), batch_size):
-        part = asked[start : start + batch_size]
+    replies: list[str] = []
+    for start in range(0, len(questions), batch_size):
+        part = questions[start : start + batch_size]
         prompts = [
             processor.apply_chat_template(
                 [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}],
@@ -102,31 +102,31 @@ def answers(
         with torch.inference_mode():
             output = model.generate(**inputs, max_new_tokens=16, do_sample=False)
         new = output[:, inputs["input_ids"].shape[1] :]
-        given += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
-    return given
+        replies += [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+    return replies
 
 
 def evaluate(
     folder: Path, n: int = 500, names: Sequence[str] = tuple(SETS), sizes: tuple[float, float] = SIZES
 ) -> list[Row]:
-    """Measure a checkpoint folder on n held-out questions of each named set."""
+    """Evaluate a checkpoint folder on n held-out questions of each named set."""
     model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     processor = AutoProcessor.from_pretrained(folder)
     rows = []
     for name in names:
-        asked = held_out(name, n, sizes)
-        truth = [answer for _, _, answer in asked]
-        given = answers(model, processor, asked)
-        right = sum(a == b for a, b in zip(given, truth, strict=True))
+        questions = held_out(name, n, sizes)
+        truth = [answer for _, _, answer in questions]
+        replies = answers(model, processor, questions)
+        right = sum(a == b for a, b in zip(replies, truth, strict=True))
         low, high = wilson(right, n)
         chance = Counter(truth).most_common(1)[0][1] / n
-        error, unreadable = point_errors(given, truth) if SETS[name][0] == "point" else (None, None)
+        error, unreadable = point_errors(replies, truth) if SETS[name][0] == "point" else (None, None)
         rows.append(Row(name, n, right / n, low, high, chance, error, unreadable))
     return rows
 
 
 def draw_curves(curves: Sequence[Path], png: Path) -> None:
-    """Draw the training curves that runs left in their work folder: share of questions right, by family."""
+    """Plot training curves from the runs' work folders: accuracy by family."""
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -136,11 +136,11 @@ def draw_curves(curves: Sequence[Path], png: Path) -> None:
     for (shares, errors), path in zip(axes.T, curves, strict=True):
         points = [p for p in map(json.loads, path.read_text().splitlines()) if p["phase"] == "answers"]
         for number, name in enumerate(LOGGED):
-            seen = [p for p in points if name in p]
+            logged = [p for p in points if name in p]
             label = name.replace("_", " ")
             shares.plot(
-                [p["step"] for p in seen],
-                [p[name] for p in seen],
+                [p["step"] for p in logged],
+                [p[name] for p in logged],
                 label=label,
                 lw=1.2,
                 color=f"C{number % 10}",
@@ -150,8 +150,8 @@ def draw_curves(curves: Sequence[Path], png: Path) -> None:
             ("word_place_error", "place of a named object"),
             ("place_error", "place of a patch's object"),
         ):
-            seen = [p for p in points if name in p]
-            errors.plot([p["step"] for p in seen], [p[name] for p in seen], label=label, lw=1.2)
+            logged = [p for p in points if name in p]
+            errors.plot([p["step"] for p in logged], [p[name] for p in logged], label=label, lw=1.2)
         shares.set(title=path.stem.removesuffix("-curve"), ylabel="share of questions right", ylim=(0, 1.02))
         errors.set(xlabel="step", ylabel="mean error, hundredths", yscale="log")
         for axis in (shares, errors):

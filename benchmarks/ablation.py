@@ -1,15 +1,15 @@
-"""What deleting visual tokens saves: time an image by the share kept, against the plain forward pass.
+"""Time saved by deleting visual tokens: time per image by share kept, relative to the full forward pass.
 
     python -m benchmarks.ablation [--quick]
 
-A random LLaVA of 576 visual tokens, width 256 and 8 decoder layers, on one core. Processor time, the best of several
-rounds in which all shares take turns, so that a busy machine does not change it. "decoder" is the decoder's own call,
-shortening of the sequence included; "whole" adds vision encoder and projector. Then each way to choose tokens: the time
-of reading and choosing, over the decoder time that leaving so many tokens out at the same depths saves, at a quarter of
-the tokens (an average of a half for those that leave step by step, whose early layers see all).
+A random LLaVA of 576 visual tokens, width 256 and 8 decoder layers, on one core. CPU time, the minimum over
+interleaved rounds, which is insensitive to other load. "decoder" is the decoder call including the shortening of the
+sequence; "whole" adds vision encoder and projector. Then, for each token selection method: the time of reading and
+selection divided by the decoder time saved by the same deletion, at a quarter of the tokens (a half on average for
+methods that delete in several steps, whose early layers see all tokens).
 
-The last line is one JSON object. Aims: `time_at_25_percent` (decoder time at 25 % kept over that of the plain pass) at
-most 0.40; `selection_over_saving_METHOD` at most 0.2 for all that do not read the vision encoder.
+The last line is one JSON object. Targets: `time_at_25_percent` (decoder time at 25 % kept over that of the plain pass)
+at most 0.40; `selection_over_saving_METHOD` at most 0.2 for methods that do not read the vision encoder.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ N_TEXT = 24
 
 
 class Clock:
-    """Processor seconds spent in the decoder, hooks of a deletion included, since the last reset."""
+    """CPU seconds in the decoder, deletion hooks included, since the last reset."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.seconds = self._began = 0.0
@@ -52,16 +52,16 @@ class Clock:
 
 @torch.no_grad()
 def measure(adapter: Adapter, batch: Batch, keeps: dict[float, Batch], rounds: int) -> dict[float, tuple[float, float]]:
-    """Decoder and whole seconds of an image at each share kept, the best round; the plain pass under the key -1."""
+    """Decoder and total seconds per image at each share kept, best round; the full pass has the key -1."""
     clock, best = Clock(adapter), {share: (float("inf"), float("inf")) for share in (-1.0, *keeps)}
-    for _ in range(rounds + 1):  # the first round warms up and is as good as any other for a minimum
+    for _ in range(rounds + 1):  # the first round is the warm-up and may count, as the minimum is taken
         for share, inputs in ((-1.0, batch), *keeps.items()):
             clock.seconds, started = 0.0, time.process_time()
             adapter.run(inputs, logits_to_keep=1)
-            whole = time.process_time() - started
-            best[share] = min(best[share][0], clock.seconds), min(best[share][1], whole)
+            total = time.process_time() - started
+            best[share] = min(best[share][0], clock.seconds), min(best[share][1], total)
     n = len(batch["input_ids"])
-    return {share: (decoder / n, whole / n) for share, (decoder, whole) in best.items()}
+    return {share: (decoder / n, total / n) for share, (decoder, total) in best.items()}
 
 
 def main() -> None:
@@ -75,29 +75,28 @@ def main() -> None:
     counts = adapter.n_vision(batch).tolist()
     places = torch.rand(len(counts), max(counts), generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     keeps = {s: adapter.drop(batch, places < s * counts[0]) for s in SHARES}
-    found = measure(adapter, batch, keeps, 2 if quick else 8)
-    plain = found.pop(-1.0)
+    times = measure(adapter, batch, keeps, 2 if quick else 8)
+    plain = times.pop(-1.0)
     header("python -m benchmarks.ablation" + (" --quick" if quick else ""))
     print(f"{counts[0]} visual and {N_TEXT} text tokens, width {SIZE.width}, {SIZE.layers} layers, one core")
     print(f"{'kept':>6} {'decoder ms':>11} {'of plain':>9} {'whole ms':>9} {'of plain':>9}")
     print(f"{'plain':>6} {plain[0] * 1e3:>11.1f} {1:>9.2f} {plain[1] * 1e3:>9.1f} {1:>9.2f}")
-    for share, (decoder, whole) in found.items():
+    for share, (decoder, total) in times.items():
         row = f"{share:>6.0%} {decoder * 1e3:>11.1f} {decoder / plain[0]:>9.2f}"
-        print(f"{row} {whole * 1e3:>9.1f} {whole / plain[1]:>9.2f}")
+        print(f"{row} {total * 1e3:>9.1f} {total / plain[1]:>9.2f}")
     chosen = {entry.name: selection(adapter, batch, entry, plain[0], 2 if quick else 5) for entry in ENTRIES}
     print(f"{'method':>20} {'choosing ms':>12} {'saved ms':>9} {'ratio':>6}")
     for name, (cost, saved) in chosen.items():
         print(f"{name:>20} {cost * 1e3:>12.2f} {saved * 1e3:>9.1f} {cost / saved:>6.2f}")
     ratios = {f"selection_over_saving_{name}": round(cost / saved, 3) for name, (cost, saved) in chosen.items()}
-    last_line({"time_at_25_percent": round(found[0.25][0] / plain[0], 3), **ratios})
+    last_line({"time_at_25_percent": round(times[0.25][0] / plain[0], 3), **ratios})
 
 
 @torch.no_grad()
 def selection(adapter: Adapter, batch: Batch, entry: Selector, plain: float, rounds: int) -> tuple[float, float]:
-    """Seconds an image of reading and choosing, and of decoder time saved at the same depths; the best round of each.
+    """Seconds per image of reading and selection, and of decoder time saved by the same deletion; best round of each.
 
-    Reading and choosing is timed by the wall, since it is timed inside the pass; the best of several rounds stands for
-    a machine that does nothing else.
+    Reading and selection are wall time, measured inside the pass; the minimum over rounds approximates an idle machine.
     """
     n, budget = len(batch["input_ids"]), 0.25 if len(entry.depths) == 1 else 0.5
     if entry.at_input:
@@ -106,15 +105,15 @@ def selection(adapter: Adapter, batch: Batch, entry: Selector, plain: float, rou
         schedule = schedule_for(entry, adapter.n_layers, [], budget)
     layers, shares = zip(*schedule, strict=True)
     costs, clock, passes = [], Clock(adapter), []
-    control = next(one for one in ENTRIES if one.name == "random")
+    control = next(candidate for candidate in ENTRIES if candidate.name == "random")
     for _ in range(rounds + 1):
-        for one in (entry, control):
-            reduction = make_reduction(adapter, batch, one, layers, [[share] * n for share in shares])
+        for candidate in (entry, control):
+            reduction = make_reduction(adapter, batch, candidate, layers, [[share] * n for share in shares])
             clock.seconds = 0.0
             adapter.run(adapter.reduce(batch, reduction), logits_to_keep=1)
-            if one is entry:
+            if candidate is entry:
                 costs.append(reduction.seconds + reduction.seconds_before)
-            if one is control:  # the same depths and numbers, next to nothing to choose
+            if candidate is control:  # same depths and numbers, with negligible selection cost
                 passes.append(clock.seconds)
     return min(costs) / n, plain - min(passes) / n
 

@@ -1,14 +1,14 @@
-"""What capture costs beside the forward pass alone, on this machine.
+"""Cost of capture relative to the forward pass, on this machine.
 
     python -m benchmarks.capture [--quick]
 
 Two models: the shipped `reference-joint`, and a random LLaVA of width 256, 8 decoder layers and 576 visual tokens. Four
-ways to run each, every one in a process of its own, timed from the moment its model is ready:
+modes for each, each in a separate process, timed after the model is loaded:
 
-    bare        load, preprocess and run the images; nothing is kept
+    bare        load, preprocess and run the images; results are discarded
     local       `run_capture` in this process: every metric, features, tables written
     ray         the same on Ray with one actor; the steady part, after the first two shards
-    numpy_save  `output_hidden_states=True`, then `numpy.save` of all of them, as one would without this package
+    numpy_save  `output_hidden_states=True`, then `numpy.save` of all of them, as without this package
 
 Memory is the peak of the process tree's proportional set size. The last line is one JSON object, each ratio the worse
 of the two models: `local_over_bare`, `ray_over_bare`, `numpy_save_over_local` (time), `memory_5000_over_500` (peak of
@@ -36,13 +36,13 @@ from orchestrator.study.resolve import resolve_run
 
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
-"""Side of the image, px -> images a shard: enough shards for a steady part, each worth seconds of work."""
+"""Side of the image, px -> images per shard: enough shards for a steady state, each with seconds of work."""
 MORE_ROUNDS = {"reference-joint": 2, "llava-256": 1}
-"""Further rounds of `bare` and `local`, as many as five minutes hold."""
+"""Further rounds of `bare` and `local`, as many as fit in five minutes."""
 WAYS = ("bare", "local", "ray", "numpy_save")
 
 
-# ---------------------------------------------------------------- one way, in a child process
+# ---------------------------------------------------------------- one mode, in a child process
 
 
 def make_run(model: str, n_images: int, backend: str) -> RunConfig:
@@ -53,7 +53,7 @@ def make_run(model: str, n_images: int, backend: str) -> RunConfig:
 
 
 def time_forward(run: RunConfig, folder: Path, *, save: bool) -> float:
-    """Seconds of a plain loop over the images; with `save`, hidden states are kept as one would by hand."""
+    """Seconds of a plain loop over the images; with `save`, hidden states are saved by hand."""
     import numpy as np
     import torch
 
@@ -100,7 +100,7 @@ def time_local(run: RunConfig, folder: Path) -> float:
 
 
 def time_ray(run: RunConfig, folder: Path) -> float:
-    """Seconds all images would take at the rate after the first two shards, which an actor has in hand together."""
+    """Seconds for all images at the rate after the first two shards, which an actor processes together."""
     from orchestrator.capture.capture_stage import make_job
     from orchestrator.capture.ray import stream_ray
     from orchestrator.cluster.placement import capture_pool
@@ -159,7 +159,7 @@ def make_llava(folder: Path) -> str:
 
 
 def measure(way: str, model: str, n_images: int) -> dict[str, float]:
-    """Run one way in a child process; seconds, images a second, peak memory and bytes an image."""
+    """Run one mode in a child process; seconds, images per second, peak memory and bytes per image."""
     with tempfile.TemporaryDirectory(prefix="vtsweep-") as folder:
         command = [sys.executable, "-m", "benchmarks.capture", "--child", way, model, str(n_images), folder]
         with tempfile.TemporaryFile("w+") as errors:
@@ -210,12 +210,12 @@ def main() -> None:
         return
     quick = arguments.quick
     counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 96}
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    results: dict[str, dict[str, dict[str, float]]] = {}
     print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:
         for model, n_images in counts.items():
             path = make_llava(Path(folder)) if model == "llava-256" else model
-            rows = found[model] = {}
+            rows = results[model] = {}
             ways = ("bare", "local") if quick and model == "llava-256" else WAYS
             rounds = [{way: measure(way, path, n_images) for way in ways}]
             rounds += [
@@ -223,11 +223,13 @@ def main() -> None:
                 for _ in range(0 if quick else MORE_ROUNDS[model])
             ]
             for way in ways:
-                # A machine's speed drifts from minute to minute: the median of rounds, and of ratios within a round.
-                there = [one for one in rounds if way in one]
-                row = rows[way] = {key: statistics.median(one[way][key] for one in there) for key in there[0][way]}
+                # Speed drifts over minutes: use medians over rounds, and of ratios within a round.
+                valid_rounds = [round_ for round_ in rounds if way in round_]
+                row = rows[way] = {
+                    key: statistics.median(round_[way][key] for round_ in valid_rounds) for key in valid_rounds[0][way]
+                }
                 row["of_bare"] = share = statistics.median(
-                    one["bare"]["seconds"] / one[way]["seconds"] for one in there
+                    round_["bare"]["seconds"] / round_[way]["seconds"] for round_ in valid_rounds
                 )
                 print(
                     f"{model:<16} {way:<11} {row['images_per_second']:>9.2f} {share:>8.2f} {row['peak_mb']:>8.0f} "
@@ -240,7 +242,7 @@ def main() -> None:
 
     def worst(way: str, over: str = "bare") -> float:
         rates = [
-            rows[way]["of_bare"] / rows[over]["of_bare"] for rows in found.values() if way in rows and over in rows
+            rows[way]["of_bare"] / rows[over]["of_bare"] for rows in results.values() if way in rows and over in rows
         ]
         return min(rates)
 
@@ -249,7 +251,7 @@ def main() -> None:
         "ray_over_bare": worst("ray"),
         "numpy_save_over_local": worst("local", "numpy_save"),
         "memory_5000_over_500": peaks[1] / peaks[0],
-        "bytes_per_image": found["reference-joint"]["local"]["bytes_per_image"],
+        "bytes_per_image": results["reference-joint"]["local"]["bytes_per_image"],
     }
     print(json.dumps({name: round(value, 3) for name, value in summary.items()}))
 

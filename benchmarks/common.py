@@ -1,4 +1,4 @@
-"""What benchmarks share: the header that says on what they ran, interleaved timing, and the last line."""
+"""Common parts of benchmarks: header with the hardware, interleaved timing, and the JSON line of figures."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def header(command: str) -> None:
 def seconds(functions: Mapping[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
     """Median time of each function, s. Rounds are interleaved; each function runs once before, untimed.
 
-    On a CPU it is processor time, which a busy machine hardly changes (use one thread: OMP_NUM_THREADS=1); on a GPU
-    wall time until its work is done.
+    On a CPU: CPU time, which other load hardly changes (use one thread: OMP_NUM_THREADS=1); on a GPU: wall time until
+    its work is done.
     """
     clock = time.process_time if device == "cpu" else time.perf_counter
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
@@ -45,7 +45,7 @@ def seconds(functions: Mapping[str, Callable[[], object]], repeats: int, device:
             wait()
             if round_number:
                 times[name].append(clock() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+    return {name: statistics.median(samples) for name, samples in times.items()}
 
 
 def last_line(figures: Mapping[str, object]) -> None:

@@ -1,9 +1,8 @@
-"""What a capture pass costs a GPU, counted without one: kernels launched, bytes moved, operations.
+"""Cost of a capture pass on a GPU, counted without a GPU: kernels launched, bytes moved, operations.
 
-The real code runs on fake `cuda` tensors (`FakeTensorMode`): nothing is computed, every operation is seen with the
-shapes that it would have. `Work` adds up, for each operation that launches a kernel, the bytes of what it reads and
-writes and its operations; `seconds` is the time at a card's rates, each operation bound by the slower of the two,
-and none faster than a launch.
+The real code runs on fake `cuda` tensors (`FakeTensorMode`): nothing is computed, but every operation is observed
+with its shapes. `Work` sums, for each operation that launches a kernel, the bytes that it reads and writes and its
+operations; `seconds` is a roofline estimate: each operation is bound by memory or compute rate, and by the launch time.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from orchestrator.capture.taps import State
 from orchestrator.config import CaptureConfig
 
 LAUNCH_S = 4e-6
-"""Least time of a kernel."""
+"""Minimum time of a kernel, s."""
 MEMORY, BFLOAT16, FLOAT32 = 4.3e12, 760e12, 52e12
 """An H200's rates, measured: bytes/s read and written, operations/s of bfloat16 and of float32 products."""
 FORWARD = 520e12
-"""Operations/s of a 7B model's whole pass there, measured (161 ms for eight images)."""
+"""Operations/s of a complete pass of a 7B model on it, measured (161 ms for eight images)."""
 FREE = ("view", "alias", "detach", "expand", "permute", "transpose", "t.", "slice", "select", "unsqueeze", "squeeze")
 FREE += (
     "new_empty",
@@ -47,12 +46,12 @@ FREE += (
     "resize",
     "prim::",
 )
-"""Operations that launch nothing, by the beginning of their names."""
+"""Prefixes of operations that launch no kernel."""
 
 
 @dataclass
 class Work(TorchDispatchMode):
-    """Counts the kernels of a block, and the copies from and to the host."""
+    """Counts the kernels in a `with` block, and the copies from and to the host."""
 
     n_launches: int = 0
     n_bytes: int = 0
@@ -68,23 +67,23 @@ class Work(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         name = func._schema.name.removeprefix("aten::")
-        on_gpu = [t for t in (*tensors, *made) if t.device.type == "cuda"]
+        on_gpu = [t for t in (*tensors, *outputs) if t.device.type == "cuda"]
         if not on_gpu or any(name.startswith(free) for free in FREE):
             return out
-        if name in ("_to_copy", "copy_") and {t.device.type for t in (*tensors, *made)} == {"cpu", "cuda"}:
-            self.to_host += (made or tensors)[0].device.type == "cpu"
+        if name in ("_to_copy", "copy_") and {t.device.type for t in (*tensors, *outputs)} == {"cpu", "cuda"}:
+            self.to_host += (outputs or tensors)[0].device.type == "cpu"
         reads = {id(t): _bytes(t) for t in (*on_gpu,)}
         moved = sum(reads.values())
         flops = _flops(func, args, kwargs, out)
         half = any(t.dtype in (torch.bfloat16, torch.float16) for t in tensors)
-        took = max(LAUNCH_S, moved / MEMORY, flops / (BFLOAT16 if half else FLOAT32))
+        duration = max(LAUNCH_S, moved / MEMORY, flops / (BFLOAT16 if half else FLOAT32))
         self.n_launches += 1
         self.n_bytes += moved
         self.flops += flops
-        self.seconds += took
-        self.by_operation[name] += round(took * 1e9)
+        self.seconds += duration
+        self.by_operation[name] += round(duration * 1e9)
         return out
 
 
@@ -92,7 +91,7 @@ def _flops(func: Any, args: tuple, kwargs: dict[str, Any], out: Any) -> float:
     formula = flop_registry.get(func._overloadpacket)
     if formula is None:
         return 0.0
-    inputs = args[:2] if func._overloadpacket is torch.ops.aten.bmm else args  # a third one is the type of the output
+    inputs = args[:2] if func._overloadpacket is torch.ops.aten.bmm else args  # a third argument is the output dtype
     return float(formula(*inputs, **({} if len(inputs) < len(args) else kwargs), out_val=out))
 
 
@@ -105,7 +104,7 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def masks(shape: gpu_model.Shape) -> tuple[Tensor, Tensor]:
-    """Which positions of a pass are vision and text; real tensors, as a recorder reads them on the host."""
+    """Masks of vision and text positions of a pass; real tensors, as a recorder reads them on the host."""
     vision = torch.zeros(shape.images, shape.side**2 + shape.text + 3, dtype=torch.bool)
     vision[:, 3 : 3 + shape.side**2] = True
     text = torch.zeros_like(vision)
@@ -115,7 +114,7 @@ def masks(shape: gpu_model.Shape) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def counting() -> Iterator[Work]:
-    """Fake `cuda` tensors inside the block, and the work on them."""
+    """Fake `cuda` tensors inside the block, and their counted work."""
     with fake_cuda(), Work() as work:
         yield work
 
@@ -154,7 +153,7 @@ def table(*, tiny: bool = False) -> dict[str, float]:
     print(f"{'bare (decoder)':<18}{'':>9}{'':>10}{flops / 1e12:>8.2f}{1e3 * seconds:>15.1f}")
     figures = {"counted_bare_ms": round(1e3 * seconds, 2)}
     for name, metrics in SETS.items():
-        if name.startswith("full_exact"):  # a solver's work is not in its shapes
+        if name.startswith("full_exact"):  # the work of a solver does not follow from shapes
             continue
         work = recorded(shape, metrics)
         print(

@@ -1,10 +1,10 @@
-"""How fast question files are read: rows a second, images a second and core, and the driver's memory.
+"""Speed of reading question files: rows per second, images per second and core, and the driver's memory.
 
     python -m benchmarks.data [--quick]
 
-Rows are JSON lines about 1,000 pictures, checked once and then read from the cached table. A process of its own does
-what a driver does before work, at 10^3 and at 10^6 rows (10^5 with --quick): it opens the source, identifies rows and
-pictures by content, and sorts the rows by family and by thirds of a numeric column. Images come from a folder, and as
+Rows are JSON lines about 1,000 images, checked once and then read from the cached table. A separate process does
+the driver's work before a run, at 10^3 and at 10^6 rows (10^5 with --quick): it opens the source, hashes rows and
+images by content, and groups the rows by family and by thirds of a numeric column. Images come from a folder, and as
 bytes in a Parquet column, through `load_shard`, the function that Ray's loading tasks call.
 The last line is one JSON object: `rows_per_s` (first time), `again_s` (second time, larger number of rows),
 `images_per_s_core`, `driver_memory_ratio` (peak at the larger number of rows over that at 10^3, imports included).
@@ -48,7 +48,7 @@ print(json.dumps([len(source), time.perf_counter() - start, resource.getrusage(r
 
 
 def write_rows(root: Path, n: int) -> None:
-    """n rows of JSON lines about 1,000 small pictures."""
+    """n rows of JSON lines about 1,000 small images."""
     root.mkdir(parents=True)
     for i in range(N_PICTURES):
         Image.new("RGB", (8, 8), (i % 256, i // 256, 0)).save(root / f"{i}.png")
@@ -67,13 +67,13 @@ def write_rows(root: Path, n: int) -> None:
 
 def opened(root: Path) -> tuple[int, float, float]:
     """Rows, seconds and peak memory (MB) of a process that opens the source."""
-    found = subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, text=True, check=True)
-    n, seconds, memory = json.loads(found.stdout.splitlines()[-1])
+    process = subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, text=True, check=True)
+    n, seconds, memory = json.loads(process.stdout.splitlines()[-1])
     return n, seconds, memory
 
 
 def images_per_second(root: Path, n: int) -> dict[str, float]:
-    """Images of 640 x 480 px loaded a second of processor time, from files and from a Parquet column."""
+    """Images of 640 x 480 px loaded per second of CPU time, from files and from a Parquet column."""
     root.mkdir()
     rng = np.random.default_rng(0)
     smooth = rng.integers(0, 256, (15, 20, 3), dtype=np.uint8)

@@ -1,8 +1,8 @@
-"""Fake `cuda` tensors on a machine whose torch knows no CUDA: real code runs, nothing is computed.
+"""Fake `cuda` tensors without a CUDA build of torch: real code runs, nothing is computed.
 
-`FakeTensorMode` gives every operation's shapes and raises where a value would be needed (`.item()`, `int(tensor)`, a
-test of a tensor, a shape that depends on data), which on a GPU would make its host wait. A torch built for the CPU
-cannot index such tensors with brackets, as that asks CUDA for a device: `Indexing` does it by plain operations.
+`FakeTensorMode` gives every operation's shapes and raises if a value is needed (`.item()`, `int(tensor)`, a Boolean
+test of a tensor, a data-dependent shape), which would synchronize a GPU. A CPU build of torch cannot index such tensors
+with brackets, as that queries the CUDA device: `Indexing` replaces it by other operations.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def _index(tensor: Tensor, key: Any) -> Tensor:
 def _layout(masks: Any, device: torch.device, *more: Any) -> token_layout.TokenLayout:
     """`make_layout`, whose work on the host needs values, with its results sent to the fake device."""
     with _disable_current_modes(), mock.patch.object(token_layout, "_send", lambda tensor, _: tensor):
-        made = token_layout.make_layout(masks, device, *more)
+        layout = token_layout.make_layout(masks, device, *more)
     groups = {
         name: replace(group, device_counts=group.device_counts.to(device), ordinals=group.ordinals.to(device))
-        for name, group in made.groups.items()
+        for name, group in layout.groups.items()
     }
-    return replace(made, places=made.places.to(device), groups=groups)
+    return replace(layout, places=layout.places.to(device), groups=groups)
 
 
 @contextmanager

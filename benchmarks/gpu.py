@@ -1,15 +1,15 @@
-"""Every stage on one GPU beside the bare work, in under eight minutes.
+"""Every stage on one GPU relative to the bare work, in under eight minutes.
 
     python -m benchmarks.gpu [--only capture,metrics,probes,train,ablation,small,ray,quickstart] [--tiny] [--profile]
 
 A randomly weighted 7B-shaped LLaVA (28 blocks of width 3,584, 729 visual tokens, bfloat16) made in the GPU's memory,
-eight images a pass, and the shipped `reference-joint`. Every part prints a JSON line as soon as it is done, so that
-a run that is cut short loses nothing; the last line holds the figures of all parts that ran:
+eight images a pass, and the shipped `reference-joint`. Every part prints a JSON line when it is done, so that
+an interrupted run keeps its results; the last line has the figures of all completed parts:
 
     capture_X_over_bare     time of a pass with features and the metrics X over the pass alone: `norms`, `default`
                             (norms and Gram), `full_exact` and `full_estimate` (those and one full spectrum a layer)
     ray_over_local          images/s of the steady part on Ray over those in this process, a model loaded from disk
-    probe_block_s           one (tap, layer) of probes in a process that is warm, s
+    probe_block_s           one (tap, layer) of probes in a warm process, s
     probe_sklearn_over_ours a joblib-free loop of scikit-learn on one core over ours, by time a feature matrix
     step_over_peft          LoRA step over that of a bare peft loop, same batches, adapters and recomputing
     decoder_at_25_percent   decoder time with a quarter of the visual tokens over the plain pass
@@ -17,9 +17,9 @@ a run that is cut short loses nothing; the last line holds the figures of all pa
     images_per_s, mfu       of capture with the default set; floating-point operations of the bare pass over
                             time times the card's dense bfloat16 rate
 
-`--profile` prints the kernels of one capture pass that take longest. `--tiny` runs the same code at small sizes, on a
+`--profile` prints the slowest kernels of one capture pass. `--tiny` runs the same code at small sizes, on a
 CPU too. Without a GPU the costs are counted instead (`benchmarks/counted.py`): kernels launched, bytes moved and
-operations of the same passes, and the time that these would take at an H200's rates.
+operations of the same passes, and the estimated time at an H200's rates.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
     "quickstart": gpu_parts.quickstart,
     "ray": gpu_parts.on_ray,
 }
-"""In the order they run: those that need most of the memory first, those that start processes last."""
+"""In order of execution: first the parts that need most memory, last those that start processes."""
 
 
 def counted(settings: gpu_parts.Settings) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def counted(settings: gpu_parts.Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the parts that are asked for; print a line of each, and one of all."""
+    """Run the requested parts; print one line per part, and one of all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated parts")
     parser.add_argument("--tiny", action="store_true", help="small sizes: shows that it runs, measures nothing")

@@ -31,7 +31,7 @@ class Shape:
     vision_layers: int = 24
     vision_width: int = 1024
     images: int = 8
-    """Images a pass."""
+    """Images per pass."""
     text: int = 24
     """Tokens of the question."""
 
@@ -74,7 +74,7 @@ def make_config(shape: Shape, ids: dict[str, Any] | None = None) -> hf.LlavaConf
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Torch's default floating type inside the block."""
+    """Torch's default floating dtype inside the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -84,14 +84,14 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def make_model(config: hf.LlavaConfig, device: str) -> Any:
-    """The model with random weights, in bfloat16, made where it will run."""
+    """The model with random weights, in bfloat16, created on its device."""
     torch.manual_seed(0)
     with default_dtype(torch.bfloat16), torch.device(device):
         return hf.LlavaForConditionalGeneration(config).eval().requires_grad_(False)
 
 
 def decoder(shape: Shape) -> Any:
-    """The decoder alone, with whatever default device and type hold."""
+    """The decoder only, with the current default device and dtype."""
     return hf.AutoModel.from_config(make_config(shape).text_config, attn_implementation="sdpa").eval()
 
 

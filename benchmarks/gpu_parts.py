@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`; see there for what their figures mean."""
+"""The parts of `benchmarks.gpu`, which explains their figures."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ SETS: dict[str, tuple[str, ...]] = {
     "full_estimate": (*default_names(), "effective_rank_estimate", "effective_rank_estimate_se", "rank_90_estimate"),
     "full_exact_all": default_names("exact"),
 }
-"""Metric sets; `full_exact_all` has the spectra of all four variants, as `capture.spectrum: exact` asks for."""
+"""Metric sets; `full_exact_all` has the spectra of all four variants, as with `capture.spectrum: exact`."""
 
 
 @dataclass
 class Settings:
-    """Device and size, and the 7B-shaped model once it is made."""
+    """Device and size, and the 7B-shaped model once created."""
 
     device: str
     tiny: bool
@@ -87,7 +87,7 @@ if torch.__version__ < "2.13":
 
 
 def free() -> None:
-    """Give memory back that the part before has left in caches."""
+    """Release cached memory of the previous part."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -97,10 +97,10 @@ def free() -> None:
 
 
 def passes(adapter: Adapter, batch: Batch, metrics: Sequence[str] | None, n: int) -> None:
-    """`n` passes as a worker makes them: results are taken while the next one runs. Bare passes for None."""
+    """`n` passes as in a worker: results are read while the next pass runs. Bare passes for None."""
     config = CaptureConfig()
     quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
-    layers = {tap: len(found) for tap, found in Taps(adapter, default_taps(adapter)).select.items()}
+    layers = {tap: len(tap_layers) for tap, tap_layers in Taps(adapter, default_taps(adapter)).select.items()}
     waiting = None
     for _ in range(n):
         if metrics is None:
@@ -126,7 +126,7 @@ def capture(settings: Settings) -> dict[str, float]:
     works: dict[str, Callable[[], object]] = {"bare": lambda: passes(adapter, batch, None, n)}
     for name, metrics in SETS.items():
         works[name] = lambda metrics=metrics: passes(adapter, batch, metrics, n)  # type: ignore[misc]
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     times = {name: seconds({name: works[name]}, 1, settings.device)[name] for name in ("full_exact", "full_exact_all")}
     quick = {name: work for name, work in works.items() if not name.startswith("full_exact")}
     if settings.device == "cuda":
@@ -134,45 +134,45 @@ def capture(settings: Settings) -> dict[str, float]:
     times |= seconds(quick, repeats, settings.device)
     each = {name: value / n for name, value in times.items()}
     for name in SETS:
-        found[f"capture_{name}_over_bare"] = each[name] / each["bare"]
+        figures[f"capture_{name}_over_bare"] = each[name] / each["bare"]
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         adapter.run(batch, logits_to_keep=1)
-    found["bare_ms"] = 1e3 * each["bare"]
-    found["images_per_s_bare"] = settings.shape.images / each["bare"]
-    found["images_per_s"] = settings.shape.images / each["default"]
-    found["tflop_a_pass"] = counter.get_total_flops() / 1e12
+    figures["bare_ms"] = 1e3 * each["bare"]
+    figures["images_per_s_bare"] = settings.shape.images / each["bare"]
+    figures["images_per_s"] = settings.shape.images / each["default"]
+    figures["tflop_a_pass"] = counter.get_total_flops() / 1e12
     if settings.device == "cuda":
         name = torch.cuda.get_device_name()
         peak = next((rate for card, rate in PEAK.items() if card in name), None)
         if peak is not None:
-            found["mfu_bare"] = counter.get_total_flops() / each["bare"] / peak
-            found["mfu"] = counter.get_total_flops() / each["default"] / peak
-        found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return found
+            figures["mfu_bare"] = counter.get_total_flops() / each["bare"] / peak
+            figures["mfu"] = counter.get_total_flops() / each["default"] / peak
+        figures["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return figures
 
 
 def metrics(settings: Settings) -> dict[str, float]:
-    """Metrics alone on the states of a pass, all layers together, ms."""
+    """Metrics only, on the states of a pass, all layers together, ms."""
     shape = settings.shape
     rows, n = (shape.layers + 1) * shape.images, -(-(shape.side**2) // 16) * 16
     hidden = torch.randn(rows, n, shape.width, dtype=torch.bfloat16, device=settings.device)
     hidden += 2 * torch.randn(1, 1, shape.width, dtype=torch.bfloat16, device=settings.device)
     counts = torch.full((rows,), shape.side**2, device=settings.device)
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name in ("norms", "default", "full_estimate", "full_exact"):
         times = seconds({name: lambda name=name: measure(hidden, counts, SETS[name])}, 2, settings.device)  # type: ignore[misc]
-        found[f"metrics_{name}_ms"] = 1e3 * times[name]
+        figures[f"metrics_{name}_ms"] = 1e3 * times[name]
     if settings.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         base = torch.cuda.memory_allocated()
         measure(hidden, counts, SETS["default"])
         settings.wait()
-        found["metrics_default_gb"] = (torch.cuda.max_memory_allocated() - base) / 1e9
-    return found
+        figures["metrics_default_gb"] = (torch.cuda.max_memory_allocated() - base) / 1e9
+    return figures
 
 
 def profile(settings: Settings) -> None:
-    """Print what takes longest in one capture pass with the default set, and in the metrics of the estimate."""
+    """Print the slowest kernels of one capture pass with the default set, and of the metrics with the estimate."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as torch_profile
 
@@ -182,10 +182,10 @@ def profile(settings: Settings) -> None:
     for name in ("default", "full_estimate"):
         passes(adapter, batch, SETS[name], 1)
         settings.wait()
-        with torch_profile(activities=activities) as found:
+        with torch_profile(activities=activities) as profiler:
             passes(adapter, batch, SETS[name], 1)
             settings.wait()
-        events = found.key_averages()
+        events = profiler.key_averages()
         print(f"== {name}: {sum(e.count for e in events if e.device_type != torch.autograd.DeviceType.CPU)} kernels")
         print(events.table(sort_by=by, row_limit=32, max_name_column_width=70), flush=True)
 
@@ -290,14 +290,14 @@ def probe_problem(n: int, n_positions: int, width: int) -> tuple[np.ndarray, lis
 
 
 def probes(settings: Settings) -> dict[str, float]:
-    """One block of probes, warm, by width and device, and scikit-learn's time a matrix over ours."""
+    """One block of probes, warm, by width and device, and scikit-learn's time per matrix relative to ours."""
     from orchestrator.probes.grid import fit_grid
 
     config = ProbeConfig(solvers=("ridge", "logistic"))
     sizes = {"128": (400, 27, 128), "4096": (128, 27, 4096), "3584x2000": (2000, 8, 3584)}
     if settings.tiny:
         sizes = {"128": (60, 3, 16), "4096": (40, 3, 80)}
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     for name, size in sizes.items():
         features, targets, split, positions_of = probe_problem(*size)
         for device in dict.fromkeys((settings.device, "cpu")):
@@ -313,17 +313,19 @@ def probes(settings: Settings) -> dict[str, float]:
                 )
                 spent.append(time.perf_counter() - started)
             torch.set_num_threads(before)
-            found[f"probe_block_{name}_{device}_s"] = spent[-1]
+            figures[f"probe_block_{name}_{device}_s"] = spent[-1]
     device = settings.device
-    found["probe_block_s"] = max(min(found[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in ("128", "4096"))
+    figures["probe_block_s"] = max(
+        min(figures[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in ("128", "4096")
+    )
     n, _, width = sizes["128"]
     features, targets, split, positions_of = probe_problem(n, 1, width)
     single = config.model_copy(update={"engine": "sklearn"})
     started = time.perf_counter()
     fit_grid(features, targets, single, split, tap="decoder", layer=0, positions=positions_of)
     a_matrix = time.perf_counter() - started
-    ours = min(found[f"probe_block_128_{d}_s"] for d in (device, "cpu")) / sizes["128"][1]
-    return {**found, "probe_sklearn_over_ours": a_matrix / ours}
+    ours = min(figures[f"probe_block_128_{d}_s"] for d in (device, "cpu")) / sizes["128"][1]
+    return {**figures, "probe_sklearn_over_ours": a_matrix / ours}
 
 
 # ---------------------------------------------------------------- the small model, Ray, a whole study
@@ -355,8 +357,8 @@ def small(settings: Settings) -> dict[str, float]:
 def study_run(model: str, n_images: int, side: int, backend: str, **how: Any) -> RunConfig:
     """A capture run of scenes."""
     data = {"source": "scenes", "n_images": n_images, "n_objects": [1, 50], "width": side, "height": side}
-    given = {"backend": backend, "batch_size": 8, "shard_size": 16, **how}
-    return RunConfig.model_validate({"model": {"name": model}, "data": data, "how": given})
+    how_settings = {"backend": backend, "batch_size": 8, "shard_size": 16, **how}
+    return RunConfig.model_validate({"model": {"name": model}, "data": data, "how": how_settings})
 
 
 def on_ray(settings: Settings) -> dict[str, float]:
@@ -366,7 +368,7 @@ def on_ray(settings: Settings) -> dict[str, float]:
     settings.made.clear()
     free()
     n_images = 48 if settings.tiny else 256
-    found: dict[str, float] = {}
+    figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
         name = gpu_model.checkpoint(settings.shape, settings.device, Path(folder, "model"))
         free()
@@ -374,15 +376,15 @@ def on_ray(settings: Settings) -> dict[str, float]:
             run = study_run(name, n_images, 14 * settings.shape.side, backend, object_store_gb=1.0)
             started = time.perf_counter()
             steady = measured(run, Path(folder, backend))
-            found[f"{backend}_images_per_s"] = n_images / steady
-            found[f"{backend}_total_s"] = time.perf_counter() - started
+            figures[f"{backend}_images_per_s"] = n_images / steady
+            figures[f"{backend}_total_s"] = time.perf_counter() - started
             free()
-    found["ray_over_local"] = found["ray_images_per_s"] / found["local_images_per_s"]
-    return found
+    figures["ray_over_local"] = figures["ray_images_per_s"] / figures["local_images_per_s"]
+    return figures
 
 
 def quickstart(settings: Settings) -> dict[str, float]:
-    """The quick start's wall time, in a process of its own."""
+    """Wall time of the quick start, in a separate process."""
     with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
         changes = [f"storage={folder}", "track.enabled=false"]
         if settings.tiny:

@@ -80,9 +80,9 @@ def measure_size(n: int, d: int, n_layers: int, device: str, repeats: int) -> di
         "svdvals": lambda: [torch.linalg.svdvals(state.float()) for state in states],
         "forward": lambda: model(inputs_embeds=states[0]),
     }
-    found = seconds(functions, repeats, device)
+    times = seconds(functions, repeats, device)
     per = {"forward": run_layers}
-    return {name: value / per.get(name, n_layers) for name, value in found.items()}
+    return {name: value / per.get(name, n_layers) for name, value in times.items()}
 
 
 @torch.no_grad()
@@ -95,14 +95,14 @@ def reference_share(n_images: int, repeats: int) -> float:
         adapter.run(batch)
         states = list(taps.states(batch))
     groups = [(state.hidden, mask) for state in states for mask in (state.vision, state.text) if mask is not None]
-    found = seconds(
+    times = seconds(
         {"suite": lambda: [compute(*group) for group in groups], "forward": lambda: adapter.run(batch)}, repeats, "cpu"
     )
     print(
         f"reference-joint, {n_images} images, {len(groups)} (tap point, group) states: forward "
-        f"{1e3 * found['forward'] / n_images:.2f} ms/image, suite {1e3 * found['suite'] / n_images:.2f} ms/image"
+        f"{1e3 * times['forward'] / n_images:.2f} ms/image, suite {1e3 * times['suite'] / n_images:.2f} ms/image"
     )
-    return found["suite"] / found["forward"]
+    return times["suite"] / times["forward"]
 
 
 def main() -> None:
@@ -117,14 +117,14 @@ def main() -> None:
     shares: dict[tuple[int, int], float] = {}
     print(f"{'N x d':>12} {'ours':>10} {'exact':>10} {'estimate':>10} {'svdvals':>10} {'forward':>10}   ms a layer")
     for (n, d), n_layers in list(SIZES.items())[: 2 if options.quick else None]:
-        found = measure_size(n, d, GPU_LAYERS if options.device == "cuda" else n_layers, options.device, repeats)
+        times = measure_size(n, d, GPU_LAYERS if options.device == "cuda" else n_layers, options.device, repeats)
         print(
             f"{f'{n} x {d}':>12} "
-            + " ".join(f"{1e3 * found[k]:10.2f}" for k in ("ours", "exact", "estimate", "svdvals", "forward"))
+            + " ".join(f"{1e3 * times[k]:10.2f}" for k in ("ours", "exact", "estimate", "svdvals", "forward"))
         )
-        figures[f"svdvals_over_ours_{n}x{d}"] = round(found["svdvals"] / found["ours"], 2)
-        figures[f"svdvals_over_exact_{n}x{d}"] = round(found["svdvals"] / found["exact"], 2)
-        shares[n, d] = found["ours"] / found["forward"]
+        figures[f"svdvals_over_ours_{n}x{d}"] = round(times["svdvals"] / times["ours"], 2)
+        figures[f"svdvals_over_exact_{n}x{d}"] = round(times["svdvals"] / times["exact"], 2)
+        shares[n, d] = times["ours"] / times["forward"]
         figures[f"suite_over_forward_{n}x{d}"] = round(shares[n, d], 4)
     if options.device == "cpu":
         figures["suite_over_forward"] = round(reference_share(16 if options.quick else 32, repeats), 4)

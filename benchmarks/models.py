@@ -106,11 +106,11 @@ def seven_billion(repeats: int) -> dict[str, Any]:
     n = 8
     batch = adapter.collate([random_example(adapter, n_text=24, seed=i) for i in range(n)])
     torch.cuda.reset_peak_memory_stats()
-    found = measure(adapter, batch, repeats)
+    times = measure(adapter, batch, repeats)
     return {
-        "overhead_7b_gpu": round(found["features"] / found["bare"] - 1, 4),
-        "with_metrics_7b_gpu": round(found["metrics"] / found["bare"] - 1, 4),
-        "images_per_s_7b_gpu": round(n / found["metrics"], 2),
+        "overhead_7b_gpu": round(times["features"] / times["bare"] - 1, 4),
+        "with_metrics_7b_gpu": round(times["metrics"] / times["bare"] - 1, 4),
+        "images_per_s_7b_gpu": round(n / times["metrics"], 2),
         "peak_gb_7b_gpu": round(torch.cuda.max_memory_allocated() / 1e9, 2),
     }
 
@@ -127,10 +127,10 @@ def main() -> None:
     print(f"{'family':16}{'vision':>8}{'bare ms':>10}{'taps':>9}{'features':>10}{'metrics':>9}")
     for family in args.families.split(","):
         adapter, batch = small_model(family, quick=args.quick)
-        found = measure(adapter, batch, repeats)
-        taps, features, metrics = (found[name] / found["bare"] - 1 for name in ("taps", "features", "metrics"))
+        times = measure(adapter, batch, repeats)
+        taps, features, metrics = (times[name] / times["bare"] - 1 for name in ("taps", "features", "metrics"))
         vision = int(adapter.n_vision(batch)[0])
-        print(f"{family:16}{vision:8d}{found['bare'] * 1e3:10.1f}{taps:9.1%}{features:10.1%}{metrics:9.1%}", flush=True)
+        print(f"{family:16}{vision:8d}{times['bare'] * 1e3:10.1f}{taps:9.1%}{features:10.1%}{metrics:9.1%}", flush=True)
         figures[f"overhead_{family}"] = round(features, 4)
         figures[f"with_metrics_{family}"] = round(metrics, 4)
     if torch.cuda.is_available():

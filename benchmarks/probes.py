@@ -118,11 +118,11 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def score(found: Fit, label: Labels) -> np.ndarray:
+def score(fit: Fit, label: Labels) -> np.ndarray:
     none = np.empty((0, len(label.test)))
     if label.is_classification:
-        return accuracy(found.predicted == label.test[:, None], label.test_valid, none)[0]
-    return r2(found.predicted, label.test, label.test_valid, none)[0]
+        return accuracy(fit.predicted == label.test[:, None], label.test_valid, none)[0]
+    return r2(fit.predicted, label.test, label.test_valid, none)[0]
 
 
 def grid_search(grid: Grid, layer: int, positions: slice, config: ProbeConfig) -> Timed:
@@ -172,8 +172,8 @@ def compare(
     solver: str, grid: Grid, n_layers: int, sklearn_matrices: int, config: ProbeConfig, device: str, jobs: int
 ) -> dict[str, Any]:
     """Both engines on the same features: seconds per matrix, ratio, and differences of held-out scores."""
-    whole = slice(0, grid.n_positions)
-    ours = [(fit, ("batched", solver, grid, layer, whole, config, device)) for layer in range(n_layers)]
+    all_positions = slice(0, grid.n_positions)
+    ours = [(fit, ("batched", solver, grid, layer, all_positions, config, device)) for layer in range(n_layers)]
     places = [(layer, p) for p in range(grid.n_positions) for layer in range(n_layers)][:sklearn_matrices]
     theirs = [(fit, ("sklearn", solver, grid, layer, slice(p, p + 1), config, "cpu")) for layer, p in places]
     our_jobs = 1 if device != "cpu" else jobs
@@ -210,9 +210,9 @@ def bottleneck(grid: Grid, config: ProbeConfig, device: str) -> dict[str, float]
     scaling, (Z, _, _, _) = timed(lambda: standardise(block.train, block.test))
     product, smaller = timed(lambda: gram(Z.mT if Z.shape[1] >= Z.shape[2] else Z))
     eigen, _ = timed(lambda: torch.linalg.eigh(smaller, UPLO="U"))
-    whole, factor = timed(lambda: factorise(block.train, block.test))
+    total, factor = timed(lambda: factorise(block.train, block.test))
     ridge, _ = timed(lambda: fit_ridge(factor, Y, Y.new_tensor(config.penalties) * Y.shape[1]))
-    rest = whole - scaling - product - eigen
+    rest = total - scaling - product - eigen
     return {"standardise": scaling, "gram": product, "eigh": eigen, "rest": rest, "ridge": ridge}
 
 

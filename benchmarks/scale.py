@@ -133,10 +133,10 @@ def main() -> None:
             efficiency = rates[n_actors] / (n_actors * rates[1])
             print(f"{n_actors:>8} {for_workers:>8} {rates[n_actors]:>9.1f} {efficiency:>11.3f}", flush=True)
         print(f"{'images':>8} {'images/s':>9} {'driver MB':>10} {'store MB':>9} {'overhead ms/image':>18}", flush=True)
-        found: dict[int, Result] = {}
+        results: dict[int, Result] = {}
         overhead = 0.0
         for n_images in series:
-            result = found[n_images] = measure(n_images, 4, Storage(f"{folder}/series"), SECONDS_PER_IMAGE / 4)
+            result = results[n_images] = measure(n_images, 4, Storage(f"{folder}/series"), SECONDS_PER_IMAGE / 4)
             overhead = 1e3 * (result.steady / n_images - SECONDS_PER_IMAGE / 16)
             print(
                 f"{n_images:>8} {n_images / result.steady:>9.1f} {result.driver / 1e6:>10.0f} "
@@ -154,7 +154,7 @@ def main() -> None:
         print(f"resume of {series[-1]} images: finished {finished:.2f} s, every shard checked {checked:.2f} s")
     summary = {
         "efficiency_4": rates[4] / (4 * rates[1]),
-        "memory_50000_over_500": found[series[-1]].driver / found[series[0]].driver,
+        "memory_50000_over_500": results[series[-1]].driver / results[series[0]].driver,
         "resume_seconds": checked,
         "overhead_ms_per_image": overhead,
     }

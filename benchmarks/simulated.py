@@ -38,24 +38,26 @@ class SimulatedWorker:
         self.states = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
     def shard(self, images: Sequence[Loaded]) -> ShardResult:
-        rejected = {one.index: one.reason or "no image" for one in images if one.image is None}
-        good = [one for one in images if one.image is not None]
+        rejected = {image.index: image.reason or "no image" for image in images if image.image is None}
+        readable = [image for image in images if image.image is not None]
         size = self.job.run.how.batch_size
-        for start in range(0, len(good), size):
-            time.sleep(self.simulation.seconds * len(good[start : start + size]))
-        means = np.array([one.image.mean() / 255 for one in good if one.image is not None], dtype=np.float32)
+        for start in range(0, len(readable), size):
+            time.sleep(self.simulation.seconds * len(readable[start : start + size]))
+        means = np.array([image.image.mean() / 255 for image in readable if image.image is not None], dtype=np.float32)
         metrics = []
-        for one, mean in zip(good, means, strict=True):
+        for image, mean in zip(readable, means, strict=True):
             values = np.array([mean, 1 + mean], dtype=np.float32)
             metrics.append(
-                (one.image_id, {("decoder", k, "vision"): (64, values * k) for k in range(self.simulation.n_layers)})
+                (image.image_id, {("decoder", k, "vision"): (64, values * k) for k in range(self.simulation.n_layers)})
             )
         features = (means[:, None, None, None] * self.states[None]).astype(np.float16)
         names = [f"vision_{k:02d}" for k in range(self.simulation.n_positions)]
         described = {"decoder": {"layers": list(range(self.simulation.n_layers)), "positions": names, "scaled": False}}
         tables = {
-            "images": images_table(good, self.job.run.data.source, self.job.attribute_kinds),
+            "images": images_table(readable, self.job.run.data.source, self.job.attribute_kinds),
             "layer_metrics": metrics_table(metrics, METRICS),
             "rejected": rejected_table(images, rejected),
         }
-        return ShardResult(tables, {"features/decoder": features}, {"features": described}, len(good), len(rejected))
+        return ShardResult(
+            tables, {"features/decoder": features}, {"features": described}, len(readable), len(rejected)
+        )

@@ -120,15 +120,15 @@ def verdicts(draws: Draws) -> tuple[float, float]:
             alone: list[str] = []
             family: list[str] = []
             for x, y, c in pairs_of_columns(draws, n, "1 to 20", "hump", 0.3, True, planted, seed=2):
-                found = conditional_association(x, y, c[:, None])
-                rho, low, high = (np.diag(part) for part in (found.rho, found.low, found.high))
+                association = conditional_association(x, y, c[:, None])
+                rho, low, high = (np.diag(part) for part in (association.rho, association.low, association.high))
                 alone += [verdict(*row, SMALLEST) for row in zip(rho, low, high, strict=True)]
                 for k in range(0, len(rho), 20):
                     part = slice(k, k + 20)
                     family += family_verdicts(rho[part], low[part], high[part], SMALLEST, bound=1.0)
-            for said, name in ((alone, "alone"), (family, "family")):
-                wrong = float(np.mean([v not in (right, "undecided") for v in said]))
-                hit = float(np.mean([v == right for v in said]))
+            for verdicts_of, name in ((alone, "alone"), (family, "family")):
+                wrong = float(np.mean([v not in (right, "undecided") for v in verdicts_of]))
+                hit = float(np.mean([v == right for v in verdicts_of]))
                 worst = max(worst, wrong)
                 if name == "alone" and planted == 0 and n == 400:
                     reached = hit
@@ -179,11 +179,11 @@ def policies(n_draws: int) -> tuple[float, float]:
                     tilt = rng.beta(0.5, 0.5, clusters.max() + 1)[clusters] * 2 if per_image > 1 else np.ones(n)
                     drawn = rng.random(n)
                     change = -(drawn < lost * tilt).astype(float) + (drawn > 1 - gained * tilt)
-                    found = paired_difference(change, np.zeros(n), clusters)
-                    assert found.low is not None
-                    assert found.high is not None
-                    covered += found.low <= gained - lost <= found.high
-                    over += non_inferiority(found.low, found.high, lost - gained) == "supported"
+                    difference = paired_difference(change, np.zeros(n), clusters)
+                    assert difference.low is not None
+                    assert difference.high is not None
+                    covered += difference.low <= gained - lost <= difference.high
+                    over += non_inferiority(difference.low, difference.high, lost - gained) == "supported"
                 least, wrong = min(least, covered / n_draws), max(wrong, over / n_draws)
                 print(
                     f"  n {n:3d}, {per_image} an image, loses {lost:.2f} gains {gained:.2f}:"
@@ -203,8 +203,8 @@ def clusters(n_draws: int) -> float:
             for _ in range(n_draws):
                 image = rng.integers(n_images, size=n)
                 right = rng.random(n) < rng.beta(a, b, n_images)[image]
-                found = clustered_share(right, image)
-                covered += found.low is not None and found.high is not None and found.low <= a / (a + b) <= found.high
+                share = clustered_share(right, image)
+                covered += share.low is not None and share.high is not None and share.low <= a / (a + b) <= share.high
             least = min(least, covered / n_draws)
             print(f"  {n} questions of {n_images} images, share {a / (a + b):.2f}: coverage {covered / n_draws:.3f}")
     return least
@@ -234,8 +234,8 @@ def blind_places(n_draws: int) -> float:
     """Largest bias of the blind level of places that are right within a distance of 5, from 100 questions on."""
     worst = 0.0
 
-    def near(_: object, wanted: str, given: str) -> bool:
-        (x, y), (u, v) = (map(int, place.split()) for place in (wanted, given))
+    def near(_: object, answer: str, reply: str) -> bool:
+        (x, y), (u, v) = (map(int, place.split()) for place in (answer, reply))
         return (x - u) ** 2 + (y - v) ** 2 <= 25
 
     for name, spread in PLACES.items():
@@ -247,7 +247,9 @@ def blind_places(n_draws: int) -> float:
         best = float(np.max(sum(filled[5 + i : 105 + i, 5 + j : 105 + j] for i, j in at)))
         for n in (24, 100):
             drawn = [np.round(spread(rng, n)).clip(0, 99).astype(int) for _ in range(n_draws)]
-            levels = [blind_level([f"{x} {y}" for x, y in one], ["g"] * n, range(n), judge=near).value for one in drawn]
+            levels = [
+                blind_level([f"{x} {y}" for x, y in places], ["g"] * n, range(n), judge=near).value for places in drawn
+            ]
             bias = float(np.mean(levels)) - best
             worst = max(worst, abs(bias) if n >= 100 else 0.0)
             print(f"  places {name}, n {n}: best constant {best:.3f}, cross-fitted {bias:+.3f}")
@@ -270,8 +272,10 @@ def seeds(n_draws: int) -> dict[str, float]:
     covered, gains, power = {}, {}, {}
     for n in (3, 5, 10):
         draws = rng.standard_normal((n_draws, n))
-        found = [student_interval(row) for row in draws]
-        covered[n] = float(np.mean([f.low <= 0 <= f.high for f in found if f.low is not None and f.high is not None]))
+        intervals = [student_interval(row) for row in draws]
+        covered[n] = float(
+            np.mean([f.low <= 0 <= f.high for f in intervals if f.low is not None and f.high is not None])
+        )
         shifted = [student_interval(row + 1) for row in draws]
         power[n] = float(
             np.mean([f.low > 0 or f.high < 0 for f in shifted if f.low is not None and f.high is not None])

@@ -120,10 +120,10 @@ def main() -> None:
     result: dict[str, Any] = {"step_over_peft": round(steps["ours"] / steps["bare"], 4)}
     n_steps, ratios, seeds = (4, (0.0, 1.0), 1) if quick else (100, (0.0, 0.25, 0.5, 1.0), 3)
     for name, reuse in (("reuse", True), ("fresh", False)):
-        found = sweep_overhead(n_steps, ratios, seeds, reuse)
-        print(f"{name}: {found['wall']:.1f} s for {found['training']:.1f} s of training")
-        result[f"wall_over_training_{name}"] = round(found["ratio"], 4)
-        result[f"wall_over_work_{name}"] = round(found["over_work"], 4)
+        overhead = sweep_overhead(n_steps, ratios, seeds, reuse)
+        print(f"{name}: {overhead['wall']:.1f} s for {overhead['training']:.1f} s of training")
+        result[f"wall_over_training_{name}"] = round(overhead["ratio"], 4)
+        result[f"wall_over_work_{name}"] = round(overhead["over_work"], 4)
     result["wall_over_training"] = result["wall_over_training_reuse"]
     print(json.dumps({"benchmark": "sweep", "quick": quick, "cores": n_cores(), **result}))
 

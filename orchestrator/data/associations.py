@@ -1,6 +1,6 @@
-"""How the attributes of a set of images go together: rank correlations of every pair, with what each attribute is.
+"""Rank correlations of every pair of attributes of a set of images, with the role of each attribute.
 
-Roles: `factor` (drawn independently by a design), `derived` (follows from several factors), `measured` (any other).
+Roles: `factor` (drawn independently by a design), `derived` (depends on several factors), `measured` (any other).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MIN_IMAGES = 3
 
 @dataclass(frozen=True)
 class Pair:
-    """Spearman's rho of two attributes over the images that have both."""
+    """Spearman's rho of two attributes over the images with both values."""
 
     first: str
     second: str
@@ -37,7 +37,8 @@ def roles_of(source: Source) -> Mapping[str, str]:
 
 
 def associations(columns: Mapping[str, Sequence[Any]], roles: Mapping[str, str]) -> list[Pair]:
-    """Pairs of numeric columns, strongest first; none of a constant column or of fewer than `MIN_IMAGES` images."""
+    """Pairs of numeric columns, strongest first; without constant columns and pairs of fewer than `MIN_IMAGES`
+    images."""
     values = {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
     found = []
     for first, second in itertools.combinations(values, 2):

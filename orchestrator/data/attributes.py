@@ -1,7 +1,7 @@
-"""What is in an image, as numbers: the attributes that compression is correlated with and probes predict.
+"""Attributes of images: numbers that compression is correlated with and probes predict.
 
-Positions and sizes are relative, so that images of different sizes compare: lengths to the canvas's diagonal or shorter
-side, areas to the canvas's area. A value that does not exist (the nearest neighbour of a lone object) is None.
+Positions and sizes are relative, so that images of different sizes are comparable: lengths to the canvas's diagonal or
+shorter side, areas to the canvas's area. An undefined value (the nearest neighbour of a single object) is None.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DESIGN_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "lighting": ("continuous", "strength of light that falls off towards one side, 0 to 1"),
     "background": ("categorical", "white, gradient or clutter"),
 }
-"""Further attributes of designed scenes, known where the design varies them."""
+"""Further attributes of designed scenes, available if the design varies them."""
 
 COCO_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "n_objects": ("count", "number of annotated objects, crowds left out, 0 and more"),
@@ -65,8 +65,8 @@ COCO_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
         "root mean square distance of box centres from their mean over half the diagonal, 0 to 1",
     ),
 }
-"""Kind and meaning of each attribute of a COCO image. Crowds count in `n_crowds` alone; with no other object the
-continuous attributes and the dominant supercategory are None, coverage 0."""
+"""Kind and meaning of each attribute of a COCO image. Crowds count only in `n_crowds`; without other objects the
+continuous attributes and the dominant supercategory are None, coverage is 0."""
 
 
 def _polygon_area(points: Float[np.ndarray, "V 2"]) -> float:
@@ -79,9 +79,9 @@ def _polygon_length(points: Float[np.ndarray, "V 2"]) -> float:
 
 
 _SCALE = 4
-"""Grid points a pixel of masks."""
+"""Grid points per pixel of masks."""
 SHAPE_AREA = {name: _polygon_area(rings[0]) - sum(map(_polygon_area, rings[1:])) for name, rings in OUTLINES.items()}
-"""Area of each shape in a unit circle, holes left out."""
+"""Area of each shape in a unit circle, without holes."""
 SHAPE_LENGTH = {name: sum(map(_polygon_length, rings)) for name, rings in OUTLINES.items()}
 """Outline length of each shape in a unit circle, holes included."""
 
@@ -89,62 +89,62 @@ SHAPE_LENGTH = {name: sum(map(_polygon_length, rings)) for name, rings in OUTLIN
 def scene_attributes(scene: Scene) -> dict[str, Any]:
     """Return the attributes of a scene (`SCENE_ATTRIBUTES`), computed from its ground truth, not from pixels.
 
-    Coverage is exact where objects lie apart, and counted on a grid of quarter pixels where any may overlap.
+    Coverage is exact if objects do not overlap, else counted on a grid of quarter pixels.
     """
-    things = scene.objects
-    x, y, size = (np.array([getattr(o, key) for o in things]) for key in ("x", "y", "size"))
-    area = np.array([SHAPE_AREA[o.shape] for o in things]) * (size / 2) ** 2
-    length = np.array([SHAPE_LENGTH[o.shape] for o in things]) * (size / 2)
+    objects = scene.objects
+    x, y, size = (np.array([getattr(o, key) for o in objects]) for key in ("x", "y", "size"))
+    area = np.array([SHAPE_AREA[o.shape] for o in objects]) * (size / 2) ** 2
+    length = np.array([SHAPE_LENGTH[o.shape] for o in objects]) * (size / 2)
     canvas, diagonal = scene.width * scene.height, math.hypot(scene.width, scene.height)
     between = np.hypot(x - x[:, None], y - y[:, None])
     np.fill_diagonal(between, np.inf)
     apart = bool((between >= (size + size[:, None]) / 2).all())
     relative = size / min(scene.width, scene.height)
     return {
-        "n_objects": len(things),
-        "n_shapes": len({o.shape for o in things}),
-        "n_colours": len({o.colour for o in things}),
-        "dominant_colour": _dominant([o.colour for o in things], area),
-        "dominant_shape": _dominant([o.shape for o in things], area),
+        "n_objects": len(objects),
+        "n_shapes": len({o.shape for o in objects}),
+        "n_colours": len({o.colour for o in objects}),
+        "dominant_colour": _dominant([o.colour for o in objects], area),
+        "dominant_shape": _dominant([o.shape for o in objects], area),
         "coverage": float(area.sum()) / canvas if apart else _covered(scene),
         "size_mean": float(relative.mean()),
         "size_spread": float(relative.std()),
         "spatial_spread": _spatial_spread(x, y, diagonal),
-        "nearest_distance": float(between.min(1).mean()) / diagonal if len(things) > 1 else None,
+        "nearest_distance": float(between.min(1).mean()) / diagonal if len(objects) > 1 else None,
         "clutter": float(length.sum()) / math.sqrt(canvas),
     }
 
 
 def _covered(scene: Scene) -> float:
     mask = np.zeros((scene.height * _SCALE, scene.width * _SCALE), dtype=np.uint8)
-    for thing in scene.objects:
-        _fill(mask, thing)
+    for item in scene.objects:
+        _fill(mask, item)
     return float(mask.mean())
 
 
-def hidden_share(things: Sequence[SceneObject]) -> float:
-    """Share of the objects' area that lies under later ones, counted on a grid of quarter pixels."""
-    reach = [thing.size / 2 + 1 for thing in things]
-    left = math.floor(min(t.x - r for t, r in zip(things, reach, strict=True)))
-    top = math.floor(min(t.y - r for t, r in zip(things, reach, strict=True)))
-    width = math.ceil(max(t.x + r for t, r in zip(things, reach, strict=True))) - left
-    height = math.ceil(max(t.y + r for t, r in zip(things, reach, strict=True))) - top
+def hidden_share(objects: Sequence[SceneObject]) -> float:
+    """Occluded share of the objects' area (covered by later ones), counted on a grid of quarter pixels."""
+    reach = [item.size / 2 + 1 for item in objects]
+    left = math.floor(min(t.x - r for t, r in zip(objects, reach, strict=True)))
+    top = math.floor(min(t.y - r for t, r in zip(objects, reach, strict=True)))
+    width = math.ceil(max(t.x + r for t, r in zip(objects, reach, strict=True))) - left
+    height = math.ceil(max(t.y + r for t, r in zip(objects, reach, strict=True))) - top
     together = np.zeros((height * _SCALE, width * _SCALE), dtype=np.uint8)
     total = 0
-    for thing, r in zip(things, reach, strict=True):
-        _fill(together, thing._replace(x=thing.x - left, y=thing.y - top))
-        column, row = math.floor(thing.x - r), math.floor(thing.y - r)
+    for item, r in zip(objects, reach, strict=True):
+        _fill(together, item._replace(x=item.x - left, y=item.y - top))
+        column, row = math.floor(item.x - r), math.floor(item.y - r)
         side = math.ceil(2 * r) + 1
         alone = np.zeros((side * _SCALE, side * _SCALE), dtype=np.uint8)
-        _fill(alone, thing._replace(x=thing.x - column, y=thing.y - row))
+        _fill(alone, item._replace(x=item.x - column, y=item.y - row))
         total += int(np.count_nonzero(alone))
     return 1 - int(np.count_nonzero(together)) / total
 
 
-def _fill(mask: np.ndarray, thing: SceneObject) -> None:
+def _fill(mask: np.ndarray, item: SceneObject) -> None:
     """Draw an object into a mask of quarter pixels."""
-    # Whole numbers are pixel centres for OpenCV, hence the half.
-    rings = [np.rint((points * _SCALE - 0.5) * 16).astype(np.int32) for points in outline(thing)]
+    # In OpenCV integer coordinates are pixel centres, hence the half.
+    rings = [np.rint((points * _SCALE - 0.5) * 16).astype(np.int32) for points in outline(item)]
     cv2.fillPoly(mask, rings, 1, cv2.LINE_8, 4)
 
 

@@ -1,7 +1,7 @@
-"""Where the objects of a picture lie, as shares of it: of drawn scenes, and of COCO's annotations.
+"""Bounding boxes of an image's objects, as shares of its size: from scenes and from COCO's annotations.
 
-What no box covers is background as far as is known: COCO annotates eighty categories and not every object. Boxes of
-crowds count as objects, since what they cover is no background.
+Areas without a box are treated as background, although COCO annotates only eighty categories and not every object.
+Boxes of crowds count as objects, as their area is not background.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from orchestrator.data.sample import Sample
 from orchestrator.data.scenes import Scene, SceneObject
 
 BOXED = ("scenes", "coco")
-"""Kinds of sources whose pictures come with boxes of their objects."""
+"""Kinds of sources with object boxes."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxes of one picture's objects."""
+    """Boxes of one image's objects."""
 
     edges: Float[np.ndarray, "K 4"]
-    """(x0, y0, x1, y1) of each object from the top left, shares of the picture, float64."""
+    """(x0, y0, x1, y1) of each object from the top left, shares of the image, float64."""
     size: tuple[int, int]
-    """(height, width) of the picture, px."""
+    """(height, width) of the image, px."""
 
 
 def boxes_of(item: Example) -> Boxes | None:
-    """Return the boxes of the objects in a question's picture; None where they are not known."""
+    """Return the boxes of the objects in a question's image; None if unknown."""
     if item.scene is not None:
         return scene_boxes(item.scene)
     if isinstance(item.source, CocoSource) and item.image_index is not None:
@@ -43,7 +43,7 @@ def boxes_of(item: Example) -> Boxes | None:
 
 
 def sample_boxes(sample: Sample) -> Boxes | None:
-    """Return the boxes of the objects in a source's image; None where they are not known."""
+    """Return the boxes of the objects in a source's image; None if unknown."""
     if sample.scene is not None:
         return scene_boxes(sample.scene)
     if sample.objects is not None:
@@ -54,8 +54,8 @@ def sample_boxes(sample: Sample) -> Boxes | None:
 
 def scene_boxes(scene: Scene, objects: Sequence[SceneObject] | None = None) -> Boxes:
     """Return the squares around a scene's objects (around their circumscribed circles), or around some of them."""
-    found = scene.objects if objects is None else objects
-    edges = [(o.x - o.size / 2, o.y - o.size / 2, o.x + o.size / 2, o.y + o.size / 2) for o in found]
+    selected = scene.objects if objects is None else objects
+    edges = [(o.x - o.size / 2, o.y - o.size / 2, o.x + o.size / 2, o.y + o.size / 2) for o in selected]
     return _shares(edges, scene.width, scene.height)
 
 

@@ -1,7 +1,7 @@
-"""Rows that depend on each other: several questions about one image, or the members of a group of a question file.
+"""Clusters of dependent rows: several questions about one image, or the members of a group of a question file.
 
-Column `cluster` of table `images` names what they share. Statistics over images that take rows for independent take one
-row a cluster; probes hold out whole clusters.
+Column `cluster` of table `images` names the cluster. Statistics that assume independent images use one row per cluster;
+probes hold out whole clusters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CLUSTER = "cluster"
 
 
 def independent_rows(images: pl.DataFrame) -> pl.DataFrame:
-    """One row of each cluster, the one whose id has the lowest hash; all rows where no cluster is named.
+    """One row of each cluster, the one whose id has the lowest hash; all rows without a cluster.
 
     Args:
         images: table `images`.
@@ -30,7 +30,8 @@ def independent_rows(images: pl.DataFrame) -> pl.DataFrame:
 
 
 def first_of_like(*keys: Sequence[Hashable | None]) -> list[int]:
-    """For each row the first row that it shares a key with, over a chain of rows if need be; None is no key.
+    """For each row the first row of its connected component, where rows with an equal key are connected; None is no
+    key.
 
     Args:
         keys: sequences of equal length, such as content of the image and cluster.

@@ -1,7 +1,7 @@
 """A subset of COCO in its official layout: `annotations/instances_SPLIT.json` and images in `SPLIT/`.
 
-The annotations are read once, where the source is made. The source keeps flat arrays of the chosen images' objects and
-pickles to about 40 bytes an object, so that workers never read the JSON again. Boxes and the annotated area are used;
+The annotations are read once, when the source is created. The source keeps flat arrays of the chosen images' objects,
+pickled to about 40 bytes per object, so that workers do not read the JSON. Boxes and the annotated area are used;
 segmentation polygons and run-length masks are not.
 """
 
@@ -25,7 +25,7 @@ from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
 
 COCO_VERSION = 2
-"""Raised whenever the same folder gives other images or attributes; part of the fingerprint."""
+"""Incremented whenever the same folder gives different images or attributes; part of the fingerprint."""
 
 
 class CocoObject(NamedTuple):
@@ -45,8 +45,8 @@ class CocoSource:
     """The chosen images of a COCO folder, ordered by image id.
 
     Raises:
-        DataError: a folder or file is missing, JSON or a record is broken (`coco_annotations`), or nothing (or less
-            than `n_images`) is left after filtering.
+        DataError: a folder or file is missing, JSON or a record is broken (`coco_annotations`), or no images (or
+            fewer than `n_images`) remain after filtering.
         ConfigError: an unknown category.
     """
 
@@ -78,37 +78,37 @@ class CocoSource:
         self.box, self.area = table.box[rows], table.area[rows]
 
     def _choose(self, images: np.ndarray, table: Annotations) -> np.ndarray:
-        """Return the ids of the chosen images, sorted. A smaller `n_images` chooses a subset of a larger one."""
+        """Return the ids of the chosen images, sorted. A smaller `n_images` gives a subset of a larger one."""
         config = self.config
         plain = table.image[~table.crowd]
-        where = np.searchsorted(images, plain).clip(max=len(images) - 1)
-        known = images[where] == plain
+        positions = np.searchsorted(images, plain).clip(max=len(images) - 1)
+        known = images[positions] == plain
         if not known.any():
             raise DataError(f"instances_{config.split}.json: no annotation belongs to a listed image")
-        keep = np.bincount(where[known], minlength=len(images)) >= config.min_objects
+        keep = np.bincount(positions[known], minlength=len(images)) >= config.min_objects
         if config.categories is not None:
             for name in config.categories:
                 if name not in self.categories:
                     raise ConfigError(
                         f"data.categories: unknown category {name!r}.{did_you_mean(name, self.categories)}"
                     )
-            wanted = [self.categories.index(name) for name in config.categories]
-            has = known & np.isin(table.category[~table.crowd], wanted)
-            keep &= np.bincount(where[has], minlength=len(images)) > 0
-        found = images[keep]
-        if not len(found):
+            category_numbers = [self.categories.index(name) for name in config.categories]
+            has = known & np.isin(table.category[~table.crowd], category_numbers)
+            keep &= np.bincount(positions[has], minlength=len(images)) > 0
+        chosen_ids = images[keep]
+        if not len(chosen_ids):
             raise DataError(
                 f"data: zero images of {config.split} are left of {len(images)} after filtering by min_objects="
                 f"{config.min_objects} and categories={config.categories}"
             )
         if config.n_images is None:
-            return found
-        if config.n_images > len(found):
+            return chosen_ids
+        if config.n_images > len(chosen_ids):
             raise DataError(
-                f"data.n_images: {config.n_images} asked for, {len(found)} found in {config.split}; null takes all"
+                f"data.n_images: {config.n_images} asked for, {len(chosen_ids)} found in {config.split}; null takes all"
             )
-        drawn = np.random.default_rng([config.seed, len(found)]).permutation(len(found))[: config.n_images]
-        return np.sort(found[drawn])
+        drawn = np.random.default_rng([config.seed, len(chosen_ids)]).permutation(len(chosen_ids))[: config.n_images]
+        return np.sort(chosen_ids[drawn])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -145,8 +145,10 @@ class CocoSource:
         size = (width, height) if exif == "auto" else None
         image = read_image(self.fs, f"{self.root}/{name}", name, turn=exif == "turn", size=size)
         if image.shape[:2] != (height, width):
-            found = f"{image.shape[1]} x {image.shape[0]}"
-            raise DataError(f"{name}: image is {found} px (data.exif: {exif}), its annotation says {width} x {height}")
+            decoded_size = f"{image.shape[1]} x {image.shape[0]}"
+            raise DataError(
+                f"{name}: image is {decoded_size} px (data.exif: {exif}), its annotation says {width} x {height}"
+            )
         return Sample(self.ids[index], image, self.attributes(index), objects=self.objects(index))
 
     def fingerprint(self) -> dict[str, Any]:
@@ -156,14 +158,15 @@ class CocoSource:
 
 
 def open_coco(config: CocoConfig) -> CocoSource:
-    """`CocoSource`, read once a process: the official training annotations take half a minute. Errors as there."""
+    """`CocoSource`, cached per process: reading the official training annotations takes half a minute. Raises as it
+    does."""
     fs, root = fsspec.core.url_to_fs(config.root)
     return _opened(config.model_dump_json(), fs.ukey(f"{root}/{_annotation_file(fs, root, config)}"))
 
 
 @lru_cache(maxsize=2)
 def _opened(config: str, version: str) -> CocoSource:  # noqa: ARG001 - part of the key
-    """`version` changes with the annotation file."""
+    """`version` depends on the annotation file."""
     return CocoSource(CocoConfig.model_validate_json(config))
 
 
@@ -181,7 +184,7 @@ def _annotation_file(fs: Any, root: str, config: CocoConfig) -> str:
 
 
 def _image_folder(fs: Any, root: str, config: CocoConfig) -> str:
-    """`SPLIT`, or `images/SPLIT` as some tools arrange it."""
+    """`SPLIT`, or `images/SPLIT` as in the layout of some tools."""
     folders = (config.split, f"images/{config.split}")
     for folder in folders:
         if fs.isdir(f"{root}/{folder}"):

@@ -1,6 +1,6 @@
-"""COCO's annotation file as checked columns: each value converts exactly, or is named with its record.
+"""COCO's annotation file as validated columns: each value converts exactly, or an error names its record.
 
-JSON numbers convert between whole and decimal notation where that is exact (`1.0` is 1); texts, truth values (but for
+JSON numbers convert between integer and decimal notation if exact (`1.0` is 1); strings, Booleans (except for
 `iscrowd`) and fractions do not. Ids and names are unique.
 """
 
@@ -17,9 +17,9 @@ from orchestrator.data.images import safe_name
 from orchestrator.errors import DataError
 
 SLACK_PX = 1.0
-"""A box may reach this far beyond the picture: annotations are rounded."""
+"""Tolerance by which a box may exceed the image, as annotations are rounded."""
 MAX_BAD = 5
-"""Broken annotations named in one message."""
+"""Maximum number of invalid annotations in one message."""
 
 
 class ImageRecord(NamedTuple):
@@ -35,7 +35,7 @@ class Annotations(NamedTuple):
     image: np.ndarray
     """Image id, int64."""
     category: np.ndarray
-    """Number of the category in the file's order, int16."""
+    """Index of the category in the file's order, int16."""
     crowd: np.ndarray
     """Whether it marks a crowd, bool."""
     box: np.ndarray
@@ -45,7 +45,7 @@ class Annotations(NamedTuple):
 
 
 def parse(data: bytes, file: str) -> dict[str, Any]:
-    """The file's JSON object; DataError where it is none."""
+    """The file's JSON object; DataError if it is not one."""
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -56,7 +56,7 @@ def parse(data: bytes, file: str) -> dict[str, Any]:
 
 
 def read_categories(document: dict[str, Any], file: str) -> tuple[list[str], list[str], dict[int, int]]:
-    """Names, supercategories, and the place of each category id; DataError for one that stands twice.
+    """Names, supercategories, and the index of each category id; DataError for a duplicate.
 
     Names are compared without letter case and outer spaces: a question can only use the name.
     """
@@ -72,7 +72,7 @@ def read_categories(document: dict[str, Any], file: str) -> tuple[list[str], lis
 
 
 def read_images(document: dict[str, Any], file: str) -> dict[int, ImageRecord]:
-    """Listed images by id; DataError for an id or a file (in any spelling) that stands twice."""
+    """Listed images by id; DataError for a duplicate id or file (in any spelling)."""
     records = _records(document, "images", file, ("id", "file_name", "width", "height"))
     ids = [_whole(r["id"], f"{file}: images[{i}].id (an image id)") for i, r in enumerate(records)]
     _unique(ids, file, "images", "id")
@@ -89,16 +89,16 @@ def read_images(document: dict[str, Any], file: str) -> dict[int, ImageRecord]:
 def read_annotations(
     document: dict[str, Any], file: str, categories: Mapping[int, int], sizes: Mapping[int, tuple[int, int]]
 ) -> Annotations:
-    """All annotations; those of images that are not listed are kept but not held against a picture's size.
+    """All annotations; those of images that are not listed are kept without a check against an image size.
 
     Args:
         document: the parsed file.
         file: its name, for messages.
-        categories: place of each category id.
+        categories: index of each category id.
         sizes: (width, height) of each listed image, px.
 
     Raises:
-        DataError: naming up to `MAX_BAD` broken annotations: a malformed, infinite or negative box, a box or area
+        DataError: names up to `MAX_BAD` invalid annotations: a malformed, infinite or negative box, a box or area
             larger than the picture, an unknown category, an id that is no whole number or stands twice, an `iscrowd`
             other than 0, 1, true or false.
     """
@@ -167,7 +167,7 @@ def _column(
     field: str,
     expected: str,
 ) -> list[Any]:
-    """`values` converted, with a short way where all have the type `plain` already; DataError names what does not."""
+    """`values` converted, with a fast path if all have the type `plain`; DataError names values that do not convert."""
     if set(map(type, values)) == {plain} and field != "iscrowd" and _all_small(values):
         return values
     converted = [convert(value) for value in values]
@@ -196,7 +196,7 @@ def _refuse(
 
 
 def _exact(value: Any) -> int | None:
-    """A whole number of 64 bits; None for anything that is not exactly one."""
+    """A 64-bit integer; None for any other value."""
     if type(value) is float and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value if type(value) is int and -(2**63) <= value < 2**63 else None
@@ -211,10 +211,10 @@ def _finite(value: Any) -> float | None:
 
 
 def _whole(value: Any, place: str) -> int:
-    found = _exact(value)
-    if found is None:
+    number = _exact(value)
+    if number is None:
         raise DataError(f"{place}: expected a whole number, found {value!r}")
-    return found
+    return number
 
 
 def _size(record: Mapping[str, Any], place: str) -> tuple[int, int]:

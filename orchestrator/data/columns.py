@@ -1,4 +1,4 @@
-"""Kinds of text columns: each value converts exactly to its column's kind, or is named with file, row and column."""
+"""Kinds of text columns: each value converts exactly to its column's kind, or an error names file, row and column."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from orchestrator.data.attributes import Kind
 from orchestrator.errors import DataError
 
 KINDS: dict[AttributeKind, Kind] = {"count": "count", "number": "continuous", "category": "categorical"}
-"""Kinds as a study writes them."""
+"""Names of kinds in a study's settings."""
 MOSTLY = 0.5
-"""From this share of numbers on, a column of undeclared kind is one of numbers, and anything else in it an error."""
+"""From this share of numbers on, a column of undeclared kind is numeric, and other values in it are errors."""
 
 WHOLE = r"^[+-]?(0|[1-9][0-9]*)$"
 _ROUND = r"^[+-]?(0|[1-9][0-9]*)(\.0*)?$"
 NUMBER = r"^[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ALMOST = r"^(?i)[+-]?([0-9]+,[0-9]+|[0-9]{1,3}([ ,.'][0-9]{3})+([.,][0-9]+)?|inf(inity)?|[0-9.]+ ?%)$"
-"""What people write for numbers and other programs read differently: decimal commas, grouped digits, per cent."""
+"""Ambiguous number formats: decimal commas, grouped digits, per cent."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column with its kind: Int64, Float64 or String, null where a value is missing."""
+    """A column with its kind: Int64, Float64 or String; missing values are null."""
 
     kind: Kind
     values: pl.Series
     missing: dict[str, int] = field(default_factory=dict)
-    """How often each spelling of a missing value occurs."""
+    """Number of occurrences of each spelling of a missing value."""
 
 
 def type_column(
@@ -40,7 +40,7 @@ def type_column(
     """Convert a column of text.
 
     Args:
-        text: strings; null and empty are missing. Spaces around a value do not belong to it.
+        text: strings; null and empty are missing. Surrounding spaces are ignored.
         file: the file's name, for messages.
         kind: its declared kind; by its values when absent: whole numbers are counts, other numbers continuous, anything
             else categorical. Numbers with leading zeros (`007`) are names.
@@ -52,13 +52,13 @@ def type_column(
             number is infinite, or does not fit 64 bits exactly.
     """
     plain = text.str.strip_chars().replace("", None)
-    gone = plain.is_in(list(missing)) & plain.is_not_null()
-    spellings = dict(plain.filter(gone).value_counts(sort=True).iter_rows())
+    is_missing = plain.is_in(list(missing)) & plain.is_not_null()
+    spellings = dict(plain.filter(is_missing).value_counts(sort=True).iter_rows())
     if n_empty := plain.null_count():
         spellings[""] = n_empty
-    values = plain.zip_with(~gone, pl.Series([None], dtype=pl.String).new_from_index(0, len(plain)))
+    values = plain.zip_with(~is_missing, pl.Series([None], dtype=pl.String).new_from_index(0, len(plain)))
     chosen: AttributeKind
-    number = values.str.contains(NUMBER)  # null where missing
+    number = values.str.contains(NUMBER)  # null if missing
     if kind is None:
         n, n_numbers = values.count(), int(number.sum())
         n_almost = int(values.str.contains(_ALMOST).sum())
@@ -80,8 +80,8 @@ def _odd_value(
 ) -> str:
     place = f"{file}, row {row + first_row}, column {values.name!r}: found {values[row]!r}"
     if kind is not None:
-        wanted = "a whole number" if chosen == "count" else "a number with a decimal point"
-        return f"{place}; expected {wanted} or a missing value (data.attributes: {{{values.name}: {kind}}})"
+        expected = "a whole number" if chosen == "count" else "a number with a decimal point"
+        return f"{place}; expected {expected} or a missing value (data.attributes: {{{values.name}: {kind}}})"
     if re.fullmatch(r"(?i)[+-]?inf(inity)?", values[row]):
         return f"{place}, which is infinite; expected a number or a missing value"
     n_numbers = int(values.str.contains(NUMBER).sum())
@@ -94,14 +94,14 @@ def _odd_value(
 
 def _numbers(values: pl.Series, file: str, chosen: AttributeKind, first_row: int) -> pl.Series:
     if chosen == "count":
-        # Polars' parser takes no plus sign.
-        whole = values.str.replace(r"\.0*$", "").str.strip_prefix("+").cast(pl.Int64, strict=False)
-        if whole.null_count() > values.null_count():
-            row = int((whole.is_null() & values.is_not_null()).arg_max() or 0)
+        # Polars' parser does not accept a plus sign.
+        integers = values.str.replace(r"\.0*$", "").str.strip_prefix("+").cast(pl.Int64, strict=False)
+        if integers.null_count() > values.null_count():
+            row = int((integers.is_null() & values.is_not_null()).arg_max() or 0)
             raise DataError(
                 f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} has more than 64 bits"
             )
-        return whole
+        return integers
     number = values.str.strip_prefix("+").cast(pl.Float64, strict=False)
     long = values.str.contains(r"^[+-]?[0-9]{16,}$").fill_null(False)
     for row in long.arg_true().to_list():

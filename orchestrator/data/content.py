@@ -1,8 +1,8 @@
-"""What identifies image files: their content, not their path. Hashes are kept by size and time of change.
+"""Identity of image files by content, not by path. Hashes are cached by size and modification time.
 
-A cache of one Parquet file a root (columns name, size, changed, digest) lies in the user's cache folder
-(`VTSWEEP_CACHE`, else `$XDG_CACHE_HOME/vtsweep`, else `~/.cache/vtsweep`). A file is read again when its size, its time
-of modification or (on a local disk) its time of status change differs. Deleting the cache costs time and nothing else.
+The cache is one Parquet file per root (columns name, size, changed, digest) in the user's cache folder
+(`VTSWEEP_CACHE`, else `$XDG_CACHE_HOME/vtsweep`, else `~/.cache/vtsweep`). A file is read again if its size, its
+modification time or (on a local disk) its status-change time differs. The cache can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from orchestrator.data.reading import retrying
 from orchestrator.errors import StorageError
 
 FRESH_NS = 2_000_000_000
-"""Files changed less than this before they were read are not cached: a second change may carry the same time."""
+"""Files modified less than this before reading are not cached: a second change may have the same time stamp."""
 MISSING = "missing"
-"""Stands for the digest of a file that is not there."""
+"""Digest of a missing file."""
 TRUSTED_FILES = 10_000
-"""A listing of more files than this is not made again within `TRUSTED_S` in one process."""
+"""A listing of more files than this is reused for `TRUSTED_S` in one process."""
 TRUSTED_S = 60.0
 
 _SCHEMA = {"name": pl.String, "size": pl.Int64, "changed": pl.String, "digest": pl.String}
@@ -41,11 +41,11 @@ def content_digest(fs: Any, root: str, names: Sequence[str]) -> str:
 
     Args:
         fs: an fsspec file system.
-        root: folder, as `fs` writes it.
+        root: folder, in the notation of `fs`.
         names: paths below `root`.
 
     Raises:
-        StorageError: a transient error that stays (`reading.retrying`).
+        StorageError: a transient error persists after retries (`reading.retrying`).
     """
     listing = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     key = f"{fs.unstrip_protocol(root)}", listing
@@ -59,7 +59,7 @@ def content_digest(fs: Any, root: str, names: Sequence[str]) -> str:
 
 
 def file_digests(fs: Any, root: str, names: Sequence[str]) -> list[str]:
-    """SHA-256 (first 32 hex digits) of each file's content, `MISSING` for one that is not there."""
+    """SHA-256 (first 32 hex digits) of each file's content, `MISSING` for a missing file."""
     local = isinstance(fs, LocalFileSystem)
     started = time.time_ns()
     states = _local_states(root, names) if local else _remote_states(fs, root, names)
@@ -80,14 +80,14 @@ def file_digests(fs: Any, root: str, names: Sequence[str]) -> list[str]:
 
 
 class _State(NamedTuple):
-    """What a file system says of a file without reading it."""
+    """File state from the file system, without reading the file."""
 
     size: int
-    """Bytes; -1 for a file that is not there."""
+    """Size in bytes; -1 for a missing file."""
     changed: str
     """Times of change, or an object store's version."""
     newest_ns: int
-    """Time of the last change since 1970, ns; far in the future where the file system tells no version."""
+    """Time of the last change since 1970, ns; far in the future if the file system provides no version."""
 
 
 _ABSENT = _State(-1, "", _NEVER)
@@ -97,28 +97,28 @@ def _local_states(root: str, names: Sequence[str]) -> list[_State]:
     def state(name: str) -> _State:
         path = f"{root}/{name}"
         try:
-            found = retrying(lambda: os.stat(path), name)  # noqa: PTH116 - a third of the time of Path.stat
+            status = retrying(lambda: os.stat(path), name)  # noqa: PTH116 - a third of the time of Path.stat
         except StorageError:
             raise
         except OSError:
             return _ABSENT
-        newest = max(found.st_mtime_ns, found.st_ctime_ns)
-        return _State(found.st_size, f"{found.st_mtime_ns}/{found.st_ctime_ns}", newest)
+        newest = max(status.st_mtime_ns, status.st_ctime_ns)
+        return _State(status.st_size, f"{status.st_mtime_ns}/{status.st_ctime_ns}", newest)
 
     return [state(name) for name in names]
 
 
 def _remote_states(fs: Any, root: str, names: Sequence[str]) -> list[_State]:
-    """One listing a folder, never from the client's own cache."""
-    found: dict[str, dict[str, Any]] = {}
+    """One listing per folder, bypassing the client's cache."""
+    entries: dict[str, dict[str, Any]] = {}
     for folder in sorted({f"{root}/{name}".rsplit("/", 1)[0] for name in names}):
         fs.invalidate_cache(folder)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             listing = retrying(lambda folder=folder: fs.ls(folder, detail=True), folder)  # type: ignore[misc]
-            found |= {entry["name"].rstrip("/"): entry for entry in listing}
+            entries |= {entry["name"].rstrip("/"): entry for entry in listing}
     states = []
     for name in names:
-        entry = found.get(f"{root}/{name}")
+        entry = entries.get(f"{root}/{name}")
         if entry is None or entry.get("type") == "directory":
             states.append(_ABSENT)
             continue
@@ -135,7 +135,7 @@ def _hash(fs: Any, root: str, name: str, local: bool) -> str:
         return hashlib.sha256(retrying(lambda: fs.cat_file(path), name)).hexdigest()[:32]
     except StorageError:
         raise
-    except OSError:  # removed since it was listed, or not ours to read
+    except OSError:  # removed since it was listed, or no permission
         return MISSING
 
 
@@ -148,7 +148,7 @@ def _hash_local(path: str) -> str:
 
 
 def cache_folder(kind: str) -> Path:
-    """Folder of one kind of cache, which may not be there yet."""
+    """Folder of one kind of cache; it may not exist yet."""
     folder = os.environ.get("VTSWEEP_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "vtsweep"
     return Path(folder).expanduser() / kind
 
@@ -158,7 +158,7 @@ def _cache_file(root: str) -> Path:
 
 
 def _read_cache(file: Path) -> pl.DataFrame:
-    """The cache, or an empty one where there is none or it cannot be read."""
+    """The cache, or an empty one if it is absent or unreadable."""
     try:
         return pl.read_parquet(file).select(*_SCHEMA).cast(_SCHEMA)  # type: ignore[arg-type]
     except (OSError, pl.exceptions.PolarsError):
@@ -166,7 +166,7 @@ def _read_cache(file: Path) -> pl.DataFrame:
 
 
 def _write_cache(file: Path, frame: pl.DataFrame) -> None:
-    """Replace the cache as a whole; of two writers the last wins. A cache that cannot be written costs time only."""
+    """Replace the whole cache; the last of two writers wins. Write errors are ignored."""
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:

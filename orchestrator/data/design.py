@@ -1,9 +1,9 @@
-"""Which levels the factors of designed scenes have: crossed, impossible cells left out, balanced in every long run.
+"""Design of scenes: crossed factor levels without impossible cells, balanced sequentially.
 
-The cell of scene i is drawn so that, over the scenes before it, every level of a factor and every pair of levels of two
-factors come equally often (kernel herding, Welling 2009: each draw brings the mean of the contrasts and of their
-products nearest to zero). Factors are therefore uncorrelated by design as far as impossible cells allow; what they come
-to is measured (`data.associations`).
+The cell of scene i is chosen so that, over all scenes so far, every level of a factor and every pair of levels of two
+factors are balanced (kernel herding, Welling 2009: each choice minimises the mean of the contrasts and of their
+products). Factors are therefore uncorrelated by design as far as impossible cells allow; the achieved correlations are
+measured (`data.associations`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from orchestrator.data.scenes import GAP_PX, MIN_SIZE_PX, colours_of, shapes_of
 from orchestrator.errors import ConfigError
 
 FACTORS = tuple(SceneDesign.model_fields)
-"""Factors in the order of a cell's levels; each is also the attribute that measures it."""
+"""Factors in the order of a cell's levels; each is also the name of the measured attribute."""
 DERIVED = ("coverage", "clutter", "nearest_distance", "dominant_colour", "dominant_shape")
-"""Attributes of designed scenes that follow from several factors and from chance."""
+"""Derived attributes of designed scenes: functions of several factors and of chance."""
 MAX_CELLS = 1_000_000
 _BLOCK = 500
-"""Scenes that balance together; later ones begin anew."""
+"""Block size: number of scenes that are balanced together."""
 _CANDIDATES = 256
 _LINEAR_WEIGHT = 2.0
 """Weight of main effects and of products of two linear contrasts (the correlations) in the balance."""
@@ -39,17 +39,17 @@ Cell = dict[str, object]
 
 @dataclass(frozen=True)
 class Impossible:
-    """Levels that cannot come together, and why."""
+    """An impossible combination of levels, and the reason."""
 
     levels: dict[str, object]
     reason: str
     n_cells: int
-    """Cells of the whole design that hold these levels."""
+    """Number of cells of the whole design with these levels."""
 
 
 @dataclass(frozen=True)
 class DesignSummary:
-    """The factors that vary, and what of their crossing cannot be drawn."""
+    """The varied factors, and the impossible cells."""
 
     factors: dict[str, tuple[object, ...]]
     n_cells: int
@@ -63,13 +63,13 @@ def spread_px(level: float, config: ScenesConfig) -> float:
 
 
 def object_sizes(mean: float, spread: float, n: int, config: ScenesConfig) -> Float[np.ndarray, " n"]:
-    """Diameters, px, ascending, of exactly this mean and standard deviation (both shares of the shorter side)."""
+    """Diameters, px, ascending, with exactly this mean and standard deviation (both shares of the shorter side)."""
     place = np.arange(n) - (n - 1) / 2
     return (mean + spread * place / place.std()) * min(config.width, config.height)
 
 
 def occluded_pairs(n: int) -> int:
-    """Pairs of an object and the one over it in a scene with occlusion: half of the objects lie under others."""
+    """Pairs of an occluded and an occluding object in a scene with occlusion: half of the objects are occluded."""
     return n // 2
 
 
@@ -89,9 +89,9 @@ def _too_small(config: ScenesConfig, n: int, mean: float, spread: float) -> str 
 def _too_dense(config: ScenesConfig, n: int, mean: float, spread: float, layout: float, occlusion: float) -> str | None:
     sizes = object_sizes(mean, spread, n, config)
     if sizes[0] < MIN_SIZE_PX:
-        return None  # named by its own rule
+        return None  # has its own rule
     radii = sizes / 2
-    if occlusion:  # the smaller half lies on the larger; the two of a pair need at most a disc around both
+    if occlusion:  # the smaller half covers the larger; a pair needs at most a disc around both
         pairs = occluded_pairs(n)
         radii = np.concatenate([radii[:pairs] + radii[n - pairs :], radii[pairs : n - pairs]])
     room = spread_px(layout, config)
@@ -115,8 +115,8 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
 def check_design(config: ScenesConfig) -> DesignSummary:
     """The design's factors, cells and impossible cells.
 
-    Raises ConfigError where more colours or shapes are asked for than there are, a level that no scene can have, or
-    more cells than can be told apart.
+    Raises ConfigError for more colours or shapes than exist, a level that no scene can have, or too
+    many cells.
     """
     levels = _levels(config)
     for key, known in (("n_colours", colours_of(config)), ("n_shapes", shapes_of(config))):
@@ -127,20 +127,20 @@ def check_design(config: ScenesConfig) -> DesignSummary:
         raise ConfigError(f"data.design: {n_cells} cells; expected at most {MAX_CELLS}: leave factors or levels out")
     possible = _possible(config)
     for axis, (name, values) in enumerate(levels.items()):
-        others = tuple(k for k in range(len(levels)) if k != axis)
-        for value, any_cell in zip(values, np.atleast_1d(possible.any(axis=others)), strict=True):
+        other_axes = tuple(k for k in range(len(levels)) if k != axis)
+        for value, any_cell in zip(values, np.atleast_1d(possible.any(axis=other_axes)), strict=True):
             if not any_cell:
                 reasons = sorted({reason for rule, reason in _refusals(config) if rule.get(name) == value})
                 raise ConfigError(
                     f"data.design.{name}: no scene can have {value!r} with any level of the other factors:"
                     f" {'; '.join(reasons[:3])}"
                 )
-    found = tuple(
+    impossible = tuple(
         Impossible(rule, reason, n_cells // math.prod(len(levels[name]) for name in rule))
         for rule, reason in _refusals(config)
     )
     varied = {name: values for name, values in levels.items() if len(values) > 1}
-    return DesignSummary(varied, n_cells, int(possible.sum()), found)
+    return DesignSummary(varied, n_cells, int(possible.sum()), impossible)
 
 
 def cell_of(config: ScenesConfig, index: int) -> Cell:
@@ -158,7 +158,7 @@ def _levels(config: ScenesConfig) -> dict[str, tuple[object, ...]]:
 
 @lru_cache(maxsize=8)
 def _refusals(config: ScenesConfig) -> tuple[tuple[dict[str, object], str], ...]:
-    """(levels that cannot come together, reason) of every rule."""
+    """(impossible combination of levels, reason) of every rule."""
     return tuple(_refused(config))
 
 
@@ -172,7 +172,7 @@ def _refused(config: ScenesConfig) -> Iterator[tuple[dict[str, object], str]]:
 
 @lru_cache(maxsize=8)
 def _possible(config: ScenesConfig) -> np.ndarray:
-    """Booleans, one axis a factor, one place a level: whether a scene can have the levels together."""
+    """Boolean array with one axis per factor and one entry per level: whether the combination is possible."""
     levels = _levels(config)
     possible = np.ones([len(values) for values in levels.values()], dtype=bool)
     for rule, _ in _refusals(config):
@@ -183,7 +183,7 @@ def _possible(config: ScenesConfig) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _cells(config: ScenesConfig, block: int) -> Int[np.ndarray, "rows factors"]:
-    """Levels' numbers of the scenes of one block."""
+    """Level indices of the scenes of one block."""
     rng = np.random.default_rng([config.seed, 0xDE51, block])
     possible = _possible(config)
     codes = _contrasts(possible.shape)
@@ -202,18 +202,18 @@ def _cells(config: ScenesConfig, block: int) -> Int[np.ndarray, "rows factors"]:
 
 def _contrasts(shape: tuple[int, ...]) -> list[Float[np.ndarray, "L C"]]:
     """Orthonormal polynomial contrasts over each factor's levels, the linear one first."""
-    found = []
+    codes = []
     for n in shape:
         powers = np.vander(np.arange(n) - (n - 1) / 2, n, increasing=True)
-        found.append(np.linalg.qr(powers)[0][:, 1:] * math.sqrt(n))
-    return found
+        codes.append(np.linalg.qr(powers)[0][:, 1:] * math.sqrt(n))
+    return codes
 
 
 def _features(codes: list[np.ndarray], cells: Int[np.ndarray, "K factors"]) -> Float[np.ndarray, "K P"]:
     """Contrasts of each cell and their products over pairs of factors, weighted."""
-    own = [code[cells[:, k]] for k, code in enumerate(codes) if code.shape[1]]
-    parts = [_LINEAR_WEIGHT * part for part in own]
-    for left, right in itertools.combinations(own, 2):
+    main_effects = [code[cells[:, k]] for k, code in enumerate(codes) if code.shape[1]]
+    parts = [_LINEAR_WEIGHT * part for part in main_effects]
+    for left, right in itertools.combinations(main_effects, 2):
         product = left[:, :, None] * right[:, None, :]
         product[:, 0, 0] *= _LINEAR_WEIGHT
         parts.append(product.reshape(len(cells), -1))

@@ -1,4 +1,4 @@
-"""Designed scenes: number, sizes, colours, shapes, layout and occlusion exactly at the levels of a drawn cell."""
+"""Designed scenes: number, sizes, colours, shapes, layout and occlusion at the levels of a cell."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from orchestrator.data.scenes import GAP_PX, MAX_ANGLE, Scene, SceneObject, colo
 from orchestrator.errors import ConfigError
 
 OCCLUSION_TOLERANCE = 0.02
-"""How far the measured occlusion may be from its level."""
+"""Tolerance of the measured occlusion."""
 _TRIES = 40
 _HALVINGS = 10
 _CLOSEST = 0.15
-"""Least distance of the centres of a pair, in sums of radii: some of the object below is always seen."""
+"""Minimum distance of the centres of a pair, in sums of radii: the occluded object always stays partly visible."""
 
 
 def make_designed_scene(config: ScenesConfig, index: int) -> Scene:
-    """Make designed scene number `index`; it depends on (settings, seed, index) alone.
+    """Make designed scene number `index`; it depends on (settings, seed, index) only.
 
-    Raises ConfigError where the cell's objects cannot be placed.
+    Raises ConfigError if the cell's objects cannot be placed.
     """
     cell = cell_of(config, index)
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, index, 0xDE51]))
@@ -43,8 +43,8 @@ def make_designed_scene(config: ScenesConfig, index: int) -> Scene:
                 _number(cell, "background_texture"),
                 _number(cell, "lighting"),
             )
-    said = ", ".join(f"{name}={value}" for name, value in cell.items())
-    raise ConfigError(f"data.design: no scene found in {_TRIES} tries for {said}; leave one of these levels out")
+    levels = ", ".join(f"{name}={value}" for name, value in cell.items())
+    raise ConfigError(f"data.design: no scene found in {_TRIES} tries for {levels}; leave one of these levels out")
 
 
 def _number(cell: Cell, name: str) -> float:
@@ -55,19 +55,21 @@ def _number(cell: Cell, name: str) -> float:
 
 def _draw(config: ScenesConfig, cell: Cell, rng: np.random.Generator) -> tuple[SceneObject, ...] | None:
     n = int(_number(cell, "n_objects"))
-    # large first: later objects lie over earlier ones
+    # large first: later objects cover earlier ones
     sizes = object_sizes(_number(cell, "size_mean"), _number(cell, "size_spread"), n, config)[::-1]
     colours = _names(colours_of(config), int(_number(cell, "n_colours")), n, rng)
     shapes = _names(shapes_of(config), int(_number(cell, "n_shapes")), n, rng)
     angles = rng.uniform(-MAX_ANGLE, MAX_ANGLE, n).tolist()
-    things = [
+    scene_objects = [
         SceneObject(shape, colour, 0.0, 0.0, size, angle)
         for shape, colour, size, angle in zip(shapes, colours, sizes.tolist(), angles, strict=True)
     ]
     level = _number(cell, "occlusion")
-    groups = _pairs(things, level, rng) if level else [[(k, np.zeros(2))] for k in range(n)]
+    groups = _pairs(scene_objects, level, rng) if level else [[(k, np.zeros(2))] for k in range(n)]
     order = [k for group in groups for k, _ in group]
-    middles = [_middle([things[k].size / 2 for k, _ in group], [offset for _, offset in group]) for group in groups]
+    middles = [
+        _middle([scene_objects[k].size / 2 for k, _ in group], [offset for _, offset in group]) for group in groups
+    ]
     offsets = [
         np.stack([offset for _, offset in group]) - middle for group, (middle, _) in zip(groups, middles, strict=True)
     ]
@@ -77,7 +79,7 @@ def _draw(config: ScenesConfig, cell: Cell, rng: np.random.Generator) -> tuple[S
     if centres is None:
         return None
     at = np.concatenate([centre + part for centre, part in zip(centres, offsets, strict=True)])
-    placed = {k: things[k]._replace(x=float(x), y=float(y)) for k, (x, y) in zip(order, at, strict=True)}
+    placed = {k: scene_objects[k]._replace(x=float(x), y=float(y)) for k, (x, y) in zip(order, at, strict=True)}
     objects = tuple(placed[k] for k in range(n))
     if level and abs(hidden_share(objects) - level) > OCCLUSION_TOLERANCE:
         return None
@@ -85,45 +87,46 @@ def _draw(config: ScenesConfig, cell: Cell, rng: np.random.Generator) -> tuple[S
 
 
 def _names(known: tuple[str, ...], n_names: int, n: int, rng: np.random.Generator) -> list[str]:
-    """n names of which exactly `n_names` are different, in random order."""
+    """n names, exactly `n_names` of them distinct, in random order."""
     chosen = rng.permutation(len(known))[:n_names]
     picked = np.concatenate([chosen, rng.choice(chosen, n - n_names)])
     return [known[i] for i in rng.permutation(picked)]
 
 
 def _pairs(
-    things: list[SceneObject], level: float, rng: np.random.Generator
+    objects: list[SceneObject], level: float, rng: np.random.Generator
 ) -> list[list[tuple[int, Float[np.ndarray, " 2"]]]]:
-    """Groups of (object, offset): each of the smaller half over one of the larger half, so that `level` is hidden.
+    """Groups of (object, offset): each object of the smaller half covers one of the larger half, so that `level` is
+    occluded.
 
-    Each pair hides what is still to be hidden, divided among the pairs that are left.
+    The remaining occlusion is divided equally among the remaining pairs.
     """
-    n = len(things)
+    n = len(objects)
     n_pairs = occluded_pairs(n)
     under = rng.permutation(n_pairs).tolist()
     over = list(range(n - n_pairs, n))
-    area = [_area(thing) for thing in things]
+    area = [_area(item) for item in objects]
     to_hide = level * sum(area)
     groups: list[list[tuple[int, np.ndarray]]] = [[(k, np.zeros(2))] for k in range(n_pairs, n - n_pairs)]
     for left, (below, above) in enumerate(zip(under, over, strict=True)):
-        way = rng.uniform(0, 2 * np.pi)
-        direction = np.array([np.cos(way), np.sin(way)])
-        reach = (things[below].size + things[above].size) / 2
+        angle = rng.uniform(0, 2 * np.pi)
+        direction = np.array([np.cos(angle), np.sin(angle)])
+        reach = (objects[below].size + objects[above].size) / 2
         both = area[below] + area[above]
-        wanted = to_hide / (n_pairs - left) / both
+        share = to_hide / (n_pairs - left) / both
         near, far = _CLOSEST, 1.0
         for _ in range(_HALVINGS):
             distance = (near + far) / 2
-            moved = things[above]._replace(x=distance * reach * direction[0], y=distance * reach * direction[1])
-            hidden = hidden_share([things[below], moved])
-            near, far = (distance, far) if hidden > wanted else (near, distance)
+            moved = objects[above]._replace(x=distance * reach * direction[0], y=distance * reach * direction[1])
+            hidden = hidden_share([objects[below], moved])
+            near, far = (distance, far) if hidden > share else (near, distance)
         to_hide -= hidden * both
         groups.append([(below, np.zeros(2)), (above, distance * reach * direction)])
     return groups
 
 
-def _area(thing: SceneObject) -> float:
-    return SHAPE_AREA[thing.shape] * (thing.size / 2) ** 2
+def _area(item: SceneObject) -> float:
+    return SHAPE_AREA[item.shape] * (item.size / 2) ** 2
 
 
 def _middle(radii: list[float], offsets: list[Float[np.ndarray, " 2"]]) -> tuple[Float[np.ndarray, " 2"], float]:

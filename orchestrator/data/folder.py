@@ -1,4 +1,4 @@
-"""Images of one's own: a folder and a CSV file with one row an image and one column an attribute."""
+"""A folder of images with a CSV file: one row per image, one column per attribute."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from orchestrator.errors import ConfigError, DataError, did_you_mean
 from orchestrator.store.tables.core import TABLES
 
 FOLDER_VERSION = 3
-"""Raised whenever the same folder and table give other images or attributes; part of the fingerprint."""
+"""Incremented whenever the same folder and table give different images or attributes; part of the fingerprint."""
 
 
 class FolderSource:
-    """The images that a CSV file lists, in its order (or a draw of them).
+    """The images listed in a CSV file, in its order (or a sample of them).
 
-    The column `file` holds each image's path below the folder; a column `id`, where there is one, its id (else the
-    path is the id). Every other column is an attribute of a declared kind, or typed by its values (`type_column`).
+    The column `file` holds each image's path below the folder; an optional column `id` its id (default: the
+    path). Every other column is an attribute of a declared kind, or typed by its values (`type_column`).
 
-    Raises DataError where the folder or table is missing, empty or malformed, a value does not have its column's kind,
+    Raises DataError if the folder or table is missing, empty or malformed, a value does not have its column's kind,
     a path leaves the folder, or two rows name one file.
     """
 
@@ -87,7 +87,7 @@ class FolderSource:
 
 
 def open_folder(config: FolderConfig) -> FolderSource:
-    """`FolderSource`, its table read once a process. Errors as there."""
+    """`FolderSource`, cached per process. Raises as it does."""
     fs, root = fsspec.core.url_to_fs(config.root)
     path = f"{root}/{config.table}"
     return _opened(config.model_dump_json(), fs.ukey(path) if fs.isfile(path) else "")
@@ -95,12 +95,12 @@ def open_folder(config: FolderConfig) -> FolderSource:
 
 @lru_cache(maxsize=4)
 def _opened(config: str, version: str) -> FolderSource:  # noqa: ARG001 - part of the key
-    """`version` changes with the table."""
+    """`version` depends on the table."""
     return FolderSource(FolderConfig.model_validate_json(config))
 
 
 def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, root: str = "") -> None:
-    """DataError, with both rows, where a value occurs twice, or two spellings name one file of `root`."""
+    """DataError with both rows if a value is duplicated, or two spellings name one file of `root`."""
     first: dict[str, int] = {}
     for row, value in enumerate(values, 2):
         if value in first:
@@ -108,7 +108,7 @@ def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, 
         first[value] = row
     if fs is None:
         return
-    # Letter case and composed or decomposed accents: two names for one file on some file systems.
+    # Names that differ in letter case or Unicode normalisation are one file on some file systems.
     folded: dict[str, str] = {}
     for value in values:
         other = folded.setdefault(unicodedata.normalize("NFC", value).casefold(), value)
@@ -120,7 +120,7 @@ def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, 
 
 def _same_file(fs: Any, first: str, second: str) -> bool:
     try:
-        return bool((found := fs.info(first).get("ino")) and found == fs.info(second).get("ino"))
+        return bool((inode := fs.info(first).get("ino")) and inode == fs.info(second).get("ino"))
     except OSError:
         return False
 
@@ -133,15 +133,15 @@ def _typed(table: pl.DataFrame, file: str, config: FolderConfig) -> dict[str, Co
 
 
 def _read(data: bytes, file: str) -> pl.DataFrame:
-    """The table as text, its header and its columns `file` and `id` checked."""
+    """The table as text; checks its header and its columns `file` and `id`."""
     try:
         table = pl.read_csv(io.BytesIO(data), infer_schema=False)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a CSV table: {error}") from None
     if "file" not in table.columns:
-        found = table.columns
-        hint = " Separate the columns by commas." if len(found) == 1 and found[0].count(";") else ""
-        raise DataError(f"{file}: expected a column `file`, found {found}.{hint or did_you_mean('file', found)}")
+        columns = table.columns
+        hint = " Separate the columns by commas." if len(columns) == 1 and columns[0].count(";") else ""
+        raise DataError(f"{file}: expected a column `file`, found {columns}.{hint or did_you_mean('file', columns)}")
     for name in table.columns:
         if not name or name != name.strip():
             raise DataError(f"{file}: expected a name without spaces around it for every column, found {table.columns}")

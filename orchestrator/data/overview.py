@@ -1,4 +1,4 @@
-"""What a source holds, in numbers: rows, families, balance of answers, sizes, missing files, attributes."""
+"""Overview of a source: rows, families, balance of answers, sizes, missing files, attributes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise
 from orchestrator.errors import DataError
 
 MAX_LOADED = 200
-"""Images opened for their sizes and faults; of larger sources as many, evenly spaced."""
+"""Number of images opened to check size and validity; evenly spaced in larger sources."""
 MAX_PAIRS = 10
-"""Correlations shown, the strongest first."""
+"""Number of correlations shown, the strongest first."""
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,25 @@ class Overview:
     source: str
     n_rows: int
     n_rejected_rows: int
-    """Rows of question files that cannot be used."""
+    """Invalid rows of question files."""
     families: list[dict[str, Any]]
-    """Of question files: family, rows, distinct answers, most frequent answer and its share, of rows looked at."""
+    """For question files: family, rows, distinct answers, most frequent answer and its share, over the examined
+    rows."""
     sizes: dict[str, Any]
     """Smallest, median and largest width and height, px, of the images opened."""
     n_opened: int
     faults: list[str]
-    """What is wrong with images that could not be loaded."""
+    """Reasons of images that could not be loaded."""
     attributes: list[AttributeSummary]
     correlations: list[dict[str, Any]]
-    """Spearman's rho of pairs of numeric attributes over the rows looked at."""
+    """Spearman's rho of pairs of numeric attributes over the examined rows."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def survey(source: Source) -> Overview:
-    """Look at up to `MAX_LOOKED_AT` rows and open up to `MAX_LOADED` images."""
+    """Examine up to `MAX_LOOKED_AT` rows and open up to `MAX_LOADED` images."""
     shapes, faults = [], []
     opened = _spread(len(source), MAX_LOADED)
     for index in opened:
@@ -81,15 +82,15 @@ def _families(source: QuestionSource) -> list[dict[str, Any]]:
         if record["reason"] is None:
             answers.setdefault(record["family"], Counter())[record["answer"] or "-"] += 1
     rows = []
-    for family, found in sorted(answers.items(), key=lambda one: -one[1].total()):
-        answer, n = found.most_common(1)[0]
+    for family, counts in sorted(answers.items(), key=lambda item: -item[1].total()):
+        answer, n = counts.most_common(1)[0]
         rows.append(
             {
                 "family": family,
-                "rows": found.total(),
-                "answers": len(found),
+                "rows": counts.total(),
+                "answers": len(counts),
                 "most frequent": answer,
-                "share": n / found.total(),
+                "share": n / counts.total(),
             }
         )
     return rows

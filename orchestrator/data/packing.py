@@ -1,6 +1,6 @@
-"""Places of discs with an exact root mean square distance from their mean, none overlapping, all on the canvas.
+"""Positions of non-overlapping discs on the canvas with an exact root mean square distance from their mean.
 
-Shapes: U discs; `centres` (U, 2) float64, px. A disc may stand for several objects at fixed offsets from its centre.
+Shapes: U discs; `centres` (U, 2) float64, px. A disc may contain several objects at fixed offsets from its centre.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 MAX_PACKED = 0.6
-"""Share of the room that discs may fill. Discs pushed apart at random jam beyond 0.8."""
+"""Maximum packing fraction. Random packing by repulsion jams beyond 0.8."""
 EVEN = math.sqrt(1 / 6)
-"""Root mean square distance from the middle of points even over a square of side 1."""
+"""Root mean square distance from the centre of uniform points in a unit square."""
 _ROUNDS = 400
 
 
 def packed_share(radii: Float[np.ndarray, " U"], spread: float, width: float, height: float, gap: float) -> float:
-    """Share of the room that the discs fill: a disc of that spread, or the canvas where that is smaller."""
+    """Packing fraction: area of the discs over that of a disc of the given spread, or of the canvas if smaller."""
     room = min(2 * math.pi * spread**2, width * height)
     return float(np.sum((radii + gap / 2) ** 2)) * math.pi / room
 
@@ -32,12 +32,12 @@ def place(
     height: float,
     gap: float,
 ) -> Float[np.ndarray, "U 2"] | None:
-    """Centres of discs: pushed apart, brought to the spread and back onto the canvas in turn; None where that fails.
+    """Centres of discs, by alternating repulsion, scaling to the spread and projection to the canvas; None on failure.
 
     Args:
-        radii: of discs, px; they hold the objects at `offsets` from the centre.
-        spread: root mean square distance of all objects from their mean, px, met to rounding.
-        gap: least distance between discs, px.
+        radii: radii of discs, px, which contain the objects at `offsets` from the centre.
+        spread: root mean square distance of all objects from their mean, px, exact up to rounding.
+        gap: minimum distance between discs, px.
     """
     n = len(radii)
     members = np.repeat(np.arange(n), [len(part) for part in offsets])
@@ -68,7 +68,7 @@ def place(
 def _to_spread(
     centres: Float[np.ndarray, "U 2"], members: np.ndarray, moved: Float[np.ndarray, "n 2"], spread: float
 ) -> Float[np.ndarray, "U 2"] | None:
-    """Centres scaled about the objects' mean so that the objects' spread is right; None where no scale does it."""
+    """Centres scaled about the objects' mean to match the objects' spread; None if no scale does."""
     anchors = centres[members] - centres[members].mean(0)
     free = moved - moved.mean(0)
     a, b, c = (anchors**2).sum(), (anchors * free).sum(), (free**2).sum() - len(members) * spread**2
@@ -79,7 +79,7 @@ def _to_spread(
 
 
 def _onto_canvas(centres: Float[np.ndarray, "U 2"], box: Float[np.ndarray, "U 2"]) -> Float[np.ndarray, "U 2"]:
-    """Move all discs together onto the canvas; those that still stick out, alone."""
+    """Translate all discs onto the canvas together; then move those that still exceed it individually."""
     low, high = (-box - centres).max(0), (box - centres).min(0)
     shift = np.where(low <= high, np.clip(0, low, high), (low + high) / 2)
     return np.clip(centres + shift, -box, box)
@@ -88,6 +88,6 @@ def _onto_canvas(centres: Float[np.ndarray, "U 2"], box: Float[np.ndarray, "U 2"
 def _anywhere(
     rng: np.random.Generator, centres: Float[np.ndarray, "U 2"], box: Float[np.ndarray, "U 2"]
 ) -> Float[np.ndarray, "U 2"]:
-    """Move all discs together to a drawn place on the canvas."""
+    """Translate all discs together to a random place on the canvas."""
     low, high = (-box - centres).max(0), (box - centres).min(0)
     return centres + low + rng.random(2) * np.maximum(high - low, 0)

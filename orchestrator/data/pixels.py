@@ -1,7 +1,7 @@
-"""Complexity of a picture from its pixels alone, so that any folder of photographs can be studied.
+"""Complexity of an image from its pixels, without annotations.
 
-The picture is scaled to `SIDE` px on its longer side first (area interpolation), so that sizes compare. Each value is a
-proxy with a bias of its own; docs/data.md says which.
+The image is first scaled to `SIDE` px on its longer side (area interpolation), so that values of different sizes are
+comparable. Each value is a proxy with a bias, described in docs/data.md.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float, UInt8
 from orchestrator.data.attributes import Kind
 
 VERSION = 1
-"""Raised whenever the same picture gives other values."""
+"""Incremented whenever the same image gives different values."""
 SIDE = 256
-"""Longer side of the scaled picture, px."""
+"""Longer side of the scaled image, px."""
 
 PIXEL_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
     "edge_density": ("continuous", "share of pixels on a Canny edge (thresholds 100 and 200), 0 to 1"),
@@ -35,11 +35,11 @@ PIXEL_ATTRIBUTES: dict[str, tuple[Kind, str]] = {
 
 
 def pixel_attributes(image: UInt8[np.ndarray, "H W 3"]) -> dict[str, float | int]:
-    """Return the attributes of an RGB picture (`PIXEL_ATTRIBUTES`)."""
+    """Return the attributes of an RGB image (`PIXEL_ATTRIBUTES`)."""
     scale = SIDE / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=way)
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    small = cv2.resize(np.ascontiguousarray(image), size, interpolation=interpolation)
     grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 75])
     shares = np.bincount(grey.ravel(), minlength=256) / grey.size
@@ -54,7 +54,8 @@ def pixel_attributes(image: UInt8[np.ndarray, "H W 3"]) -> dict[str, float | int
 
 
 def _n_segments(small: UInt8[np.ndarray, "h w 3"]) -> int:
-    """Connected regions of equal colour, 32 levels a channel, after mean-shift filtering (radii 8 px and 16 levels)."""
+    """Connected regions of equal colour, 32 levels per channel, after mean-shift filtering (radii 8 px and 16
+    levels)."""
     levels = (cv2.pyrMeanShiftFiltering(small, 8, 16) // 8).astype(np.int32)
     colour = (levels[..., 0] << 10) | (levels[..., 1] << 5) | levels[..., 2]
     least = 0.001 * colour.size
@@ -74,7 +75,7 @@ def _colourfulness(rgb: Float[np.ndarray, "h w 3"]) -> float:
 
 
 def _saliency(grey: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "64 64"]:
-    """Energy of the spectral residual at 64 x 64 px, smoothed (sigma 2.5 px); zero for a uniform picture."""
+    """Energy of the spectral residual at 64 x 64 px, smoothed (sigma 2.5 px); zero for a uniform image."""
     small = cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float64)
     if not small.std():
         return np.zeros((64, 64))

@@ -1,7 +1,7 @@
-"""Read bytes from any file system, and tell a fault of the file from a fault of the moment.
+"""Read bytes from any file system; separates faults of the file from transient faults.
 
-A missing or broken file is a property of the data: it is recorded, and the rest goes on. Too many open files, a device
-error or a dropped connection says nothing of the file: it is tried again, and then ends the work.
+A missing or broken file is a property of the data: it is recorded, and the other files are used. Too many open files, a
+device error or a dropped connection is no property of the file: it is retried, and then ends the stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from orchestrator.errors import DataError, StorageError
 T = TypeVar("T")
 
 WAITS_S = (0.1, 0.5, 2.0)
-"""Pauses before the second, third and fourth attempt, s."""
+"""Delays before the second, third and fourth attempt, s."""
 
 _OF_THE_FILE = frozenset(
     {
@@ -30,19 +30,19 @@ _OF_THE_FILE = frozenset(
         errno.EINVAL,
     }
 )
-"""Error numbers that another attempt would give again."""
+"""Error numbers of permanent errors."""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error speaks of the machine or network at this moment and not of the file.
+    """Whether an error is transient: a fault of the machine or network and not of the file.
 
-    An OSError without a number comes from a client of an object store or from a decoder: its subclass decides.
+    An OSError without a number is from an object-store client or a decoder: its subclass decides.
     """
     if isinstance(error, TimeoutError | ConnectionError | MemoryError):
         return True
     if isinstance(error, OSError):
         return error.errno is not None and error.errno not in _OF_THE_FILE
-    # aiohttp and botocore have exceptions of their own for connections that failed.
+    # aiohttp and botocore have their own exception types for failed connections.
     names = {kind.__name__ for kind in type(error).__mro__}
     return bool(
         names & {"ClientConnectionError", "ServerDisconnectedError", "HTTPClientError", "EndpointConnectionError"}
@@ -50,10 +50,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retrying(read: Callable[[], T], name: str) -> T:
-    """`read()`, tried again with growing pauses after a transient error.
+    """`read()`, retried with backoff after a transient error.
 
     Raises:
-        StorageError: it stays.
+        StorageError: it persists.
     """
     for wait in (*WAITS_S, None):
         try:
@@ -74,8 +74,8 @@ def read_bytes(fs: Any, path: str, name: str) -> bytes:
     """Read a file of an fsspec file system.
 
     Raises:
-        DataError: it is missing, a folder, or not ours to read.
-        StorageError: a transient error that stays.
+        DataError: it is missing, a folder, or not readable.
+        StorageError: a transient error persists.
     """
     try:
         return retrying(lambda: fs.cat_file(path), name)

@@ -1,4 +1,4 @@
-"""Draw a scene: anti-aliased polygons by OpenCV with 1/16 px precision, optional texture, background and noise."""
+"""Render a scene: anti-aliased polygons by OpenCV with 1/16 px precision, optional texture, background and noise."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from orchestrator.data.scenes import COLOURS, Scene, SceneObject
 _SHIFT = 4  # fractional bits of a vertex
 _EDGE_PX = 0.6
 DIMMEST = 0.4
-"""Share of light that is lost at the darkest side under lighting of strength 1."""
+"""Relative loss of brightness at the darkest side for lighting of strength 1."""
 DARKEST = 55.0
-"""Most that a background texture of strength 1 takes off a channel, 0 to 255."""
+"""Maximum darkening of a channel by a background texture of strength 1, 0 to 255."""
 
 
 def _regular(n: int, phase: float = -90.0) -> np.ndarray:
@@ -71,22 +71,22 @@ OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Draw a scene as RGB uint8 of shape (height, width, 3). The same scene always gives the same bytes."""
+    """Render a scene as RGB uint8 of shape (height, width, 3). Deterministic: equal scenes give equal bytes."""
     plain = not (scene.texture or scene.noise or scene.background_texture or scene.lighting)
     if plain and scene.background == "white":
         image = np.full((scene.height, scene.width, 3), 255, dtype=np.uint8)
-        for thing in scene.objects:
-            cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+        for item in scene.objects:
+            cv2.fillPoly(image, _vertices(item), COLOURS[item.colour], cv2.LINE_AA, _SHIFT)
         return image
     rng = np.random.default_rng([scene.seed, scene.index, zlib.crc32(scene.stream.encode())])
     image = _background(scene, rng)
     if scene.background_texture:
         image = _textured_background(image, scene.background_texture, rng)
-    for thing in scene.objects:
+    for item in scene.objects:
         if scene.texture:
-            _draw_textured(image, thing, scene.texture, rng)
+            _draw_textured(image, item, scene.texture, rng)
         else:
-            cv2.fillPoly(image, _vertices(thing), COLOURS[thing.colour], cv2.LINE_AA, _SHIFT)
+            cv2.fillPoly(image, _vertices(item), COLOURS[item.colour], cv2.LINE_AA, _SHIFT)
     if scene.lighting:
         dimmed = 1 - DIMMEST * scene.lighting * _ramp(scene.width, scene.height, rng)
         image = np.rint(image * dimmed[..., None]).astype(np.uint8)
@@ -96,33 +96,34 @@ def render(scene: Scene) -> np.ndarray:
     return image
 
 
-def outline(thing: SceneObject, inset: float = 0.0) -> list[np.ndarray]:
-    """Return the outlines of an object as float64 arrays (V, 2) of x, y in px, its radius lessened by `inset` px."""
-    radius = max(thing.size / 2 - inset, 1.0)
-    angle = math.radians(thing.angle)
+def outline(item: SceneObject, inset: float = 0.0) -> list[np.ndarray]:
+    """Return the outlines of an object as float64 arrays (V, 2) of x, y in px, with the radius reduced by `inset`
+    px."""
+    radius = max(item.size / 2 - inset, 1.0)
+    angle = math.radians(item.angle)
     c, s = math.cos(angle) * radius, math.sin(angle) * radius
     # y points down, so this turns counter-clockwise as seen.
-    return [points @ np.array([[c, -s], [s, c]]) + (thing.x, thing.y) for points in OUTLINES[thing.shape]]
+    return [points @ np.array([[c, -s], [s, c]]) + (item.x, item.y) for points in OUTLINES[item.shape]]
 
 
-def _vertices(thing: SceneObject) -> list[np.ndarray]:
-    # Pixel centres lie at whole numbers for OpenCV and at halves for us. The edge that OpenCV draws around an
-    # anti-aliased polygon widens it; the inset takes that off again.
-    return [np.rint((points - 0.5) * (1 << _SHIFT)).astype(np.int32) for points in outline(thing, _EDGE_PX)]
+def _vertices(item: SceneObject) -> list[np.ndarray]:
+    # Pixel centres are at integers in OpenCV and at half-integers here. The edge that OpenCV draws around an
+    # anti-aliased polygon widens it; the inset compensates for that.
+    return [np.rint((points - 0.5) * (1 << _SHIFT)).astype(np.int32) for points in outline(item, _EDGE_PX)]
 
 
-def _draw_textured(image: np.ndarray, thing: SceneObject, strength: float, rng: np.random.Generator) -> None:
+def _draw_textured(image: np.ndarray, item: SceneObject, strength: float, rng: np.random.Generator) -> None:
     """Draw an object with soft stripes: darker ones on light colours, lighter ones on dark colours."""
-    reach = thing.size / 2 + 2
-    left, top = max(0, int(thing.x - reach)), max(0, int(thing.y - reach))
-    patch = image[top : int(thing.y + reach) + 1, left : int(thing.x + reach) + 1]
+    reach = item.size / 2 + 2
+    left, top = max(0, int(item.x - reach)), max(0, int(item.y - reach))
+    patch = image[top : int(item.y + reach) + 1, left : int(item.x + reach) + 1]
     mask = np.zeros(patch.shape[:2], dtype=np.uint8)
-    cv2.fillPoly(mask, _vertices(thing._replace(x=thing.x - left, y=thing.y - top)), 255, cv2.LINE_AA, _SHIFT)
+    cv2.fillPoly(mask, _vertices(item._replace(x=item.x - left, y=item.y - top)), 255, cv2.LINE_AA, _SHIFT)
     y, x = np.mgrid[: patch.shape[0], : patch.shape[1]].astype(np.float32)
-    way, phase = rng.uniform(0, 2 * math.pi, 2)
-    period = max(3.0, thing.size * rng.uniform(0.2, 0.45))
-    wave = 0.5 + 0.5 * np.sin(2 * math.pi / period * (math.cos(way) * x + math.sin(way) * y) + phase)
-    colour = np.array(COLOURS[thing.colour], dtype=np.float32)
+    direction, phase = rng.uniform(0, 2 * math.pi, 2)
+    period = max(3.0, item.size * rng.uniform(0.2, 0.45))
+    wave = 0.5 + 0.5 * np.sin(2 * math.pi / period * (math.cos(direction) * x + math.sin(direction) * y) + phase)
+    colour = np.array(COLOURS[item.colour], dtype=np.float32)
     target = 255.0 if colour.mean() < 60 else 0.0
     paint = colour + (0.3 * strength * wave[..., None]) * (target - colour)
     alpha = mask[..., None] / np.float32(255)
@@ -130,10 +131,10 @@ def _draw_textured(image: np.ndarray, thing: SceneObject, strength: float, rng: 
 
 
 def _ramp(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """0 to 1 across the canvas along a drawn direction, float32 (height, width)."""
-    way = rng.uniform(0, 2 * math.pi)
+    """Ramp from 0 to 1 across the canvas in a random direction, float32 (height, width)."""
+    direction = rng.uniform(0, 2 * math.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
-    ramp = math.cos(way) * x / width + math.sin(way) * y / height
+    ramp = math.cos(direction) * x / width + math.sin(direction) * y / height
     return (ramp - ramp.min()) / (ramp.max() - ramp.min())
 
 
@@ -141,8 +142,8 @@ def _textured_background(image: np.ndarray, strength: float, rng: np.random.Gene
     """Darken a background by three crossed gratings of 6 to 24 px, by at most `DARKEST` at full strength."""
     y, x = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     pattern = np.zeros(image.shape[:2], dtype=np.float32)
-    for way, phase, period in zip(*rng.uniform(0, 2 * math.pi, (2, 3)), rng.uniform(6, 24, 3), strict=True):
-        pattern += np.sin(2 * math.pi / period * (math.cos(way) * x + math.sin(way) * y) + phase)
+    for direction, phase, period in zip(*rng.uniform(0, 2 * math.pi, (2, 3)), rng.uniform(6, 24, 3), strict=True):
+        pattern += np.sin(2 * math.pi / period * (math.cos(direction) * x + math.sin(direction) * y) + phase)
     return np.rint(image - (DARKEST * strength) * (0.5 + pattern[..., None] / 6)).astype(np.uint8)
 
 

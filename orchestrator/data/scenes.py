@@ -1,6 +1,6 @@
-"""Synthetic scenes: 1 to 200 plain 2-D objects whose every attribute is known. A scene depends on (seed, index) alone.
+"""Synthetic scenes: 1 to 200 plain 2-D objects with known attributes. A scene is a function of (seed, index).
 
-Legend: `n` objects; arrays `x`, `y`, `size` in px, `angle` in degrees, all float64 of shape (n,).
+Shapes: `n` objects; arrays `x`, `y`, `size` in px, `angle` in degrees, all float64 of shape (n,).
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 """RGB of each colour, 0..255."""
 
 MIN_SIZE_PX = 4.0
-"""Objects never get smaller than this: below it their shape cannot be seen."""
+"""Minimum object size, px: below it shapes are not recognisable."""
 MAX_FILL = 0.38
-"""Share of the canvas that the circumscribed circles may fill; sizes shrink together beyond it. Random sequential
-placement of discs jams near 0.547, so at this share it ends quickly."""
+"""Maximum share of the canvas filled by the circumscribed circles; beyond it all sizes are scaled down. Random
+sequential placement of discs jams near 0.547, so that it ends quickly at this share."""
 MAX_ANGLE = 12.0
-"""Objects are turned by at most this many degrees, so that a square never looks like a diamond."""
+"""Maximum rotation in degrees, so that a square is not confused with a diamond."""
 GAP_PX = 1.0
-"""Least distance between two circumscribed circles."""
+"""Minimum distance between two circumscribed circles."""
 OVERLAP = 0.65
-"""With overlap, centres keep this share of the distance that would part them. Small objects lie on large ones, so the
-centre of every object stays visible: d >= 0.65 (r1 + r2) > r2 for r1 >= r2."""
+"""With overlap, centres keep this share of the distance of touching circles. Small objects cover large ones, so that
+the centre of every object stays visible: d >= 0.65 (r1 + r2) > r2 for r1 >= r2."""
 
 
 class SceneObject(NamedTuple):
@@ -57,7 +57,7 @@ class SceneObject(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A scene's full ground truth; later objects are drawn over earlier ones."""
+    """Complete ground truth of a scene; later objects are drawn over earlier ones."""
 
     seed: int
     index: int
@@ -68,7 +68,7 @@ class Scene:
     texture: float = 0.0
     noise: float = 0.0
     stream: str = "scene"
-    """Which generator made it; keeps ids and noise of scenes built for a question apart from plain ones."""
+    """Name of its generator; separates ids and noise of scenes built for a question from plain ones."""
     background_texture: float = 0.0
     lighting: float = 0.0
 
@@ -79,7 +79,7 @@ class Scene:
 
 
 class Layout(NamedTuple):
-    """Geometry of a scene before shapes and colours are given: float64 arrays of shape (n,)."""
+    """Geometry of a scene before shapes and colours are assigned: float64 arrays of shape (n,)."""
 
     x: np.ndarray
     y: np.ndarray
@@ -135,10 +135,10 @@ def draw_number(rng: np.random.Generator, low: int, high: int, spacing: str = "l
 
 
 def draw_layout(config: ScenesConfig, rng: np.random.Generator, n: int) -> Layout:
-    """Place n objects; sizes are uniform in the configured range, shrunk together where the canvas gets full.
+    """Place n objects; sizes are uniform in the configured range, scaled down on a full canvas.
 
-    With overlap, objects come large first, so that small ones are drawn over them. Raises ConfigError for more objects
-    than the canvas holds.
+    With overlap, large objects are placed first, so that small ones are drawn over them. Raises ConfigError for more
+    objects than the canvas can hold.
     """
     if n > capacity(config):
         check_scenes(config)
@@ -172,9 +172,9 @@ def _area(size: np.ndarray, share: float) -> float:
 def _place(
     rng: np.random.Generator, size: np.ndarray, width: int, height: int, share: float, tries: int = 400
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Throw darts, large objects first, testing only neighbours in a grid; None where an object found no place.
+    """Dart throwing, large objects first, with neighbour tests in a grid; None if an object cannot be placed.
 
-    Plain Python over a dict of cells measured faster here than numpy over all pairs (0.8 against 1.4 ms at n = 50).
+    Plain Python over a dict of cells is faster than numpy over all pairs (0.8 against 1.4 ms at n = 50).
     """
     n = len(size)
     radius = (size / 2).tolist()
@@ -185,7 +185,7 @@ def _place(
     x, y = np.empty(n), np.empty(n)
     darts = iter(rng.random(8 * n).tolist())
     for i in np.argsort(-size, kind="stable").tolist():
-        r, own = radius[i], radius[i] * share
+        r, reduced_radius = radius[i], radius[i] * share
         for _ in range(tries):
             u = next(darts, None)
             if u is None:
@@ -195,11 +195,11 @@ def _place(
             px, py = r + u * (width - 2 * r), r + v * (height - 2 * r)
             home = int(py / cell) * columns + int(px / cell) + 1
             if not any(
-                (px - ox) * (px - ox) + (py - oy) * (py - oy) < (own + reach) * (own + reach)
+                (px - ox) * (px - ox) + (py - oy) * (py - oy) < (reduced_radius + reach) * (reduced_radius + reach)
                 for step in around
                 for ox, oy, reach in cells.get(home + step, ())
             ):
-                cells.setdefault(home, []).append((px, py, own + GAP_PX))
+                cells.setdefault(home, []).append((px, py, reduced_radius + GAP_PX))
                 x[i], y[i] = px, py
                 break
         else:
@@ -216,7 +216,7 @@ def compose(
     index: int,
     stream: str = "scene",
 ) -> Scene:
-    """Join a layout with one (colour, shape) per object into a scene."""
+    """Combine a layout and one (colour, shape) per object into a scene."""
     columns = (values.tolist() for values in layout)
     objects = tuple(
         SceneObject(shape, colour, x, y, size, angle)
@@ -240,7 +240,7 @@ def compose(
 def make_scene(config: ScenesConfig, index: int) -> Scene:
     """Make scene number `index`: number of objects, places, shapes and colours drawn from SeedSequence([seed, index]).
 
-    Raises ConfigError where the canvas cannot hold the objects.
+    Raises ConfigError if the canvas cannot hold the objects.
     """
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, index]))
     n = draw_number(rng, *config.n_objects, config.n_objects_spacing)

@@ -1,4 +1,4 @@
-"""Where images come from: scenes, COCO, a folder of one's own, or question files, all behind one protocol."""
+"""Image sources behind one protocol: scenes, COCO, a folder of images, question files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from orchestrator.data.scenes import Scene, check_scenes, make_scene
 from orchestrator.errors import ConfigError, DataError, VtsweepError
 
 SCENES_VERSION = 1
-"""Raised whenever the same configuration gives other scenes or pixels; part of the fingerprint."""
+"""Incremented whenever the same configuration gives different scenes or pixels; part of the fingerprint."""
 
 
 @dataclass(frozen=True)
 class _SceneIds(Sequence[str]):
-    """Ids made when asked for: 10^8 scenes cost no memory."""
+    """Lazily computed ids: 10^8 scenes need no memory."""
 
     seed: int
     indices: range
@@ -46,8 +46,8 @@ class _SceneIds(Sequence[str]):
 class ScenesSource:
     """Synthetic scenes as a source, drawn from ranges or by a design.
 
-    A design's attributes are its factors of several levels, what derives from them and what chance leaves; factors of
-    one level are constant and left out. Raises ConfigError for a configuration that cannot be drawn.
+    A design's attributes are its factors with several levels and the derived attributes; factors with one level are
+    constant and left out. Raises ConfigError for a configuration that cannot be drawn.
     """
 
     name = "scenes"
@@ -84,23 +84,23 @@ class ScenesSource:
         return (make_scene if self.config.design is None else make_designed_scene)(self.config, index)
 
     def _attributes(self, scene: Scene) -> Mapping[str, Any]:
-        found = scene_attributes(scene)
+        attributes = scene_attributes(scene)
         if self.config.design is None:
-            return found
-        # levels are met to rounding; what rounding leaves would break ties and be ranked
-        found |= {key: level for key, level in cell_of(self.config, scene.index).items() if key != "occlusion"}
+            return attributes
+        # levels are exact up to rounding; rounding errors would break ties in ranks
+        attributes |= {key: level for key, level in cell_of(self.config, scene.index).items() if key != "occlusion"}
         if "occlusion" in self.attribute_kinds:
-            found["occlusion"] = hidden_share(scene.objects)
-        return {key: found[key] for key in self.attribute_kinds}
+            attributes["occlusion"] = hidden_share(scene.objects)
+        return {key: attributes[key] for key in self.attribute_kinds}
 
 
 def make_source(config: ScenesConfig | CocoConfig | FolderConfig | QuestionsConfig) -> Source:
-    """Open a source and check it: ConfigError or DataError before any work for what is missing or malformed."""
+    """Open and check a source; raises ConfigError or DataError before work starts if it is missing or malformed."""
     if isinstance(config, ScenesConfig):
         return ScenesSource(config)
     try:
         source = _open(config)
-    except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
+    except Exception as error:  # object-store clients have their own exception types: no credentials, no endpoint
         if isinstance(error, VtsweepError) or "://" not in config.root:
             raise
         raise DataError(f"data.root {config.root!r} cannot be read: {error}") from error

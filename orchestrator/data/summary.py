@@ -1,4 +1,4 @@
-"""What the attributes of a source hold: kind, missing values and range of each, as `plan` and `data` show them."""
+"""Summary of a source's attributes for `plan` and `data`: kind, missing values and range."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from orchestrator.data.pixels import PIXEL_ATTRIBUTES
 from orchestrator.data.sample import Source
 
 MAX_LOOKED_AT = 2_000
-"""Images whose attributes are looked at; of larger sources as many, evenly spaced."""
+"""Number of images whose attributes are examined; evenly spaced in larger sources."""
 
 
 @dataclass(frozen=True)
 class AttributeSummary:
-    """One attribute over the images looked at."""
+    """One attribute over the examined images."""
 
     source: str
     attribute: str
     kind: str
     """count, continuous or categorical."""
     n_images: int
-    """Images looked at."""
+    """Number of examined images."""
     n_missing: int
-    """Of these, images without a value."""
+    """Number of these images without a value."""
     range: str
     """Smallest and largest number, or the number of categories and the most frequent ones."""
     spellings: dict[str, int] = field(default_factory=dict)
@@ -54,7 +54,7 @@ def summarise_attributes(source: Source, limit: int = MAX_LOOKED_AT) -> list[Att
 
 
 def describe_range(values: list[Any], kind: str) -> str:
-    """Range of numbers, or categories with the most frequent first; a dash where there is no value."""
+    """Range of numbers, or categories with the most frequent first; a dash if there is no value."""
     if not values:
         return "-"
     if kind != "categorical":

@@ -1,4 +1,4 @@
-"""The photographs or question file that a task asks about, from the `data` section of its run."""
+"""The photographs or question file of a task, from the `data` section of its run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from orchestrator.errors import ConfigError
 
 Data = ScenesConfig | CocoConfig | FolderConfig | QuestionsConfig
 Asked = Literal["scenes", "coco", "questions"]
-"""Where a task's questions come from: drawn scenes, COCO's boxes, or the rows of question files."""
+"""Source of a task's questions: scenes, COCO's boxes, or rows of question files."""
 
 
 def check_task_source(data: Data, source: Asked, key: str) -> None:
-    """Raise ConfigError, naming the setting `key`, where `data` is not of the kind that a task asks about."""
+    """Raise ConfigError, naming the setting `key`, if `data` is not of the kind that a task needs."""
     if source != "scenes" and data.source != source:
         raise ConfigError(f"{key}: {source} needs data.source: {source}, found {data.source}")
 
@@ -23,13 +23,13 @@ def check_task_source(data: Data, source: Asked, key: str) -> None:
 def open_task_source(
     data: Data, source: Asked, key: str, split: str | None = None
 ) -> CocoSource | QuestionSource | None:
-    """What questions are asked about where it is not scenes of their own (None).
+    """Source of the questions' images; None if the questions have their own scenes.
 
     Args:
         data: the run's `data` section.
         source: kind of the questions.
         key: setting that names `source`, for messages.
-        split: take this split's images or rows instead of those that `data` names.
+        split: use images or rows of this split instead of the split in `data`.
 
     Raises:
         ConfigError: `data` is of another kind.

@@ -1,4 +1,4 @@
-"""Wordings of questions, read from `templates.yaml`, and the closed vocabulary that they span."""
+"""Wordings of questions, from `templates.yaml`, and their closed vocabulary."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from orchestrator.data.scenes import COLOURS, SHAPES
 from orchestrator.errors import ConfigError, did_you_mean
 
 QUESTIONS_VERSION = 3
-"""Raised whenever the same arguments give other questions, mixtures or tiers."""
+"""Incremented whenever the same arguments give different questions, mixtures or tiers."""
 LARGEST_NUMBER = 20
-"""Largest number among the choices of a count where scenes hold no more objects than this."""
+"""Largest number among the choices of a count if scenes have at most this many objects."""
 
 
 @cache
 def templates() -> dict[str, dict[str, Any]]:
     """Return the published templates: family -> group -> {texts, choices}."""
     text = resources.files("orchestrator.data").joinpath("templates.yaml").read_text(encoding="utf-8")
-    # BaseLoader keeps "yes" and "no" words instead of truth values.
+    # BaseLoader keeps "yes" and "no" as strings instead of Booleans.
     return yaml.load(text, Loader=yaml.BaseLoader)
 
 
@@ -51,7 +51,7 @@ def group_name(colour: str | None, shape: str | None) -> str:
 
 
 def word(family: str, group: str, words: Mapping[str, str], rng: np.random.Generator) -> tuple[int, str]:
-    """Draw a wording of a group and fill it in; return its number within the family and the text."""
+    """Draw and fill a wording of a group; return its index within the family and the text."""
     numbered = _numbered(family)[group]
     number, text = numbered[int(rng.integers(len(numbered)))]
     if "{an_object}" in text:
@@ -76,17 +76,17 @@ def choices_of(
     largest: int = LARGEST_NUMBER,
 ) -> tuple[str, ...] | None:
     """Return the possible answers of a group of wordings, numbers up to `largest`; None for places and lists."""
-    found = templates()[family][group].get("choices")
-    if not isinstance(found, str):
-        return found and tuple(found)
+    choices = templates()[family][group].get("choices")
+    if not isinstance(choices, str):
+        return choices and tuple(choices)
     numbers = {"numbers_from_0": 0, "numbers_from_1": 1}
-    if found in numbers:
-        return tuple(map(str, range(numbers[found], largest + 1)))
-    return {"colours": colours, "shapes": shapes}[found]
+    if choices in numbers:
+        return tuple(map(str, range(numbers[choices], largest + 1)))
+    return {"colours": colours, "shapes": shapes}[choices]
 
 
 def vocabulary() -> list[str]:
-    """Return every word that a question or answer may hold, sorted. Numbers are spelt by their ten digits."""
+    """Return every word of questions and answers, sorted. Numbers are encoded by their digits."""
     entries = templates()
     lines = [t for f, groups in entries.items() if f != "plurals" for g in groups.values() for t in g["texts"]]
     answers = [c for f, groups in entries.items() if f != "plurals" for g in groups.values() for c in _listed(g)]
@@ -97,11 +97,11 @@ def vocabulary() -> list[str]:
 
 
 def _listed(group: Mapping[str, Any]) -> list[str]:
-    found = group.get("choices", [])
-    return [] if isinstance(found, str) else list(found)
+    choices = group.get("choices", [])
+    return [] if isinstance(choices, str) else list(choices)
 
 
 def question_fingerprint() -> dict[str, Any]:
-    """Identify the wordings and the rules behind questions, for digests of stages that ask any."""
+    """Identity of the wordings and rules of questions, for digests of stages with questions."""
     text = resources.files("orchestrator.data").joinpath("templates.yaml").read_bytes()
     return {"templates": hashlib.sha256(text).hexdigest(), "version": QUESTIONS_VERSION}

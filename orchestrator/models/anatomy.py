@@ -1,7 +1,7 @@
-"""Where the parts of a vision-language model are: decoder blocks, vision blocks, projector, by generic rules.
+"""Finds the parts of a vision-language model by generic rules: decoder blocks, vision blocks, projector.
 
-The rules hold for all native classes listed in `docs/models.md`; a class they do not fit is refused with a message
-that says what was looked for.
+The rules hold for all native classes listed in `docs/models.md`; for any other class an error names the missing
+module.
 """
 
 from __future__ import annotations
@@ -45,14 +45,15 @@ def final_norm(decoder: nn.Module) -> nn.Module:
 
 
 def encoder_layers(encoder: nn.Module) -> list[nn.Module]:
-    """Return the vision encoder's blocks in running order: every list whose items all hold an attention module."""
-    found: list[nn.Module] = []
+    """Return the vision encoder's blocks in order of execution: all module lists whose items contain an attention
+    module."""
+    blocks: list[nn.Module] = []
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) and all(_has_attention(item) for item in module):
-            found.extend(module)
-    if not found:
+            blocks.extend(module)
+    if not blocks:
         raise ModelError(f"{type(encoder).__name__}: no blocks with attention found in the vision encoder.")
-    return found
+    return blocks
 
 
 def _has_attention(block: nn.Module) -> bool:
@@ -62,7 +63,7 @@ def _has_attention(block: nn.Module) -> bool:
 def parameter_groups(model: nn.Module) -> dict[str, list[str]]:
     """Return the top module (or bare parameter) names of the parts `vision`, `projector`, `language`.
 
-    The projector of the Qwen family lies inside its vision encoder: test a name for `projector` first, as `group_of`
+    The projector of the Qwen family is inside its vision encoder: test a name for `projector` first, as `group_of`
     does.
     """
     names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
@@ -82,14 +83,14 @@ def _ends(name: str, endings: Sequence[str]) -> bool:
 
 
 def _leaves_of_interest(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Return the children of the model, and those of its inner `model`, which holds the parts."""
-    found = []
+    """Return the children of the model, and those of its inner `model`, which contains the parts."""
+    modules = []
     for name, child in model.named_children():
         if name == "model":
-            found += [(f"model.{inner}", module) for inner, module in child.named_children()]
+            modules += [(f"model.{inner}", module) for inner, module in child.named_children()]
         else:
-            found.append((name, child))
-    return found
+            modules.append((name, child))
+    return modules
 
 
 def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> Part:
@@ -105,32 +106,32 @@ def group_of(name: str, groups: Mapping[str, Sequence[str]]) -> Part:
 def linear_modules(
     model: nn.Module,
     groups: Mapping[str, Sequence[str]],
-    wanted: Sequence[str],
+    parts: Sequence[str],
     names: Sequence[str] | None,
 ) -> list[str]:
     """Return the full names of the linear modules of the wanted parts, without the output head."""
-    for part in wanted:
+    for part in parts:
         if part not in groups:
             raise ModelError(f"No model part {part!r}.{did_you_mean(part, groups)}")
-    whole: Any = model
-    head = whole.get_output_embeddings()
-    found = []
+    root: Any = model
+    head = root.get_output_embeddings()
+    names_found = []
     for name, module in model.named_modules():
         if not isinstance(module, nn.Linear) or module is head or ".lora_" in name:
             continue
         plain = name.removesuffix(".base_layer")
-        if group_of(plain, groups) in wanted and (names is None or plain.rsplit(".", 1)[-1] in names):
-            found.append(plain)
-    if not found:
-        raise ModelError(f"No linear module in {list(wanted)} is named any of {list(names or [])}.")
-    return found
+        if group_of(plain, groups) in parts and (names is None or plain.rsplit(".", 1)[-1] in names):
+            names_found.append(plain)
+    if not names_found:
+        raise ModelError(f"No linear module in {list(parts)} is named any of {list(names or [])}.")
+    return names_found
 
 
 def special_token_ids(config: Any) -> set[int]:
     """Return every token id that a config names: BOS, EOS, padding, image and boundary tokens."""
-    found: set[int] = set()
+    ids: set[int] = set()
     for part in (config, text_config(config)):
         for key, value in part.to_dict().items():
             if key.endswith(("token_id", "token_index", "patch_id")):
-                found |= set(value) if isinstance(value, list) else {value}
-    return {token for token in found if isinstance(token, int)}
+                ids |= set(value) if isinstance(value, list) else {value}
+    return {token for token in ids if isinstance(token, int)}

@@ -1,7 +1,7 @@
-"""How much the question's tokens and the prompt's last token attend to each visual token, at chosen layers.
+"""Attention of the question's tokens and of the prompt's last token to each visual token, at chosen layers.
 
-Weights are those of the model's own pass: they are computed for these queries alone, in the layers asked for alone,
-beside the kernel that computes the output. Shapes: B rows, V visual tokens, R queries, S keys.
+Weights are those of the model's forward pass: computed only for these queries and in the requested layers, in addition
+to the kernel that computes the output. Shapes: B rows, V visual tokens, R queries, S keys.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TARGETS = ("question", "last")
 class LayerAttention:
     """Attention of one layer to each image, mean over heads, and over tokens where the target is `question`.
 
-    Weights are of all that a query attends to: a row sums to what it spends on the image.
+    Weights are normalised over all keys of a query: a row sums to its attention to the image.
     """
 
     question: Float[Tensor, "B V"]
@@ -51,20 +51,20 @@ def attention_maps(adapter: Adapter, batch: Batch, layers: Sequence[int]) -> dic
     Raises:
         ModelError: a layer does not attend to the image, or its attention cannot be read.
     """
-    there = reading_layers(adapter)
-    if wrong := [layer for layer in layers if layer not in there]:
-        raise ModelError(f"attention_maps: layers {wrong}; those that attend to the image are {there}.")
-    groups, where = adapter.groups(batch), vision_mask(adapter, batch, 0)
+    available = reading_layers(adapter)
+    if wrong := [layer for layer in layers if layer not in available]:
+        raise ModelError(f"attention_maps: layers {wrong}; those that attend to the image are {available}.")
+    groups, is_vision = adapter.groups(batch), vision_mask(adapter, batch, 0)
     rows, real = padded_rows([(row == TEXT).nonzero()[:, 0] for row in groups])
     queries = torch.cat([rows, torch.full_like(rows[:, :1], groups.shape[1] - 1)], dim=1)
     share = real / real.sum(dim=1, keepdim=True).clamp(min=1)
-    found: dict[int, LayerAttention] = {}
+    maps: dict[int, LayerAttention] = {}
 
     def reader(layer: int) -> None:
         def note(heads: Heads) -> None:
             weights = heads.weights(queries).cpu()
             question = torch.einsum("brs,br->bs", weights[:, :-1], share)
-            found[layer] = LayerAttention(*(_of_image(part, where) for part in (question, weights[:, -1])))
+            maps[layer] = LayerAttention(*(_of_image(part, is_vision) for part in (question, weights[:, -1])))
 
         readers[attention_module(adapter.layers[layer])] = note
 
@@ -73,9 +73,9 @@ def attention_maps(adapter: Adapter, batch: Batch, layers: Sequence[int]) -> dic
         reader(layer)
     with attention_read(readers):
         adapter.run(batch, logits_to_keep=1)
-    return {layer: found[layer] for layer in layers}
+    return {layer: maps[layer] for layer in layers}
 
 
-def _of_image(weights: Float[Tensor, "B S"], where: Tensor) -> Float[Tensor, "B V"]:
-    rows = [row[mask] for row, mask in zip(weights, where, strict=True)]
+def _of_image(weights: Float[Tensor, "B S"], is_vision: Tensor) -> Float[Tensor, "B V"]:
+    rows = [row[mask] for row, mask in zip(weights, is_vision, strict=True)]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

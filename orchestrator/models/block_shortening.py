@@ -1,4 +1,4 @@
-"""What decoder blocks are called with once tokens have left the sequence: masks, positions and DeepStack features."""
+"""Arguments of decoder blocks after a token deletion: masks, positions and DeepStack features."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class BlockShortening:
     """Shortens the keywords of one block, for the prompt and for the decoding steps after it.
 
     Args:
-        cut: which of the positions that the decoder is called with stay.
-        length: S, how many the decoder is called with.
-        mask_name: the keyword of a block's mask.
-        first: tokens left before the first block, so that no cache holds them and masks of decoding steps are right.
+        cut: kept positions of those that the decoder is called with.
+        length: S, number of positions that the decoder is called with.
+        mask_name: keyword of a block's mask.
+        first: tokens are deleted before the first block, so that no cache contains them and masks of decoding steps
+            fit.
         held: the same as `cut` and `length`, of the positions that the masks of decoding steps speak of; where tokens
             left before the first block and again later, those are fewer.
     """
@@ -68,7 +69,7 @@ class BlockShortening:
         return shorten_mask(mask, self.cut)
 
     def _step_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return a (B, 1, Q, S + steps) mask with only the kept of the prompt's S positions; Q is 1 or all."""
+        """Return a (B, 1, Q, S + steps) mask with only the kept ones of the prompt's S positions; Q is 1 or all."""
         cut, length = self.held or (self.cut, self.length)
         cut = cut.to(self.cut.real.device)
         real = torch.cat([cut.real, cut.real.new_ones(len(cut.real), self.steps)], dim=1)
@@ -85,7 +86,7 @@ class BlockShortening:
 
 
 class BlockHook:
-    """Shortens what one decoder block is called with; the block of `entry` gets its hidden states shortened too."""
+    """Shortens the arguments of one decoder block; at `entry` the hidden states too."""
 
     def __init__(self, cut: Shortening, length: int, mask_name: str, *, entry: bool, first: bool) -> None:
         self.call = BlockShortening(cut, length, mask_name, first=first)
@@ -115,7 +116,7 @@ def late_deepstack(decoder: Any, current: Callable[[], Shortening | None]) -> It
     """Let DeepStack features, added between blocks, follow a sequence shortened at one of those blocks.
 
     Args:
-        current: which of the positions that the decoder was called with are left.
+        current: kept positions of those that the decoder was called with.
     """
     add = getattr(decoder, "_deepstack_process", None)
     if add is None:

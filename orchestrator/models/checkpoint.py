@@ -1,6 +1,6 @@
-"""A checkpoint's files, read without torch: is the folder whole, and are its weights safe to load?
+"""Checks of a checkpoint's files without torch: completeness of the folder, and safety of its weights.
 
-Only names, sizes and headers are read, so that a plan can ask it of a folder of any size.
+Only names, sizes and headers are read, so that a plan can check a folder of any size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN = 4
-"""Keys that a message names."""
+"""Maximum number of keys in a message."""
 
 
 def read_json(file: Path, place: str) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def read_json(file: Path, place: str) -> dict[str, Any]:
 
 
 def read_folder(place: str, folder: Path) -> str:
-    """Return the `model_type` of a checkpoint folder, after a look at the names of its files.
+    """Return the `model_type` of a checkpoint folder after checking the names of its files.
 
     Raises:
         ModelError: if there is no config or no safetensors weights, a shard is missing, or a LoRA adapter lies inside.
@@ -127,12 +127,12 @@ def listed(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How the keys of a file of weights fit a model: names in the model's own spelling."""
+    """Comparison of the keys of a weights file with a model, in the model's names."""
 
     missing: tuple[str, ...] = ()
-    """In the model and not in the file: they would be drawn at random."""
+    """In the model but not in the file: they would be initialised at random."""
     unexpected: tuple[str, ...] = ()
-    """In the file and not in the model: they would be left out."""
+    """In the file but not in the model: they would be ignored."""
     misshapen: tuple[str, ...] = ()
     """`KEY (found SHAPE, expected SHAPE)`."""
 
@@ -146,15 +146,15 @@ class LoadReport:
         return LoadReport(kept(self.missing), kept(self.unexpected), kept(self.misshapen))
 
     def check(self, place: str, allow: Iterable[str], hint: str = "") -> None:
-        """Refuse keys that do not fit and are not allowed to.
+        """Reject keys that do not match and are not allowed to differ.
 
         Raises:
             ModelError: which names them.
         """
         left = self.without(allow)
         parts = [
-            f"{len(keys)} {what}: {listed(keys)}"
-            for keys, what in (
+            f"{len(keys)} {problem}: {listed(keys)}"
+            for keys, problem in (
                 (left.missing, "weights of the model are missing"),
                 (left.unexpected, "weights belong to nothing in the model"),
                 (left.misshapen, "weights have another shape"),

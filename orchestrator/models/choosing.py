@@ -1,12 +1,13 @@
-"""The most probable of a closed set of answers, after a prompt whose pass is done once.
+"""The most probable of a closed set of answers, with a single pass over the prompt.
 
-The answers' tokens form a tree. At each branch the model's probabilities are renormalised over what may come next, and
-an answer's score is their product along its path: tokens that no other answer shares cost nothing, so a long answer or
-one of rare word pieces is at no disadvantage, and of two answers only the tokens in which they differ are compared.
-The scores of a set sum to one. Where an answer is the beginning of another ("1" of "12"), stopping there has all the
-probability that is not on going on: a full stop or an end of turn ends an answer alike.
+The answers' tokens form a tree. At each branch the model's probabilities are renormalised over the possible next
+tokens, and an answer's score is their product along its path. Tokens without an alternative have no effect, so that
+long answers or rare word pieces are not penalised; two answers are compared only in the tokens in which they differ.
+The scores of a set sum to one. If an answer is a prefix of another ("1" of "12"), stopping has all probability that is
+not on a
+continuation: a full stop and an end of turn both end an answer.
 
-The search is exact: a branch is looked into only while its probability exceeds that of the best answer found.
+The search is exact: a branch is expanded only while its probability exceeds that of the best complete answer.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ Ids = tuple[int, ...]
 
 @dataclass
 class Branch:
-    """Answers that share their first tokens."""
+    """A node of the tree: answers with a common prefix."""
 
     prefix: Ids = ()
-    """Tokens after the prompt that lead here."""
+    """Tokens after the prompt up to this node."""
     ends: int | None = None
-    """Number of the answer that stops here."""
+    """Index of the answer that ends here."""
     children: dict[int, Branch | int] = field(default_factory=dict)
-    """Next token -> a further branch, or the number of the only answer that goes on so."""
+    """Next token -> a further branch, or the index of the only answer that continues with it."""
 
 
 def make_tree(choices: Sequence[Ids], prefix: Ids = (), numbers: Sequence[int] | None = None) -> Branch | int:
-    """Arrange answers by their tokens; the number of the answer where there is only one.
+    """Build the tree of answers; the index of the answer if there is only one.
 
     Raises:
         ModelError: two answers have the same tokens, or one has none.
@@ -66,28 +67,28 @@ def make_tree(choices: Sequence[Ids], prefix: Ids = (), numbers: Sequence[int] |
 
 
 def choice_ids(processor: Any, family: str, choices: Sequence[str], image: bool = True) -> list[Ids]:
-    """Return each answer's tokens as they follow a prompt, without those that end a turn."""
+    """Return each answer's tokens after a prompt, without end-of-turn tokens."""
     tokenizer = getattr(processor, "tokenizer", processor)
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    found = []
+    ids_of_choices = []
     for choice in choices:
         continuation = render(processor, family, "?", image=image, answer=choice)[1]
         ids = list(tokenizer(continuation, add_special_tokens=False)["input_ids"])
         while len(ids) > 1 and ids[-1] in special:
             ids.pop()
-        found.append(tuple(ids))
-    return found
+        ids_of_choices.append(tuple(ids))
+    return ids_of_choices
 
 
 class ChoiceTrees:
-    """Trees of the answers of one model, made once for each set of choices."""
+    """Cached trees of answers of one model, one per set of choices."""
 
     def __init__(self, processor: Any, family: str) -> None:
         self.get = cache(lambda choices, image: make_tree(choice_ids(processor, family, choices, image)))
 
 
 def branch_probabilities(branch: Branch, logits: Tensor) -> dict[int | None, float]:
-    """Probability of each next token of a branch, and of stopping (None), which sum to one.
+    """Probability of each next token of a branch, and of stopping (None); they sum to one.
 
     Args:
         logits: of the token after the branch's prefix, (vocabulary,).
@@ -104,8 +105,8 @@ def branch_probabilities(branch: Branch, logits: Tensor) -> dict[int | None, flo
 def choose(prompts: Prompted, trees: Sequence[Branch | int | None]) -> list[tuple[int, float] | None]:
     """Return the number and score of the best answer of each row; None for a row without a tree.
 
-    Costs no pass where all answers of a row differ in their first token, else one decoding step a token for the
-    branches that may hold the best answer. The prompts are left as they were.
+    Needs no pass if all answers of a row differ in their first token, else one decoding step per token of the
+    branches that may contain the best answer. The prompts' cache is unchanged.
     """
     queues = [_Queue(tree, prompts.logits[row]) for row, tree in enumerate(trees)]
     while any(queue.open for queue in queues):
@@ -127,10 +128,10 @@ def scores_of(
 ) -> list[float | None]:
     """Return the score of one answer of each row, `choose`'s for the best; None for a row without a tree or number.
 
-    The prompts are left as they were.
+    The prompts' cache is unchanged.
     """
     paths = [None if tree is None or n is None else _path(tree, n) for tree, n in zip(trees, numbers, strict=True)]
-    found: list[float | None] = [None if path is None else 1.0 for path in paths]
+    scores: list[float | None] = [None if path is None else 1.0 for path in paths]
     longest = [max((b.prefix for b, _ in path or ()), key=len, default=()) for path in paths]
     logits, pad = prompts.logits, prompts.adapter.pad_token_id
     for place in range(max(map(len, longest), default=0) + 1):
@@ -140,13 +141,13 @@ def scores_of(
         for row, path in enumerate(paths):
             for branch, token in path or ():
                 if len(branch.prefix) == place:
-                    found[row] = (found[row] or 0.0) * branch_probabilities(branch, logits[row])[token]
+                    scores[row] = (scores[row] or 0.0) * branch_probabilities(branch, logits[row])[token]
     prompts.rewind()
-    return found
+    return scores
 
 
 def _path(tree: Branch | int, number: int) -> list[tuple[Branch, int | None]] | None:
-    """Branches on the way to an answer, with the token taken at each (None: it stops there)."""
+    """Branches on the path to an answer, with the token chosen at each (None: stop)."""
     if not isinstance(tree, Branch):
         return [] if tree == number else None
     if tree.ends == number:
@@ -183,7 +184,7 @@ class _Queue:
         self._pop()
 
     def _push(self, score: float, node: Branch | int) -> None:
-        self._count += 1  # of equal scores the first wins
+        self._count += 1  # ties: the first wins
         heapq.heappush(self._heap, (-score, self._count, node))
 
     def _pop(self) -> None:

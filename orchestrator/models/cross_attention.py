@@ -1,4 +1,4 @@
-"""`mllama` (Llama-3.2-Vision): vision tokens never enter the sequence; some decoder layers attend to them across."""
+"""`mllama` (Llama-3.2-Vision): vision tokens are not part of the sequence; some decoder layers cross-attend to them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.models.shortening import Shortening, shortening
 
 
 class CrossAttentionAdapter(Adapter):
-    """Cross-attention from text to vision states that are the same for every cross-attention layer.
+    """Cross-attention from text to vision states, which are the same for every cross-attention layer.
 
     An image's vision tokens are those of its real tiles: for each tile its class token, then its patches.
     """
@@ -40,12 +40,12 @@ class CrossAttentionAdapter(Adapter):
         return int((vision.image_size // vision.patch_size) ** 2 + 1)
 
     def vision_mask(self, batch: Batch) -> Bool[Tensor, "B N"]:
-        """Return which of the N = images x tiles x tokens cross-attended states are visual content, not padding."""
+        """Return a mask of visual content (not padding) over the N = images x tiles x tokens cross-attended states."""
         tiles = batch["aspect_ratio_mask"].bool().flatten(1)
         return tiles.repeat_interleave(self.tokens_per_tile, dim=1)
 
     def vision_mask_at(self, batch: Batch, layer: int) -> Bool[Tensor, "B N"]:
-        """Return which of the states that a cross-attention layer reads are visual content, after any deletion."""
+        """Return a mask of visual content over the states that a cross-attention layer reads, after any deletion."""
         cut, vision = self.cut_at(batch, layer), self.vision_mask(batch)
         return vision if cut is None else cut.tokens(vision) & cut.real
 
@@ -72,7 +72,7 @@ class CrossAttentionAdapter(Adapter):
         return self.full_groups(batch)
 
     def key_mask(self, batch: Batch) -> Bool[Tensor, "B S"]:
-        """Return which positions of the prompt are real tokens."""
+        """Return a mask of the prompt's tokens that are no padding."""
         return self.full_groups(batch) != PADDING
 
     def _vision_positions(self, batch: Batch) -> list[Int[Tensor, " V"]]:
@@ -99,15 +99,16 @@ class CrossAttentionAdapter(Adapter):
         return {"cross_attention_mask": self.model_inputs(batch)["cross_attention_mask"][:, -1:]}
 
     def cut_at(self, batch: Batch, layer: int) -> Shortening | None:
-        """Return which cross-attended states are left for a layer, on the CPU; `None` for all."""
+        """Return a mask of the cross-attended states that remain for a layer, on the CPU; `None` for all."""
         if (reduction := reduction_of(batch)) is not None:
             return reduction.cut_at(layer)
         return self.cut(batch) if "keep" in batch and layer >= int(batch["keep_layer"]) else None
 
     def cut(self, batch: Batch) -> Shortening | None:
-        """Return which cross-attended states `drop` lets stay, on the CPU; `None` if nothing was dropped.
+        """Return a mask of the cross-attended states that `drop` keeps, on the CPU; `None` if nothing was dropped.
 
-        Padding tiles stay: tokens before the image, which see no tile, attend evenly to all states, padding included.
+        Padding tiles are kept: tokens before the image, which see no tile, attend uniformly to all states, padding
+        included.
         """
         if "keep" not in batch:
             return None
@@ -120,7 +121,7 @@ class CrossAttentionAdapter(Adapter):
 
     @contextlib.contextmanager
     def deleting(self, batch: Batch) -> Iterator[None]:
-        """Let the cross-attention layers (from `keep_layer` on) see only the kept vision tokens."""
+        """Restrict the cross-attention layers (from `keep_layer` on) to the kept vision tokens."""
         if (reduction := reduction_of(batch)) is not None:
             vision = self.vision_mask(batch)
             hooks = AcrossReduction(reduction, self.full_groups(batch), vision, self.layers, self.cross_layers)
@@ -143,7 +144,7 @@ class CrossAttentionAdapter(Adapter):
 
 
 class _CrossHook:
-    """Give a cross-attention layer only the kept states, and a mask to match."""
+    """Pass only the kept states, and a matching mask, to a cross-attention layer."""
 
     def __init__(self, cut: Shortening) -> None:
         self.cut = cut

@@ -26,12 +26,12 @@ def context_length(config: Any) -> int | None:
 
 @contextlib.contextmanager
 def named_config(entry: Entry) -> Iterator[None]:
-    """Turn what a config that is not a model's makes fail, in transformers or here, into a `ModelError`."""
+    """Convert any failure caused by an invalid config, in transformers or here, into a `ModelError`."""
     try:
         yield
     except ModelError:
         raise
-    except Exception as error:  # a size that is text, no heads, a nested list: each fails in its own way
+    except Exception as error:  # a size given as text, no heads, a nested list: each raises a different exception
         raise ModelError(
             f"{entry.name}: config.json does not describe its model: {type(error).__name__}: {str(error)[:500]}"
         ) from error

@@ -1,7 +1,7 @@
 """Greedy decoding with the same deletions as a plain pass.
 
-transformers' `generate` rebuilds masks and positions from the shortened length; here every step is given the positions
-and masks it would have had. Without a deletion it returns what `generate(do_sample=False)` returns.
+transformers' `generate` rebuilds masks and positions from the shortened length; here every step gets the positions
+and masks of the full sequence. Without a deletion the result equals that of `generate(do_sample=False)`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.models.shortening import attention_form
 
 
 class Decoder(Protocol):
-    """What decoding asks of an adapter; see the methods of `Adapter`."""
+    """Interface of an adapter for decoding; see the methods of `Adapter`."""
 
     model: Any
 
@@ -43,7 +43,7 @@ class Decoder(Protocol):
 
 
 class Prompted:
-    """A batch of prompts after its pass, with the keys and values kept, so that tokens can be tried after it."""
+    """A batch of prompts after its pass, with its key/value cache, so that continuations can be evaluated."""
 
     def __init__(self, adapter: Decoder, batch: Batch, masks: _StepMasks) -> None:
         self.adapter, self._batch, self._masks = adapter, batch, masks
@@ -52,7 +52,7 @@ class Prompted:
         self._keyword = {_cache_name(adapter.decoder): self._cache}
         output = adapter.model(**adapter.forward_inputs(batch), **self._keyword, use_cache=True, logits_to_keep=1)
         self.logits: Tensor = output.logits[:, -1]
-        """Of the first token after each prompt, (B, vocabulary)."""
+        """Logits of the first token after each prompt, (B, vocabulary)."""
         self._layers: list[Any] = list(self._cache.layers)
         self._lengths = [layer.get_seq_length() for layer in self._layers]
         self._start = masks.state
@@ -75,10 +75,10 @@ class Prompted:
         return output.logits[:, -1]
 
     def rewind(self) -> None:
-        """Forget all tokens after the prompts."""
+        """Crop the cache to the prompts."""
         self._masks.state = self._start
         for layer, length in zip(self._layers, self._lengths, strict=True):
-            if layer.get_seq_length() > length:  # states that are cross-attended to do not grow
+            if layer.get_seq_length() > length:  # cross-attended states do not grow
                 layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
 
 
@@ -97,15 +97,15 @@ def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompted]:
 
 @dataclass(frozen=True)
 class Generated:
-    """Generated ids (B, T), padded after an end token, and what they took."""
+    """Generated ids (B, T), padded after an end token, with time and memory."""
 
     ids: Int[Tensor, "B T"]
     prefill_seconds: float
     """Time of the prompts' pass, until the first token's logits, s."""
     decode_seconds: float
-    """Time of all that follows, s."""
+    """Time of the decoding steps, s."""
     cache_bytes: int | None
-    """Keys and values of the prompts that are kept; None where the model keeps them in a way of its own."""
+    """Size of the prompts' key/value cache; None if the model has its own cache format."""
 
 
 def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Generated:
@@ -115,9 +115,9 @@ def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Generated:
     """
     clock = Clock(adapter.device)
     with prompted(adapter, batch) as prompts:
-        prefill, held = clock.lap(), prompts.cache_bytes
+        prefill, cache_bytes = clock.lap(), prompts.cache_bytes
         ids = continue_greedily(prompts, max_new_tokens)
-        return Generated(ids, prefill, clock.lap(), held)
+        return Generated(ids, prefill, clock.lap(), cache_bytes)
 
 
 class Clock:
@@ -137,7 +137,7 @@ class Clock:
 
 
 def continue_greedily(prompts: Prompted, max_new_tokens: int) -> Int[Tensor, "B T"]:
-    """Return what `greedy` does, after prompts whose pass is done."""
+    """`greedy` after prompts whose pass is done."""
     adapter, logits = prompts.adapter, prompts.logits
     end = torch.tensor(sorted(adapter.eos_token_ids), device=adapter.device)
     done = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
@@ -159,7 +159,7 @@ def _cache_name(decoder: nn.Module) -> str:
 class _StepMasks:
     """Pre-hook on the decoder that notes the prompt's positions and then gives each step its own.
 
-    Decoders that take a mask for each kind of layer get the sliding window by position, not by place in the cache.
+    Decoders with one mask per kind of layer get the sliding window by position id, not by index in the cache.
     """
 
     def __init__(self, adapter: Decoder, batch: Batch) -> None:
@@ -172,7 +172,7 @@ class _StepMasks:
 
     @property
     def state(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What `advance` changes."""
+        """State that `advance` updates."""
         return self.keys, self.positions, self.key_positions
 
     @state.setter
@@ -197,7 +197,7 @@ class _StepMasks:
         return args, {**kwargs, "attention_mask": {kind: self._mask(kind) for kind in kwargs["attention_mask"]}}
 
     def _note_prompt(self, kwargs: dict[str, Any]) -> None:
-        # Here, since a reduction before the decoder has chosen by now.
+        # After the pass, as a reduction before the decoder has selected its tokens by then.
         self.keys = self.adapter.key_mask(self.batch).to(self.adapter.device)
         rows, length = self.keys.shape
         positions = kwargs.get("position_ids")

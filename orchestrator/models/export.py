@@ -1,4 +1,4 @@
-"""A model with a trial's adapter merged into its weights, as a checkpoint that transformers loads by itself."""
+"""Export: a model with a trial's adapter merged into its weights, as a checkpoint for transformers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def export_model(config: ModelConfig, folder: str | Path) -> Path:
     The folder is a model name like any other afterwards (`model.name=FOLDER`).
 
     Raises:
-        ModelError: the folder holds something, or the model cannot be loaded.
+        ModelError: the folder is not empty, or the model cannot be loaded.
     """
     place = Path(folder).expanduser()
     if place.exists() and any(place.iterdir()):
         raise ModelError(f"export: {place} is not empty; expected a new folder")
     adapter = load_adapter(config)
     if adapter.family == "molmo":
-        raise ModelError("export: the original Molmo's code does not save itself; its adapter stays beside the weights")
+        raise ModelError("export: the original Molmo's code cannot be saved; keep its adapter as a separate folder")
     merge_lora(adapter.model)
     adapter.model.save_pretrained(str(place), safe_serialization=True)
     adapter.processor.save_pretrained(str(place))
@@ -33,7 +33,7 @@ def export_model(config: ModelConfig, folder: str | Path) -> Path:
 
 
 def merge_lora(model: nn.Module) -> int:
-    """Merge every LoRA layer into the module it wraps, and put that module back; returns how many there were.
+    """Merge every LoRA layer into the module that it wraps and restore that module; returns the number of layers.
 
     Raises:
         ModelError: merging gives weights that are not finite.

@@ -1,4 +1,4 @@
-"""Which adapter class suits a model, by its config's `model_type`."""
+"""Adapter class of a model, by its config's `model_type`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from orchestrator.models.molmo import MolmoAdapter
 from orchestrator.models.sequence import SequenceAdapter
 
 KINDS: dict[str, type[Adapter]] = {"mllama": CrossAttentionAdapter, "molmo": MolmoAdapter}
-"""`model_type` -> adapter, where it is not `SequenceAdapter`."""
+"""`model_type` -> adapter, if it is not `SequenceAdapter`."""
 
 
 def make_adapter(model: nn.Module, processor: Any = None) -> Adapter:
-    """Return the adapter that suits a model object.
+    """Return the adapter of a model object.
 
-    An installed package registers its own by an entry point of the group `vtsweep.adapters` named like the type.
+    An installed package registers an adapter by an entry point of group `vtsweep.adapters` with the type as name.
     """
     config: Any = model.config
     for point in entry_points(group=ADAPTER_GROUP, name=config.model_type):

@@ -1,8 +1,8 @@
-"""Where on the image each placeholder token of a prompt looks: its (row, column, tile), or nothing for a separator.
+"""Position in the image of each placeholder token of a prompt: (row, column, tile), or none for a separator.
 
-Several families put learned newline embeddings on the same placeholder id as visual content; only geometry tells the
-two apart. One image per prompt. Rows and columns count from the top left of the tile, tiles in the order in which the
-model sees them. A token with no place of its own (a newline) has (-1, -1, -1).
+Several families use the same placeholder id for learned newline embeddings and visual content; only geometry separates
+them. One image per prompt. Rows and columns count from the top left of the tile, tiles in the order in which the
+model sees them. A token without a position (a newline) has (-1, -1, -1).
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def square_tiles(n_tokens: int, n_per_tile: int) -> Grid:
 
 
 def unpadded_shape(rows: int, cols: int, image_height: int, image_width: int) -> tuple[int, int]:
-    """Return the (rows, columns) left of a padded feature grid once the padding of the aspect ratio is cut off.
+    """Return (rows, columns) of a padded feature grid after removal of the aspect-ratio padding.
 
-    Follows `unpad_image` of LLaVA-NeXT, whose rounding decides the token count.
+    As `unpad_image` of LLaVA-NeXT, whose rounding determines the number of tokens.
     """
     if image_width / image_height > cols / rows:
         kept = int(round(image_height * (cols / image_width), 7))
@@ -48,7 +48,7 @@ def unpadded_shape(rows: int, cols: int, image_height: int, image_width: int) ->
 
 
 def anyres_grid(config: Any, image_height: int, image_width: int, max_tiles: int | None = None) -> Grid:
-    """Return the packed tokens of LLaVA-NeXT and LLaVA-OneVision: a base tile, then one grid with a newline a row.
+    """Return the packed tokens of LLaVA-NeXT and LLaVA-OneVision: a base tile, then one grid with a newline per row.
 
     Args:
         config: the model's config, with `vision_config` and `image_grid_pinpoints`.
@@ -76,9 +76,9 @@ def placeholder_grid(config: Any, n_tokens: int, sizes: Mapping[str, Any]) -> Gr
     Args:
         config: the model's config.
         n_tokens: placeholder tokens in the prompt; 0 for a prompt without an image.
-        sizes: this prompt's row of what the processor said of the image: `image_sizes` (height, width),
+        sizes: this prompt's row of the processor's outputs about the image: `image_sizes` (height, width),
             `image_grid_thw` (frames, rows, columns in patches), `image_grids` (rows, columns of the low-resolution
-            view, then of the crops); whichever the family has.
+            view, then of the crops); as the family provides.
 
     Raises:
         ModelError: if the geometry does not explain the number of tokens.
@@ -111,7 +111,7 @@ def placeholder_grid(config: Any, n_tokens: int, sizes: Mapping[str, Any]) -> Gr
 
 
 def tokens_per_tile(config: Any, n_tokens: int) -> int:
-    """Return how many placeholder tokens one tile of a fixed-size family makes; all of them if it has one tile."""
+    """Return the number of placeholder tokens per tile of a fixed-size family; all of them if it has one tile."""
     family = config.model_type
     if family == "gemma3":
         return int(config.mm_tokens_per_image)

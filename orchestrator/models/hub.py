@@ -1,4 +1,4 @@
-"""The model hub: whether it can be reached, asked once, and the commit a repository stands at."""
+"""The model hub: reachability (checked once), and the current commit of a repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PATIENCE_S = 3.0
 
 
 def use_cache_where_unreachable() -> None:
-    """Take models from the local cache alone where no connection to the hub can be made. Behind a proxy, nothing."""
+    """Use the local cache only if the hub is unreachable. No effect behind a proxy."""
     if "HF_HUB_OFFLINE" in os.environ or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         return
     hub = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
@@ -28,9 +28,9 @@ def use_cache_where_unreachable() -> None:
 
 
 def pinned(config: ModelConfig) -> ModelConfig:
-    """The configuration with the commit that its repository stands at now, so that all workers load the same weights.
+    """The configuration with the current commit of its repository, so that all workers load the same weights.
 
-    Unchanged for a folder, a pinned revision, and where neither the hub nor the local cache knows the repository.
+    Unchanged for a folder, a pinned revision, and if neither the hub nor the local cache has the repository.
     """
     entry = resolve(config)
     if entry.pinned:

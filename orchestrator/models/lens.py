@@ -1,8 +1,8 @@
-"""Logit lens: what the decoder would answer if it stopped at a layer (nostalgebraist 2020).
+"""Logit lens: decode the answer from an intermediate layer (nostalgebraist 2020).
 
 The states of kept tokens at the input of each layer go through the final norm and the output embeddings. Early layers
-are read in the coordinates of the last one: a low probability there says that the answer is not yet written in them,
-not that it is not known. `ablate/tuned_lens.py` calibrates for that; a probe reads without any of it.
+are decoded in the coordinates of the last one: a low probability means that the answer is not yet in these coordinates,
+not that it is absent. `ablate/tuned_lens.py` calibrates for this; probes do not depend on it.
 
 Shapes: B rows, K kept positions of a prompt, L decoder layers, D width, M states, W vocabulary.
 """
@@ -23,7 +23,7 @@ from orchestrator.models.block_shortening import hidden_of
 from orchestrator.models.choosing import Branch
 
 AT_ONCE = 256
-"""States read at once: of a large vocabulary that many rows of logits fit in memory."""
+"""Number of states decoded at once: so many rows of logits of a large vocabulary fit in memory."""
 
 
 @torch.no_grad()
@@ -47,7 +47,7 @@ def output_head(adapter: Adapter) -> nn.Module:
     """Return the model's output embeddings.
 
     Raises:
-        ModelError: they cannot be had.
+        ModelError: the model has none.
     """
     head: Any = adapter.model.get_output_embeddings()
     if not isinstance(head, nn.Module):
@@ -57,7 +57,7 @@ def output_head(adapter: Adapter) -> nn.Module:
 
 @torch.no_grad()
 def lens_logits(adapter: Adapter, states: Float[Tensor, "M D"]) -> Float[Tensor, "M W"]:
-    """Return what the final norm and the output embeddings make of states of the residual stream, float32, CPU."""
+    """Return the logits of residual-stream states by the final norm and the output embeddings, float32, CPU."""
     head = output_head(adapter)
     logits = head(adapter.final_norm(states.to(adapter.device, adapter.dtype))).float()
     cap = getattr(adapter.decoder.config, "final_logit_softcapping", None)  # Gemma 2 bounds its logits

@@ -1,4 +1,4 @@
-"""From an entry of the catalogue to a loaded adapter, with errors that say what to do."""
+"""Loads the adapter of a catalogue entry; errors name the fix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.models.processor_fields import check_processor
 from orchestrator.models.weights import load_checked
 
 EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
-"""Modules that each optional extra of vtsweep must bring."""
+"""Modules of each optional extra of vtsweep."""
 
 FAMILY_EXTRAS = {
     "molmo": ("molmo",),
@@ -31,21 +31,21 @@ FAMILY_EXTRAS = {
     "smolvlm": ("vision",),
     "internvl": ("vision",),
 }
-"""What the processor of a family needs, whatever checkpoint it is: most also take videos, which needs torchvision."""
+"""Extras that a family's processor needs for any checkpoint: most also process videos, which needs torchvision."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def missing_extras(entry: Entry) -> list[str]:
     """Return the extras whose modules are not installed: those of the entry, and of its family's processor."""
-    wanted = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
+    extras = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
     return [
-        extra for extra in wanted if any(importlib.util.find_spec(module) is None for module in EXTRA_MODULES[extra])
+        extra for extra in extras if any(importlib.util.find_spec(module) is None for module in EXTRA_MODULES[extra])
     ]
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the weights' type; `auto` is bfloat16 on a GPU and float32 on a CPU."""
+    """Return the dtype of the weights; `auto` is bfloat16 on a GPU and float32 on a CPU."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return DTYPES[name]
@@ -55,9 +55,9 @@ def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device
     """Load the model that a configuration names and return its adapter, in evaluation mode on `device`.
 
     Args:
-        device: on `meta` no tensor is read: names and shapes of all weights are held against the model's own, as they
-            are on any other.
-        device_map: `auto` spreads the model over this process's GPUs; `device` then only picks the dtype.
+        device: on `meta` no tensor is read; names and shapes of all weights are checked against the model, as on any
+            device.
+        device_map: `auto` spreads the model over this process's GPUs; `device` then only selects the dtype.
 
     Raises:
         ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded;
@@ -67,12 +67,12 @@ def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device
     entry = resolve(config)
     check_extras(entry)
     dtype = pick_dtype(config.dtype, device)
-    where = "meta" if device.type == "meta" else device_map
+    placement = "meta" if device.type == "meta" else device_map
     if entry.family == "molmo":
-        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, config.allow, dtype, where))
+        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, config.allow, dtype, placement))
     else:
-        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, where))
-    if where is None:
+        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, placement))
+    if placement is None:
         adapter.model.to(device)
     if config.adapter is not None:
         attach_lora(adapter, config.adapter, entry, config.allow)
@@ -82,7 +82,7 @@ def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device
 
 
 def check_extras(entry: Entry) -> None:
-    """Refuse a model whose optional packages are not installed.
+    """Check that the optional packages of a model are installed.
 
     Raises:
         ModelError: which says how to install them.
@@ -96,29 +96,29 @@ def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_m
     from transformers.utils import logging
 
     if entry.folder is not None or not sys.stderr.isatty():
-        logging.disable_progress_bar()  # a bar for files already at hand is noise, and one in a log is many lines
-    where: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
+        logging.disable_progress_bar()  # no progress bar: it is useless for cached files, and many lines in a log
+    arguments: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
     if device_map == "meta":
-        where["local_files_only"] = True
-    family = AutoConfig.from_pretrained(entry.source, **where).model_type
+        arguments["local_files_only"] = True
+    family = AutoConfig.from_pretrained(entry.source, **arguments).model_type
     supported = {*FAMILIES, *(point.name for point in entry_points(group=ADAPTER_GROUP))}
     if family not in supported and not config.trust_remote_code:
         known = ", ".join(sorted(supported))
         raise ModelError(f"{entry.name}: model_type {family!r} is not supported. Supported: {known}.")
-    processor = load_processor(entry, **where)
+    processor = load_processor(entry, **arguments)
     options = {"dtype": dtype, "device_map": device_map, "attn_implementation": "sdpa"}
-    model = load_checked(AutoModelForImageTextToText, entry, config.allow, **where, **options)
+    model = load_checked(AutoModelForImageTextToText, entry, config.allow, **arguments, **options)
     check_processor(entry, processor, model.config)
     return make_adapter(model, processor)
 
 
-def load_processor(entry: Entry, **where: Any) -> Any:
-    """Return a model's processor; `where` is what `from_pretrained` needs beside the source."""
+def load_processor(entry: Entry, **options: Any) -> Any:
+    """Return a model's processor; `options` are keywords of `from_pretrained`."""
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(entry.source, **where)
-    except (OSError, ImportError):  # what the hub and packages lack is named by `with_hub_errors`
+        return AutoProcessor.from_pretrained(entry.source, **options)
+    except (OSError, ImportError):  # errors of the hub and of packages are handled by `with_hub_errors`
         raise
     except BaseException as error:
         if not isinstance(error, Exception) and not is_panic(error):
@@ -130,7 +130,7 @@ def load_processor(entry: Entry, **where: Any) -> Any:
 
 
 def with_hub_errors(entry: Entry, call: Any) -> Any:
-    """Return what `call` returns; turn the hub's and transformers' failures into a `ModelError` with the fix."""
+    """Return the result of `call`; convert failures of the hub and of transformers into a `ModelError` with the fix."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     page = f"https://huggingface.co/{entry.repository}"
@@ -146,7 +146,7 @@ def with_hub_errors(entry: Entry, call: Any) -> Any:
         raise ModelError(f"{entry.name} needs a package that is missing: {error}") from error
     except ModelError:
         raise
-    except BaseException as error:  # a file that is not what a library expects makes it fail in any way
+    except BaseException as error:  # an invalid file may raise any exception in a library
         if not isinstance(error, Exception) and not is_panic(error):
             raise
         text = str(error)[:1000] or type(error).__name__
@@ -159,7 +159,7 @@ def with_hub_errors(entry: Entry, call: Any) -> Any:
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library's Rust core gave up: no `Exception`, and of a class that nothing exports."""
+    """Whether this is a panic of a library's Rust core: no `Exception`, of a class that is not exported."""
     return type(error).__name__ == "PanicException"
 
 

@@ -1,4 +1,4 @@
-"""A saved LoRA adapter on top of a model: every key is held against the model before its layers are injected."""
+"""Loads a saved LoRA adapter onto a model: every key is checked against the model before layers are injected."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
     from orchestrator.models.adapter import Adapter
 
 BASE_DIGEST = "base_digest"
-"""Key of the weights' metadata that holds the digest of the base model's folder."""
+"""Metadata key of the weights with the digest of the base model's folder."""
 
 
 def attach_lora(adapter: Adapter, name: str, entry: Entry | None = None, allow: Iterable[str] = ()) -> None:
     """Inject a saved LoRA adapter's layers into an adapter's model, unmerged, so that the base weights stay exact.
 
     Args:
-        entry: the base model; without it, what the adapter says of its own is not asked.
-        allow: patterns of keys that need not fit.
+        entry: the base model; None skips the check of the adapter's base model.
+        allow: patterns of keys that may differ.
 
     Raises:
-        ModelError: if the adapter is of another base model, its targets match nothing, or any of its keys does not
-            fit: without this they would be left out or stay at their initial value, which changes nothing.
+        ModelError: if the adapter has another base model, its targets match nothing, or any of its keys does not
+            match: such keys would be ignored or keep their initial value, without any effect.
     """
     from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 
     place, folder, allow = f"model.adapter {name!r}", check_lora(name), tuple(allow)
-    found, metadata = header(folder / ADAPTER_WEIGHTS, place)
+    shapes, metadata = header(folder / ADAPTER_WEIGHTS, place)
     if entry is not None:
         check_base(place, folder, metadata, entry, allow)
     on_meta = adapter.device.type == "meta"
@@ -48,8 +48,8 @@ def attach_lora(adapter: Adapter, name: str, entry: Entry | None = None, allow: 
         raise ModelError(f"{place}: its settings do not fit the model: {error}") from error
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     expected = {key: tuple(tensor.shape) for key, tensor in state.items()}
-    report = _report(found, expected)
-    report.check(place, allow, _hint(report, wrapped.peft_config["default"], found))
+    report = _report(shapes, expected)
+    report.check(place, allow, _hint(report, wrapped.peft_config["default"], shapes))
     if on_meta:
         adapter.model = wrapped.get_base_model()
         return
@@ -60,25 +60,25 @@ def attach_lora(adapter: Adapter, name: str, entry: Entry | None = None, allow: 
 def _injected(model: Any, config: Any, on_meta: bool) -> Any:
     from peft import PeftModel
 
-    # Weights come later, if at all: what is wanted are names and shapes.
+    # Only names and shapes are needed here; weights are loaded later.
     return PeftModel(model, config, low_cpu_mem_usage=True) if not on_meta else PeftModel(model, config)
 
 
-def _report(found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> LoadReport:
-    odd = [key for key in found.keys() & expected.keys() if found[key] != expected[key]]
+def _report(shapes: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]) -> LoadReport:
+    odd = [key for key in shapes.keys() & expected.keys() if shapes[key] != expected[key]]
     return LoadReport(
-        missing=tuple(sorted(expected.keys() - found.keys())),
-        unexpected=tuple(sorted(found.keys() - expected.keys())),
-        misshapen=tuple(f"{key} (found {list(found[key])}, expected {list(expected[key])})" for key in sorted(odd)),
+        missing=tuple(sorted(expected.keys() - shapes.keys())),
+        unexpected=tuple(sorted(shapes.keys() - expected.keys())),
+        misshapen=tuple(f"{key} (found {list(shapes[key])}, expected {list(expected[key])})" for key in sorted(odd)),
     )
 
 
-def _hint(report: LoadReport, config: Any, found: dict[str, tuple[int, ...]]) -> str:
-    """Return what the keys that do not fit have in common, as far as that is known."""
-    whole = [name for name in config.modules_to_save or () if any(f".{name}." in f".{key}" for key in report.missing)]
-    if whole:
-        return f" {ADAPTER_CONFIG} has modules_to_save {whole}, whose weights were not saved."
-    ranks = {shape[0] for key, shape in found.items() if ".lora_A." in f"{key}."}
+def _hint(report: LoadReport, config: Any, shapes: dict[str, tuple[int, ...]]) -> str:
+    """Return a likely cause of the mismatch of keys, if known."""
+    unsaved = [name for name in config.modules_to_save or () if any(f".{name}." in f".{key}" for key in report.missing)]
+    if unsaved:
+        return f" {ADAPTER_CONFIG} has modules_to_save {unsaved}, whose weights were not saved."
+    ranks = {shape[0] for key, shape in shapes.items() if ".lora_A." in f"{key}."}
     if report.misshapen and ranks and ranks != {config.r} and not config.rank_pattern:
         return f" {ADAPTER_CONFIG} says rank {config.r}; the weights have rank {listed(map(str, ranks))}."
     if report.unexpected and report.missing:
@@ -87,7 +87,7 @@ def _hint(report: LoadReport, config: Any, found: dict[str, tuple[int, ...]]) ->
 
 
 def check_base(place: str, folder: Path, metadata: dict[str, str], entry: Entry, allow: Iterable[str]) -> None:
-    """Refuse an adapter that says it was trained on another base model.
+    """Reject an adapter that names another base model.
 
     Raises:
         ModelError: which names both.

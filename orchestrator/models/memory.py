@@ -1,4 +1,4 @@
-"""Batches that fit the memory: by a budget of tokens, and smaller ones where memory runs out all the same."""
+"""Batches that fit in memory: by a token budget, and by smaller batches after out-of-memory."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from orchestrator.models.batching import Batch
 K = TypeVar("K")
 
 SAFETY = 0.8
-"""Share of the free memory that a batch may take where its size is found by memory."""
+"""Share of the free memory that a batch may use if its size is set by memory."""
 
 
 @dataclass
 class Limit:
-    """The largest cost of a batch that is tried; it falls when memory runs out, and is kept from call to call."""
+    """Largest cost of a batch to try; lowered after out-of-memory and kept between calls."""
 
     most: float = float("inf")
 
@@ -33,15 +33,15 @@ def retry_with_smaller_batch(
     limit: Limit | None = None,
     too_large: Callable[[K], None] | None = None,
 ) -> None:
-    """Do `work` on each chunk, in order; one that does not fit the memory is done in halves, and these in theirs.
+    """Call `work` on each chunk, in order; after out-of-memory a chunk is halved, recursively.
 
     Args:
-        cost: what memory grows with: the number of examples, or their tokens with padding.
-        limit: what was learned before; chunks above it are halved at once. One that failed sets it to half its cost.
-        too_large: called with an example that does not fit by itself.
+        cost: a measure of memory: the number of examples, or their tokens with padding.
+        limit: largest cost known to fit; larger chunks are halved at once. A failed chunk sets it to half its cost.
+        too_large: called with an example that does not fit on its own.
 
     Raises:
-        the error that memory ran out with: not even one example fits, and `too_large` is not given.
+        the out-of-memory error, if a single example does not fit and `too_large` is None.
     """
     limit = limit or Limit()
     todo = deque(list(chunk) for chunk in chunks)
@@ -53,7 +53,7 @@ def retry_with_smaller_batch(
         error = _attempt(work, chunk)
         if error is None:
             continue
-        # Outside the handler, whose traceback holds the tensors of the failed attempt.
+        # Outside the handler, whose traceback references the tensors of the failed attempt.
         clear_device_cache(garbage_collection=True)
         if len(chunk) > 1:
             limit.most = cost(chunk) / 2
@@ -65,7 +65,7 @@ def retry_with_smaller_batch(
 
 
 def _halves(chunk: list[K]) -> list[list[K]]:
-    """Both halves, the second first, as `extendleft` takes them."""
+    """Both halves, the second first, in the order of `extendleft`."""
     middle = (len(chunk) + 1) // 2
     return [chunk[middle:], chunk[:middle]]
 
@@ -81,7 +81,7 @@ def _attempt(work: Callable[[Sequence[K]], None], chunk: Sequence[K]) -> BaseExc
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a GPU, or the CPU's allocator, had no room for a tensor."""
+    """Whether a GPU, or the CPU's allocator, ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -94,9 +94,9 @@ def padded_tokens(examples: Sequence[Batch]) -> int:
 
 
 def pack(examples: Mapping[K, Batch], keys: Sequence[K], most_images: int, most_tokens: float) -> list[list[K]]:
-    """Keys in batches of at most `most_images` examples and `most_tokens` padded positions, like lengths together.
+    """Pack keys into batches of at most `most_images` examples and `most_tokens` padded positions, sorted by length.
 
-    An example longer than the budget is a batch by itself.
+    An example longer than the budget is a separate batch.
     """
     order = sorted(keys, key=lambda key: examples[key]["input_ids"].shape[1], reverse=True)
     batches: list[list[K]] = []
@@ -111,9 +111,9 @@ def pack(examples: Mapping[K, Batch], keys: Sequence[K], most_images: int, most_
 
 
 class TokenBudget:
-    """How many tokens a batch may have on a GPU, found from what the first batches took.
+    """Token budget of a batch on a GPU, measured from the memory of the first batches.
 
-    Use it around a pass; `most` is what has been found, or the starting value until then.
+    Use as a context around a pass; `most` is the measured budget, or the initial value before the measurement.
     """
 
     def __init__(self, device: torch.device, start: float) -> None:
@@ -130,15 +130,15 @@ class TokenBudget:
         """Take note of a pass of `tokens` padded tokens that has been launched."""
         if self._known:
             return
-        taken = torch.cuda.max_memory_allocated(self.device) - self._resting
+        used = torch.cuda.max_memory_allocated(self.device) - self._resting
         free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - self._resting
-        self.most = tokens_that_fit(free, taken, tokens)
+        self.most = tokens_that_fit(free, used, tokens)
         self._known = True
 
     def __exit__(self, *_: object) -> None:
         return None
 
 
-def tokens_that_fit(free: int, taken: int, tokens: int) -> float:
-    """Tokens for `free` bytes, where `tokens` took `taken` bytes."""
-    return max(tokens, SAFETY * free / max(1, taken) * tokens)
+def tokens_that_fit(free: int, used: int, tokens: int) -> float:
+    """Number of tokens for `free` bytes, if `tokens` used `used` bytes."""
+    return max(tokens, SAFETY * free / max(1, used) * tokens)

@@ -1,4 +1,4 @@
-"""Where the parts of a loaded native model are. A class that differs overrides what differs."""
+"""Parts of a loaded native model. A class that differs overrides the properties that differ."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Device of the input embeddings, where token ids go."""
+        """Device of the input embeddings, and of token ids."""
         return self.model.get_input_embeddings().weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Floating type of the weights."""
+        """Floating dtype of the weights."""
         return self.model.get_input_embeddings().weight.dtype
 
     @property
@@ -61,7 +61,7 @@ class Parts:
 
     @property
     def encoder_layers(self) -> list[nn.Module]:
-        """Vision encoder blocks, in the order in which they run."""
+        """Vision encoder blocks, in order of execution."""
         return anatomy.encoder_layers(self.model.get_encoder("image"))
 
     def parameter_groups(self) -> dict[str, list[str]]:
@@ -70,7 +70,7 @@ class Parts:
 
     @cached_property
     def _groups(self) -> dict[str, list[str]]:
-        """Found once: thousands of parameters are asked for one by one, and LoRA moves none to another part."""
+        """Cached: it is used for thousands of parameters, and LoRA does not move parameters between parts."""
         return anatomy.parameter_groups(self.model)
 
     def group_of(self, parameter: str) -> Literal["vision", "projector", "language"]:

@@ -1,4 +1,4 @@
-"""Settings that a processor and its model must share, or image tokens and image features do not match."""
+"""Settings in which a processor and its model must agree, so that image tokens match image features."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ _SHARED = (
 )
 
 _FIXED_SIZE = ("llava", "llava_next", "llava_onevision", "paligemma", "gemma3")
-"""Families whose vision encoder takes one size of image only, and whose tokens follow from the picture's size."""
+"""Families with a fixed image size of the vision encoder, and a token count determined by the image size."""
 
 
 def check_processor(entry: Entry, processor: Any, config: Any) -> None:
-    """Refuse a processor whose settings are absent or differ from the model's.
+    """Reject a processor whose settings are absent or differ from the model's.
 
     Raises:
         ModelError: which names the field and both values.
     """
     for part, field, path in _SHARED:
         owner = getattr(processor, part, None) if part else processor
-        wanted = _at(config, path)
+        expected = _at(config, path)
         if field == "image_token_id" and config.model_type == "gemma3":
             continue  # whose processor calls the marker before an image so
-        if owner is None or wanted is None or not hasattr(owner, field):
+        if owner is None or expected is None or not hasattr(owner, field):
             continue
-        found = getattr(owner, field)
-        if _plain(found) != _plain(wanted):
-            where = "preprocessor_config.json" if part else "processor_config.json"
+        value = getattr(owner, field)
+        if _plain(value) != _plain(expected):
+            file = "preprocessor_config.json" if part else "processor_config.json"
             raise ModelError(
-                f"{entry.name}: {type(owner).__name__} has {field} {found!r}; the model's config has {path} {wanted!r}."
-                f" Set it in {where}."
+                f"{entry.name}: {type(owner).__name__} has {field} {value!r}; the model's config has {path} "
+                f"{expected!r}."
+                f" Set it in {file}."
             )
 
 
 def check_example(entry: Entry, config: Any, example: dict[str, Any], height: int, width: int) -> None:
-    """Refuse an example of one image whose tensors the model's vision encoder does not take.
+    """Reject an example whose image tensors do not fit the model's vision encoder.
 
     Raises:
         ModelError: which names the sizes found and expected.
@@ -59,11 +60,11 @@ def check_example(entry: Entry, config: Any, example: dict[str, Any], height: in
             f"{entry.name}: the processor makes images of {pixels[-1]} x {pixels[-2]} px, the vision encoder takes"
             f" {size}. Set size (and crop_size) in preprocessor_config.json."
         )
-    found = int((example["input_ids"] == config.image_token_id).sum())
+    n_tokens = int((example["input_ids"] == config.image_token_id).sum())
     expected = visual_load(config, height, width).placeholders
-    if found != expected:
+    if n_tokens != expected:
         raise ModelError(
-            f"{entry.name}: the processor writes {found} image tokens into the prompt, the model makes {expected}"
+            f"{entry.name}: the processor writes {n_tokens} image tokens into the prompt, the model makes {expected}"
             " features of an image. Compare patch_size, vision_feature_select_strategy and"
             " num_additional_image_tokens of processor_config.json with config.json."
         )

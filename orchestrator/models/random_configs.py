@@ -10,12 +10,12 @@ import transformers as hf
 
 VOCABULARY = 128
 IMAGE, SEPARATOR = 120, 121
-"""Token ids of image placeholders and of what stands between tiles or rows."""
+"""Token ids of image placeholders and of separators between tiles or rows."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large a random model is. Each tile of an image makes `side` x `side` vision tokens."""
+    """Size of a random model. Each tile of an image makes `side` x `side` vision tokens."""
 
     width: int = 32
     layers: int = 3

@@ -1,4 +1,5 @@
-"""Placeholder ids and pixel tensors of one random image, as each family's processor makes them; see `random_models`."""
+"""Placeholder ids and pixel tensors of one random image, in the format of each family's processor; see
+`random_models`."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _fixed(config: Any, _: tuple[int, int], generator: torch.Generator) -> _Imag
 def _anyres(config: Any, tiles: tuple[int, int], generator: torch.Generator) -> _Image:
     side = _side(config)
     rows, cols = tiles
-    # A little narrower than its tiles, so that a column of padding is cut off where there is one to cut.
+    # Slightly narrower than its tiles, so that a column of padding is removed if there is one.
     height, width = rows * side, cols * side - (side // 2 if cols > 1 else 0)
     max_tiles = 9 if config.model_type == "llava_onevision" else None
     n = len(anyres_grid(config, height, width, max_tiles))
@@ -114,4 +115,4 @@ IMAGES: dict[str, Callable[[Any, tuple[int, int], torch.Generator], _Image]] = {
     "molmo2": _molmo2_image,
     "mllama": _mllama_image,
 }
-"""How a family's image of some (rows, columns) of tiles becomes ids and tensors."""
+"""Family -> function from (rows, columns) of tiles to ids and tensors."""

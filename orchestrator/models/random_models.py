@@ -1,9 +1,9 @@
 """Randomly weighted models of every supported class at a chosen small size, and inputs for them as raw tensors.
 
-For tests and benchmarks: the real transformers classes, without a checkpoint or a processor. Fresh transformers
-weights would not do: Gemma3's projector and mllama's gates start at zero, so pixels would not matter.
+For tests and benchmarks: transformers classes without a checkpoint or a processor. transformers' own initialisation is
+unsuitable: Gemma3's projector and mllama's gates start at zero, so that outputs would not depend on pixels.
 
-Ids below 110 stand for text, the highest ones for image placeholders and separators.
+Ids below 110 are text, the highest ones image placeholders and separators.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def random_adapter(family: str, size: Size | None = None, seed: int = 0, dtype: 
 
 
 def reinitialise(model: nn.Module, seed: int) -> None:
-    """Give every weight a random value such that pixels and prompt both reach every output."""
+    """Initialise every weight at random so that every output depends on pixels and prompt."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator)

@@ -1,8 +1,8 @@
-"""Attention weights of chosen queries, read in the pass that makes them and in the layers that are asked for alone.
+"""Attention weights of chosen queries, computed during the forward pass in the requested layers only.
 
-Fused kernels return no weights. A module that is read computes its output by the kernel it would have used anyway; the
-weights of the chosen queries are computed beside it, from its own queries and keys. So reading changes no output, and
-costs R x S a head in one layer instead of S x S in all of them.
+Fused kernels return no weights. A module that is read computes its output by its usual kernel; the weights of the
+chosen queries are computed in addition, from its queries and keys. Reading changes no output, and costs R x S per head
+in one layer instead of S x S in all layers.
 
 Shapes: B rows, H heads, G heads of keys (H a multiple of G), Q queries, S keys, R chosen queries, E width of a head.
 """
@@ -22,19 +22,19 @@ from torch import Tensor, nn
 from orchestrator.errors import ModelError
 
 READING = "vtsweep_reading"
-"""Name under which transformers finds the attention function that reads."""
+"""Name under which the reading attention function is registered in transformers."""
 NAMES = ("cross_attn", "self_attn", "attn", "attention")
-"""Names of a block's attention module, the first that is there."""
+"""Possible names of a block's attention module; the first existing one is used."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What one attention module was called with: after its projections, norms and rotary embedding."""
+    """Inputs of one attention function: after projections, norms and rotary embedding."""
 
     query: Float[Tensor, "B H Q E"]
     key: Float[Tensor, "B G S E"]
     mask: Tensor | None
-    """Absent, (B, S), or 4-D boolean or additive; as the kernel takes it."""
+    """None, (B, S), or 4-D boolean or additive; as passed to the kernel."""
     scaling: float
     causal: bool
     softcap: float | None = None
@@ -70,7 +70,7 @@ class Heads:
 
     @property
     def keys(self) -> Float[Tensor, "B S GE"]:
-        """The keys of all heads side by side."""
+        """The keys of all heads, concatenated."""
         return self.key.transpose(1, 2).flatten(2)
 
     @property
@@ -87,7 +87,7 @@ def attention_module(block: nn.Module) -> nn.Module:
     """Return a block's attention module.
 
     Raises:
-        ModelError: it has none that takes an attention function by name, so that nothing can be read.
+        ModelError: it has none with a configurable attention function, so that weights cannot be read.
     """
     for name in NAMES:
         module = getattr(block, name, None)
@@ -98,7 +98,7 @@ def attention_module(block: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def attention_read(readers: Mapping[nn.Module, Reader]) -> Iterator[None]:
-    """Give each attention module's queries and keys to its reader, for as long as the context lasts."""
+    """Pass each attention module's queries and keys to its reader, inside the context."""
     _register()
     with contextlib.ExitStack() as stack:
         for module, reader in readers.items():
@@ -109,7 +109,7 @@ def attention_read(readers: Mapping[nn.Module, Reader]) -> Iterator[None]:
 
 
 class _Switch:
-    """Names the attention function that reads while one module runs; its neighbours share its config."""
+    """Selects the reading attention function while one module runs; other modules share its config."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
@@ -147,15 +147,15 @@ def _reading_attention(
 
 
 class _EnoughError(Exception):
-    """Ends a block's pass once its attention was read."""
+    """Raised to end a block's pass after its attention was read."""
 
 
 def peek(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Heads:
-    """Return what a block's attention would be called with, without running what follows it or touching its cache."""
-    found: list[Heads] = []
+    """Return the inputs of a block's attention without running the rest of the block or changing its cache."""
+    captured: list[Heads] = []
 
     def read(heads: Heads) -> None:
-        found.append(heads)
+        captured.append(heads)
         raise _EnoughError
 
     without: dict[str, Any] = {
@@ -164,7 +164,7 @@ def peek(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Heads:
     readers: dict[nn.Module, Reader] = {attention_module(block): read}
     with contextlib.suppress(_EnoughError), attention_read(readers), torch.no_grad():
         block.forward(*args, **{**kwargs, **without})
-    return found[0]
+    return captured[0]
 
 
 def padded_rows(rows: list[Int[Tensor, " R"]]) -> tuple[Int[Tensor, "B R"], Bool[Tensor, "B R"]]:

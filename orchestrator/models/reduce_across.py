@@ -1,4 +1,4 @@
-"""A reduction over states that decoder layers attend to across: hooks that choose, shorten and merge them."""
+"""Token reduction over cross-attended states: hooks that select, shorten and merge them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class AcrossReduction:
     """Hooks for one pass over prompts, and the decoding steps after it.
 
     Args:
-        vision: which of the N cross-attended states are visual content; padding tiles stay, as in `drop`.
-        cross: the layers that attend across, by number.
+        vision: mask of visual content over the N cross-attended states; padding tiles are kept, as in `drop`.
+        cross: indices of the cross-attention layers.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class AcrossReduction:
         self.progress = Progress(reduction, groups, vision, everything, True, vision.sum(dim=1))
         self.reduction, self.layers, self.cross = reduction, layers, cross
         self.states: Tensor | None = None
-        """The states as they are now."""
+        """The current states."""
         self._encoder: Any = None
 
     @contextlib.contextmanager
@@ -59,7 +59,7 @@ class AcrossReduction:
             self.progress.heads = heads
 
     def decide(self, depth: int, states: Tensor) -> None:
-        """Choose at a depth, and shorten the states."""
+        """Select at a depth, and shorten the states."""
         if self._encoder is not None and self.progress.encoder is None:
             self.progress.encoder = self._encoder.found()
             self.reduction.seconds += self._encoder.seconds

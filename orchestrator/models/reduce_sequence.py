@@ -1,4 +1,4 @@
-"""A reduction over visual tokens that stand in the decoder's sequence: hooks that choose, shorten and merge."""
+"""Token reduction over visual tokens in the decoder's sequence: hooks that select, shorten and merge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SequenceReduction:
     """Hooks for one pass over prompts, and the decoding steps after it.
 
     Args:
-        door: whether tokens that leave before the decoder do so at its own input, or at that of its first block.
+        door: whether tokens deleted before the decoder are removed at its input, or at that of its first block.
     """
 
     def __init__(
@@ -28,19 +28,19 @@ class SequenceReduction:
         self.reduction, self.layers, self.mask_name, self.door = reduction, layers, mask, door
         self.full = groups.shape[1]
         self.base = self.full
-        """Positions that the blocks' keywords speak of."""
+        """Number of positions of the blocks' keyword arguments."""
         self.cut: Shortening | None = None
-        """Which of those are left now."""
+        """The positions that remain."""
         self.held: tuple[Shortening, int] | None = None
-        """The same of the positions left before the first block, where they left at that block's input."""
+        """The positions that remain before the first block, if tokens are deleted at that block's input."""
         self._encoder: Any = None
 
     @contextlib.contextmanager
     def active(self, decoder: nn.Module, encoder: Any = None) -> Iterator[None]:
-        """Keep the hooks in place.
+        """Install the hooks inside the context.
 
         Args:
-            encoder: an `EncoderReading`, where the vision encoder's attention is needed.
+            encoder: an `EncoderReading`, if the vision encoder's attention is needed.
         """
         self._encoder = encoder
         depths = list(self.reduction.layers)
@@ -62,18 +62,18 @@ class SequenceReduction:
             yield
 
     def _note(self, heads: Heads) -> None:
-        if heads.query.shape[2] > 1:  # a decoding step has nothing to choose
+        if heads.query.shape[2] > 1:  # no selection in a decoding step
             self.progress.heads = heads
 
     def decide(self, depth: int, hidden: Tensor) -> tuple[Shortening, Tensor]:
-        """Choose at a depth; see `Progress.decide`."""
+        """Select at a depth; see `Progress.decide`."""
         if self._encoder is not None and self.progress.encoder is None:
             self.progress.encoder = self._encoder.found()
             self.reduction.seconds += self._encoder.seconds
         return self.progress.decide(depth, hidden)
 
     def advance(self, step: Shortening, *, first: bool) -> None:
-        """Note that only `step` of the positions so far goes on."""
+        """Restrict the remaining positions to `step`."""
         if not first and self.cut is not None and 0 in self.reduction.layers and not self.door:
             self.held = (_then(self.held[0], step), self.held[1]) if self.held else (step, self.cut.index.shape[1])
         self.cut = step if self.cut is None else _then(self.cut, step)
@@ -88,12 +88,12 @@ class SequenceReduction:
 
 
 def _then(cut: Shortening, step: Shortening) -> Shortening:
-    """Return `step` of what `cut` leaves, as positions that `cut` starts from."""
+    """Return the composition of `cut` and `step`, in the positions of `cut`'s input."""
     return Shortening(cut.to(step.index.device).index.gather(1, step.index), step.real)
 
 
 class _Block:
-    """Pre-hook of one block; the block of a depth chooses and shortens the hidden states first."""
+    """Pre-hook of one block; at a depth it first selects tokens and shortens the hidden states."""
 
     def __init__(self, owner: SequenceReduction, depth: int | None, *, first: bool) -> None:
         self.owner, self.depth, self.first = owner, depth, first

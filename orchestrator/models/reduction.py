@@ -1,13 +1,13 @@
-"""Fewer visual tokens, chosen in the pass that uses them: at one depth or several, by selection or by merging.
+"""Token reduction within the forward pass: at one depth or several, by selection or merging of visual tokens.
 
-A `Reduction` says at which decoder layers tokens leave, how many, and who chooses. The choice is made where it applies,
-from what the pass has computed until then: no pass of its own, and the time saved is real. `Adapter.reduce` puts a
-reduction on a batch; `run` and `generate` then follow it.
+A `Reduction` defines the decoder layers at which tokens are deleted, their number, and the selector. Selection uses the
+states computed so far: no separate pass is needed, and the time saved is real. `Adapter.reduce` attaches a reduction to
+a batch; `run` and `generate` apply it.
 
-A token that goes on keeps its position. A merged token stands at the position of the token it is merged into (its
-anchor): the first of a row of weights that counts, as the chooser orders them.
+A kept token keeps its position. A merged token has the position of the token that it is merged into (its anchor): the
+first nonzero entry of its row of weights, in the order of the selector.
 
-Shapes: V visual tokens of one image that are present, K of them that go on, T tokens of its question, D width.
+Shapes: V remaining visual tokens of one image, K kept ones, T tokens of its question, D width.
 """
 
 from __future__ import annotations
@@ -31,31 +31,31 @@ from orchestrator.models.shortening import Shortening, shortening
 
 @dataclass(frozen=True)
 class Seen:
-    """What is known of one image and its question where tokens are chosen; what was not asked for is None."""
+    """Inputs of a selection for one image and its question; inputs that were not requested are None."""
 
     states: Float[Tensor, "V D"]
     order: Int[Tensor, " V"]
-    """Which of the image's tokens these are, ascending."""
+    """Indices among the image's tokens, ascending."""
     text: Float[Tensor, "T D"] | None = None
     attention: Float[Tensor, "R V"] | None = None
     """Weights from the T tokens of the question, then from the last token of the prompt; mean over heads."""
     keys: Float[Tensor, "V E"] | None = None
-    """Keys of all heads side by side."""
+    """Keys of all heads, concatenated."""
     text_keys: Float[Tensor, "T E"] | None = None
-    """Of the question's tokens; None where text has no keys beside the image's (`cross_kv`)."""
+    """Keys of the question's tokens; None if text has no keys next to the image's (`cross_kv`)."""
     encoder: Float[Tensor, " V"] | None = None
-    """Attention from the encoder's class token, or received on average where there is none; class tokens: inf."""
+    """Attention from the encoder's class token, or mean received attention if there is none; class tokens: inf."""
     encoder_keys: Float[Tensor, "V E"] | None = None
     """Keys of that block, mean over heads."""
     given: Float[Tensor, " V"] | None = None
-    """Scores of a pass of its own."""
+    """Scores from a separate pass."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens that go on: `index` into those present, each once, and what they become.
+    """Kept tokens: `index` into the remaining ones, each once, and their new states.
 
-    `weights` (K, V): token k becomes weights[k] @ states; unchanged where absent.
+    `weights` (K, V): token k becomes weights[k] @ states; unchanged if None.
     """
 
     index: Int[Tensor, " K"]
@@ -63,17 +63,17 @@ class Kept:
 
 
 Choose = Callable[[Seen, int, int], Kept]
-"""(what is seen, how many to keep, row of the batch) -> what goes on."""
+"""(inputs, number to keep, row of the batch) -> kept tokens."""
 
 
 @dataclass
 class Reduction:
-    """Where tokens leave, how many stay, and who chooses; and what came of it in the last pass.
+    """Depths, numbers of kept tokens and selector of a reduction; and its outcome in the last pass.
 
     Args:
         layers: depths, ascending; 0 is before the decoder, k after k layers.
-        shares: share of the image's tokens that are left from each depth on, `shares[depth][row]`.
-        needs: what `choose` looks at.
+        shares: share of the image's tokens that remain from each depth on, `shares[depth][row]`.
+        needs: inputs of `choose`.
     """
 
     layers: tuple[int, ...]
@@ -81,40 +81,40 @@ class Reduction:
     choose: Choose
     needs: frozenset[Need] = frozenset()
     given: list[Float[Tensor, " V"]] | None = None
-    """Scores of each image's tokens from a pass of its own."""
+    """Scores of each image's tokens from a separate pass."""
     make_encoder_reading: Callable[[Any, Batch], Any] | None = None
-    """(adapter, batch) -> an `EncoderReading`, where `needs` names the encoder."""
+    """(adapter, batch) -> an `EncoderReading`, if `needs` includes the encoder."""
     cuts: list[Shortening] = field(default_factory=list)
-    """Of each depth reached: positions of the whole sequence (`cross_kv`: of the states) that are left, on the CPU."""
+    """For each depth reached: remaining positions of the full sequence (`cross_kv`: of the states), on the CPU."""
     kept: list[Int[Tensor, " B"]] = field(default_factory=list)
-    """Of each depth reached: how many visual tokens of each row are left."""
+    """For each depth reached: number of remaining visual tokens of each row."""
     seconds: float = 0.0
-    """Time of reading and choosing in the last pass, s."""
+    """Time of reading and selection in the last pass, s."""
     seconds_before: float = 0.0
-    """Time of a pass of its own, s."""
+    """Time of a separate pass, s."""
 
     def encoder_reading(self, adapter: Any, batch: Batch) -> Any:
-        """Return what reads the vision encoder in the next pass; None where nothing is needed of it."""
+        """Return the reader of the vision encoder for the next pass; None if it is not needed."""
         return None if self.make_encoder_reading is None else self.make_encoder_reading(adapter, batch)
 
     def start(self) -> None:
-        """Forget the last pass."""
+        """Clear the outcome of the last pass."""
         self.cuts, self.kept, self.seconds = [], [], 0.0
 
     def cut_at(self, layer: int) -> Shortening | None:
-        """Return what is left at the input of a decoder layer; None before the first depth."""
+        """Return the remaining positions at the input of a decoder layer; None before the first depth."""
         reached = [cut for at, cut in zip(self.layers, self.cuts, strict=False) if at <= layer]
         return reached[-1] if reached else None
 
 
 def reduction_of(batch: Batch) -> Reduction | None:
-    """Return the reduction that `Adapter.reduce` put on a batch."""
-    found: Any = batch.get("reduction")
-    return found
+    """Return the reduction that `Adapter.reduce` attached to a batch."""
+    reduction: Any = batch.get("reduction")
+    return reduction
 
 
 def n_kept(n_tokens: int, deleted_share: float) -> int:
-    """Tokens left of `n_tokens` when `deleted_share` of them is deleted, rounded half up; 0 only when all are deleted.
+    """Number of tokens kept of `n_tokens` at `deleted_share`, rounded half up; 0 only if all are deleted.
 
     >>> n_kept(64, 0.99), n_kept(64, 0.5), n_kept(64, 1.0), n_kept(64, 0.0)
     (1, 32, 0, 64)
@@ -126,23 +126,23 @@ def n_kept(n_tokens: int, deleted_share: float) -> int:
 
 @dataclass
 class Progress:
-    """A reduction on its way through one pass.
+    """State of a reduction during one pass.
 
-    `vision` (B, P): which of the P places where visual tokens may stand hold one that is left: of the sequence as it
-    is now (`residual`), or of the cross-attended states as they are now (`cross_kv`).
+    `vision` (B, P): mask of remaining visual tokens over the P positions of the current sequence (`residual`), or of
+    the current cross-attended states (`cross_kv`).
     """
 
     reduction: Reduction
     groups: Int[Tensor, "B S"]
-    """Groups of the sequence as it is now, on the CPU."""
+    """Groups of the current sequence, on the CPU."""
     vision: Bool[Tensor, "B P"]
     real: Bool[Tensor, "B P"]
-    """Places that are not padding or fillers."""
+    """Positions that are not padding or fillers."""
     across: bool
     counts: Int[Tensor, " B"]
-    """Visual tokens of each image before any left."""
+    """Number of visual tokens of each image before any deletion."""
     left: list[Int[Tensor, " V"]] = field(default_factory=list)
-    """Of each row: which of the image's tokens are left."""
+    """For each row: indices of the remaining tokens of the image."""
     heads: Heads | None = None
     encoder: list[tuple[Tensor, Tensor]] | None = None
     """Attention and keys of each image's tokens in the vision encoder."""
@@ -159,7 +159,7 @@ class Progress:
         self.reduction.seconds += time.perf_counter() - started
 
     def decide(self, depth: int, source: Float[Tensor, "B P D"]) -> tuple[Shortening, Float[Tensor, "B P D"]]:
-        """Choose at a depth; return which of the present places stay, and the states with merged tokens in place."""
+        """Select at a depth; return the kept ones of the present positions, and the states with merged tokens."""
         started = time.perf_counter()
         weights = self._attention()
         stays, changed = self.real.clone(), source
@@ -186,16 +186,16 @@ class Progress:
     def _choose(self, row: int, places: Tensor, n: int, source: Tensor, weights: Tensor | None) -> Kept:
         if n == 0:
             return Kept(torch.zeros(0, dtype=torch.long))
-        needs, here = self.reduction.needs, places.to(source.device)
+        needs, positions = self.reduction.needs, places.to(source.device)
         text = (self.groups[row] == TEXT).nonzero()[:, 0]
         more: dict[str, Tensor] = {}
-        if needs & {"text", "keys"} and not self.across:  # across, text has no states beside the visual ones
+        if needs & {"text", "keys"} and not self.across:  # cross-attended states contain no text
             more["text"] = source[row, text.to(source.device)].float().cpu()
         if weights is not None and self.heads is not None:
             rows = [*range(len(text)), weights.shape[1] - 1]
-            more["attention"] = weights[row][rows][:, here].cpu()
+            more["attention"] = weights[row][rows][:, positions].cpu()
             if "keys" in needs:
-                more["keys"] = self.heads.keys[row, here].float().cpu()
+                more["keys"] = self.heads.keys[row, positions].float().cpu()
                 if not self.across:
                     more["text_keys"] = self.heads.keys[row, text.to(source.device)].float().cpu()
         if self.encoder is not None:
@@ -203,7 +203,7 @@ class Progress:
             more["encoder"], more["encoder_keys"] = attention[self.left[row]], keys[self.left[row]]
         if self.reduction.given is not None:
             more["given"] = self.reduction.given[row][self.left[row]]
-        return self.reduction.choose(Seen(source[row, here].float().cpu(), self.left[row], **more), n, row)
+        return self.reduction.choose(Seen(source[row, positions].float().cpu(), self.left[row], **more), n, row)
 
     def _attention(self) -> Tensor | None:
         """Weights (B, R, P) of each question's tokens, filled up with the first position, then the last token's."""

@@ -1,7 +1,7 @@
-"""Deletion of tokens from a decoder's sequence: which positions stay, and everything that must shrink with them.
+"""Deletion of tokens from a decoder's sequence: kept positions, and the arguments that must be shortened with them.
 
-Positions are kept: a token after a gap keeps its rotary position, so what is measured is the missing content and not
-a shifted prompt. Rows of a batch that keep different numbers are filled with masked tokens to the longest.
+Position ids are kept: a token after a gap keeps its rotary position, so that the effect of missing content is measured
+and not of a shifted prompt. Rows that keep different numbers of tokens are padded with masked tokens to the longest.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Shortening:
-    """Positions of a (B, S) sequence that stay.
+    """Kept positions of a (B, S) sequence.
 
-    `index` (B, S') holds them in ascending order; `real` (B, S') is false at fillers, which are masked.
+    `index` (B, S') in ascending order; `real` (B, S') is false at fillers, which are masked.
     """
 
     index: Int[Tensor, "B S2"]
@@ -45,17 +45,17 @@ def shortening(kept: Bool[Tensor, "B S"]) -> Shortening:
     """Return the shortening that keeps the positions where `kept` is true."""
     counts = kept.sum(dim=1)
     length = max(int(counts.max()), 1)
-    # A stable sort on "not kept" puts kept positions first, in order; what follows them serves as filler.
+    # A stable sort on "not kept" puts kept positions first, in order; the following ones are fillers.
     order = torch.sort((~kept).to(torch.int8), dim=1, stable=True).indices[:, :length]
     index = order.sort(dim=1).values
     return Shortening(index=index, real=kept.gather(1, index))
 
 
 def full_mask(mask: Tensor | None, key_mask: Bool[Tensor, "B S"], query_length: int) -> Tensor:
-    """Return a 4-D mask (B, 1, Q, S) that says the same as `mask`, which may be absent (causal), 2-D or 4-D.
+    """Return a 4-D mask (B, 1, Q, S) equivalent to `mask`, which may be None (causal), 2-D or 4-D.
 
     Args:
-        key_mask: true at real tokens; used where `mask` is absent or 2-D.
+        key_mask: true at real tokens; used if `mask` is None or 2-D.
         query_length: Q; the queries are the last Q of the S positions.
     """
     if mask is not None and mask.ndim == 4:
@@ -67,17 +67,17 @@ def full_mask(mask: Tensor | None, key_mask: Bool[Tensor, "B S"], query_length: 
 
 
 def attention_form(allowed: Bool[Tensor, "B 1 Q S"], config: Any, dtype: torch.dtype) -> Tensor:
-    """Return a boolean mask in the form that the config's attention takes: added to the scores by `eager`."""
+    """Return a boolean mask in the form of the config's attention implementation: additive for `eager`."""
     if config._attn_implementation != "eager":
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def block(mask: Tensor, where: Bool[Tensor, "B 1 Q S"]) -> Tensor:
-    """Return a 4-D boolean or additive mask with attention forbidden `where` true."""
+def block(mask: Tensor, blocked: Bool[Tensor, "B 1 Q S"]) -> Tensor:
+    """Return a 4-D boolean or additive mask with attention blocked where `blocked` is true."""
     if mask.dtype == torch.bool:
-        return mask & ~where
-    return mask.masked_fill(where, torch.finfo(mask.dtype).min)
+        return mask & ~blocked
+    return mask.masked_fill(blocked, torch.finfo(mask.dtype).min)
 
 
 def shorten_mask(mask: Any, cut: Shortening) -> Any:
@@ -85,7 +85,7 @@ def shorten_mask(mask: Any, cut: Shortening) -> Any:
     if isinstance(mask, dict):
         return {kind: shorten_mask(each, cut) if each is not None else _none(cut) for kind, each in mask.items()}
     if mask is None:
-        # A 2-D mask even where it is all ones: without one, gaps in position ids are read as packed sequences.
+        # A 2-D mask even if it is all ones: without one, gaps in position ids are interpreted as packed sequences.
         return cut.real.long()
     if mask.ndim == 2:
         return cut.tokens(mask) * cut.real.to(mask.dtype)
@@ -98,7 +98,7 @@ def shorten_mask(mask: Any, cut: Shortening) -> Any:
 
 
 def _none(cut: Shortening) -> Tensor | None:
-    """Return what stands for an absent mask inside a dict: still absent unless fillers must be hidden."""
+    """Return the replacement of an absent mask inside a dict: None unless fillers must be masked."""
     return None if bool(cut.real.all()) else full_mask(None, cut.real, cut.real.shape[1])
 
 

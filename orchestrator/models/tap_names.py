@@ -1,4 +1,4 @@
-"""Which taps a model of each kind has, and which are read unless a config says otherwise, by name alone."""
+"""Names of the taps of each kind of model, and the default taps."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def taps_of(vision_kind: str) -> tuple[str, ...]:
     return CROSS_TAPS if vision_kind == "cross_kv" else RESIDUAL_TAPS
 
 
-def chosen_taps(vision_kind: str, asked: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Return the taps that `capture.taps` stands for: `default` is all but the vision encoder's own layers."""
+def chosen_taps(vision_kind: str, requested: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Return the taps selected by `capture.taps`: by default all except the layers of the vision encoder."""
     default = tuple(tap for tap in taps_of(vision_kind) if tap != "encoder")
-    named = [default if name == "default" else (name,) for name in asked or ("default",)]
+    named = [default if name == "default" else (name,) for name in requested or ("default",)]
     return tuple(dict.fromkeys(tap for group in named for tap in group))

@@ -1,4 +1,4 @@
-"""Weights from a checkpoint into a model, none of them left at the random value it was made with."""
+"""Loads weights from a checkpoint into a model; no weight keeps its random initial value."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from orchestrator.models.checkpoint import LoadReport, header, listed, weight_fi
 
 
 def load_checked(model_class: Any, entry: Entry, allow: Sequence[str], **options: Any) -> Any:
-    """Return a model whose every weight came from its checkpoint.
+    """Return a model with all weights from its checkpoint.
 
-    Weights that may be missing by `allow` are drawn from a fixed seed, so that two loads agree.
+    Weights that `allow` permits to be missing are initialised from a fixed seed, so that repeated loads agree.
 
     Raises:
-        ModelError: if weights are missing, belong to nothing, or have another shape.
+        ModelError: if weights are missing, unexpected, or have a different shape.
     """
     from transformers.utils import logging
 
@@ -26,7 +26,7 @@ def load_checked(model_class: Any, entry: Entry, allow: Sequence[str], **options
         for file in weight_files(entry.name, entry.folder):
             header(file, entry.name)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its own report of the keys; ours is an error
+    logging.set_verbosity_error()  # transformers only logs mismatched keys; here they are an error
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A place for results, on a disk or an object store: atomic writes, tables, arrays."""
+"""Storage of results on a disk or an object store: atomic writes, tables, arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from orchestrator.store.transient import retried
 
 @dataclass(frozen=True)
 class Storage:
-    """A folder or fsspec URI (`s3://bucket/prefix`, `gs://...`, a path). Picklable; opened where it is used."""
+    """A folder or fsspec URI (`s3://bucket/prefix`, `gs://...`, a path). Picklable; opened on first use in each
+    process."""
 
     uri: str
 
@@ -54,11 +55,11 @@ class Storage:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
-        """Absolute path of `name` inside this storage, as its filesystem wants it."""
+        """Absolute path of `name` in this storage, in the form of its filesystem."""
         return f"{self._opened[1]}/{name}" if name else self._opened[1]
 
     def locate(self, name: str) -> str:
-        """Where `name` is, as people and commands write it: a path, or the URI of an object store."""
+        """Location of `name` for users and commands: a path, or the URI of an object store."""
         return self.path(name) if self.is_local else f"{self.uri.rstrip('/')}/{name}".rstrip("/")
 
     def sub(self, name: str) -> Storage:
@@ -69,18 +70,18 @@ class Storage:
         """Publish `data` at `name` in one atomic step.
 
         Raises:
-            StorageError: no space, no permission, or the store cannot be reached; nothing is left at `name`.
+            StorageError: no space, no permission, or the store is unreachable; nothing is written at `name`.
         """
-        with self._named_errors(f"cannot write {name}", ". What was finished is kept."):
+        with self._named_errors(f"cannot write {name}", ". Finished work is kept."):
             if self.is_local:
                 retried(lambda: _write_local(Path(self.path(name)), data))
             else:
                 retried(lambda: self.fs.pipe_file(self.path(name), data))
 
     def create(self, name: str, data: bytes) -> None:
-        """Publish `data` at `name` unless a file is there. Of several writers one wins: read back what is there.
+        """Publish `data` at `name` unless the file exists. One of several writers wins: read the file back.
 
-        A store without conditional writes lets the last of two simultaneous writers win.
+        On a store without conditional writes the last of two simultaneous writers wins.
         """
         if self.is_local:
             with self._named_errors(f"cannot write {name}"):
@@ -88,17 +89,17 @@ class Storage:
             return
         try:
             self.fs.pipe_file(self.path(name), data, mode="create")
-        except Exception:  # another writer was first, or the store knows no such mode
+        except Exception:  # another writer was first, or the store does not support this mode
             if not self.exists(name):
                 self.write(name, data)
 
     def remove(self, name: str) -> None:
-        """Delete the file `name`; nothing where there is none (another process may have been first)."""
+        """Delete the file `name`; no error if it is absent (another process may have deleted it)."""
         with self._named_errors(f"cannot delete {name}"), contextlib.suppress(FileNotFoundError):
             retried(lambda: self.fs.rm_file(self.path(name)))
 
     def read(self, name: str) -> bytes:
-        """Bytes of `name`; `FileNotFoundError` when absent, `StorageError` when it cannot be read."""
+        """Bytes of `name`; `FileNotFoundError` if absent, `StorageError` if it cannot be read."""
         with self._named_errors(f"cannot read {name}", missing=(FileNotFoundError,)):
             return retried(lambda: self.fs.cat_file(self.path(name)))
 
@@ -107,77 +108,77 @@ class Storage:
             return bool(retried(lambda: self.fs.exists(self.path(name))))
 
     def modified(self, name: str) -> float:
-        """When `name` was written, seconds since 1970."""
+        """Modification time of `name`, seconds since 1970."""
         with self._named_errors(f"cannot read {name}"):
             return float(self.fs.modified(self.path(name)).timestamp())
 
     @contextlib.contextmanager
-    def _named_errors(self, what: str, end: str = "", missing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-        """Turn whatever a file system raises into a `StorageError`, but for `missing`."""
+    def _named_errors(self, action: str, end: str = "", missing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+        """Convert exceptions of a file system into `StorageError`, except `missing`."""
         try:
             yield
         except missing:
             raise
         except StorageError:
             raise
-        except Exception as error:  # clients of object stores have exceptions of their own: no credentials, no endpoint
+        except Exception as error:  # object-store clients have their own exception types: no credentials, no endpoint
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "no space left" if full else str(error)
-            raise StorageError(f"{what} in {self.uri}: {reason}{end}") from error
+            raise StorageError(f"{action} in {self.uri}: {reason}{end}") from error
 
     def files(self, folder: str) -> list[str]:
-        """Sorted names of the files directly below `folder`; empty when there is none."""
+        """Sorted names of the files directly below `folder`; empty if there are none."""
         self.fs.invalidate_cache()
         with self._named_errors(f"cannot list {folder}", missing=(FileNotFoundError,)):
             try:
-                found = retried(lambda: self.fs.ls(self.path(folder), detail=False))
+                entries = retried(lambda: self.fs.ls(self.path(folder), detail=False))
             except FileNotFoundError:
                 return []
-        return sorted(PurePosixPath(p).name for p in found)
+        return sorted(PurePosixPath(p).name for p in entries)
 
     def states(self, folder: str) -> dict[str, FileState]:
-        """Name below `folder` -> size and time of writing of each of its files, by one listing."""
+        """Name below `folder` -> size and modification time of each file, by one listing."""
         self.fs.invalidate_cache()
         with self._named_errors(f"cannot list {folder}", missing=(FileNotFoundError,)):
             try:
-                found = retried(lambda: self.fs.ls(self.path(folder), detail=True))
+                entries = retried(lambda: self.fs.ls(self.path(folder), detail=True))
             except FileNotFoundError:
                 return {}
         lead = f"{folder}/" if folder else ""
-        return {lead + PurePosixPath(info["name"]).name: _state(info) for info in found}
+        return {lead + PurePosixPath(info["name"]).name: _state(info) for info in entries}
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, encode_json(value))
 
     def read_json(self, name: str) -> Any:
-        """The value in `name`; `FileNotFoundError` when absent, `StorageError` when it is no JSON."""
+        """The value in `name`; `FileNotFoundError` if absent, `StorageError` if it is not valid JSON."""
         try:
             value = json.loads(data := self.read(name), parse_int=_whole_number)
             if b"\\u" in data:
-                encode_json(value)  # an escaped half of a surrogate pair is no character
+                encode_json(value)  # an escaped unpaired surrogate is not a character
             return value
         except (ValueError, RecursionError) as error:
             raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 
     def write_table(self, name: str, table: pl.DataFrame) -> FileMark:
-        """Publish `table` as zstd Parquet; returns what it can be known by later."""
+        """Publish `table` as zstd Parquet; returns its size and checksum."""
         buffer = io.BytesIO()
         table.write_parquet(buffer, compression="zstd")
         return self.write_marked(name, buffer.getvalue())
 
     def write_array(self, name: str, array: np.ndarray) -> FileMark:
-        """Publish `array` as `.npy` (never pickled); returns what it can be known by later."""
+        """Publish `array` as `.npy` (never pickled); returns its size and checksum."""
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
         return self.write_marked(name, buffer.getvalue())
 
     def write_marked(self, name: str, data: bytes) -> FileMark:
-        """Publish `data`; returns what it can be known by later."""
+        """Publish `data`; returns its size and checksum."""
         self.write(name, data)
         return {"bytes": len(data), "blake2b": checksum(data)}
 
     def read_array(self, name: str) -> np.ndarray:
-        """The array at `name`: memory-mapped on a local disk, read whole from an object store."""
+        """The array at `name`: memory-mapped on a local disk, downloaded from an object store."""
         try:
             if self.is_local:
                 with self._named_errors(f"cannot read {name}", missing=(ValueError, EOFError)):
@@ -187,7 +188,7 @@ class Storage:
             raise DamagedError(f"{name} in {self.uri} is damaged: {str(error)[:200]}") from error
 
     def scan(self, names: list[str]) -> pl.LazyFrame:
-        """Lazy table over Parquet files: read column by column from a local disk, whole from an object store."""
+        """Lazy table over Parquet files: read by column from a local disk, completely from an object store."""
         try:
             if self.is_local:
                 return pl.scan_parquet([self.path(n) for n in names])
@@ -201,17 +202,17 @@ FileMark = dict[str, Any]
 
 
 class FileState(NamedTuple):
-    """A file as a listing shows it."""
+    """State of a file in a listing."""
 
     size: int
     modified: float | None
-    """Seconds since 1970; None where the store does not say."""
+    """Modification time, seconds since 1970; None if the store does not provide it."""
     identity: str
-    """Another one for another writing of the file, as far as the store tells them apart."""
+    """Identity of this version of the file, as far as the store provides one."""
 
 
 def _state(info: dict[str, Any]) -> FileState:
-    """Stores have their own names for the time of writing, and their own types."""
+    """Stores differ in the name and type of the modification time."""
     keys = ("mtime", "LastModified", "last_modified", "updated", "created")
     when = next((info[key] for key in keys if info.get(key) is not None), None)
     if isinstance(when, str):
@@ -229,19 +230,19 @@ def checksum(data: bytes | memoryview) -> str:
 
 
 def _whole_number(text: str) -> int:
-    """JSON has whole numbers of any length; what 64 bits do not hold is no count, seed or size of ours."""
+    """Reject integers beyond 64 bits: JSON has integers of any length, but no count, seed or size exceeds 64 bits."""
     if len(text) > 19:
-        raise ValueError(f"a whole number of {len(text)} digits")
+        raise ValueError(f"an integer of {len(text)} digits")
     return int(text)
 
 
 def encode_json(value: Any) -> bytes:
-    """JSON as it is stored: for people to read, keys sorted."""
+    """JSON as stored: readable, with sorted keys."""
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
 
 def _write_local(target: Path, data: bytes, *, replace: bool = True) -> None:
-    """Write `target` in one step; without `replace`, leave a file that is there."""
+    """Write `target` atomically; without `replace`, keep an existing file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -254,7 +255,7 @@ def _write_local(target: Path, data: bytes, *, replace: bool = True) -> None:
                 os.link(temporary, target)
             except FileExistsError:
                 return
-            except OSError:  # a file system without hard links
+            except OSError:  # this file system has no hard links
                 replace = not target.exists()
         if replace:
             temporary.replace(target)

@@ -1,4 +1,4 @@
-"""What a trial has done so far, as one small file in its stage folder: written by its worker, read by the driver."""
+"""Progress of a running trial as one small file in its stage folder: written by its worker, read by the driver."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIVE_FILE = "live.json"
 
 @dataclass(frozen=True)
 class Live:
-    """What a trial's worker said last."""
+    """The last progress report of a trial's worker."""
 
     state: str
     losses: tuple[tuple[int, float], ...] = ()
@@ -25,7 +25,7 @@ class Live:
 
 
 class LiveWriter:
-    """Writes the file now and then; a storage that refuses costs nothing, as nothing rests on the file.
+    """Writes the file periodically; write errors are ignored, as no result depends on the file.
 
     Args:
         store: the trial's stage folder.
@@ -39,13 +39,13 @@ class LiveWriter:
         self._next = 0.0
 
     def step(self, step: int, loss: float) -> None:
-        """An optimiser step is done."""
+        """Record a finished optimiser step."""
         self._losses.append((step, loss))
         if time.monotonic() >= self._next:
             self.state("training")
 
     def state(self, state: str, metrics: Mapping[str, float] | None = None) -> None:
-        """What the trial does from now on, and what it has found; written at once."""
+        """Record the current phase and results; written immediately."""
         self._metrics.update(metrics or {})
         content = {"state": state, "losses": self._losses, "metrics": self._metrics}
         try:
@@ -55,16 +55,16 @@ class LiveWriter:
             self._next = time.monotonic() + 20 * self.every_s
 
     def remove(self) -> None:
-        """The trial is done; its tables say the same."""
+        """Record that the trial is done; its tables have the results."""
         with contextlib.suppress(OSError, VtsweepError):
             self.store.remove(LIVE_FILE)
 
 
 def read_live(store: Storage) -> Live | None:
-    """What lies there; None where nothing readable does."""
+    """The file's content; None if it is absent or unreadable."""
     try:
-        found = json.loads(store.read(LIVE_FILE))
-        losses = tuple((int(step), float(loss)) for step, loss in found["losses"])
-        return Live(str(found["state"]), losses, {str(k): float(v) for k, v in found["metrics"].items()})
+        content = json.loads(store.read(LIVE_FILE))
+        losses = tuple((int(step), float(loss)) for step, loss in content["losses"])
+        return Live(str(content["state"]), losses, {str(k): float(v) for k, v in content["metrics"].items()})
     except (OSError, VtsweepError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,4 +1,4 @@
-"""What a result was computed with: package versions, source commit, hardware."""
+"""Provenance of a result: package versions, source commit, hardware."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = ("vtsweep", "torch", "transformers", "peft", "ray", "mlflow", "polar
 
 
 def package_versions() -> dict[str, str]:
-    """Version of each installed package that a result may rest on."""
+    """Version of each installed package that may affect a result."""
     return {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
 
 
@@ -28,8 +28,8 @@ def _installed(package: str) -> bool:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and memory of the driver's machine; GPUs where torch is already loaded."""
-    found: dict[str, Any] = {
+    """Processor, cores and memory of the driver's machine; GPUs if torch is already loaded."""
+    facts: dict[str, Any] = {
         "platform": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -37,23 +37,24 @@ def hardware() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        found["processor"] = names[0] if names else platform.processor()
+        facts["processor"] = names[0] if names else platform.processor()
     if hasattr(os, "sysconf"):
-        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
+        facts["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1)
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return found
+        facts["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return facts
 
 
 @cache
 def source_commit() -> str:
-    """Commit of the checkout this package runs from, with `+` when it has changes; `unknown` for an installed copy."""
-    here = ["git", "-C", str(Path(__file__).parents[1])]
+    """Commit of the checkout that this package runs from, with `+` if it has changes; `unknown` for an installed
+    copy."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        subprocess.run([*here, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True, timeout=5)
-        head = subprocess.run([*here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
-        changed = subprocess.run([*here, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, timeout=20)
+        subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True, timeout=5)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=5)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "."], capture_output=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.stdout.strip() + "+" * bool(changed.returncode)

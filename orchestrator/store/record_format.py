@@ -1,4 +1,4 @@
-"""What `study.json` must look like, checked whenever it is read: shared storage holds what anybody wrote there."""
+"""Schema of `study.json`, validated at every read, as files on shared storage are untrusted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.config import StageName
 from orchestrator.errors import StorageError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
-"""Of a study: a folder name, never a path."""
+"""Name of a study: a folder name, never a path."""
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -29,7 +29,7 @@ class PointRecord(_Strict):
 
 
 class StudyRecord(_Strict):
-    """A whole `study.json`."""
+    """The content of `study.json`."""
 
     name: Name
     description: str
@@ -45,18 +45,18 @@ class StudyRecord(_Strict):
     seconds: dict[str, Seconds]
 
 
-def check_record(found: Any, name: str, place: str) -> dict[str, Any]:
-    """`found` as it is, once it has the form of a study's record and the name of its folder.
+def check_record(content: Any, name: str, place: str) -> dict[str, Any]:
+    """Validate `content` as a study's record with the name of its folder; returns it unchanged.
 
     Raises:
-        StorageError: naming the place, the key, what was found and what is expected.
+        StorageError: it is invalid; names the file, the key, the found and the expected value.
     """
     try:
-        record = StudyRecord.model_validate(found)
+        record = StudyRecord.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         key = ".".join(map(str, first["loc"])) or "the record"
         raise StorageError(f"{place} is damaged: {key}: {first['msg']}, found {str(first['input'])[:80]!r}") from error
     if record.name != name:
         raise StorageError(f"{place} is damaged: name: expected {name!r} as its folder, found {record.name[:80]!r}")
-    return dict(found)
+    return dict(content)

@@ -1,4 +1,4 @@
-"""One point of a study with everything settled that its words leave open; made once, before work starts."""
+"""One point of a study with all machine-dependent values resolved; made once, before work starts."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from orchestrator.store.stage_folder import Stage
 
 @dataclass(frozen=True)
 class ResolvedPoint:
-    """What a validated point means on this machine; `study.resolve` makes it and every stage takes it.
+    """A validated point, resolved on this machine; made by `study.resolve`, passed to every stage.
 
-    Stage digests are computed from this object alone, without reading a file, so a worker that receives it names the
+    Stage digests are computed from this object only, without reading files, so that a worker that receives it finds the
     same directories as the driver.
 
     Args:
-        run: the settings; `model.dtype` is a precision and never `auto`, `model.revision` a commit where one is known.
-        storage: where stages lie, absolute.
-        model: what identifies the model: content or commit, precision, prompt, adapter, packages.
-        data: what identifies the images of `run.data`.
-        held_out: the same for the images of held-out questions; None where those are scenes, or nothing is fine-tuned.
-        ablated: the same for the images that an ablation asks about; None where nothing is ablated.
+        run: the settings; `model.dtype` is a precision and never `auto`, `model.revision` a commit if one is known.
+        storage: storage of the stages, absolute.
+        model: identity of the model: content or commit, precision, prompt, adapter, packages.
+        data: identity of the images of `run.data`.
+        held_out: identity of the images of held-out questions; None if they are scenes, or without fine-tuning.
+        ablated: identity of the images of an ablation; None without ablation.
         n_images: images of `run.data`.
         attribute_kinds: attribute -> kind of those images.
         packages: kind of plug-in (`metrics`, `solvers`, `selectors`) -> name -> package and version that registers it.
@@ -47,11 +47,11 @@ class ResolvedPoint:
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
     def with_stages(self, *stages: Stage) -> ResolvedPoint:
-        """The point with these stages added or replaced."""
+        """A copy with these stages added or replaced."""
         return replace(self, stages={**self.stages, **{stage.name: stage for stage in stages}})
 
     def packages_of(self, kind: str, names: Iterable[str] | None = None) -> dict[str, str]:
-        """Package and version behind each of `names` (of all when absent) that another package registers."""
+        """Package and version of each of `names` (all if None) that another package registers."""
         known = self.packages.get(kind, {})
         return {name: known[name] for name in (known if names is None else names) if name in known}
 
@@ -65,11 +65,11 @@ class ResolvedPoint:
     def from_json(cls, values: Mapping[str, Any]) -> ResolvedPoint:
         """The inverse of `as_json`."""
         storage = Storage(values["storage"])
-        stages = {name: Stage(storage, name, **found) for name, found in values["stages"].items()}
+        stages = {name: Stage(storage, name, **fields) for name, fields in values["stages"].items()}
         run = RunConfig.model_validate(values["run"])
         return cls(**{**values, "run": run, "storage": storage, "stages": stages})
 
 
 def distinct(points: Sequence[ResolvedPoint], stage: str) -> list[ResolvedPoint]:
-    """The first point of each distinct directory of `stage`: equal work is done once, whatever the number of points."""
+    """The first point of each distinct directory of `stage`, so that equal work is done once."""
     return list({point.stages[stage].digest: point for point in reversed(points)}.values())[::-1]

@@ -1,4 +1,4 @@
-"""Whether the files of shards are as they were written: by a listing where that is enough, else by their checksums."""
+"""Verification of shard files: by a listing if sufficient, else by checksums."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 _CHECKED: dict[str, str] = {}
-"""Files that this process has read against their checksums, with the identity they had then."""
+"""Files whose checksums this process has verified, with their identity at that time."""
 
 
 def side_by_side(store: Storage, work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """`work` of each item, several at a time: an object store answers in its own time."""
+    """`work` of each item, concurrently, to hide the latency of an object store."""
     with ThreadPoolExecutor(4 if store.is_local else 32) as readers:
         return list(readers.map(work, items))
 
 
 class Listings:
-    """What listings say of a stage's files; each folder is listed once, when it is first asked for."""
+    """File states of a stage from listings; each folder is listed once, on first use."""
 
     def __init__(self, store: Storage) -> None:
         self.store, self.lock = store, threading.Lock()
@@ -52,14 +52,14 @@ def read_against(
     mark_of: Callable[[str], FileMark | None],
     damaged: Callable[[str, str], Exception],
 ) -> None:
-    """Read files of one folder against their checksums, but for those that this process has read since they were
+    """Verify the checksums of files of one folder, except those that this process has verified since they were
     written.
 
     Args:
         store: the stage's own storage.
         names: files of one folder.
-        mark_of: name -> what was recorded when it was written.
-        damaged: name and problem -> the error that is raised for a file that is not what was written.
+        mark_of: name -> recorded size and checksum.
+        damaged: name and problem -> the error to raise for a damaged file.
     """
     states = store.states(str(PurePosixPath(names[0]).parent)) if names else {}
 

@@ -13,7 +13,7 @@ from orchestrator.store.study_record import STUDY_FILE, Study
 
 @dataclass(frozen=True)
 class ListedStudy:
-    """One study: how far it is, and where its report lies. `problem` says why a record could not be read."""
+    """One study: its progress and the path of its report. `problem`: why a record could not be read."""
 
     name: str
     description: str = ""
@@ -29,8 +29,8 @@ class ListedStudy:
 def list_studies(storage: Storage) -> list[ListedStudy]:
     """Every study of a storage, the newest first; a record that cannot be read is listed with its problem."""
     names = [name for name in storage.files("studies") if storage.exists(f"studies/{name}/{STUDY_FILE}")]
-    found = [_listed(storage, name) for name in names]
-    return sorted(found, key=lambda one: one.created, reverse=True)
+    studies = [_listed(storage, name) for name in names]
+    return sorted(studies, key=lambda study: study.created, reverse=True)
 
 
 def _listed(storage: Storage, name: str) -> ListedStudy:
@@ -57,9 +57,9 @@ def _listed(storage: Storage, name: str) -> ListedStudy:
 def versions_of(storage: Storage, name: str) -> list[str]:
     """Names of the other versions of a study: `NAME`, `NAME.v2`, ... in that order."""
     base = re.sub(r"\.v\d+$", "", name)
-    found = [
+    versions = [
         (int(match[1]) if match[1] else 1, other)
         for other in storage.files("studies")
         if (match := re.fullmatch(re.escape(base) + r"(?:\.v(\d+))?", other)) and other != name
     ]
-    return [other for _, other in sorted(found)]
+    return [other for _, other in sorted(versions)]

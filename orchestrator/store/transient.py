@@ -1,4 +1,4 @@
-"""Errors that pass: told from lasting ones, and tried again with growing pauses."""
+"""Transient errors: told apart from permanent ones, retried with backoff."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.2
-"""Seconds before the second attempt; each further pause is three times as long, 8 s in all."""
+"""Seconds before the second attempt; each further delay is three times as long, 8 s in total."""
 
 _ERRNOS = {
     errno.EMFILE,
@@ -34,10 +34,10 @@ _NAMES = ("Timeout", "Connection", "Disconnected", "IncompleteRead", "PayloadErr
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed a moment later: too many open files, an I/O error, a timeout, a dropped
-    connection, throttling, or an error of the server's own (429, 5xx). What is wrong with the content never passes.
+    """Whether a retry may succeed: too many open files, an I/O error, a timeout, a dropped
+    connection, throttling, or a server error (429, 5xx). Errors of content are permanent.
 
-    Clients of object stores have exceptions of their own, with no common base: they are told by module and name.
+    Exceptions of object-store clients have no common base class: they are recognised by module and name.
     """
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError):
         return False
@@ -58,7 +58,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def retried(call: Callable[[], T], attempts: int = ATTEMPTS, first_pause: float = FIRST_PAUSE) -> T:
-    """The result of `call`, tried again while its error is transient; the last error is raised."""
+    """The result of `call`, retried while its error is transient; raises the last error."""
     pause = first_pause
     for attempt in range(1, attempts + 1):
         try:
@@ -66,6 +66,6 @@ def retried(call: Callable[[], T], attempts: int = ATTEMPTS, first_pause: float 
         except Exception as error:
             if attempt == attempts or not is_transient(error):
                 raise
-        time.sleep(pause * random.uniform(0.8, 1.2))  # many workers that fail together do not come back together
+        time.sleep(pause * random.uniform(0.8, 1.2))  # jitter, so that workers that fail together do not retry together
         pause *= 3
     raise AssertionError("unreachable")

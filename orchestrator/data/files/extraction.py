@@ -1,4 +1,4 @@
-"""What of a generated text is the answer: a regular expression, or a function of another package."""
+"""Extraction of the answer from a generated text: a regular expression, or a function of another package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.errors import ConfigError, did_you_mean
 
 ENTRY_POINT_GROUP = "vtsweep.answers"
 Extract = Callable[[str], str]
-"""Generated text -> the answer in it."""
+"""Generated text -> its answer."""
 
 
 @cache
@@ -20,19 +20,19 @@ def _points() -> dict[str, EntryPoint]:
 
 
 def is_pattern(name: str) -> bool:
-    """Whether `data.extract` is a regular expression: one with a group. Anything else names a function."""
+    """Whether `data.extract` is a regular expression (it has a group); otherwise it names a function."""
     return "(" in name
 
 
 @cache
 def find_extractor(name: str) -> Extract:
-    """The function that `data.extract` means.
+    """The extraction function of `data.extract`.
 
-    A regular expression gives its first group in its last match, and a text without a match stays as it is: a model
-    that reasons first names its answer last.
+    A regular expression gives its first group in its last match, as a model that reasons first answers last; a text
+    without a match is unchanged.
 
     Raises:
-        ConfigError: no such function, not a function, or a pattern that is broken or has other than one group.
+        ConfigError: no such function, not a function, or a pattern that is invalid or does not have exactly one group.
     """
     if not is_pattern(name):
         if name not in _points():
@@ -52,7 +52,7 @@ def find_extractor(name: str) -> Extract:
         raise ConfigError(f"data.extract: expected one group in {name!r}, found {pattern.groups}")
 
     def extract(text: str) -> str:
-        found = pattern.findall(text)
-        return found[-1] if found else text
+        matches = pattern.findall(text)
+        return matches[-1] if matches else text
 
     return extract

@@ -1,4 +1,4 @@
-"""Answers judged as each benchmark judges them: extraction, normalisation, score, and summary of a set.
+"""Scoring of answers by each benchmark's rule: normalisation, score, and summary of a set.
 
 | rule | an answer scores | source |
 |---|---|---|
@@ -9,7 +9,7 @@
 | textvqa | the same, with both sides normalised whether annotators differ or not | TextVQA's m4c_evaluators.py |
 | box | 1 if its box overlaps the right one with IoU >= 0.5 | Yu et al. 2016 |
 | point | 1 within 0.05 of the right point, in shares of width and height | - |
-| none | nothing: a prompt | - |
+| none | not scored: a prompt | - |
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from orchestrator.errors import ConfigError, did_you_mean
 
 RULES = ("exact", "gqa", "yes_no", "vqa", "textvqa", "box", "point", "none")
 SOFT = ("vqa", "textvqa")
-"""Rules whose score may lie between 0 and 1."""
+"""Rules with scores between 0 and 1."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """Letters of listed choices."""
 BOX_OVERLAP = 0.5
-"""Least intersection over union of a right box."""
+"""Minimum intersection over union of a correct box."""
 POINT_TOLERANCE = 0.05
-"""Largest distance of a right point, in shares of the picture."""
+"""Maximum distance of a correct point, in shares of the image."""
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0", **{word: str(n) for n, word in enumerate(_NUMBERS)}}
@@ -53,13 +53,13 @@ def vqa_normalise(text: str) -> str:
     >>> vqa_normalise("The two dogs, dont!")
     "2 dogs don't"
     """
-    found = text
+    cleaned = text
     grouped = re.search(r"\d,\d", text) is not None
     for sign in _PUNCTUATION:
         beside_space = f"{sign} " in text or f" {sign}" in text
-        found = found.replace(sign, "" if beside_space or grouped else " ")
-    found = re.sub(r"(?<!\d)\.(?!\d)|\.(?!\d)", "", found)
-    words = [_DIGITS.get(word, word) for word in found.lower().split()]
+        cleaned = cleaned.replace(sign, "" if beside_space or grouped else " ")
+    cleaned = re.sub(r"(?<!\d)\.(?!\d)|\.(?!\d)", "", cleaned)
+    words = [_DIGITS.get(word, word) for word in cleaned.lower().split()]
     return " ".join(_WITH_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -75,20 +75,20 @@ def textvqa_normalise(text: str) -> str:
 def vqa_score(predicted: str, answers: Sequence[str], *, textvqa: bool = False) -> float:
     """VQA's soft accuracy: mean over annotators of min(1, agreeing others / 3).
 
-    Answers are normalised only where annotators differ, as VQA's official script does; by that of TextVQA always.
+    Answers are normalised only if annotators differ, as in VQA's official script; always with `textvqa`.
     """
-    clean = [re.sub(r"[\n\t]", " ", one).strip() for one in (predicted, *answers)]
+    clean = [re.sub(r"[\n\t]", " ", answer).strip() for answer in (predicted, *answers)]
     if textvqa:
-        clean = [textvqa_normalise(one) for one in clean]
+        clean = [textvqa_normalise(answer) for answer in clean]
     elif len(set(clean[1:])) > 1:
-        clean = [vqa_normalise(one) for one in clean]
-    given, expected = clean[0], clean[1:]
-    agreeing = sum(one == given for one in expected)
-    return float(np.mean([min(1.0, (agreeing - (one == given)) / 3) for one in expected]))
+        clean = [vqa_normalise(answer) for answer in clean]
+    prediction, expected = clean[0], clean[1:]
+    agreeing = sum(answer == prediction for answer in expected)
+    return float(np.mean([min(1.0, (agreeing - (answer == prediction)) / 3) for answer in expected]))
 
 
 def yes_or_no(text: str) -> str:
-    """POPE's reading: `no` where the first sentence holds the word no or not, else `yes`."""
+    """POPE's rule: `no` if the first sentence contains the word no or not, else `yes`."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return "no" if any(word in ("No", "not", "no") for word in words) else "yes"
 
@@ -102,7 +102,7 @@ def normalise(text: str) -> str:
 
 
 def check_rule(rule: str) -> None:
-    """Raise ConfigError for a rule that there is not."""
+    """Raise ConfigError for an unknown rule."""
     if rule not in RULES:
         raise ConfigError(f"scoring: no rule {rule!r}.{did_you_mean(rule, RULES)}")
 
@@ -119,19 +119,20 @@ def choice_of(text: str, choices: Sequence[str]) -> str:
 
 
 def shuffled_choices(choices: Sequence[str], seed: int, number: int) -> list[str]:
-    """Choices in an order of their own for question `number`, so that a preference for a place shows as a bias."""
+    """Choices in a random order for question `number`, so that a position preference is measurable as a bias."""
     order = np.random.default_rng([seed, number]).permutation(len(choices))
     return [choices[i] for i in order]
 
 
 def position_bias(picked: Sequence[int], n_choices: int) -> float:
-    """Total variation distance of the picked places from the uniform: 0 for none, (n - 1) / n for always one place."""
+    """Total variation distance of the chosen positions from uniform: 0 for no bias, (n - 1) / n for a single
+    position."""
     shares = np.bincount(np.asarray(picked, dtype=int), minlength=n_choices) / max(1, len(picked))
     return float(np.abs(shares - 1 / n_choices).sum() / 2)
 
 
 def listed_place(text: str, options: Sequence[str]) -> int | None:
-    """Place among the options that an answer names by letter or text; None for none of them."""
+    """Index of the option that an answer names by letter or text; None if it names none."""
     named = choice_of(text, options)
     return list(options).index(named) if named in options else None
 
@@ -145,13 +146,13 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def read_numbers(text: str, n: int) -> tuple[float, ...] | None:
-    """The n numbers of an answer; None where it has not exactly n."""
-    found = re.findall(r"\d+(?:\.\d+)?", text)
-    return tuple(map(float, found)) if len(found) == n else None
+    """The n numbers of an answer; None if it does not have exactly n."""
+    numbers = re.findall(r"\d+(?:\.\d+)?", text)
+    return tuple(map(float, numbers)) if len(numbers) == n else None
 
 
 def score(rule: str, predicted: str, answers: Sequence[str], choices: Sequence[str] | None = None) -> float:
-    """Score of one answer, 0 to 1. For `box` and `point` both sides are numbers in hundredths of the picture.
+    """Score of one answer, 0 to 1. For `box` and `point` both sides are numbers in hundredths of the image.
 
     Raises:
         ConfigError: an unknown rule.
@@ -166,23 +167,31 @@ def score(rule: str, predicted: str, answers: Sequence[str], choices: Sequence[s
     if rule == "gqa":
         return float(predicted.strip().rstrip(".").lower() == answers[0].strip().lower())
     if rule == "box":
-        found, wanted = read_numbers(predicted, 4), read_numbers(answers[0], 4)
-        return float(found is not None and wanted is not None and overlap(found, wanted) >= BOX_OVERLAP)
+        predicted_numbers, true_numbers = read_numbers(predicted, 4), read_numbers(answers[0], 4)
+        return float(
+            predicted_numbers is not None
+            and true_numbers is not None
+            and overlap(predicted_numbers, true_numbers) >= BOX_OVERLAP
+        )
     if rule == "point":
-        found, wanted = read_numbers(predicted, 2), read_numbers(answers[0], 2)
-        near = found is not None and wanted is not None and math.dist(found, wanted) <= 100 * POINT_TOLERANCE
+        predicted_numbers, true_numbers = read_numbers(predicted, 2), read_numbers(answers[0], 2)
+        near = (
+            predicted_numbers is not None
+            and true_numbers is not None
+            and math.dist(predicted_numbers, true_numbers) <= 100 * POINT_TOLERANCE
+        )
         return float(near)
-    said = choice_of(predicted, choices) if choices else predicted
-    return float(normalise(said) in {normalise(one) for one in answers})
+    named = choice_of(predicted, choices) if choices else predicted
+    return float(normalise(named) in {normalise(right_answer) for right_answer in answers})
 
 
 def yes_no_summary(predicted: Sequence[str], answers: Sequence[str]) -> dict[str, float]:
     """POPE's figures: accuracy, precision, recall and F1 of `yes`, and the share of `yes`."""
-    said = np.array([yes_or_no(one) == "yes" for one in predicted])
-    right = np.array([one == "yes" for one in answers])
-    hits = float((said & right).sum())
-    precision = hits / said.sum() if said.any() else 0.0
+    says_yes = np.array([yes_or_no(answer) == "yes" for answer in predicted])
+    right = np.array([answer == "yes" for answer in answers])
+    hits = float((says_yes & right).sum())
+    precision = hits / says_yes.sum() if says_yes.any() else 0.0
     recall = hits / right.sum() if right.any() else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    figures = {"accuracy": (said == right).mean(), "precision": precision, "recall": recall, "f1": f1}
-    return {key: float(value) for key, value in figures.items()} | {"yes_share": float(said.mean())}
+    figures = {"accuracy": (says_yes == right).mean(), "precision": precision, "recall": recall, "f1": f1}
+    return {key: float(value) for key, value in figures.items()} | {"yes_share": float(says_yes.mean())}

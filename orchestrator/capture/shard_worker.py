@@ -97,7 +97,7 @@ class CaptureWorker:
                 rejected[item.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}
         names: dict[str, list[str]] = {}
-        waiting: deque[tuple[Sequence[int], Pending]] = deque()
+        in_flight: deque[tuple[Sequence[int], Pending]] = deque()
 
         def unpack(chunk: Sequence[int], pending: Pending) -> None:
             record = pending.result()
@@ -108,17 +108,17 @@ class CaptureWorker:
 
         def work(chunk: Sequence[int]) -> None:
             pending = self._pass([examples[index] for index in chunk])
-            while waiting:  # the copy of the previous pass has overlapped with this pass
-                unpack(*waiting.popleft())
-            waiting.append((chunk, pending))
+            while in_flight:  # the copy of the previous pass has overlapped with this pass
+                unpack(*in_flight.popleft())
+            in_flight.append((chunk, pending))
 
         def too_large(index: int) -> None:
             rejected[index] = "out of memory with this image alone"
 
         for keys in self._buckets(examples):
             self._run(examples, keys, work, too_large)
-        while waiting:
-            unpack(*waiting.popleft())
+        while in_flight:
+            unpack(*in_flight.popleft())
         return self._result([item for item in images if item.index in kept], images, kept, names, rejected)
 
     def _buckets(self, examples: dict[int, Batch]) -> list[list[int]]:

@@ -141,23 +141,23 @@ class Taps:
             self._held.clear()
         self._held.append(state)
 
-    def _before(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
-        """Call `give` with the input of a module."""
+    def _before(self, module: nn.Module, callback: Callable[[Tensor, Batch], None]) -> None:
+        """Call `callback` with the input of a module."""
 
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             batch = self.adapter.active_batch
             if batch is not None and not self.adapter.decoding:
-                give(args[0] if args else kwargs["hidden_states"], batch)
+                callback(args[0] if args else kwargs["hidden_states"], batch)
 
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _after(self, module: nn.Module, give: Callable[[Tensor, Batch], None]) -> None:
-        """Call `give` with the output of a module."""
+    def _after(self, module: nn.Module, callback: Callable[[Tensor, Batch], None]) -> None:
+        """Call `callback` with the output of a module."""
 
         def hook(_: nn.Module, __: tuple, output: Any) -> None:
             batch = self.adapter.active_batch
             if batch is not None and not self.adapter.decoding:
-                give(output[0] if isinstance(output, tuple) else output, batch)
+                callback(output[0] if isinstance(output, tuple) else output, batch)
 
         self._handles.append(module.register_forward_hook(hook))
 
@@ -178,13 +178,13 @@ class Taps:
         text = self._mask("text", batch, layer, lambda: self.adapter.groups_at(batch, layer) == TEXT)
         self._emit("decoder", layer, hidden, vision, text)
 
-    def _mask(self, name: str, batch: Batch, layer: int, make: Callable[[], Tensor]) -> Tensor:
+    def _mask(self, name: str, batch: Batch, layer: int, make_mask: Callable[[], Tensor]) -> Tensor:
         """Return a mask on the CPU: the same object for all layers of a pass that share it."""
         if self._masked is not batch:
             self._masked, self._masks = batch, {}
         key = (name, "keep" in batch and layer >= int(batch["keep_layer"]))
         if key not in self._masks:
-            self._masks[key] = make().cpu()
+            self._masks[key] = make_mask().cpu()
         return self._masks[key]
 
     def _attach_projector(self, layers: list[int]) -> None:
@@ -245,22 +245,22 @@ class Taps:
         for i in layers:
             block: Any = self.adapter.layers[i]
 
-            def give(hidden: Tensor, batch: Batch, i: int = i, block: Any = block) -> None:
+            def callback(hidden: Tensor, batch: Batch, i: int = i, block: Any = block) -> None:
                 text = self._mask("text", batch, i, lambda: self.adapter.groups_at(batch, i) == TEXT)
                 self._emit("cross_out", i, block.cross_attn_attn_gate.tanh() * hidden, None, text)
 
-            self._after(block.cross_attn, give)
+            self._after(block.cross_attn, callback)
 
     # ------------------------------------------------------------ vision encoder
 
     def _attach_encoder(self, layers: list[int]) -> None:
         blocks = self.adapter.encoder_layers
         for layer in layers:
-            give = partial(self._encoder, layer)
+            callback = partial(self._encoder, layer)
             if layer < len(blocks):
-                self._before(blocks[layer], give)
+                self._before(blocks[layer], callback)
             else:
-                self._after(blocks[-1], give)
+                self._after(blocks[-1], callback)
 
     def _encoder(self, layer: int, hidden: Tensor, batch: Batch) -> None:
         states, patches = self.adapter.encoder_states(hidden, batch)

@@ -214,8 +214,8 @@ def default_object_store_gb() -> float:
     mount."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GB
     shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
-    room = shm.f_bavail * shm.f_frsize * 0.8 / _GB if shm else total
-    return max(0.2, min(total / 8, 8.0, room))
+    available = shm.f_bavail * shm.f_frsize * 0.8 / _GB if shm else total
+    return max(0.2, min(total / 8, 8.0, available))
 
 
 def resources() -> Cluster:

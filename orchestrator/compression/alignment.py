@@ -37,15 +37,16 @@ def top5_alignment(
     """
     if a.shape[2] != b.shape[2]:
         raise DataError(f"alignment needs states of equal width; found widths {a.shape[2]} and {b.shape[2]}")
-    sides, most = [], []
+    sides, max_directions = [], []
     for hidden, mask in ((a, mask_a), (b, mask_b)):
         tokens, counts, full = gather_tokens(hidden, mask)
         name = "top5_alignment_text" + "_centred" * centred
         sides.append(measure(tokens, counts, (name,), full=full).leading[Variant(centred)])
-        most.append(mask.sum(1).cpu().numpy() - int(centred))
+        max_directions.append(mask.sum(1).cpu().numpy() - int(centred))
     cross = (sides[0].basis.mT @ sides[1].basis).cpu().numpy()
     first, second = (
-        finish.solve(side.ritz.cpu().numpy(), side.metric.cpu().numpy(), n) for side, n in zip(sides, most, strict=True)
+        finish.solve(side.ritz.cpu().numpy(), side.metric.cpu().numpy(), n)
+        for side, n in zip(sides, max_directions, strict=True)
     )
     return torch.from_numpy(finish.overlap(first, second, cross)).float()
 

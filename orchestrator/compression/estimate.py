@@ -174,15 +174,15 @@ def _rounding(nodes: Tensor, weights: Tensor, total: Tensor, entropy: Tensor, fl
     return 0.5 * (weights * moved * (log_p + entropy[:, None, None]).abs()).sum((1, 2)) / nodes.shape[1]
 
 
-def _with_error(influence: Float64[Tensor, "R P"], other: Float64[Tensor, " R"]) -> Float64[Tensor, " R"]:
+def _with_error(influence: Float64[Tensor, "R P"], systematic: Float64[Tensor, " R"]) -> Float64[Tensor, " R"]:
     """Standard error of a mean over probes, widened for few probes so that two errors cover as often as with many.
 
-    A t distribution of P - 1 degrees has the standard deviation sqrt((P - 1) / (P - 3)). `other` is the error that does
-    not average out: rounding and quadrature.
+    A t distribution of P - 1 degrees has the standard deviation sqrt((P - 1) / (P - 3)). `systematic` is the error that
+    does not average out: rounding and quadrature.
     """
     n = influence.shape[1]
     sampled = WIDER * influence.var(1) / n * (n - 1) / (n - 3)
-    return (sampled + other.square()).sqrt()
+    return (sampled + systematic.square()).sqrt()
 
 
 def _components(top: Tensor, nodes: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,22 +33,24 @@ class Ritz:
 
 
 def solve(
-    ritz: Float[np.ndarray, "R b b"], metric: Float[np.ndarray, "R b b"], most: Int64[np.ndarray, " R"] | None = None
+    ritz: Float[np.ndarray, "R b b"],
+    metric: Float[np.ndarray, "R b b"],
+    max_directions: Int64[np.ndarray, " R"] | None = None,
 ) -> Ritz:
     """Solve the blocks of `gram.Leading`. Non-finite rows give NaN values and no direction.
 
     Args:
         ritz, metric: as in `gram.Leading`.
-        most: largest number of directions of a row: its tokens, less one if they are centred. Rounding noise may
-            exceed `ABSENT` in the direction that centring removes.
+        max_directions: largest number of directions of a row: its tokens, less one if they are centred. Rounding noise
+            may exceed `ABSENT` in the direction that centring removes.
     """
     finite = np.isfinite(ritz).all((1, 2))
     inside = np.where(finite[:, None, None], ritz, 0.0).astype(np.float64)
     values, vectors = np.linalg.eigh((inside + inside.swapaxes(1, 2)) / 2)
     values, vectors = values[:, ::-1], vectors[:, :, ::-1][:, :, :TOP]
     is_present = (values[:, :TOP] > ABSENT * values[:, :1]) & finite[:, None] & (values[:, :1] > 0)
-    if most is not None:
-        is_present &= np.arange(is_present.shape[1]) < most[:, None]
+    if max_directions is not None:
+        is_present &= np.arange(is_present.shape[1]) < max_directions[:, None]
     lengths = np.einsum("rik,rij,rjk->rk", vectors, np.where(finite[:, None, None], metric, 0.0), vectors)
     scale = np.where(is_present, 1 / np.sqrt(np.where(is_present & (lengths > 0), lengths, 1.0)), 0.0)
     values = np.where(finite[:, None], values.clip(min=0), np.nan)

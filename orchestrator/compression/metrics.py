@@ -97,12 +97,12 @@ def measure(
 
 
 def _elements_at_once(device: torch.device) -> int:
-    most = CHUNK.get(device.type, CHUNK["cuda"])
+    limit = CHUNK.get(device.type, CHUNK["cuda"])
     if device.type != "cuda" or not torch.cuda.is_available():
-        return most
+        return limit
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = torch.cuda.mem_get_info(device)[0] + cached
-    return min(most, free // (2 * BYTES_AN_ELEMENT))
+    return min(limit, free // (2 * BYTES_AN_ELEMENT))
 
 
 def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -> Launched:

@@ -203,8 +203,8 @@ def weighted(weights: Float32[Tensor, "R k N"], tokens: Float[Tensor, "R N D"]) 
     if tokens.dtype not in (torch.bfloat16, torch.float16):
         return weights.to(tokens.dtype) @ tokens
     high = weights.to(tokens.dtype)
-    both = torch.cat([high, (weights - high).to(tokens.dtype)], 1)
-    sums = wide_product(both, tokens)
+    halves = torch.cat([high, (weights - high).to(tokens.dtype)], 1)
+    sums = wide_product(halves, tokens)
     return sums[:, : weights.shape[1]] + sums[:, weights.shape[1] :]
 
 

@@ -40,8 +40,8 @@ class ModelConfig(Section):
         if self.adapter is None:
             return name
         folders = [part for part in self.adapter.split("/") if part not in ("", ".")] or [self.adapter]
-        own = folders[-2] if folders[-1] == "adapter" and len(folders) > 1 else folders[-1]
-        return f"{name} + {own}"
+        adapter_name = folders[-2] if folders[-1] == "adapter" and len(folders) > 1 else folders[-1]
+        return f"{name} + {adapter_name}"
 
 
 TapName = Literal["default", "decoder", "projector", "encoder", "cross_k", "cross_v", "cross_out"]

@@ -166,14 +166,14 @@ def compare(base: Snapshot, tuned: Snapshot) -> dict[str, float]:
 def _state_changes(base: np.ndarray, tuned: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
     """`drift` and `alignment` (I, L), `cka` (L,); computed on a GPU if there is one, as the products are large."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    real = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None]).to(device)
-    pooled = np.random.default_rng(0).permutation(int(real.sum()))[:N_CKA_TOKENS]
+    is_token = torch.from_numpy(np.arange(base.shape[2]) < counts[:, None]).to(device)
+    pooled = np.random.default_rng(0).permutation(int(is_token.sum()))[:N_CKA_TOKENS]
     drift, alignment, cka = [], [], []
     for layer in range(base.shape[1]):
         before, after = (torch.from_numpy(np.array(states[:, layer])).to(device) for states in (base, tuned))
-        drift.append(relative_drift(before, after, real))
-        alignment.append(top5_alignment(before, real, after, real))
-        cka.append(linear_cka(before[real][pooled][None], after[real][pooled][None])[0])
+        drift.append(relative_drift(before, after, is_token))
+        alignment.append(top5_alignment(before, is_token, after, is_token))
+        cka.append(linear_cka(before[is_token][pooled][None], after[is_token][pooled][None])[0])
     columns = {"drift": torch.stack(drift, 1), "alignment": torch.stack(alignment, 1), "cka": torch.stack(cka)}
     return {name: values.double().cpu().numpy() for name, values in columns.items()}
 
@@ -220,5 +220,5 @@ def compare_asked(base: pl.DataFrame, tuned: pl.DataFrame, answers: pl.DataFrame
 def _with_interval(columns: dict[str, float], name: str, values: np.ndarray) -> None:
     """Add the mean of an image-wise value and its 95 % bootstrap interval over images; no interval for one image."""
     mean, low, high = (float(end[0]) for end in bootstrap_means(values[:, None], n_resamples=N_BOOTSTRAP))
-    ends = {} if np.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
-    columns |= {name: mean, **ends}
+    interval = {} if np.isnan(low) else {f"{name}_low": low, f"{name}_high": high}
+    columns |= {name: mean, **interval}

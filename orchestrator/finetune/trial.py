@@ -161,7 +161,7 @@ def trial_row(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> dic
     from orchestrator.answers.evaluate import accuracy_columns, blind_columns
     from orchestrator.finetune.drift import compare, compare_asked
 
-    run, config, log, found = point.run, point.run.finetune, result.log, result.measured
+    run, config, log, measured = point.run, point.run.finetune, result.log, result.measured
     base_answers, base_snapshot = load_baseline(baseline)
     row: dict[str, Any] = {
         "trial": point.stages["finetune"].digest,
@@ -177,16 +177,16 @@ def trial_row(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> dic
         "step_seconds": median(step.seconds for step in log.steps),
         "train_tokens": sum(step.n_tokens for step in log.steps),
     }
-    row |= accuracy_columns(found.answers)
+    row |= accuracy_columns(measured.answers)
     row |= accuracy_columns(base_answers, "_base")
-    row |= blind_columns(found.answers)
+    row |= blind_columns(measured.answers)
     row |= tier_facts(make_evaluation(config, task_source(run, held_out=True)))
     for tier in ("low", "high"):
         if f"accuracy/{tier}" in row:
             row[f"gain/{tier}"] = row[f"accuracy/{tier}"] - row[f"accuracy_base/{tier}"]
-    row |= compare(base_snapshot, found.snapshot)
-    if found.asked is not None:
-        row |= compare_asked(baseline.scan("asked_metrics").collect(), found.asked, found.answers)
+    row |= compare(base_snapshot, measured.snapshot)
+    if measured.asked is not None:
+        row |= compare_asked(baseline.scan("asked_metrics").collect(), measured.asked, measured.answers)
     return row | {"n_trained": result.n_trained, "trial_seconds": result.seconds}
 
 

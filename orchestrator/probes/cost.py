@@ -37,7 +37,7 @@ class Placement:
 
 
 def place(
-    blocks: Sequence[tuple[int, int, int]], cores: float, gpu_places: int, *, mlp: bool, asked: float | None = None
+    blocks: Sequence[tuple[int, int, int]], cores: float, gpu_places: int, *, mlp: bool, requested: float | None = None
 ) -> Placement:
     """Choose cores or GPUs by the estimated time.
 
@@ -46,13 +46,13 @@ def place(
         cores: number of blocks fitted at a time on CPU cores.
         gpu_places: number of actors that the GPUs hold at a time; 0 without a GPU.
         mlp: whether MLPs are among the probes.
-        asked: `how.gpus_per_actor`, which overrides the estimate if set.
+        requested: `how.gpus_per_actor`, which overrides the estimate if set.
     """
     core = _wall(blocks, CORE, cores) * (MLP_FACTOR["core"] if mlp else 1.0)
     if not gpu_places:
         return Placement(False, core, math.inf)
     gpu = GPU_START + _wall(blocks, GPU, gpu_places) * (MLP_FACTOR["gpu"] if mlp else 1.0)
-    return Placement(gpu < core if asked is None else asked > 0, core, gpu)
+    return Placement(gpu < core if requested is None else requested > 0, core, gpu)
 
 
 def _wall(blocks: Sequence[tuple[int, int, int]], rate: tuple[float, float], at_once: float) -> float:

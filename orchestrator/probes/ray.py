@@ -109,7 +109,7 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
         useful = cluster.gpus > 0 and work.config.engine == "batched"  # scikit-learn runs on cores
         places = n_places(cluster.nodes, share, cluster.limits) if useful else 0
         chosen = place(
-            work.sizes(missing), cores / threads, places, mlp="mlp" in work.config.solvers, asked=how.gpus_per_actor
+            work.sizes(missing), cores / threads, places, mlp="mlp" in work.config.solvers, requested=how.gpus_per_actor
         )
         shared = ray.put(work)
         if chosen.on_gpu:

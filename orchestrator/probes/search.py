@@ -98,9 +98,9 @@ def validation_split(split: Split) -> Split:
 
 def skill(table: pl.DataFrame) -> float:
     """Mean skill over a table of probes, each clipped below at `MIN_SKILL`; NaN if no probe could be fitted."""
-    room = 1 - pl.col("baseline")
-    known = table.filter(pl.col("score").is_not_null() & (pl.col("baseline") < 1))
-    values = known.select(((pl.col("score") - pl.col("baseline")) / room).clip(MIN_SKILL)).to_series()
+    headroom = 1 - pl.col("baseline")
+    scored = table.filter(pl.col("score").is_not_null() & (pl.col("baseline") < 1))
+    values = scored.select(((pl.col("score") - pl.col("baseline")) / headroom).clip(MIN_SKILL)).to_series()
     return float(values.mean()) if len(values) else float("nan")  # type: ignore[arg-type]
 
 

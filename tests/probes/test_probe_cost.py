@@ -24,8 +24,8 @@ def test_a_few_small_blocks_stay_on_cores_and_many_large_ones_do_not() -> None:
 
 def test_without_a_gpu_or_where_it_is_set_nothing_is_chosen() -> None:
     assert not place(LARGE, 2, 0, mlp=False).on_gpu
-    assert place(SMALL, 16, 1, mlp=False, asked=0.5).on_gpu
-    assert not place(LARGE, 16, 4, mlp=False, asked=0.0).on_gpu
+    assert place(SMALL, 16, 1, mlp=False, requested=0.5).on_gpu
+    assert not place(LARGE, 16, 4, mlp=False, requested=0.0).on_gpu
 
 
 def test_more_cores_and_more_gpus_shorten_it_to_the_longest_block() -> None:

@@ -153,7 +153,7 @@ def test_a_capture_without_features_says_how_to_keep_them(tmp_path: Path) -> Non
     capture = Stage(Storage(str(tmp_path)), "capture", {})
     capture.open({})
     capture.write_shard(0, {"images": pl.DataFrame({"image_id": ["a"]})})
-    with pytest.raises(DataError, match=r"nothing to probe: set capture\.keep_features=true"):
+    with pytest.raises(DataError, match=r"features to probe: set capture\.keep_features=true"):
         Features(capture)
 
 

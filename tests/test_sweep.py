@@ -119,8 +119,8 @@ def test_another_space_of_the_probes_is_another_stage() -> None:
 @pytest.mark.parametrize(
     ("text", "piece"),
     [
-        ("name: a\nname: b", "'name' stands twice"),
-        ("name: a\nbase: {capture: {seed: 1, seed: 2}}", "'seed' stands twice"),
+        ("name: a\nname: b", "duplicate key 'name'"),
+        ("name: a\nbase: {capture: {seed: 1, seed: 2}}", "duplicate key 'seed'"),
     ],
 )
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, text: str, piece: str) -> None:

@@ -50,7 +50,8 @@ def subject_of(point: ResolvedPoint) -> dict[str, Any]:
 
 def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:
     """Write the stage's plan, or find the one that is there; returns its cells."""
-    from orchestrator.models.planning import cross_layers, decoder_stack, read_config
+    from orchestrator.models.known_config import read_config
+    from orchestrator.models.stacks import cross_layers, decoder_stack
 
     config = read_config(resolve(run.model))
     plan = stage.open({"n_layers": decoder_stack(config).layers, "cross_layers": cross_layers(config)})

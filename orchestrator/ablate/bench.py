@@ -14,7 +14,8 @@ from orchestrator.ablate.places import TEXT_PLACES, image_part, prompt_part
 from orchestrator.ablate.selection import make_reduction, seen_size, shrink
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.kinds import Settings
-from orchestrator.answers.evaluate import answer_limit, judge
+from orchestrator.answers.evaluate import answer_limit
+from orchestrator.answers.judging import judge
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch

@@ -13,7 +13,8 @@ from orchestrator.models.identity import fingerprint
 
 def chosen_on(run: RunConfig) -> dict[str, Any]:
     """What a policy says of the model it was chosen on, and what is asked of one that it is applied to."""
-    from orchestrator.models.planning import decoder_stack, read_config
+    from orchestrator.models.known_config import read_config
+    from orchestrator.models.stacks import decoder_stack
 
     config = read_config(resolve(run.model))
     decoder = decoder_stack(config)

@@ -22,7 +22,8 @@ from orchestrator.ablate.routing import route_rows, routed
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.ablate.selectors.schedules import average_share, schedule_for
-from orchestrator.answers.evaluate import figures, judge
+from orchestrator.answers.evaluate import figures
+from orchestrator.answers.judging import judge
 from orchestrator.capture.taps import State, Taps, tap_layers
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute

@@ -2,26 +2,21 @@
 
 A question with a closed set of answers, numbers included, is judged by the most probable of its choices
 (`models/choosing.py`), so that accuracy is content and not form; what the model writes by itself is kept beside it,
-with whether it is one of the choices. Coordinates cannot be hit exactly: a point is right within `POINT_TOLERANCE` of
-the centre, a box when it overlaps the expected one by `BOX_OVERLAP` (the usual rule for referring expressions, Yu et
-al. 2016). The raw distance is kept beside it. Rows of question files are judged by the rule of their benchmark
-(`data/files/scoring.py`), whose score may lie between wrong and right. Intervals are clustered by image or group.
+with whether it is one of the choices. `judging` says what is right. Intervals are clustered by image or group.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
+from orchestrator.answers.judging import is_valid, judge, judge_place, read_answer
 from orchestrator.answers.prepared import Asked, Prepared
-from orchestrator.data.files.extraction import find_extractor
-from orchestrator.data.files.scoring import LETTERS, SOFT, listed_place, position_bias, score, yes_no_summary
+from orchestrator.data.files.scoring import LETTERS, SOFT, listed_place, position_bias, yes_no_summary
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.memory import retry_with_smaller_batch
@@ -29,101 +24,10 @@ from orchestrator.stats.blind import Judge, blind_scores
 from orchestrator.stats.intervals import clustered_share
 from orchestrator.store.tables.core import check_table
 
-POINT_TOLERANCE = 0.05
-"""Largest distance of a right point from the object's centre, in shares of the image."""
-BOX_OVERLAP = 0.5
-"""Least intersection over union of a right box."""
 MAX_NEW_TOKENS = 16
 """Most tokens of a generated answer; and no more than the longest right answer has, and two."""
 MAX_SENTENCE_TOKENS = 48
 """Most tokens where the answer is read from a whole sentence: by POPE's rule, or extracted."""
-RIGHT_FROM = 0.5
-"""Score from which an answer counts as right."""
-
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS)}
-
-
-def normalise(text: str) -> str:
-    """Lower case, one space between words, no closing punctuation, no article in front, digits for number words.
-
-    >>> normalise(" The  Red circle. ")
-    'red circle'
-    >>> normalise("Three")
-    '3'
-    """
-    words = re.sub(r"\s+", " ", text.strip().lower()).strip(" .!\"'").split(" ")
-    if len(words) > 1 and words[0] in ("a", "an", "the"):
-        words = words[1:]
-    return " ".join(_NUMBER_WORDS.get(word, word) for word in words)
-
-
-def read_answer(question: Question, text: str) -> str:
-    """The answer in a generated text, by the question file's own rule of extraction; the text itself without one."""
-    name = question.detail.get("extract")
-    return find_extractor(name)(text) if name else text
-
-
-class Judgement(NamedTuple):
-    """An answer judged."""
-
-    correct: bool
-    """Whether it is right; of a soft score, whether that is at least `RIGHT_FROM`."""
-    error: float | None
-    """Error of a count in objects, of a point or box in shares of the image; None for other families and for answers
-    without the numbers it needs."""
-    score: float
-    """What the rule gives for it, 0 to 1: 1 for right and 0 for wrong where the rule knows no more."""
-
-
-def judge(question: Question, predicted: str) -> Judgement:
-    """Judge an answer by the rule of its question: that of its benchmark, or of its family."""
-    if rule := question.detail.get("scoring"):  # rows of question files name their benchmark's rule
-        detail = question.detail
-        answer = read_answer(question, predicted)
-        given = score(rule, answer, detail["answers"], detail.get("options") or question.choices)
-        return Judgement(given >= RIGHT_FROM, None, given)
-    correct, error = _judge_scene(question, predicted)
-    return Judgement(correct, error, float(correct))
-
-
-def _judge_scene(question: Question, predicted: str) -> tuple[bool, float | None]:
-    if question.family == "point":
-        return _judge_place(question.answer, predicted)
-    correct = normalise(predicted) == normalise(question.answer)
-    if question.family.startswith("count"):
-        found = _numbers(normalise(predicted))
-        return correct, float(abs(found[0] - int(question.answer))) if found else None
-    return correct, None
-
-
-@lru_cache(maxsize=4096)
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d{1,6}", text))
-
-
-def _judge_place(answer: str, predicted: str) -> tuple[bool, float | None]:
-    wanted, found = _numbers(answer), _numbers(predicted)
-    if len(found) != len(wanted):
-        return False, None
-    corners = [
-        ((found[i] - wanted[i]) ** 2 + (found[i + 1] - wanted[i + 1]) ** 2) ** 0.5 / 100
-        for i in range(0, len(wanted), 2)
-    ]
-    distance = sum(corners) / len(corners)
-    if len(wanted) == 2:
-        return distance <= POINT_TOLERANCE, distance
-    return _overlap(wanted, found) >= BOX_OVERLAP, distance
-
-
-def _overlap(a: Sequence[int], b: Sequence[int]) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    shared = max(0, width) * max(0, height)
-    areas = [max(0, c[2] - c[0]) * max(0, c[3] - c[1]) for c in (a, b)]
-    union = sum(areas) - shared
-    return shared / union if union else 0.0
 
 
 @dataclass(frozen=True)
@@ -134,23 +38,6 @@ class Reply:
     """The answer that is judged: the most probable choice, or what was generated."""
     generated: str
     """What the model wrote by itself, greedily."""
-
-
-def is_valid(question: Question, generated: str) -> bool:
-    """Whether a generated answer has the form of one: a choice of the question, or as many numbers as asked for."""
-    if question.family == "point":
-        return len(_numbers(generated)) == len(_numbers(question.answer))
-    generated = read_answer(question, generated)
-    if question.detail.get("options"):
-        return listed_place(generated, question.detail["options"]) is not None
-    if question.choices is None:
-        return bool(generated)
-    return normalise(generated) in _normal(question.choices)
-
-
-@cache
-def _normal(choices: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(map(normalise, choices))
 
 
 def answer_limit(adapter: Adapter, questions: Sequence[Question]) -> int:
@@ -311,7 +198,7 @@ def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
     for (_, family, wording), part in table.group_by(["tier", "family", "wording"], maintain_order=True):
         right, images = part["answer"].to_list(), part["cluster"].to_list()
         place = family == "point" or bool(part["scoring"].is_in(["box", "point"]).all())
-        near: Judge | None = (lambda _, wanted, given: _judge_place(wanted, given)[0]) if place else None
+        near: Judge | None = (lambda _, wanted, given: judge_place(wanted, given)[0]) if place else None
         scores[part["row"].to_numpy()] = blind_scores(right, [wording] * len(right), images, judge=near)
     scored = answers.select("tier", "family", "cluster").with_columns(pl.Series("score", scores))
     found: dict[str, float] = {}

@@ -54,6 +54,8 @@ def print_plan(plan: Plan) -> None:
     for design in plan.designs:
         for line in _design(design):
             console.print(line, highlight=False)
+    for pictures in plan.pictures:
+        console.print(pictures.words, highlight=False)
     console.print(f"workers: {plan.pools}")
     if plan.selection:
         dear = [price for price in plan.selection if price.choosing_gflop > 0.2 * price.saved_gflop]

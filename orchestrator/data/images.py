@@ -18,7 +18,7 @@ from orchestrator.data.reading import read_bytes
 from orchestrator.errors import DataError
 
 _DRIVE = re.compile(r"[A-Za-z]:")
-_TRANSPOSING = (5, 6, 7, 8)
+TRANSPOSING = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
 
@@ -62,7 +62,7 @@ def decode(data: bytes, name: str, *, turn: bool = True, size: tuple[int, int] |
 
 def _turned(image: Image.Image, name: str, size: tuple[int, int]) -> bool:
     orientation = orientation_of(image)
-    turned = image.size[::-1] if orientation in _TRANSPOSING else image.size
+    turned = image.size[::-1] if orientation in TRANSPOSING else image.size
     if size not in (image.size, turned):
         raise DataError(
             f"{name}: image is {image.size[0]} x {image.size[1]} px, its annotation says {size[0]} x {size[1]}"

@@ -25,8 +25,9 @@ from orchestrator.models.choosing import ChoiceTrees, choose
 from orchestrator.models.decoder_config import context_length
 from orchestrator.models.decoding import Generated, continue_greedily, greedy, prompted
 from orchestrator.models.fitting import Fit
-from orchestrator.models.geometry import NOWHERE, placeholder_grid
+from orchestrator.models.grids import join_grids
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
+from orchestrator.models.marking import marked, marked_to_reduce
 from orchestrator.models.parts import Parts
 from orchestrator.models.preparation import call_processor, prepare_example
 from orchestrator.models.prompts import family_rules
@@ -182,15 +183,7 @@ class Adapter(Parts, ABC):
         Raises:
             ModelError: if `keep` does not fit the batch or there is no such layer.
         """
-        counts = self.n_vision(batch)
-        rows, longest = len(counts), int(counts.max())
-        if keep.dtype != torch.bool or keep.ndim != 2 or keep.shape[0] != rows or keep.shape[1] < longest:
-            found = f"{keep.dtype} {tuple(keep.shape)}"
-            raise ModelError(f"drop: `keep` is {found}; expected torch.bool ({rows}, {longest}).")
-        if not 0 <= layer < self.n_layers:
-            raise layer_error("drop", layer, self.n_layers - 1)
-        inside = torch.arange(keep.shape[1])[None] < counts[:, None]
-        return {**batch, "keep": keep.cpu() & inside, "keep_layer": torch.tensor(layer)}
+        return marked(batch, keep, layer, self.n_vision(batch), self.n_layers)
 
     def reduce(self, batch: Batch, reduction: Reduction) -> Batch:
         """Return the batch with a reduction on it: `run` and `generate` then drop or merge tokens as it chooses.
@@ -198,13 +191,7 @@ class Adapter(Parts, ABC):
         Raises:
             ModelError: there is no such layer, or the batch has labels.
         """
-        for layer in reduction.layers:
-            if not 0 <= layer < self.n_layers:
-                raise layer_error("reduce", layer, self.n_layers - 1)
-        if "labels" in batch:
-            raise ModelError("reduce: the batch has labels; a reduction is for answers, `drop` also for a loss.")
-        on_batch: Any = reduction
-        return {**batch, "reduction": on_batch}
+        return marked_to_reduce(batch, reduction, self.n_layers)
 
     @contextlib.contextmanager
     def activated(self, batch: Batch, *, decoding: bool = False) -> Iterator[None]:
@@ -298,23 +285,3 @@ class Adapter(Parts, ABC):
     def context_length(self) -> int | None:
         """Positions that the decoder was made for; `None` if its config does not say."""
         return context_length(self.config)
-
-
-def layer_error(place: str, layer: int, last: int) -> ModelError:
-    """Return the error for a decoder layer that is not there."""
-    return ModelError(f"{place}: layer {layer}; expected 0 to {last}.")
-
-
-def join_grids(grids: Sequence[Int[Tensor, "V 3"]]) -> Int[Tensor, "B V 3"]:
-    """Return the images' grids as one tensor, padded with -1."""
-    return nn.utils.rnn.pad_sequence(list(grids), batch_first=True, padding_value=NOWHERE)
-
-
-def row_sizes(batch: Batch, row: int) -> dict[str, Any]:
-    """Return one row of the image sizes that a processor reports."""
-    return {key: batch[key][row].tolist() for key in ("image_sizes", "image_grid_thw", "image_grids") if key in batch}
-
-
-def grid_of_row(config: Any, batch: Batch, row: int, n_placeholders: int) -> Int[Tensor, "P 3"]:
-    """Return (row, column, tile) of each placeholder of one row, -1 for separators."""
-    return torch.from_numpy(placeholder_grid(config, n_placeholders, row_sizes(batch, row)))

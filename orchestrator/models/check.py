@@ -17,7 +17,10 @@ from orchestrator.models.catalogue import Entry, check_lora, digest_folder, reso
 from orchestrator.models.identity import fingerprint, is_shipped
 from orchestrator.models.planning import check_context
 from orchestrator.models.prompts import unknown_words
+from orchestrator.models.stacks import TEXT_TOKENS
 
+CHARACTERS = 6
+"""Characters that a token holds at most, on average: of a model that is not here, texts count for so little."""
 EXAMPLE = "a"
 """A question that any tokeniser has a token for."""
 
@@ -50,18 +53,23 @@ def check_model(
     check_extras(entry)
     if config.adapter is not None:
         check_lora(config.adapter)
-    check_context(config, *size)
+    check_context(config, *size, text_tokens=max(TEXT_TOKENS, *(len(text) // CHARACTERS for text in (*questions, ""))))
     if not weights_here(entry):
         return False
     if entry.folder is not None and config.adapter is None and is_shipped(entry.folder):
-        check_words(entry.name, entry.folder, (*questions, *words.split()))  # a test holds what else is asked here
+        # A test holds what else is asked here of these models.
+        n_tokens = check_words(entry.name, entry.folder, (*questions, *words.split()))
+        check_context(config, *size, text_tokens=n_tokens)
         return True
     _check(config, questions, text_only, size, words, str(_state(config, entry)))
     return True
 
 
-def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> None:
+def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> int:
     """Refuse texts with words that a folder's tokeniser has no token for, without transformers.
+
+    Returns:
+        The number of tokens of the longest text.
 
     Raises:
         ModelError: which names the word.
@@ -69,13 +77,16 @@ def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> None:
     from tokenizers import Tokenizer
 
     if not (folder / "tokenizer.json").is_file():
-        return
+        return 0
+    longest = 0
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     unknown = getattr(words.model, "unk_token", None)
     for text in texts:
         if unknown in (encoded := words.encode(text)).tokens:
             start, end = encoded.offsets[encoded.tokens.index(unknown)]
             raise ModelError(f"{name}: the tokeniser has no token for {text[start:end]!r} in {text!r}.")
+        longest = max(longest, len(encoded.ids))
+    return longest
 
 
 def _state(config: ModelConfig, entry: Entry) -> object:
@@ -93,7 +104,7 @@ def _check(
 
     adapter, entry = load_adapter(config, "meta"), resolve(config)
     if unknown := unknown_words(adapter.tokenizer, words):
-        raise ModelError(f"{entry.name}: the tokeniser has no token for {unknown[0]!r}, a word of the question file.")
+        raise ModelError(f"{entry.name}: the tokeniser has no token for {unknown[0]!r}, a word of the questions.")
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     try:
         for question in questions or (EXAMPLE,):
@@ -101,8 +112,9 @@ def _check(
         check_example(entry, adapter.config, example, *size)
         if text_only:
             adapter.prepare(None, questions[0] if questions else EXAMPLE)
-    except ModelError:
-        raise
+    except ModelError as error:
+        shown = question if len(question) <= 80 else f"{question[:80]}... ({len(question)} characters)"
+        raise ModelError(f"{error} Tried with a picture of {size[1]} x {size[0]} px and {shown!r}.") from error
     except BaseException as error:  # a processor may fail in any way at all; what is wanted is its name
         if not isinstance(error, Exception) and not is_panic(error):
             raise

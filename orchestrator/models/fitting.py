@@ -6,6 +6,7 @@ colour (`image_aspect_ratio: pad`), which is what `pad` does here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -16,14 +17,34 @@ Fit = Literal["pad", "crop", "stretch"]
 def cut_shape(processor: Any) -> tuple[int, int] | None:
     """Return the (height, width) that a processor cuts out of the middle of a picture; `None` if it cuts nothing."""
     images = getattr(processor, "image_processor", None)
-    tiled = getattr(images, "image_grid_pinpoints", None) or getattr(images, "do_image_splitting", False)
-    if images is None or tiled or not getattr(images, "do_center_crop", False):
+    if images is None:
         return None
-    size = getattr(images, "crop_size", None)
+    names = ("image_grid_pinpoints", "do_image_splitting", "do_center_crop", "crop_size")
+    return cut_of_settings({name: getattr(images, name, None) for name in names})
+
+
+def cut_of_settings(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the same from an image processor's settings; CLIP's cuts unless they say otherwise."""
+    by_default = str(settings.get("image_processor_type", "")).startswith("CLIP")
+    tiled = settings.get("image_grid_pinpoints") or settings.get("do_image_splitting")
+    if tiled or not settings.get("do_center_crop", by_default):
+        return None
+    size = settings.get("crop_size")
+    if isinstance(size, int):
+        return size, size
     size = dict(size) if size is not None else {}
     if "height" not in size or "width" not in size:
         return None
     return int(size["height"]), int(size["width"])
+
+
+def seen_window(height: int, width: int, cut: tuple[int, int], fit: Fit) -> tuple[float, float, float, float]:
+    """Return the (top, left, bottom, right) of a picture that a model sees, px: the middle of one that is cut."""
+    if fit != "crop":
+        return 0.0, 0.0, float(height), float(width)
+    seen_height, seen_width = min(height, width * cut[0] / cut[1]), min(width, height * cut[1] / cut[0])
+    top, left = (height - seen_height) / 2, (width - seen_width) / 2
+    return top, left, top + seen_height, left + seen_width
 
 
 def unseen_share(processor: Any, height: int, width: int) -> float:
@@ -31,8 +52,8 @@ def unseen_share(processor: Any, height: int, width: int) -> float:
     cut = cut_shape(processor)
     if cut is None:
         return 0.0
-    ratio = (width / height) / (cut[1] / cut[0])
-    return 1 - min(ratio, 1 / ratio)
+    top, left, bottom, right = seen_window(height, width, cut, "crop")
+    return 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def fit_picture(image: np.ndarray, fit: Fit, processor: Any) -> np.ndarray:

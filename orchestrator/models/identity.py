@@ -15,7 +15,7 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import ADAPTER_GROUP, Entry, check_lora, digest_folder, resolve
 from orchestrator.models.checkpoint import read_json
-from orchestrator.models.planning import read_config
+from orchestrator.models.known_config import read_config
 from orchestrator.models.prompts import family_rules, prompt_fingerprint, render
 from orchestrator.plugins import registered_by
 
@@ -74,7 +74,7 @@ def _texts(entry: Entry, date: str, trust: bool, state: str) -> tuple[tuple[str,
         texts = {"prompt": True, "prompt_without_image": False}
         found = {key: render(processor, family, QUESTION, image=image, date=date)[0] for key, image in texts.items()}
         answer = render(processor, family, QUESTION, image=True, answer=ANSWER, date=date)[1]
-    except ModelError:
+    except Exception:  # what is wrong with its files is said by `check.check_model`
         return tuple((key, UNKNOWN) for key in ("prompt", "prompt_without_image", "answer"))
     around = {key: written.replace(QUESTION, text) for key, text in found.items()}
     return (*around.items(), ("answer", answer))

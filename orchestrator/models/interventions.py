@@ -16,11 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
-from orchestrator.models.adapter import Adapter, layer_error
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.block_shortening import hidden_of, with_hidden
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.groups import PADDING, TEXT, VISION
+from orchestrator.models.marking import layer_error
 from orchestrator.models.reading import Heads, attention_module, attention_read, padded_rows
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.shortening import attention_form, block, full_mask

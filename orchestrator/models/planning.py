@@ -7,26 +7,30 @@ multiply-add); attention of a causal decoder counts half its square.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.config import CaptureConfig, DataConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
 from orchestrator.models.decoder_config import context_length, named_config
+from orchestrator.models.known_config import config_here, read_config
+from orchestrator.models.stacks import (
+    TEXT_TOKENS,
+    Stack,
+    cross_flops,
+    cross_layers,
+    decoder_stack,
+    n_parameters,
+    vision_stack,
+    weight_bytes,
+)
 from orchestrator.models.tap_names import chosen_taps
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
-TEXT_TOKENS = 64
-"""Tokens of template and question that a plan assumes."""
 METRIC_COLUMNS = 40
 """Columns of one row of layer metrics."""
-MOLMO_VISION = {"layers": 23, "width": 1024, "mlp": 4096}
-"""CLIP ViT-L/14 at 336 px without its last block; Molmo's config file does not hold its vision encoder."""
 COCO_SIZE = (480, 640)
 """The most frequent (height, width) of COCO photographs, px."""
 
@@ -48,27 +52,6 @@ class Footprint:
     raw_bytes_per_image: int
     height: int
     width_px: int
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One stack of transformer blocks: its weights count `per_layer` multiply-adds a token."""
-
-    layers: int
-    width: int
-    query: int
-    key: int
-    mlp: int
-    per_layer: int
-
-    def flops(self, sequences: int, length: int, *, causal: bool) -> float:
-        """Return the operations of one pass over `sequences` of `length` tokens."""
-        attention = (2 if causal else 4) * length**2 * self.query
-        return float(self.layers * sequences * (2 * length * self.per_layer + attention))
-
-    def working_bytes(self, tokens: int, size: int) -> int:
-        """Return the bytes one block holds at a time: stream, attention and the widest of the MLP."""
-        return tokens * size * (4 * self.width + 2 * self.query + 2 * self.key + 2 * self.mlp)
 
 
 def footprint(run: RunConfig) -> Footprint:
@@ -120,139 +103,56 @@ def _footprint(
     )
 
 
-def check_context(model: ModelConfig, height: int, width: int) -> None:
+def check_context(model: ModelConfig, height: int, width: int, text_tokens: int = TEXT_TOKENS) -> None:
     """Refuse images whose tokens the model's context does not hold, as far as that follows from its config.
+
+    Args:
+        text_tokens: those of template and question.
 
     Raises:
         ModelError: which says by how much.
     """
     entry = resolve(model)
-    if entry.folder is None and not _shipped_config(entry).is_file():
+    if not config_here(entry):
         return
     config = read_config(entry)
     with named_config(entry):
         context, cross = context_length(config), cross_layers(config)
-        if context is None or cross:
+        if context is None:
             return
         try:
-            sequence = TEXT_TOKENS + visual_load(config, height, width).placeholders
+            sequence = text_tokens + (0 if cross else visual_load(config, height, width).placeholders)
         except ModelError:  # a family without a rule: the length is known when an image has been prepared
             return
         too_long = sequence > context
     if too_long:
         raise ModelError(
             f"{entry.name}: an image of {width} x {height} px and its question make about {sequence} tokens; the"
-            f" model's context holds {context}. Use smaller images or another model."
+            f" model's context holds {context}. Use smaller images, shorter questions or another model."
         )
+
+
+def largest_picture(model: ModelConfig, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the (height, width) that makes most visual tokens; the largest area where the model has no rule."""
+    entry = resolve(model)
+    config = read_config(entry) if config_here(entry) and len(sizes) > 1 else None
+
+    def tokens(size: tuple[int, int]) -> tuple[int, int]:
+        area = size[0] * size[1]
+        if config is None:
+            return 0, area
+        try:
+            with named_config(entry):
+                return visual_load(config, *size).placeholders, area
+        except ModelError:
+            return 0, area
+
+    return max(sizes, key=tokens)
 
 
 def capture_bytes_per_image(run: RunConfig) -> int:
     """Return the bytes that capture keeps of one image, from above."""
     return footprint(run).bytes_per_image
-
-
-def read_config(entry: Entry) -> Any:
-    """Return a model's config: shipped with the catalogue, else from its folder, else downloaded from the hub.
-
-    Raises:
-        ModelError: if it cannot be had here.
-    """
-    shipped = _shipped_config(entry)
-    if shipped.is_file():
-        fields = json.loads(shipped.read_text(encoding="utf-8"))
-    elif entry.folder is not None:
-        fields = json.loads((entry.folder / "config.json").read_text(encoding="utf-8"))
-    else:
-        fields = _download_config(entry)
-    if fields.get("model_type") == "molmo":
-        return SimpleNamespace(**fields)
-    from transformers import CONFIG_MAPPING
-
-    if fields.get("model_type") not in CONFIG_MAPPING:
-        raise ModelError(f"{entry.name}: model_type {fields.get('model_type')!r} is not known to transformers.")
-    with named_config(entry):
-        return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
-
-
-def _shipped_config(entry: Entry) -> Any:
-    return resources.files("orchestrator.models").joinpath("configs", f"{entry.name}.json")
-
-
-def _download_config(entry: Entry) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-
-    from orchestrator.models.loading import with_hub_errors
-
-    path = with_hub_errors(entry, lambda: hf_hub_download(entry.source, "config.json", revision=entry.revision))
-    return json.loads(Path(path).read_text(encoding="utf-8"))
-
-
-# ---------------------------------------------------------------- parts
-
-
-def decoder_stack(config: Any) -> Stack:
-    """Return the decoder's blocks; of a mixture of experts, those active for a token."""
-    if config.model_type == "molmo":
-        width, heads = config.hidden_size, config.num_attention_heads
-        key = width // heads * (config.num_key_value_heads or heads)
-        # Its `intermediate_size` counts gate and value together.
-        mlp = config.intermediate_size // 2 * getattr(config, "moe_top_k", 1)
-        return _stack(config.num_hidden_layers, width, width, key, mlp, gated=True)
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
-    key = head * (getattr(text, "num_key_value_heads", None) or heads)
-    return _stack(text.num_hidden_layers, text.hidden_size, head * heads, key, text.intermediate_size, gated=True)
-
-
-def vision_stack(config: Any) -> Stack:
-    """Return the vision encoder's blocks."""
-    if config.model_type == "molmo":
-        width = MOLMO_VISION["width"]
-        return _stack(MOLMO_VISION["layers"], width, width, width, MOLMO_VISION["mlp"], gated=False)
-    vision = config.vision_config
-    layers = getattr(vision, "num_hidden_layers", None) or vision.depth
-    layers += getattr(vision, "num_global_layers", 0)
-    width = vision.hidden_size
-    gated = config.model_type == "qwen2_5_vl"
-    return _stack(layers, width, width, width, vision.intermediate_size, gated=gated)
-
-
-def _stack(layers: int, width: int, query: int, key: int, mlp: int, *, gated: bool) -> Stack:
-    weights = 2 * width * query + 2 * width * key + (3 if gated else 2) * width * mlp
-    return Stack(layers, width, query, key, mlp, weights)
-
-
-def cross_layers(config: Any) -> list[int]:
-    """Return the decoder layers that attend to vision states across; none in residual models."""
-    return list(config.text_config.cross_attention_layers) if config.model_type == "mllama" else []
-
-
-def cross_flops(config: Any, decoder: Stack, load: VisionLoad) -> float:
-    """Return the operations of projecting vision states to keys and values, and of attending to them."""
-    n = len(cross_layers(config))
-    if n == 0:
-        return 0.0
-    projector = 2 * load.tokens * config.vision_config.vision_output_dim * decoder.width
-    keys = 2 * load.tokens * 2 * decoder.width * decoder.key
-    return float(projector + n * (keys + 4 * TEXT_TOKENS * load.tokens * decoder.query))
-
-
-def weight_bytes(model: ModelConfig, entry: Entry) -> int:
-    """Return the bytes of one weight; `auto` counts as bfloat16 but for small models, which run on a CPU."""
-    if model.dtype == "auto":
-        return 4 if entry.parameters is not None and entry.parameters < 0.1 else 2
-    return 4 if model.dtype == "float32" else 2
-
-
-def n_parameters(entry: Entry, config: Any, decoder: Stack, vision: Stack) -> float:
-    """Return the number of parameters: published, or counted from the blocks and the embeddings."""
-    if entry.parameters is not None:
-        return entry.parameters * 1e9
-    text = config if config.model_type == "molmo" else config.get_text_config()
-    tables = 1 if getattr(config, "tie_word_embeddings", False) else 2
-    blocks = decoder.layers * decoder.per_layer + vision.layers * vision.per_layer
-    return float(blocks + tables * text.vocab_size * decoder.width)
 
 
 def vision_positions(run: RunConfig) -> int:

@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from orchestrator.errors import ModelError
-from orchestrator.models.adapter import Adapter, grid_of_row
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.block_shortening import BlockHook, late_deepstack
+from orchestrator.models.grids import grid_of_row
 from orchestrator.models.groups import PADDING, VISION
 from orchestrator.models.reduce_sequence import SequenceReduction
 from orchestrator.models.reduction import reduction_of

@@ -41,6 +41,9 @@ def visual_load(config: Any, height: int, width: int) -> VisionLoad:
     if family == "molmo":
         return _molmo(height, width)
     vision = config.vision_config
+    if family == "molmo2":
+        side = vision.image_size[0] if isinstance(vision.image_size, list | tuple) else vision.image_size
+        return _overlapping_crops(height, width, patch=vision.patch_size, patches=side // vision.patch_size, most=8)
     if family in ("qwen2_5_vl", "qwen3_vl"):
         return _qwen(vision, family, height, width)
     side = vision.image_size[0] if isinstance(vision.image_size, list | tuple) else vision.image_size
@@ -143,13 +146,27 @@ def canvas_grid(height: int, width: int, tile: int, ratios: list[list[int]], mos
 
 
 def _molmo(height: int, width: int) -> VisionLoad:
-    """Return Molmo's tokens: a low-resolution view, and overlapping crops pooled 2 x 2 without their overlap."""
-    patch, patches, overlap, pool = 14, 24, 8, 2  # px; patches a crop's side; of them shared with neighbours; pooling
+    return _overlapping_crops(height, width, patch=14, patches=24, most=12, class_token=1)
+
+
+def _overlapping_crops(
+    height: int, width: int, *, patch: int, patches: int, most: int, class_token: int = 0
+) -> VisionLoad:
+    """Return Molmo's tokens: a low-resolution view, and overlapping crops pooled 2 x 2 without their overlap.
+
+    Args:
+        patch: side of a patch, px.
+        patches: patches of a crop's side.
+        most: crops at most.
+        class_token: class tokens of a run of the encoder.
+    """
+    overlap, pool = 8, 2  # patches shared with neighbours, if there are so many; pooling
+    overlap = overlap if patches > overlap else 0
     window, margin = patches - overlap, overlap * patch
-    rows, cols = molmo_tiling(height - margin, width - margin, window * patch, most=12)
-    high = (rows * window + overlap) // pool * ((cols * window + overlap) // pool)
-    tokens = (patches // pool) ** 2 + high
-    return VisionLoad(tokens, tokens, 1 + rows * cols, patches**2 + 1)
+    rows, cols = molmo_tiling(height - margin, width - margin, window * patch, most=most)
+    high = math.ceil((rows * window + overlap) / pool) * math.ceil((cols * window + overlap) / pool)
+    tokens = math.ceil(patches / pool) ** 2 + high
+    return VisionLoad(tokens, tokens, 1 + rows * cols, patches**2 + class_token)
 
 
 def molmo_tiling(height: int, width: int, window: int, most: int) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from orchestrator.store.study_record import describe_run
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
+from orchestrator.study.planned_pictures import PlannedPictures, planned_pictures
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.resolve import Resolver
 from orchestrator.study.resources import describe_resources
@@ -82,6 +83,8 @@ class Plan:
     seconds: float | None = None
     """Estimated seconds of all remaining work on this machine; None if a part is unknown."""
     gpu_hours: float | None = None
+    pictures: Sequence[PlannedPictures] = ()
+    """What models that cut pictures do to them, and to the truths about them."""
     too_large: list[str] = field(default_factory=list)
     """Workers whose models do not fit this machine's memory; a run here would raise."""
     kept_as: str = ""
@@ -143,6 +146,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         sweep.study.name, storage.uri, timed, models, pools, list(dict.fromkeys(problems)), attributes,
         planned_designs([point.run.data for point in sweep.points]),
         power_of_seeds([point.run for point in sweep.points]) if "finetune" in stage_names else "",
+        pictures=planned_pictures(runs),
         axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],

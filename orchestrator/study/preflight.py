@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator.ablate.selectors.check import check_methods, check_model_gives
 from orchestrator.config import RunConfig, StageName
@@ -19,6 +18,7 @@ from orchestrator.models.hub import use_cache_where_unreachable
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import canonical_json
+from orchestrator.study.asked import Asking
 from orchestrator.study.resolve import Resolver
 
 Item = TypeVar("Item")
@@ -41,7 +41,8 @@ def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageN
     runs = [point.run for point in sweep.points]
     storage = Storage(sweep.study.storage)
     check_search(sweep)
-    _each(_by_model(runs, stages), lambda run: _check_model(run, stages))
+    asking = Asking(stages)
+    _each(_by_model(runs, asking), lambda run: _check_model(run, asking))
     for run in runs:
         check_names(run, stages, None)
     resolver = Resolver(storage, [*stages, *listed])
@@ -67,63 +68,24 @@ def _each(items: Iterable[Item], check: Callable[[Item], Found]) -> list[Found]:
     return done
 
 
-def _check_model(run: RunConfig, stages: Sequence[StageName]) -> None:
+def _check_model(run: RunConfig, asking: Asking) -> None:
     from orchestrator.models.check import check_model
-    from orchestrator.models.planning import read_config
+    from orchestrator.models.known_config import read_config
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
-    check_model(run.model, **_asked(run, stages))
-    if "ablate" in stages:
+    check_model(run.model, **asking(run))
+    if "ablate" in asking.stages:
         check_model_gives(run.ablate, str(read_config(resolve(run.model)).model_type))
 
 
-def _asked(run: RunConfig, stages: Sequence[StageName]) -> dict[str, Any]:
-    """Return the requirements of a run's stages on its model, as arguments of `check_model`."""
-    from orchestrator.models.planning import image_size
-
-    texts = [run.capture.prompt]
-    texts += [run.finetune.instruction] if "finetune" in stages else []
-    texts += [run.ablate.instruction] if "ablate" in stages else []
-    return {
-        "questions": tuple(text for text in texts if text),
-        "text_only": "finetune" in stages and (run.finetune.task.text_only_share > 0 or _without_image(run, stages)),
-        "size": image_size(run.data),
-        "words": _question_words(run) if run.data.source == "questions" else "",
-    }
-
-
-N_READ = 5000
-"""Number of rows of a question file, evenly spaced, whose words are checked against the tokenizer."""
-_WORDS: dict[str, str] = {}
-
-
-def _question_words(run: RunConfig) -> str:
-    """Return the distinct words of a question file's questions and choices, as one text."""
-    from orchestrator.data.source import make_source
-
-    source: Any = make_source(run.data)
-    if not hasattr(source, "columns"):
-        return ""  # replaced by a source of another kind
-    key = canonical_json(source.fingerprint())
-    if key not in _WORDS:
-        places = source.chosen[:: max(1, len(source) // N_READ)]
-        words: dict[str, None] = {}
-        for text in source.columns("row", places=places)["row"]:
-            row = json.loads(text) or {}
-            for part in (row.get("question") or "", *(row.get("choices") or ())):
-                words |= dict.fromkeys(str(part).split())
-        _WORDS[key] = " ".join(words)
-    return _WORDS[key]
-
-
-def _by_model(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[RunConfig]:
-    """Return one run per model and requirements."""
-    run_of = {}
+def _by_model(runs: Sequence[RunConfig], asking: Asking) -> list[RunConfig]:
+    """Return one run of each model and what it is asked."""
+    found = {}
     for run in reversed(runs):
-        methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in stages else ""
-        run_of[run.model, methods, *_asked(run, stages).values()] = run
-    return list(run_of.values())[::-1]
+        methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in asking.stages else ""
+        found[run.model, methods, *asking(run).values()] = run
+    return list(found.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
@@ -132,7 +94,8 @@ def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list
 
     unknown: list[str] = []
     at_hand: list[RunConfig] = []
-    for run in _by_model(runs, stages):
+    asking = Asking(stages)
+    for run in _by_model(runs, asking):
         try:
             missing = missing_extras(resolve(run.model))
         except ModelError as error:
@@ -142,7 +105,7 @@ def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list
             unknown.append(f"{run.model.name} needs pip install 'vtsweep[{','.join(missing)}]' where it runs")
         else:
             at_hand.append(run)
-    _each(at_hand, lambda run: _check_model(run, stages))
+    _each(at_hand, lambda run: _check_model(run, asking))
     return unknown
 
 
@@ -218,21 +181,6 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
 
         small_ablation = run.ablate.model_copy(update={"n_per_family": 1})
         make_questions(run.model_copy(update={"ablate": small_ablation}))
-
-
-def _without_image(run: RunConfig, stages: Sequence[StageName]) -> bool:
-    """Whether the model gets rows of question files without an image."""
-    from orchestrator.data.files.source import QuestionSource
-    from orchestrator.data.task_source import open_task_source
-
-    source_of = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
-    if run.data.source != "questions" or not any(source_of.get(stage) == "questions" for stage in stages):
-        return False
-    try:
-        source = open_task_source(run.data, "questions", "data.source")
-    except DataError:
-        return False  # `plan` may run without the data
-    return isinstance(source, QuestionSource) and source.other_than_one()[0] > 0
 
 
 def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:

@@ -14,7 +14,7 @@ from orchestrator.ablate.evaluate import evaluate_points
 from orchestrator.ablate.policy_file import load_policy
 from orchestrator.ablate.questions import half_of, make_questions
 from orchestrator.ablate.runner import Ablation, load_model
-from orchestrator.answers.evaluate import judge
+from orchestrator.answers.judging import judge
 from orchestrator.config import RunConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from orchestrator.answers.evaluate import judge
+from orchestrator.answers.judging import judge
 from orchestrator.config import FinetuneConfig, QuestionsConfig
 from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource

@@ -14,7 +14,8 @@ from PIL import Image
 from sklearn.metrics import f1_score, precision_score
 
 from orchestrator import plugins
-from orchestrator.answers.evaluate import Reply, accuracy_columns, answer_table, figures, is_valid, judge
+from orchestrator.answers.evaluate import Reply, accuracy_columns, answer_table, figures
+from orchestrator.answers.judging import is_valid, judge
 from orchestrator.config import QuestionsConfig
 from orchestrator.data.files import extraction
 from orchestrator.data.files.source import QuestionSource

@@ -12,16 +12,8 @@ import pytest
 import torch
 from polars.testing import assert_frame_equal
 
-from orchestrator.answers.evaluate import (
-    Reply,
-    accuracy_columns,
-    answer_table,
-    blind_columns,
-    is_valid,
-    judge,
-    normalise,
-    predict,
-)
+from orchestrator.answers.evaluate import Reply, accuracy_columns, answer_table, blind_columns, predict
+from orchestrator.answers.judging import is_valid, judge, normalise
 from orchestrator.answers.prepared import Prepared
 from orchestrator.capture.taps import State
 from orchestrator.config import FinetuneConfig, RunConfig

@@ -26,6 +26,7 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models.catalogue import entries
 from orchestrator.models.check import check_model
+from orchestrator.models.identity import fingerprint
 from orchestrator.models.loading import with_hub_errors
 from orchestrator.store.stage_folder import Stage, load_stage
 from orchestrator.store.study_record import Study
@@ -34,6 +35,7 @@ from orchestrator.study.resolve import resolve
 from orchestrator.study.run import open_study
 from tests.conftest import tiny_study
 from tests.fuzz.alter import all_finite, as_json, documents, texts, trees
+from tests.models.trained import trained_adapter
 
 SECONDS, WORDS = 10.0, 6000
 """Most time an input may take, and most characters of the message that refuses it."""
@@ -265,21 +267,53 @@ def test_question_files(fuzz: Fuzz, tmp_path: Path, name: str, monkeypatch: pyte
 CONFIGS = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_files_of_a_checkpoint(fuzz: Fuzz, tmp_path: Path, name: str) -> None:
+def altered_copy(tmp_path: Path, name: str) -> Path:
+    """A reference model's folder of links, in which the file `name` is to be written."""
     reference = entries()["reference-joint"].folder
     assert reference is not None
     folder = tmp_path / "model"
     folder.mkdir()
     for file in reference.iterdir():
-        (folder / file.name).symlink_to(file)
-    (folder / name).unlink()
+        if file.name != name:
+            (folder / file.name).symlink_to(file)
+    return folder
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_files_of_a_checkpoint(fuzz: Fuzz, tmp_path: Path, name: str) -> None:
+    folder = altered_copy(tmp_path, name)
 
     def use(data: bytes) -> None:
         (folder / name).write_bytes(data)
         check_model(ModelConfig(name=str(folder)), questions=("describe the image .",), size=(112, 112))
 
-    fuzz(documents(json.loads((reference / name).read_text())), use)
+    fuzz(documents(json.loads((entries()["reference-joint"].folder / name).read_text())), use)  # type: ignore[operator]
+
+
+def test_chat_templates_of_a_checkpoint(fuzz: Fuzz, tmp_path: Path) -> None:
+    """A template is a program: it may fail at any point of it."""
+    folder = altered_copy(tmp_path, "chat_template.jinja")
+    config = ModelConfig(name=str(folder))
+    plain = (entries()["reference-joint"].folder / "chat_template.jinja").read_bytes()  # type: ignore[operator]
+
+    def use(data: bytes) -> None:
+        (folder / "chat_template.jinja").write_bytes(data)
+        fingerprint(config)
+        check_model(config, questions=("describe the image .",), size=(112, 112), text_only=True)
+
+    fuzz(texts(plain), use)
+
+
+def test_adapter_configs(fuzz: Fuzz, tmp_path: Path) -> None:
+    lora = trained_adapter(tmp_path / "lora")
+    file = lora / "adapter_config.json"
+    plain = file.read_text()
+
+    def use(data: bytes) -> None:
+        file.write_bytes(data)
+        check_model(ModelConfig(name="reference-joint", adapter=str(lora)), size=(112, 112))
+
+    fuzz(documents(json.loads(plain)), use)
 
 
 FOUND: list[tuple[str, Callable[[dict[str, Any]], object]]] = [

@@ -51,6 +51,9 @@ NAMED = {
     },
 }
 FAMILIES = tuple(family for family in RANDOM if family != "molmo2")  # whose processor needs torchvision throughout
+MOLMO2 = {"<|image|>": 119, "<im_patch>": 120, "<im_col>": 121, "<im_start>": 122, "<im_end>": 123,
+          "<low_res_im_start>": 124, "<|video|>": 125, "<frame_start>": 126, "<frame_end>": 127, "<im_low>": 118,
+          "<|im_start|>": 116, "<|im_end|>": 117}  # fmt: skip
 
 
 def make_tokenizer(family: str, *, bos: bool = True) -> Any:
@@ -62,6 +65,8 @@ def make_tokenizer(family: str, *, bos: bool = True) -> Any:
     # Of two names with one id, the family's own.
     unused = {"<start_of_image>", "<end_of_image>"} if family != "gemma3" else {"<|vision_start|>", "<|vision_end|>"}
     words |= {name: token for name, token in SPECIALS.items() if name not in unused}
+    if family == "molmo2":
+        words = {**{name: token for name, token in words.items() if token < 112}, **MOLMO2}
     core = Tokenizer(tokenizer_models.BPE(vocab=words, merges=[], unk_token="<unk>"))
     core.decoder = decoders.Fuse()
     core.add_special_tokens([AddedToken(name, normalized=False) for name, token in words.items() if len(name) > 1])
@@ -117,6 +122,11 @@ def make_processor(family: str, config: Any) -> Any:
     if family == "internvl":
         images = GotOcr2ImageProcessorPil(size=square, crop_to_patches=True, min_patches=1, max_patches=6)
         return without_video(hf.InternVLProcessor)(images, words, image_seq_length=config.image_seq_length)
+    if family == "molmo2":
+        from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+
+        images = Molmo2ImageProcessor(size=square, patch_size=4, max_crops=4, overlap_margins=[0, 0])
+        return without_video(hf.Molmo2Processor)(images, None, words)
     if family == "paligemma":
         images = hf.SiglipImageProcessor(size=square)
         images.image_seq_length = (side // 4) ** 2

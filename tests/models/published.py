@@ -1,4 +1,4 @@
-"""Small random checkpoints of published files, which lie beside the checkout (`shared/real`).
+"""Small random checkpoints: of published files, which lie beside the checkout (`shared/real`), and of every family.
 
 The original Molmo needs its publishers' own code: `*_molmo.py` of one of its repositories, in the folder that
 `VTSWEEP_MOLMO_CODE` names. Only sizes of layers are changed in a copy of it, the vision encoder's too.
@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from orchestrator.models.random_models import reinitialise
+from tests.models.processors import processed_adapter, without_video
 
 REAL = Path(__file__).parents[3] / "shared" / "real"
 MOLMO_FILES = ("config_molmo.py", "modeling_molmo.py", "preprocessing_molmo.py", "image_preprocessing_molmo.py")
@@ -55,6 +56,44 @@ def build(family: str, folder: Path) -> Path:
         settings = json.loads(file.read_text())
         settings["size"] = dict(settings["max_image_size"])
         file.write_text(json.dumps(settings))
+    return folder
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision is there and fits this build of torch."""
+    try:
+        import torchvision  # noqa: F401
+    except Exception:
+        return False
+    return True
+
+
+def stand_in_for_videos(patch: pytest.MonkeyPatch) -> None:
+    """Let Qwen2.5-VL's published files load without torchvision, which the video part of its processor needs."""
+    import transformers as hf
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from orchestrator.models import loading
+
+    genuine = loading.load_processor
+
+    def load(entry: Any, **where: Any) -> Any:
+        if entry.family != "qwen2_5_vl":
+            return genuine(entry, **where)
+        images, words = (kind.from_pretrained(entry.source) for kind in (Qwen2VLImageProcessorPil, hf.AutoTokenizer))
+        template = json.loads((entry.folder / "chat_template.json").read_text())["chat_template"]
+        return without_video(hf.Qwen2_5_VLProcessor)(images, words, chat_template=template)
+
+    patch.setattr(loading, "load_processor", load)
+    patch.setattr(loading, "FAMILY_EXTRAS", {**loading.FAMILY_EXTRAS, "qwen2_5_vl": ()})
+
+
+def save_family(family: str, folder: Path) -> Path:
+    """Write a checkpoint of a family's random model with its genuine processor, as its publishers would."""
+    adapter = processed_adapter(family)
+    model: Any = adapter.model
+    model.save_pretrained(folder)
+    adapter.processor.save_pretrained(folder)
     return folder
 
 

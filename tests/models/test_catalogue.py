@@ -2,21 +2,25 @@
 
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
+from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ModelError
 from orchestrator.models import loading
 from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, resolve
 from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
 from orchestrator.models.identity import fingerprint
+from orchestrator.models.known_config import read_config
 from orchestrator.models.loading import load_adapter, with_hub_errors
-from orchestrator.models.planning import footprint, footprint_at, read_config
+from orchestrator.models.planning import footprint, footprint_at
 from orchestrator.models.visual_tokens import (
     best_resolution,
     canvas_grid,
@@ -185,6 +189,16 @@ def test_every_named_model_can_be_planned_without_weights(name):
     assert small.bytes_per_image < small.raw_bytes_per_image
 
 
+def test_operations_that_a_sweep_file_states_are_the_plan_s():
+    stated = {}
+    for file in sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")):
+        for number in re.findall(r"([\d.]+) TFLOP an image", file.read_text()):
+            stated[file.name] = float(number)
+            for point in load_sweep(file).points:
+                assert footprint(point.run).tflop_per_image == pytest.approx(stated[file.name], rel=0.01)
+    assert stated == {"paper_molmo.yaml": 5.3}
+
+
 def test_plan_follows_the_capture_settings():
     run = RunConfig(model=named("molmo-7b-d"), data=ScenesConfig(width=640, height=480))
     every = footprint(run)
@@ -234,6 +248,18 @@ def test_tilings_are_the_library_s():
         cols, rows = got.get_optimal_tiled_canvas((height, width), (448, 448), 1, 12)
         assert closest_grid(height, width, 448, 12) == (rows, cols)
         assert idefics_tiles(364, 4, height, width) == images.get_number_of_image_patches(height, width, {})[0]
+
+
+def test_molmo2_tokens_are_its_processor_s():
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    from transformers import Molmo2Config
+    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+
+    images = Molmo2ImageProcessor()
+    for height, width in ((336, 336), (480, 640), (768, 1024), (200, 2000), (30, 40), (3000, 2000)):
+        grid, _ = images.get_image_grid_and_crops(height, width, {})
+        expected = int(grid[0] * grid[1] + grid[2] * grid[3])
+        assert visual_load(Molmo2Config(), height, width).tokens == expected
 
 
 def test_a_family_without_a_rule_says_so():

@@ -10,15 +10,9 @@ from orchestrator.ablate.selectors.kinds import Sizes
 from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.config import RunConfig
 from orchestrator.models.catalogue import resolve
-from orchestrator.models.planning import (
-    TEXT_TOKENS,
-    Stack,
-    cross_flops,
-    cross_layers,
-    decoder_stack,
-    image_size,
-    read_config,
-)
+from orchestrator.models.known_config import read_config
+from orchestrator.models.planning import image_size
+from orchestrator.models.stacks import TEXT_TOKENS, Stack, cross_flops, cross_layers, decoder_stack
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
 KEPT = 0.25

@@ -1,4 +1,4 @@
-"""`vtsweep doctor`: is this machine, and a model on it, ready? Each check says what was found and how to mend it."""
+"""`vtsweep doctor`: checks whether this machine and a model are ready; each check reports its finding and the fix."""
 
 from __future__ import annotations
 

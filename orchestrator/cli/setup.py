@@ -92,7 +92,7 @@ def doctor(
     config = model_of(model, overrides or [], {key: value for key, value in flags.items() if value is not None})
     say(f"checking {config.label if config else 'this machine'} ...", as_json)
     findings = diagnose(config)
-    rows = [{"check": f.check, "status": f.status, "found": f.found, "mend": f.mend} for f in findings]
+    rows = [{"check": f.check, "status": f.status, "found": f.found, "fix": f.fix} for f in findings]
     emit(rows, as_json, lambda: print_rows(f"vtsweep doctor {config.label if config else ''}".strip(), rows))
     if any(f.status == "fail" for f in findings):
         raise typer.Exit(1)

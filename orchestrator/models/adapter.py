@@ -1,6 +1,6 @@
 """One way to use any vision-language model: prepare, collate, run, generate, find its parts.
 
-Letters: B images in a batch, S sequence positions, V vision tokens of the image that has most, L decoder layers,
+Shapes: B images in a batch, S sequence positions, V vision tokens of the image that has most, L decoder layers,
 D width. An example or batch is a dict of tensors with a leading batch axis (see `batching`).
 """
 

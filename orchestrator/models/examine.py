@@ -1,4 +1,4 @@
-"""Can this model be used here? Each check says what was found and, where something is wrong, how to mend it."""
+"""Checks whether a model can be used on this machine; each check reports its finding and, on failure, the fix."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: `found` is what is there, `mend` what to do about it (empty when nothing is)."""
+    """Result of one check: `found` is the finding, `fix` the remedy (empty if none is needed)."""
 
     check: str
     status: Status
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine(config: ModelConfig, *, run: bool = True) -> list[Finding]:
@@ -98,8 +98,8 @@ def _extras(entry: Entry) -> Finding:
 
     missing = missing_extras(entry)
     if missing:
-        mend = f"pip install 'vtsweep[{','.join(missing)}]'"
-        return Finding("extras", "fail", f"missing: {', '.join(missing)}", mend)
+        fix = f"pip install 'vtsweep[{','.join(missing)}]'"
+        return Finding("extras", "fail", f"missing: {', '.join(missing)}", fix)
     from orchestrator.models.loading import FAMILY_EXTRAS
 
     needed = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))

@@ -140,7 +140,7 @@ class SequenceAdapter(Adapter):
 
     @contextlib.contextmanager
     def deleting(self, batch: Batch) -> Iterator[None]:
-        """Shorten the sequence at the decoder's door, or at the input of later layers, while the context lasts."""
+        """Drop tokens at the decoder input, or at the input of later layers, inside the context."""
         if (reduction := reduction_of(batch)) is not None:
             groups, counts = self.full_groups(batch), self.n_vision(batch)
             door = self.entry is self.decoder

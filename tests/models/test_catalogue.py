@@ -285,7 +285,7 @@ def test_doctor_stops_at_what_is_missing(monkeypatch):
     monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
     findings = examine(ModelConfig(name="qwen2.5-vl-7b"))
     assert findings[-1].check == "extras"
-    assert "pip install" in findings[-1].mend
+    assert "pip install" in findings[-1].fix
 
 
 def test_catalogue_needs_no_torch():

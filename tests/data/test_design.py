@@ -128,8 +128,8 @@ def test_what_no_scene_can_have_is_named_before_work(design: dict, words: str) -
         ({"design": {}, "n_objects": (1, 50)}, r"set design\.n_objects"),
         ({"design": {}, "overlap": True}, r"set design\.occlusion"),
         ({"design": {"n_objects": (1, 4)}}, "one object has no layout"),
-        ({"design": {"n_shapes": (2, 2)}}, "none twice"),
-        ({"design": {"n_shapes": ()}}, "at least one level"),
+        ({"design": {"n_shapes": (2, 2)}}, "distinct levels"),
+        ({"design": {"n_shapes": ()}}, "one or more distinct"),
     ],
 )
 def test_settings_that_contradict_a_design_are_refused(settings_: dict, words: str) -> None:

@@ -6,8 +6,9 @@ Rows are JSON lines about 1,000 images, checked once and then read from the cach
 the driver's work before a run, at 10^3 and at 10^6 rows (10^5 with --quick): it opens the source, hashes rows and
 images by content, and groups the rows by family and by thirds of a numeric column. Images come from a folder, and as
 bytes in a Parquet column, through `load_shard`, the function that Ray's loading tasks call.
-The last line is one JSON object: `rows_per_s` (first time), `again_s` (second time, larger number of rows),
-`images_per_s_core`, `driver_memory_ratio` (peak at the larger number of rows over that at 10^3, imports included).
+The last line is one JSON object, in seconds of processor time, which other work on the machine does not stretch:
+`rows_per_s` (first time), `again_s` (second time, larger number of rows), `images_per_s_core`, and
+`driver_memory_ratio` (peak at the larger number of rows over that at 10^3, imports included).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ import json, resource, sys, time
 from orchestrator.config import QuestionsConfig
 from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource
-start = time.perf_counter()
+start = time.process_time()
 source = QuestionSource(QuestionsConfig(root=sys.argv[1], file=("q.jsonl",)))
 source.fingerprint()
 rows = FileQuestions(source, "x", lambda cluster: len(cluster) % 2 == 0)
 rows.make("question", "low", 0, 0)
-print(json.dumps([len(source), time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+print(json.dumps([len(source), time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 """
 
 
@@ -66,9 +67,9 @@ def write_rows(root: Path, n: int) -> None:
 
 
 def opened(root: Path) -> tuple[int, float, float]:
-    """Rows, seconds and peak memory (MB) of a process that opens the source."""
-    process = subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, text=True, check=True)
-    n, seconds, memory = json.loads(process.stdout.splitlines()[-1])
+    """Rows, seconds of processor time and peak memory (MB) of a process that opens the source."""
+    found = subprocess.run([sys.executable, "-c", OPEN, str(root)], capture_output=True, text=True, check=True)
+    n, seconds, memory = json.loads(found.stdout.splitlines()[-1])
     return n, seconds, memory
 
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 from orchestrator.config import ScenesConfig
 from orchestrator.data.attributes import scene_attributes
+from orchestrator.data.builders import FAMILIES
 from orchestrator.data.examples import make_example
-from orchestrator.data.questions import FAMILIES, make_questions
+from orchestrator.data.questions import make_questions
 from orchestrator.data.render import render
 from orchestrator.data.scenes import make_scene
 

@@ -15,6 +15,7 @@ from orchestrator.ablate.cells import Cell, list_cells, unmet
 from orchestrator.ablate.identity import chosen_on
 from orchestrator.ablate.link import adaptive_policy, link_table, most_accurate_method, needed_shares
 from orchestrator.ablate.policy import choose_rules, judge_rules, policy_text, with_layer_share
+from orchestrator.ablate.questions import make_questions
 from orchestrator.ablate.rivals import rank_table, rival_table
 from orchestrator.config import AdaptiveRule, PolicyFile, RunConfig
 from orchestrator.data.templates import question_fingerprint
@@ -23,7 +24,7 @@ from orchestrator.models.catalogue import resolve
 from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
-from orchestrator.store.tables.core import TABLES, check_table
+from orchestrator.store.tables.core import TABLES, check_table, rejected_rows
 
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
@@ -114,6 +115,12 @@ def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
         tables = draw_rivals(run, stage.scan("rival_answers").collect(), plan["n_layers"], plan["cross_layers"])
         stage.write_shard(len(cells) + int("rules" in summary), tables)
         summary |= {"rivals": tables["rivals"].height}
+    if config.source == "questions":
+        rejected: list[tuple[int, str, str]] = []
+        make_questions(run, rejected=rejected)
+        place = len(cells) + sum(name in summary for name in ("rules", "rivals"))
+        stage.write_shard(place, {"ablate_rejected": rejected_rows(rejected, "ablate_rejected")})
+        summary |= {"rejected_rows": len(rejected)}
     stage.mark_done(summary)
     return stage
 

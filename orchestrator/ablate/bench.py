@@ -239,7 +239,10 @@ class Bench:
             return self.inputs[i]
         if deleted_share == 1.0:
             return self.adapter.prepare(None, self.texts[i])
-        return self.adapter.prepare(shrink(image, deleted_share, seen_size(self.inputs[i])), self.texts[i])
+        seen = seen_size(self.inputs[i])
+        if isinstance(image, np.ndarray):
+            return self.adapter.prepare(shrink(image, deleted_share, seen), self.texts[i])
+        return self.adapter.prepare([shrink(one, deleted_share, seen) for one in image], self.texts[i])
 
     def blocked(self, layers: Sequence[int]) -> Answered:
         """Answers with attention from other tokens to visual ones blocked in `layers`."""

@@ -29,14 +29,18 @@ def identify_images(run: RunConfig) -> dict[str, Any]:
     return {"scenes": SCENES_VERSION, **(source.fingerprint() if source else {})}
 
 
-def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
+def make_questions(
+    run: RunConfig, *, fresh: bool = False, rejected: list[tuple[int, str, str]] | None = None
+) -> list[Example]:
     """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed`.
 
-    Of question files there may be fewer: every row is asked once at most.
+    Of question files there may be fewer: every row is asked once at most, and those without an image never, as they
+    have no visual tokens to take away.
 
     Args:
         fresh: for judging a policy that was chosen on an ablation: from another seed, and so about other scenes; of
             photographs and question files, from the half of the images that it was not chosen on.
+        rejected: `ExampleMaker.rejected` is appended to it.
 
     Raises:
         ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
@@ -49,10 +53,14 @@ def make_questions(run: RunConfig, *, fresh: bool = False) -> list[Example]:
         n_objects_high=config.n_objects_high,
     )
     among = (lambda cluster: half_of(cluster) == "judge") if fresh else None
-    maker = ExampleMaker(task, open_task_source(run.data, config.source, "ablate.source"), among)
+    source = open_task_source(run.data, config.source, "ablate.source")
+    maker = ExampleMaker(task, source, among, with_image=True)
     seed = config.seed + SEED_SHIFT * fresh
-    return [
+    found = [
         maker.make(family, tier, seed, index)
         for tier, family in maker.wanted(config.low_families, config.high_families)
         for index in range(maker.at_most(family, tier, seed, config.n_per_family))
     ]
+    if rejected is not None:
+        rejected += maker.rejected()
+    return found

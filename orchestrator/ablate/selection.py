@@ -76,7 +76,8 @@ def _read_encoder(last: bool) -> Callable[[Any, Batch], EncoderReading]:
 def seen_size(example: Batch) -> tuple[int, int] | None:
     """Height and width, px, at which a model of fixed resolution sees a prepared image; None for any other model."""
     pixels = example.get("pixel_values")
-    if pixels is None or pixels.ndim < 4 or pixels.shape[-3] != 3 or int(np.prod(pixels.shape[:-3])) != 1:
+    n_images = int(example["n_images"][0]) if "n_images" in example else 1
+    if pixels is None or pixels.ndim < 4 or pixels.shape[-3] != 3 or int(np.prod(pixels.shape[:-3])) != n_images:
         return None
     return int(pixels.shape[-2]), int(pixels.shape[-1])
 

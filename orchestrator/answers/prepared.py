@@ -6,23 +6,22 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
-import numpy as np
-
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.preparation import Pictures
 
 K = TypeVar("K", bound=Hashable)
 
 
 class Asked(Protocol):
-    """A question and its image."""
+    """A question and its images."""
 
     @property
     def question(self) -> Question: ...
 
-    def image(self) -> np.ndarray | None:
-        """uint8 (H, W, 3), or None for a question without an image."""
+    def image(self) -> Pictures:
+        """uint8 (H, W, 3), several of them, or None for a question without an image."""
         ...
 
 

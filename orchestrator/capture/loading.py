@@ -26,6 +26,13 @@ class Loaded:
     reason: str | None = None
     prompt: str | None = None
     """Prompt of this image; None for `capture.prompt`."""
+    more: Sequence[np.ndarray] = ()
+    """Further images of the same question, in order."""
+
+    @property
+    def pictures(self) -> np.ndarray | list[np.ndarray] | None:
+        """All images of the question; the one itself where there is one."""
+        return [self.image, *self.more] if self.image is not None and self.more else self.image
 
 
 def shard_range(shard: int, shard_size: int, n_images: int) -> range:
@@ -50,7 +57,7 @@ def _load(source: Source, index: int) -> Loaded:
         raise
     except Exception as error:  # any fault of one image is recorded; the share is bounded
         return Loaded(index, source.ids[index], None, {}, describe(error))
-    return Loaded(index, sample.image_id, sample.image, sample.attributes, prompt=sample.prompt)
+    return Loaded(index, sample.image_id, sample.image, sample.attributes, prompt=sample.prompt, more=sample.more)
 
 
 def describe(error: BaseException) -> str:
@@ -64,17 +71,18 @@ def describe(error: BaseException) -> str:
 
 def to_row(shard: int, images: Sequence[Loaded]) -> pa.Table:
     """A shard as one Arrow row, so that no block boundary splits it: columns `shard`, `pixels`, `facts` (JSON)."""
-    pixels = [b"" if item.image is None else np.ascontiguousarray(item.image).tobytes() for item in images]
+    shown = [[] if item.image is None else [item.image, *item.more] for item in images]
+    pixels = [np.ascontiguousarray(image).tobytes() for pictures in shown for image in pictures]
     facts = [
         {
             "index": item.index,
             "image_id": item.image_id,
-            "shape": None if item.image is None else item.image.shape,
+            "shapes": [image.shape for image in pictures],
             "attributes": dict(item.attributes),
             "reason": item.reason,
             "prompt": item.prompt,
         }
-        for item in images
+        for item, pictures in zip(images, shown, strict=True)
     ]
     return pa.table(
         {
@@ -88,11 +96,12 @@ def to_row(shard: int, images: Sequence[Loaded]) -> pa.Table:
 def from_row(table: pa.Table) -> tuple[int, list[Loaded]]:
     """The inverse of `to_row`; the images are read-only views of the row's memory."""
     pixels = table["pixels"].combine_chunks()[0].values
-    images = []
-    for position, fact in enumerate(json.loads(table["facts"][0].as_py())):
-        image = None
-        if fact["shape"] is not None:
-            image = np.frombuffer(pixels[position].as_buffer(), dtype=np.uint8).reshape(fact["shape"])
-        facts = (fact["attributes"], fact["reason"], fact["prompt"])
-        images.append(Loaded(fact["index"], fact["image_id"], image, *facts))
+    images, place = [], 0
+    for fact in json.loads(table["facts"][0].as_py()):
+        pictures = []
+        for shape in fact["shapes"]:
+            pictures.append(np.frombuffer(pixels[place].as_buffer(), dtype=np.uint8).reshape(shape))
+            place += 1
+        facts = (fact["attributes"], fact["reason"], fact["prompt"], pictures[1:])
+        images.append(Loaded(fact["index"], fact["image_id"], pictures[0] if pictures else None, *facts))
     return table["shard"][0].as_py(), images

@@ -8,6 +8,7 @@ from PIL import Image
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.preparation import Pictures
 
 MAX_SIZES = 32
 """Image sizes in the cache; each entry holds one prepared example."""
@@ -26,10 +27,10 @@ class Preparer:
         self._first: dict[tuple[int, ...], Batch] = {}
         self._same: dict[tuple[int, ...], bool] = {}
 
-    def __call__(self, image: np.ndarray, prompt: str | None = None) -> Batch:
-        """Inputs of an image with the stage's prompt, or with `prompt`."""
-        if prompt is not None and prompt != self.prompt:
-            return self.adapter.prepare(image, prompt)
+    def __call__(self, image: Pictures, prompt: str | None = None) -> Batch:
+        """Inputs of an image, or several, with the stage's prompt, or with `prompt`."""
+        if (prompt is not None and prompt != self.prompt) or not isinstance(image, np.ndarray):
+            return self.adapter.prepare(image, prompt or self.prompt)
         size = image.shape
         if self._same.get(size):
             return self._with_pixels(self._first[size], image)

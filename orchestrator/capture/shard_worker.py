@@ -16,15 +16,17 @@ import numpy as np
 import torch
 
 from orchestrator.capture import positions
+from orchestrator.capture.by_picture import ByPicture, picture_rows, recorder_maker
 from orchestrator.capture.loading import Loaded, describe
 from orchestrator.capture.pass_record import PassRecord, Pending
 from orchestrator.capture.preparing import Preparer
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.shard_result import ShardResult
-from orchestrator.capture.tables import images_table, metrics_table, rejected_table
-from orchestrator.capture.taps import Taps
+from orchestrator.capture.tables import PictureKey, images_table, metrics_table, picture_table, rejected_table
+from orchestrator.capture.taps import State, Taps
 from orchestrator.compression.registry import chosen_names
 from orchestrator.config import RunConfig
+from orchestrator.data.sample import N_IMAGES
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
@@ -42,6 +44,8 @@ class _Kept:
     features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
     """tap -> layer -> float32 (V,)."""
+    apart: dict[PictureKey, tuple[int, np.ndarray]] = field(default_factory=dict)
+    """Metrics of each image alone, of a question about several."""
     grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
     """int16 (V, 3): row, column and tile of each vision token."""
 
@@ -92,17 +96,17 @@ class CaptureWorker:
             if item.image is None:
                 continue
             try:
-                examples[item.index] = self.prepare(item.image, item.prompt)
+                examples[item.index] = self.prepare(item.pictures, item.prompt)
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 rejected[item.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}
         names: dict[str, list[str]] = {}
-        in_flight: deque[tuple[Sequence[int], Pending]] = deque()
+        in_flight: deque[tuple[Sequence[int], list[Pending]]] = deque()
 
-        def unpack(chunk: Sequence[int], pending: Pending) -> None:
-            record = pending.result()
+        def unpack(chunk: Sequence[int], pending: list[Pending]) -> None:
+            record, *apart = [one.result() for one in pending]
             names.update(record.position_names)
-            self._unpack(record, chunk, kept, rejected)
+            self._unpack(record, apart, chunk, kept, rejected)
             for index in set(chunk) & kept.keys():
                 kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
 
@@ -156,27 +160,44 @@ class CaptureWorker:
             else:
                 left = []
 
-    def _pass(self, examples: list[Batch]) -> Pending:
-        """One forward pass with taps, under the lock; returns before the copy of its results is complete."""
+    def _pass(self, examples: list[Batch]) -> list[Pending]:
+        """One forward pass with taps, one at a time: its record on its way, and one for each image of several."""
         batch = self.adapter.collate(examples)
         recorder = Recorder(
             self.run.capture, self.metrics, self.quantiles, self.n_layers, self.run.data.source == "questions"
         )
+        receivers: list[Recorder | ByPicture] = [recorder]
+        if "n_images" in batch:
+            make = recorder_maker(self.run.capture, self.metrics, self.quantiles, self.n_layers)
+            receivers.append(ByPicture(self.adapter, batch, make))
+
+        def receive(state: State) -> None:
+            for receiver in receivers:
+                receiver(state)
+
         with self._lock, torch.inference_mode(), self.budget:
-            with Taps(self.adapter, self.select, on_state=recorder):
+            with Taps(self.adapter, self.select, on_state=receive):
                 self.adapter.run(batch, **self._options)
-            pending = recorder.launch()
+            pending = [recorder.launch()]
+            for receiver in receivers[1:]:
+                assert isinstance(receiver, ByPicture)
+                pending += receiver.launch()
             self.budget.measured(padded_tokens(examples))
         return pending
 
     def _unpack(
-        self, record: PassRecord, chunk: Sequence[int], kept: dict[int, _Kept], rejected: dict[int, str]
+        self,
+        record: PassRecord,
+        apart: Sequence[PassRecord],
+        chunk: Sequence[int],
+        kept: dict[int, _Kept],
+        rejected: dict[int, str],
     ) -> None:
         for row, index in enumerate(chunk):
             if row in record.broken:
                 rejected[index] = record.broken[row]
                 continue
-            of_image = kept[index] = _Kept()
+            of_image = kept[index] = _Kept(apart=picture_rows(apart, row))
             for metrics in record.rows:
                 key = (metrics.tap, metrics.layer, metrics.group)
                 of_image.metrics[key] = (int(metrics.n_tokens[row]), metrics.values[:, row])
@@ -202,6 +223,10 @@ class CaptureWorker:
             ),
             "rejected": rejected_table(images, rejected),
         }
+        if N_IMAGES in self.attribute_kinds:
+            tables["picture_metrics"] = picture_table(
+                [(item.image_id, kept[item.index].apart) for item in captured], self.metrics
+            )
         arrays: dict[str, np.ndarray] = {}
         described: dict[str, Any] = {}
         for tap in names if captured else ():

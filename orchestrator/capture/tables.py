@@ -16,6 +16,8 @@ DTYPES: dict[str, type[pl.DataType]] = {"count": pl.Int64, "continuous": pl.Floa
 
 MetricKey = tuple[str, int, str]
 """(tap, layer, group)."""
+PictureKey = tuple[int, str, int]
+"""(number of the image, tap, layer)."""
 
 
 def images_table(images: Sequence[Loaded], source: str, kinds: Mapping[str, str]) -> pl.DataFrame:
@@ -58,18 +60,29 @@ def metrics_table(
             metric is undefined (a single token, no energy); NaN becomes null in the table.
         metrics: names of the values.
     """
-    rows = [(image_id, key, *values_of[key]) for image_id, values_of in images for key in sorted(values_of)]
-    columns: dict[str, Any] = {
-        "image_id": [image_id for image_id, *_ in rows],
-        "tap": [tap for _, (tap, _, _), *_ in rows],
-        "layer": [layer for _, (_, layer, _), *_ in rows],
-        "group": [group for _, (_, _, group), *_ in rows],
-        "n_tokens": [n for *_, n, _ in rows],
-    }
+    keys = {"tap": pl.String, "layer": pl.Int32, "group": pl.String}
+    return _measured("layer_metrics", keys, images, metrics)
+
+
+def picture_table(
+    images: Sequence[tuple[str, Mapping[PictureKey, tuple[int, np.ndarray]]]], metrics: Sequence[str]
+) -> pl.DataFrame:
+    """Table `picture_metrics`: a row for each image of a question about several, tap and layer; see `metrics_table`."""
+    keys = {"picture": pl.Int32, "tap": pl.String, "layer": pl.Int32}
+    return _measured("picture_metrics", keys, images, metrics)
+
+
+def _measured(
+    table: str,
+    keys: Mapping[str, Any],
+    images: Sequence[tuple[str, Mapping[Any, tuple[int, np.ndarray]]]],
+    metrics: Sequence[str],
+) -> pl.DataFrame:
+    rows = [(image_id, key, *found[key]) for image_id, found in images for key in sorted(found)]
+    columns: dict[str, Any] = {"image_id": [image_id for image_id, *_ in rows]}
+    columns |= {name: [key[place] for _, key, *_ in rows] for place, name in enumerate(keys)}
+    columns["n_tokens"] = [n for *_, n, _ in rows]
     values = np.array([v for *_, v in rows], dtype=np.float32).reshape(len(rows), len(metrics))
-    columns |= {name: values[:, index] for index, name in enumerate(metrics)}
-    schema: dict[str, Any] = {"image_id": pl.String, "tap": pl.String, "layer": pl.Int32, "group": pl.String}
-    schema |= {"n_tokens": pl.Int32} | dict.fromkeys(metrics, pl.Float32)
-    return check_table(
-        pl.DataFrame(columns, schema=schema).with_columns(pl.col(metrics).fill_nan(None)), "layer_metrics"
-    )
+    columns |= {name: values[:, place] for place, name in enumerate(metrics)}
+    schema: dict[str, Any] = {"image_id": pl.String, **keys, "n_tokens": pl.Int32} | dict.fromkeys(metrics, pl.Float32)
+    return check_table(pl.DataFrame(columns, schema=schema).with_columns(pl.col(metrics).fill_nan(None)), table)

@@ -207,6 +207,8 @@ class Taps:
         is_vision = (groups == VISION).cpu()
         counts = is_vision.sum(dim=1)
         max_tokens = int(counts.max())
+        if not max_tokens:  # questions without an image
+            return
         order = is_vision.logical_not().to(torch.uint8).argsort(dim=1, stable=True)[:, :max_tokens]
         places = (order + torch.arange(len(order))[:, None] * embeds.shape[1]).flatten()
         vision = torch.arange(max_tokens)[None] < counts[:, None]

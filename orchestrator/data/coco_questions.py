@@ -18,17 +18,9 @@ from functools import cached_property
 
 import numpy as np
 
+from orchestrator.data.builders import BUILDERS, CLEAR, percent, pick
 from orchestrator.data.coco import CocoObject, CocoSource
-from orchestrator.data.questions import (
-    BUILDERS,
-    CLEAR,
-    HIGH_OBJECTS,
-    LOW_OBJECTS,
-    Question,
-    percent,
-    pick,
-    tier_of,
-)
+from orchestrator.data.questions import HIGH_OBJECTS, LOW_OBJECTS, Question, tier_of
 from orchestrator.data.templates import check_families, choices_of, word
 from orchestrator.errors import ConfigError, DataError
 

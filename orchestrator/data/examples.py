@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from orchestrator.config import ScenesConfig
-from orchestrator.data.questions import BUILDERS, CLEAR, Built, Question, SceneView, finish
+from orchestrator.data.builders import BUILDERS, CLEAR, Built, SceneView
+from orchestrator.data.questions import Question, finish
 from orchestrator.data.scenes import Layout, Scene, colours_of, compose, draw_layout, draw_number, shapes_of
 from orchestrator.data.templates import LARGEST_NUMBER, check_families, group_name
 from orchestrator.errors import ConfigError

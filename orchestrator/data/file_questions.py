@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import polars as pl
 
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.questions import Question
@@ -33,39 +32,50 @@ class FileQuestions:
         complexity: numeric attribute that gives the tier; the rows' own tier when absent. A file whose rows have none
             has one tier, `all`.
         among: whether rows of this cluster may be drawn (`QuestionSource.clusters`); any when absent.
+        with_image: draw rows that have an image alone.
     """
 
     def __init__(
-        self, source: QuestionSource, complexity: str | None = None, among: Callable[[str], bool] | None = None
+        self,
+        source: QuestionSource,
+        complexity: str | None = None,
+        among: Callable[[str], bool] | None = None,
+        *,
+        with_image: bool = False,
     ) -> None:
-        self.source = source
+        self.source, self.with_image = source, with_image
+        self.passed_over: dict[int, str] = {}
+        """Rows that came up and could not be asked, by place in the source: what is wrong with each."""
         if complexity is not None and source.attribute_kinds.get(complexity, "categorical") == "categorical":
             numbers = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
             raise ConfigError(f"complexity: no numeric column {complexity!r}.{did_you_mean(complexity, numbers)}")
-        table = source.columns("family", "reason", "answered").with_columns(tier=self._tiers(complexity))
-        usable = table["reason"].is_null() & table["answered"] & table["tier"].is_not_null()
-        usable &= pl.Series(source.present)
+        table = source.columns("reason", "answered", "n_images")
+        usable = (table["reason"].is_null() & table["answered"]).to_numpy() & source.present
+        if with_image:
+            usable &= (table["n_images"] > 0).fill_null(False).to_numpy()
         if among is not None:
             clusters = source.clusters
             chosen = [cluster for cluster in clusters.unique().to_list() if among(cluster)]
-            usable &= clusters.is_in(chosen)
-        table = table.with_row_index("row").filter(usable)
-        groups = table.group_by("family", "tier", maintain_order=True).agg("row")
-        self.rows: dict[tuple[str, str], np.ndarray] = {
-            (family, tier): np.array(rows, dtype=np.int64) for family, tier, rows in groups.iter_rows()
-        }
+            usable &= clusters.is_in(chosen).fill_null(False).to_numpy()
+        del table  # a million rows: what is no longer needed is let go
+        family, families = source.codes("family")
+        tier, tiers = self._tiers(complexity)
+        self.rows: dict[tuple[str, str], np.ndarray] = {}
+        for i, j in itertools.product(range(len(families)), range(len(tiers))):
+            if len(rows := np.flatnonzero(usable & (family == i) & (tier == j))):
+                self.rows[families[i], tiers[j]] = rows
         self._asked: dict[tuple[str, str, int], tuple[Iterator[tuple[int, int]], list[tuple[int, int]]]] = {}
 
-    def _tiers(self, complexity: str | None) -> pl.Series:
+    def _tiers(self, complexity: str | None) -> tuple[np.ndarray, list[str]]:
+        """Tier of each row as a number, -1 for none, and the tiers that they stand for."""
         if complexity is None:
-            tiers = self.source.columns("tier")["tier"]
-            return tiers.fill_null(NO_TIER) if tiers.null_count() == len(tiers) else tiers
+            codes, tiers = self.source.codes("tier")
+            return (codes, tiers) if (codes >= 0).any() else (np.zeros(len(codes), np.int32), [NO_TIER])
         values = self.source.numbers(complexity)
         low, high = self.source.quantiles(complexity, THIRDS) or (0.0, 0.0)
         if not low < high:
             raise DataError(f"data: a third of the rows or more share one value of {complexity!r}; tiers need a spread")
-        names = np.select([values <= low, values >= high], ["low", "high"], "")
-        return pl.Series("tier", names, dtype=pl.String).replace("", None)
+        return np.select([values <= low, values >= high], [0, 1], -1), ["low", "high"]
 
     @property
     def has_tiers(self) -> bool:
@@ -93,7 +103,8 @@ class FileQuestions:
             )
         known = sorted({name for name, of in self.rows if of == tier})
         raise ConfigError(
-            f"families: no answered {tier} rows of family {family!r}; there are: {', '.join(known) or 'none'}."
+            f"families: no answered {tier} rows of family {family!r}{' with an image' * self.with_image}; there are: "
+            f"{', '.join(known) or 'none'}."
             f"{did_you_mean(family, known)}"
         )
 
@@ -128,8 +139,11 @@ class FileQuestions:
             order = rows[np.random.default_rng([seed, turn, name]).permutation(len(rows))].tolist()
             n_usable = 0
             for row in order:
-                if self.source.fault(row) is None:  # only as far as asked for: it opens the picture
+                fault = self.source.fault(row)  # only as far as asked for: it opens the picture
+                if fault is None:
                     n_usable += 1
                     yield turn, row
+                else:
+                    self.passed_over[row] = fault
             if not n_usable:
                 raise DataError(f"data: none of {len(rows)} rows can be asked: {self.source.fault(order[0])}")

@@ -17,6 +17,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from orchestrator.data.reading import read_bytes
 from orchestrator.errors import DataError
 
+_PLAIN = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*")
+"""Names of letters, digits and few signs, none of whose parts begins with a dot: they need no closer look."""
 _DRIVE = re.compile(r"[A-Za-z]:")
 TRANSPOSING = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
@@ -27,6 +29,8 @@ def safe_name(name: str, place: str) -> str:
 
     Raises DataError for one that is absolute, climbs, or names a drive or a URI. A colon elsewhere is a letter.
     """
+    if _PLAIN.fullmatch(name):
+        return name
     parts = PurePosixPath(name.replace("\\", "/")).parts
     climbs = not parts or ".." in parts or parts[0] == "/" or "\0" in name
     if climbs or _DRIVE.fullmatch(parts[0]) or "://" in name:

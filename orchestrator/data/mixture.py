@@ -20,12 +20,13 @@ import numpy as np
 
 from orchestrator.config import FinetuneConfig, ScenesConfig, TaskConfig
 from orchestrator.data.attributes import scene_attributes
+from orchestrator.data.builders import SceneView, caption_question
 from orchestrator.data.coco import CocoSource
 from orchestrator.data.coco_questions import CocoQuestions
 from orchestrator.data.examples import make_example
 from orchestrator.data.file_questions import NO_TIER, FileQuestions
 from orchestrator.data.files.source import QuestionSource
-from orchestrator.data.questions import Question, SceneView, caption_question
+from orchestrator.data.questions import Question
 from orchestrator.data.render import render
 from orchestrator.data.sample import Source
 from orchestrator.data.scenes import Scene
@@ -35,19 +36,19 @@ from orchestrator.errors import ConfigError
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its image: a scene, an image of a COCO source, or none (text only)."""
+    """A question with its image: a scene, one of a source, several of a question file's row, or none (text only)."""
 
     question: Question
     scene: Scene | None = None
     image_index: int | None = None
     source: Source | None = None
 
-    def image(self) -> np.ndarray | None:
-        """Draw or load the image as RGB uint8 (height, width, 3); None for a text-only example."""
+    def image(self) -> np.ndarray | list[np.ndarray] | None:
+        """Draw or load the image as RGB uint8 (height, width, 3), or several; None for a text-only example."""
         if self.scene is not None:
             return render(self.scene)
         if isinstance(self.source, QuestionSource) and self.image_index is not None:
-            return self.source.picture(self.image_index)
+            return self.source.shown(self.image_index)
         if self.source is not None and self.image_index is not None:
             return self.source.load(self.image_index).image
         return None
@@ -59,6 +60,7 @@ class ExampleMaker:
     Args:
         source: the photographs, where the task asks about any.
         among: whether a photograph of this id, or a cluster of question files, may be asked about; any when absent.
+        with_image: leave out rows of question files that have no image.
     """
 
     def __init__(
@@ -66,9 +68,13 @@ class ExampleMaker:
         task: TaskConfig,
         source: CocoSource | QuestionSource | None = None,
         among: Callable[[str], bool] | None = None,
+        *,
+        with_image: bool = False,
     ) -> None:
         self.task = task
-        self.files = FileQuestions(source, task.complexity, among) if isinstance(source, QuestionSource) else None
+        self.files: FileQuestions | None = None
+        if isinstance(source, QuestionSource):
+            self.files = FileQuestions(source, task.complexity, among, with_image=with_image)
         self.coco: CocoQuestions | None = None
         if task.source == "coco":
             if not isinstance(source, CocoSource):
@@ -109,6 +115,10 @@ class ExampleMaker:
         room = self.task.n_objects_low[1]
         scene, question = make_example(scenes, family, tier, seed, index, room=room, largest=self.largest)
         return Example(question, scene=scene)
+
+    def rejected(self) -> list[tuple[int, str, str]]:
+        """Place, id and fault of each row of the question files that is bad, or came up and could not be asked."""
+        return [] if self.files is None else self.files.source.rejected(self.files.passed_over)
 
     def caption(self, seed: int, index: int) -> Example:
         """Make a scene of the low tier with its caption."""
@@ -157,13 +167,18 @@ def slot_families(config: FinetuneConfig, n: int) -> list[str]:
 
 
 def make_mixture(
-    config: FinetuneConfig, ratio: float, seed: int, source: CocoSource | QuestionSource | None = None
+    config: FinetuneConfig,
+    ratio: float,
+    seed: int,
+    source: CocoSource | QuestionSource | None = None,
+    rejected: list[tuple[int, str, str]] | None = None,
 ) -> list[Example]:
     """Make the `config.n_examples` examples of a mixture, in training order.
 
     Shares of captions and text-only examples take fixed slots, the same at every ratio; the ratio holds exactly (to
     rounding) among the others. Depends on (config.task, n_examples, novelty_ratio, ratio, seed) and the source alone.
-    Of photographs without an `eval_split`, those `is_held_out` names are left out.
+    Of photographs without an `eval_split`, those `is_held_out` names are left out. `ExampleMaker.rejected` is appended
+    to `rejected`.
 
     Raises ConfigError for a ratio outside [0, 1], shares that sum to more than one, no families, or a family that the
     task's scenes are too small for.
@@ -190,6 +205,8 @@ def make_mixture(
             examples.append(maker.caption(seed, slot))
         else:  # slot numbers are shuffled above, so families in turn by number share every ratio evenly
             examples.append(maker.make(families[slot], "high" if slot < high else "low", seed, slot))
+    if rejected is not None:
+        rejected += maker.rejected()
     return examples
 
 
@@ -241,18 +258,25 @@ def _entropy(answers: Sequence[str]) -> float:
 
 
 def make_evaluation(
-    config: FinetuneConfig, source: CocoSource | QuestionSource | None = None, n_per_family: int | None = None
+    config: FinetuneConfig,
+    source: CocoSource | QuestionSource | None = None,
+    n_per_family: int | None = None,
+    rejected: list[tuple[int, str, str]] | None = None,
 ) -> list[Example]:
     """Make the held-out questions: `n_eval_per_family` of each family, novel or not, and tier, from `eval_seed`.
 
     They are about scenes and photographs that no mixture holds: on COCO those of `eval_split`, else `is_held_out`. Of
-    question files there may be fewer: every row is asked once at most.
+    question files there may be fewer: every row is asked once at most. `ExampleMaker.rejected` is appended to
+    `rejected`.
     """
     task, n = config.task, n_per_family or config.n_eval_per_family
     maker = ExampleMaker(task, source, None if task.eval_split else is_held_out)
     wanted = [(tier, family) for tier in ("low", "high") for family in task.families + task.novel_families]
-    return [
+    found = [
         maker.make(family, tier, config.eval_seed, index)
         for tier, family in wanted
         for index in range(maker.at_most(family, tier, config.eval_seed, n))
     ]
+    if rejected is not None:
+        rejected += maker.rejected()
+    return found

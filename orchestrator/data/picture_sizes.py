@@ -67,7 +67,7 @@ def _of_rows(source: QuestionSource) -> Iterator[tuple[int, Size | None]]:
             yield place, opened[path]
         elif len(opened) < MAX_FETCHED:
             try:
-                size = source.pictures.pixels(record).shape[:2]
+                size = source.pictures.pixels(record, ())[0].shape[:2]
             except DataError:
                 continue
             opened[str(place)] = size[0], size[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.data.attributes import Kind
 from orchestrator.data.pixels import PIXEL_ATTRIBUTES, VERSION, pixel_attributes
-from orchestrator.data.sample import Sample, Source
+from orchestrator.data.sample import N_IMAGES, Sample, Source
 from orchestrator.errors import ConfigError, did_you_mean
 
 
@@ -18,7 +18,8 @@ class PixelSource:
     def __init__(self, source: Source, names: Sequence[str]) -> None:
         self.source, self.names = source, tuple(names)
         self.name, self.ids = source.name, source.ids
-        kinds: dict[str, Kind] = {name: PIXEL_ATTRIBUTES[name][0] for name in names}
+        several = N_IMAGES in source.attribute_kinds
+        kinds: dict[str, Kind] = {name: "continuous" if several else PIXEL_ATTRIBUTES[name][0] for name in names}
         self.attribute_kinds: Mapping[str, Kind] = {**source.attribute_kinds, **kinds}
         self.missing_spellings: dict[str, dict[str, int]] = getattr(source, "missing_spellings", {})
 
@@ -30,7 +31,9 @@ class PixelSource:
 
     def load(self, index: int) -> Sample:
         sample = self.source.load(index)
-        found = pixel_attributes(sample.image)
+        each = [pixel_attributes(image) for image in (sample.image, *sample.more)]
+        # of several images their mean, which need not be a whole number
+        found = {name: sum(one[name] for one in each) / len(each) for name in self.names} if sample.more else each[0]
         return replace(sample, attributes={**sample.attributes, **{name: found[name] for name in self.names}})
 
     def fingerprint(self) -> dict[str, Any]:

@@ -11,6 +11,9 @@ import numpy as np
 from orchestrator.data.attributes import Kind
 from orchestrator.data.scenes import Scene
 
+N_IMAGES = "n_images"
+"""Attribute of sources whose samples may have several images: their number."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -26,6 +29,13 @@ class Sample:
     """The objects of a COCO image (`coco.CocoObject`)."""
     prompt: str | None = None
     """What is asked of this image; the study's own prompt when absent."""
+    more: Sequence[np.ndarray] = ()
+    """Further images of the same question, in order, as `image`."""
+
+    @property
+    def pictures(self) -> np.ndarray | list[np.ndarray]:
+        """All images of the question; the one itself where there is one."""
+        return [self.image, *self.more] if self.more else self.image
 
 
 class Source(Protocol):

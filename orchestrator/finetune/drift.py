@@ -64,7 +64,7 @@ def take_snapshot(
     metrics: Sequence[str] | None,
     n_tokens: int,
 ) -> Snapshot:
-    """Run the model on prepared images and keep metrics and states.
+    """Run the model on prepared images and keep metrics and states; questions without an image have text alone.
 
     Args:
         examples: model inputs of each image with the fixed prompt.
@@ -93,7 +93,12 @@ def take_snapshot(
 
     retry_with_smaller_batch(batches, measure)
     order = pl.DataFrame({"image_id": list(image_ids), "place": range(len(image_ids))})
-    table = pl.concat(rows).join(order, on="image_id", maintain_order="left").sort("place", "tap", "layer", "group")
+    table = (
+        pl.concat(rows)
+        .filter(pl.col("n_tokens") > 0)
+        .join(order, on="image_id", maintain_order="left")
+        .sort("place", "tap", "layer", "group")
+    )
     stacked = {name: _stack(by_layer, len(examples)) for name, by_layer in kept.items()}
     return Snapshot(
         check_table(table.drop("place"), "layer_metrics"),
@@ -129,8 +134,9 @@ def keep_tokens(tokens: Float[Tensor, "N D"], limit: int, seed: int) -> Float32[
 
 def _stack(by_layer: dict[int, dict[int, np.ndarray]], n_images: int) -> tuple[np.ndarray, np.ndarray]:
     first = by_layer[min(by_layer)]
-    counts = np.array([len(first[i]) for i in range(n_images)])
-    stacked = np.zeros((n_images, len(by_layer), counts.max(), first[0].shape[1]), dtype=np.float32)
+    counts = np.array([len(first.get(i, ())) for i in range(n_images)])
+    width = next(iter(first.values())).shape[1]
+    stacked = np.zeros((n_images, len(by_layer), counts.max(), width), dtype=np.float32)
     for place, layer in enumerate(sorted(by_layer)):
         for i, tokens in by_layer[layer].items():
             stacked[i, place, : len(tokens)] = tokens

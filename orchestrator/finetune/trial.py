@@ -32,12 +32,12 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from orchestrator.config import RunConfig
-from orchestrator.data.mixture import make_evaluation, tier_facts
+from orchestrator.data.mixture import make_evaluation, make_mixture, tier_facts
 from orchestrator.finetune.finetune_stage import CHECKPOINT, Report, task_source
 from orchestrator.store.live_file import LiveWriter
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
-from orchestrator.store.tables.core import check_table
+from orchestrator.store.tables.core import check_table, rejected_rows
 
 if TYPE_CHECKING:
     from orchestrator.finetune.drift import Snapshot
@@ -130,6 +130,8 @@ def write_trial(point: ResolvedPoint, result: TrialResult, baseline: Stage) -> N
         **result.measured.tables,
         "training": check_table(training, "training"),
     }
+    if point.run.finetune.task.source == "questions":
+        tables["trial_rejected"] = rejected_rows(_rejected(point), "trial_rejected")
     stage.write_shard(0, tables, files={f"adapter/{name}": data for name, data in adapter.items()})
     stage.mark_done({k: row[k] for k in row if k.startswith("accuracy/") and k.count("/") == 1})
     stage.store.remove(CHECKPOINT)
@@ -140,6 +142,15 @@ def tier_accuracy(answers: pl.DataFrame) -> dict[str, float]:
     """`accuracy/TIER` -> share of right answers."""
     shares = answers.group_by("tier").agg(pl.col("correct").mean())
     return {f"accuracy/{tier}": float(share) for tier, share in shares.iter_rows() if tier and share is not None}
+
+
+def _rejected(point: ResolvedPoint) -> list[tuple[int, str, str]]:
+    """Rows of question files that this trial could not train on or ask: place, id and fault, each row once."""
+    run, config = point.run, point.run.finetune
+    found: list[tuple[int, str, str]] = []
+    make_mixture(config, config.complexity_ratio, config.seed, task_source(run), found)
+    make_evaluation(config, task_source(run, held_out=True), rejected=found)
+    return list({name: row for row in found for name in [row[1]]}.values())
 
 
 def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:

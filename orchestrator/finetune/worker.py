@@ -139,7 +139,7 @@ class TrialWorker:
                 except DataError:
                     continue  # the capture stage of the same data records it as rejected
                 ids.append(sample.image_id)
-                examples.append(self.adapter.prepare(sample.image, sample.prompt or run.capture.prompt))
+                examples.append(self.adapter.prepare(sample.pictures, sample.prompt or run.capture.prompt))
             if not ids:
                 raise DataError(f"data: none of {len(source)} images can be read")
             self._images = {key: (ids, examples)}

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
@@ -29,7 +28,7 @@ from orchestrator.models.grids import join_grids
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
 from orchestrator.models.marking import marked, marked_to_reduce
 from orchestrator.models.parts import Parts
-from orchestrator.models.preparation import call_processor, prepare_example
+from orchestrator.models.preparation import Pictures, call_processor, prepare_example
 from orchestrator.models.prompts import family_rules
 from orchestrator.models.reduction import Reduction
 
@@ -57,23 +56,23 @@ class Adapter(Parts, ABC):
 
     # ------------------------------------------------------------ inputs
 
-    def prepare(self, image: np.ndarray | None, prompt: str, answer: str | None = None) -> Batch:
-        """Return one image and its question as model inputs on the CPU, through chat template and processor.
+    def prepare(self, image: Pictures, prompt: str, answer: str | None = None) -> Batch:
+        """Return a question with its image as model inputs on the CPU, through chat template and processor.
 
         Args:
-            image: uint8 (H, W, 3), or `None` for a question without an image.
+            image: uint8 (H, W, 3), several of them in order, or `None` for a question without an image.
             prompt: the question; the template around it is the family's.
             answer: adds the answer's tokens and `labels`, -100 everywhere else.
 
         Raises:
-            ModelError: if the adapter has no processor, its tokeniser loses text of the question or has no token for
-                a word of it, or the sequence is longer than the model's context.
+            ModelError: if the adapter has no processor, the family takes one image a prompt, its tokeniser loses text
+                of the question or has no token for a word of it, or the sequence is longer than the model's context.
         """
         example = prepare_example(self, image, prompt, answer)
         example["vision_grid"] = join_grids(self.vision_grid(example))
         return example
 
-    def call_processor(self, image: np.ndarray | None, text: str) -> Batch:
+    def call_processor(self, image: Pictures, text: str) -> Batch:
         """Return the processor's tensors for one rendered prompt."""
         if image is None and family_rules(self.family)["tokeniser_alone"]:
             ids = torch.tensor([self.tokenizer(text)["input_ids"]], dtype=torch.long)
@@ -90,7 +89,7 @@ class Adapter(Parts, ABC):
 
     def bucket(self, example: Batch) -> tuple[str, ...]:
         """Return a key; examples of one key may share a batch."""
-        return tuple(sorted(key for key in example if key not in NOT_MODEL_INPUTS))
+        return tuple(sorted(key for key in example if key not in NOT_MODEL_INPUTS or key == "n_images"))
 
     @cached_property
     def pad_token_id(self) -> int:

@@ -2,8 +2,9 @@
 
 An example and a batch are plain dicts of tensors with a leading batch axis, so they pickle, move and shard without
 this package. Besides the model's own inputs they hold `groups` int8 (B, S) and `vision_grid` int64 (B, V, 3), padded
-with -1. Sequences are padded on the left: the last position is then the last token of every row, which is what
-generation continues from; positions are relative (rotary) in every supported decoder.
+with -1, and `n_images` int64 (B,) where prompts have several images. Sequences are padded on the left: the last
+position is then the last token of every row, which is what generation continues from; positions are relative (rotary)
+in every supported decoder.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SEQUENCE_PADDING = {
 PADDING = {"vision_grid": -1, "images": -1, "image_masks": -1, "image_input_idx": -100}
 """Values that pad the ends of other keys; zero where none is given. Those of Molmo are its own conventions."""
 
-NOT_MODEL_INPUTS = ("groups", "vision_grid", "n_encoder_rows", "keep", "keep_layer", "reduction")
+NOT_MODEL_INPUTS = ("groups", "vision_grid", "n_images", "n_encoder_rows", "keep", "keep_layer", "reduction")
 """Keys of a batch that describe it and are never passed to the model."""
 
 

@@ -39,6 +39,8 @@ ADAPTER_GROUP = "vtsweep.adapters"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+TAKES_SEVERAL = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "idefics3", "smolvlm", "gemma3")
+"""Families whose published models were trained on several images a prompt, and whose processor lays them out."""
 
 
 @dataclass(frozen=True)

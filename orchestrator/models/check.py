@@ -32,6 +32,7 @@ def check_model(
     text_only: bool = False,
     size: tuple[int, int] = (336, 336),
     words: str = "",
+    n_images: int = 1,
 ) -> bool:
     """Refuse a model that is not whole, or does not take an example of what it will be asked.
 
@@ -40,6 +41,7 @@ def check_model(
         text_only: whether questions without a picture will be asked.
         size: (height, width) of the pictures, px.
         words: words of further questions, for which the tokeniser must have tokens.
+        n_images: most pictures of a question.
 
     Returns:
         Whether the weights are at hand; if not, only what is known without them was checked.
@@ -61,7 +63,7 @@ def check_model(
         n_tokens = check_words(entry.name, entry.folder, (*questions, *words.split()))
         check_context(config, *size, text_tokens=n_tokens)
         return True
-    _check(config, questions, text_only, size, words, str(_state(config, entry)))
+    _check(config, questions, text_only, size, words, n_images, str(_state(config, entry)))
     return True
 
 
@@ -97,7 +99,13 @@ def _state(config: ModelConfig, entry: Entry) -> object:
 
 @lru_cache(maxsize=64)
 def _check(
-    config: ModelConfig, questions: tuple[str, ...], text_only: bool, size: tuple[int, int], words: str, _: str
+    config: ModelConfig,
+    questions: tuple[str, ...],
+    text_only: bool,
+    size: tuple[int, int],
+    words: str,
+    n_images: int,
+    _: str,
 ) -> None:
     from orchestrator.models.loading import is_panic, load_adapter
     from orchestrator.models.processor_fields import check_example
@@ -110,6 +118,8 @@ def _check(
         for question in questions or (EXAMPLE,):
             example = adapter.prepare(picture, question)
         check_example(entry, adapter.config, example, *size)
+        if n_images > 1:
+            adapter.prepare([picture] * n_images, questions[0] if questions else EXAMPLE)
         if text_only:
             adapter.prepare(None, questions[0] if questions else EXAMPLE)
     except ModelError as error:

@@ -20,6 +20,7 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 from orchestrator.models.reading import Heads, Reader, attention_module
 from orchestrator.models.sequence import SequenceAdapter
+from orchestrator.models.several import by_row
 
 Found = list[tuple[Tensor, Tensor]]
 """Of each image: attention (V,) and keys (V, E) of its tokens."""
@@ -85,7 +86,7 @@ class EncoderReading:
         assert isinstance(adapter, SequenceAdapter)
         if "image_grid_thw" in batch:  # one call an image or window, of one packed row
             values = torch.cat([call.flatten(0, 1) for call in self._calls])
-            sizes = batch["image_grid_thw"].prod(dim=1).tolist()
+            sizes = by_row(batch, batch["image_grid_thw"].prod(dim=1).tolist())
         else:
             values = torch.cat(self._calls)[:, int(has_class_token(adapter)) :]
             sizes = adapter.encoder_rows(batch, len(values))

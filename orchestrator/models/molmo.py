@@ -13,7 +13,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
 from orchestrator.models.decoding import Clock, Generated
+from orchestrator.models.preparation import Pictures, listed
 from orchestrator.models.prompts import family_rules
 from orchestrator.models.sequence import SequenceAdapter
 from orchestrator.models.weights import load_checked
@@ -147,7 +147,7 @@ class MolmoAdapter(SequenceAdapter):
         """Return no ids: places are given by `image_input_idx`, and only boundary tokens carry image ids."""
         return set()
 
-    def call_processor(self, image: np.ndarray | None, text: str) -> Batch:
+    def call_processor(self, image: Pictures, text: str) -> Batch:
         """Return the tensors of Molmo's own `process`, which writes the prompt " User: ... Assistant:" itself.
 
         Without an image the prompt is written here: some forms of `process` fail there.
@@ -160,7 +160,7 @@ class MolmoAdapter(SequenceAdapter):
         else:
             from PIL import Image
 
-            encoded = self.processor.process(images=[Image.fromarray(image)], text=text)
+            encoded = self.processor.process(images=[Image.fromarray(one) for one in listed(image)], text=text)
             example = {key: torch.as_tensor(value)[None] for key, value in encoded.items()}
         example["attention_mask"] = torch.ones_like(example["input_ids"])
         return example

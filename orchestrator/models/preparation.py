@@ -1,7 +1,8 @@
-"""One image and one question, through the chat template and the processor, to a dict of CPU tensors."""
+"""A question with its images, through the chat template and the processor, to a dict of CPU tensors."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,7 +14,11 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.fitting import Fit, fit_picture
 from orchestrator.models.groups import OTHER, TEXT, VISION
 from orchestrator.models.prompts import family_rules, question_span, render, unknown_words
+from orchestrator.models.several import check_several
 from orchestrator.models.special_ids import end_id
+
+Pictures = np.ndarray | Sequence[np.ndarray] | None
+"""What is shown with a question: a picture, uint8 (H, W, 3), several of them in order, or none."""
 
 
 class Preparer(Protocol):
@@ -34,12 +39,19 @@ class Preparer(Protocol):
     @property
     def n_embeddings(self) -> int: ...
     def spoken(self, text: str) -> str: ...
-    def call_processor(self, image: np.ndarray | None, text: str) -> Batch: ...
+    def call_processor(self, image: Pictures, text: str) -> Batch: ...
     def infer_groups(self, batch: Batch) -> Tensor: ...
     def image_ids(self) -> set[int]: ...
 
 
-def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, answer: str | None) -> Batch:
+def listed(image: Pictures) -> list[np.ndarray]:
+    """Return the pictures of a question as a list."""
+    if image is None:
+        return []
+    return [image] if isinstance(image, np.ndarray) else list(image)
+
+
+def prepare_example(adapter: Preparer, image: Pictures, prompt: str, answer: str | None) -> Batch:
     """Return model inputs, `groups` and, with an answer, `labels`; see `Adapter.prepare`."""
     if adapter.processor is None:
         raise ModelError("prepare: the adapter has no processor; load the model by name, or build batches of tensors.")
@@ -50,12 +62,16 @@ def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, an
     for text in (prompt, answer or ""):
         if words := unknown_words(adapter.tokenizer, text):
             raise ModelError(f"{adapter.family}: the tokeniser has no token for {words[0]!r} in {text!r}.")
+    pictures = [fit_picture(one, adapter.fit, adapter.processor) for one in listed(image)]
+    if len(pictures) > 1:
+        check_several(adapter.family)
     text, continuation = render(
-        adapter.processor, adapter.family, prompt, image=image is not None, answer=answer, date=adapter.date
+        adapter.processor, adapter.family, prompt, image=len(pictures), answer=answer, date=adapter.date
     )
-    if image is not None:
-        image = fit_picture(image, adapter.fit, adapter.processor)
-    example = adapter.call_processor(image, text)
+    shown = pictures if len(pictures) > 1 else pictures[0] if pictures else None
+    example = adapter.call_processor(shown, text)
+    if len(pictures) > 1:
+        example["n_images"] = torch.tensor([len(pictures)])
     n_prompt = example["input_ids"].shape[1]
     if continuation:
         assert answer is not None, "only an answer is continued with"
@@ -74,7 +90,7 @@ def prepare_example(adapter: Preparer, image: np.ndarray | None, prompt: str, an
     return example
 
 
-def call_processor(processor: Any, image: np.ndarray | None, text: str) -> Batch:
+def call_processor(processor: Any, image: Pictures, text: str) -> Batch:
     """Return the processor's tensors for one prompt, as they come, with a leading axis of one.
 
     BOS is left to the template where it already wrote one.
@@ -84,7 +100,9 @@ def call_processor(processor: Any, image: np.ndarray | None, text: str) -> Batch
     tokenizer = getattr(processor, "tokenizer", processor)
     bos = getattr(tokenizer, "bos_token", None)
     special = not (bos and text.startswith(bos))
-    images = {} if image is None else {"images": [Image.fromarray(image)]}
+    pictures = [Image.fromarray(one) for one in listed(image)]
+    # Several are a list of their own: the flat list is one picture a prompt to some processors.
+    images = {"images": [pictures] if len(pictures) > 1 else pictures} if pictures else {}
     encoded = processor(text=[text], **images, return_tensors="pt", add_special_tokens=special)
     # PaliGemma's adds labels of its own, of no answer.
     example = {key: value for key, value in encoded.items() if isinstance(value, Tensor) and key != "labels"}
@@ -174,7 +192,7 @@ def encoder_rows(example: Batch) -> int | None:
     if pixels is None:
         return None
     if "image_grid_thw" in example:
-        return int(example["image_grid_thw"].prod())
+        return int(example["image_grid_thw"].prod(dim=-1).sum())
     if "image_num_crops" in example:
         return int(example["image_num_crops"].sum())
     return int(np.prod(pixels.shape[:-3]))

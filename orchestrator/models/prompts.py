@@ -38,7 +38,7 @@ def family_rules(family: str) -> dict[str, Any]:
 
 
 def render(
-    processor: Any, family: str, question: str, *, image: bool, answer: str | None = None, date: str | None = None
+    processor: Any, family: str, question: str, *, image: int, answer: str | None = None, date: str | None = None
 ) -> tuple[str, str]:
     """Return (prompt, answer continuation) as text; the second is empty without an answer.
 
@@ -46,13 +46,14 @@ def render(
     a turn if it has one.
 
     Args:
+        image: number of images, or whether there is one; they stand before the question, in order.
         date: the day (ISO) that templates take for today, a constant of the study.
     """
     template = getattr(processor, "chat_template", None)
     if not template or family_rules(family)["own_template"]:
         return _render_plain(family, question, image=image, answer=answer)
     pinned = {"tokenize": False, **pinned_date(template, date or ModelConfig().date)}
-    content = [{"type": "image"}] if image else []
+    content = [{"type": "image"}] * image
     turns = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(turns, add_generation_prompt=True, **pinned)
     if answer is None:
@@ -84,13 +85,13 @@ def pinned_date(template: Any, date: str) -> dict[str, str]:
     return {"chat_template": found}
 
 
-def _render_plain(family: str, question: str, *, image: bool, answer: str | None) -> tuple[str, str]:
+def _render_plain(family: str, question: str, *, image: int, answer: str | None) -> tuple[str, str]:
     rules = family_rules(family)
     if "template" not in rules:
         raise ModelError(
             f"{family}: the processor has no chat template and prompts.yaml has no text for this family; add one there."
         )
-    token = rules["image"] if image else ""
+    token = rules["image"] * image
     template = rules["template"] if image else rules.get("template_without_image", rules["template"])
     prompt = template.format(image=token, question=question)
     if answer is None:

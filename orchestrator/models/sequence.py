@@ -14,10 +14,10 @@ from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.block_shortening import BlockHook, late_deepstack
-from orchestrator.models.grids import grid_of_row
 from orchestrator.models.groups import PADDING, VISION
 from orchestrator.models.reduce_sequence import SequenceReduction
 from orchestrator.models.reduction import reduction_of
+from orchestrator.models.several import by_row, grid_of_row, image_of_tokens
 from orchestrator.models.shortening import Shortening, shorten_decoder_inputs, shortening
 
 
@@ -87,7 +87,12 @@ class SequenceAdapter(Adapter):
         """Yield each row's placeholder positions and their places on the image."""
         for row, mask in enumerate(self.placeholders(batch)):
             positions = mask.nonzero()[:, 0]
-            yield positions, grid_of_row(self.config, batch, row, len(positions))
+            yield positions, grid_of_row(self.config, batch, row, positions)
+
+    def image_of_tokens(self, batch: Batch) -> list[Int[Tensor, " V"]]:
+        """Return which of its row's images, from 0, each vision token is of, in the order of `vision_grid`."""
+        masks = self.placeholders(batch)
+        return [image_of_tokens(self.config, batch, row, mask.nonzero()[:, 0]) for row, mask in enumerate(masks)]
 
     def encoder_states(self, hidden: Tensor, batch: Batch) -> tuple[Float[Tensor, "B N D"], Bool[Tensor, "B N"]]:
         """Return a vision block's states by image, in the encoder's own token order, and which are patches.
@@ -121,7 +126,7 @@ class SequenceAdapter(Adapter):
         if "n_encoder_rows" in batch:
             return batch["n_encoder_rows"].tolist()
         if "image_grid_thw" in batch:
-            return batch["image_grid_thw"].prod(dim=1).tolist()
+            return by_row(batch, batch["image_grid_thw"].prod(dim=1).tolist())
         if "image_num_crops" in batch:
             return batch["image_num_crops"].tolist()
         rows = batch["input_ids"].shape[0]

@@ -28,7 +28,7 @@ from orchestrator.store.stage_folder import canonical_json
 from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run
 from orchestrator.store.tables.core import TABLES
 
-_FURTHER = ("attribute_correlations", "probe_search", "policy", "link")
+_FURTHER = ("attribute_correlations", "probe_search", "policy", "link", "trial_rejected", "ablate_rejected")
 _N_TOKEN_MAPS = 6
 
 
@@ -104,7 +104,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     roles = roles_of(source) if source else {}
     capture = next(iter(views.get("capture", [])), None)
     rejected = tables.pop("rejected")
-    for unused in ("answers", "training", "asked_metrics"):
+    for unused in ("answers", "training", "asked_metrics", "picture_metrics"):
         tables.pop(unused, None)
     if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
         tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)

@@ -25,6 +25,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "images": "capture",
     "rejected": "capture",
     "layer_metrics": "capture",
+    "picture_metrics": "capture",
     "correlations": "correlate",
     "attribute_correlations": "correlate",
     "probes": "probe",
@@ -33,6 +34,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "answers": "finetune",
     "training": "finetune",
     "asked_metrics": "finetune",
+    "trial_rejected": "finetune",
     "deletion": "ablate",
     "knockout": "ablate",
     "routes": "ablate",
@@ -47,6 +49,7 @@ TABLE_STAGE: dict[str, StageName] = {
     "patching": "ablate",
     "policy": "ablate",
     "link": "ablate",
+    "ablate_rejected": "ablate",
 }
 """Which stage writes which table."""
 

@@ -16,6 +16,8 @@ from orchestrator.data.source import make_source
 from orchestrator.data.task_source import open_task_source
 from orchestrator.data.templates import vocabulary
 from orchestrator.errors import DataError, VtsweepError
+from orchestrator.models.catalogue import TAKES_SEVERAL, resolve
+from orchestrator.models.known_config import read_config
 from orchestrator.models.planning import image_size, largest_picture
 
 Found = TypeVar("Found")
@@ -44,6 +46,7 @@ class Asking:
             "text_only": self._text_only(run),
             "size": largest_picture(run.model, sizes),
             "words": words,
+            "n_images": self._once("several", run, _most_images) if takes_several(run) else 1,
         }
 
     def _template_words(self, run: RunConfig) -> list[str]:
@@ -115,4 +118,18 @@ def _without_image(run: RunConfig) -> bool:
         source = open_task_source(run.data, "questions", "data.source")
     except DataError:
         return False  # `plan` need not have the data at hand
-    return isinstance(source, QuestionSource) and source.other_than_one()[0] > 0
+    return isinstance(source, QuestionSource) and source.image_counts().n_without > 0
+
+
+def takes_several(run: RunConfig) -> bool:
+    """Whether the rows of a question file may show a run's model several images; others are refused elsewhere."""
+    return run.data.source == "questions" and read_config(resolve(run.model)).model_type in TAKES_SEVERAL
+
+
+def _most_images(run: RunConfig) -> int:
+    """Return the most images of a row of question files."""
+    try:
+        source = open_task_source(run.data, "questions", "data.source")
+    except DataError:
+        return 1  # `plan` need not have the data at hand
+    return max(1, source.image_counts().most) if isinstance(source, QuestionSource) else 1

@@ -160,17 +160,13 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
     if run.data.source == "questions":
         source = open_task_source(run.data, "questions", "data.source")
         assert isinstance(source, QuestionSource), "asked for above"
-        none, several, place = source.other_than_one()
-        limit = run.data.max_rejected_fraction * len(source)
-        if several:
+        found, limit = source.image_counts(), run.data.max_rejected_fraction * len(source)
+        if found.n_several:
+            _check_several(run, f"{found.first_several} names several, as {found.n_several} of {len(source)} rows do")
+        if found.n_without > limit and {"capture", "correlate", "probe"} & set(stages):
             raise DataError(
-                f"data.file: {place} names several images, as {several} of {len(source)} rows do; a model takes "
-                "one image a question. Lay them side by side in one picture, or leave these rows out (data.where)"
-            )
-        if none > limit and {"capture", "correlate", "probe"} & set(stages):
-            raise DataError(
-                f"data.file: {place} has no image, as {none} of {len(source)} rows; capture needs one for each. "
-                "Leave these rows out (data.where, data.families), or run finetune and ablate alone"
+                f"data.file: {found.first_without} has no image, as {found.n_without} of {len(source)} rows; capture "
+                "needs one for each. Leave these rows out (data.where, data.families), or run finetune and ablate alone"
             )
     if "finetune" in stages and run.finetune.task.source == "questions":
         from orchestrator.finetune.finetune_stage import task_source
@@ -181,6 +177,20 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
 
         small_ablation = run.ablate.model_copy(update={"n_per_family": 1})
         make_questions(run.model_copy(update={"ablate": small_ablation}))
+
+
+def _check_several(run: RunConfig, words: str) -> None:
+    """Refuse rows of several images for a model that is shown one a question."""
+    from orchestrator.models.known_config import read_config
+    from orchestrator.models.several import check_several
+
+    try:
+        check_several(str(read_config(resolve(run.model)).model_type))
+    except ModelError as error:
+        raise DataError(
+            f"data.file: {words}. {run.model.name}, {error}. Lay them side by side in one picture, or leave these "
+            "rows out (data.where, data.families)"
+        ) from None
 
 
 def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:

@@ -97,7 +97,7 @@ def test_rows_without_tiers_are_one_tier(root: Path, tmp_path: Path) -> None:
 
 
 def test_what_the_rows_lack_is_refused_before_work(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no answered low rows of family 'color'; there are: colour, existence"):
+    with pytest.raises(ConfigError, match=r"no answered low rows of family 'color' with an image; there are: colour"):
         check_file_questions(make_run(root, low_families=["color"]), ["ablate"])
     with pytest.raises(ConfigError, match=r"no numeric column 'n_peple'.*Did you mean 'n_people'"):
         check_file_questions(make_run(root, complexity="n_peple"), ["ablate"])

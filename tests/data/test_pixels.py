@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
+import scipy.ndimage
 from PIL import Image
 from scipy.stats import entropy, spearmanr
 
@@ -34,6 +37,41 @@ def test_entropy_and_colourfulness_equal_their_definitions() -> None:
     red = np.zeros((256, 256, 3), np.uint8)
     red[..., 0] = 255
     assert pixel_attributes(red)["colourfulness"] == pytest.approx(0.3 * np.hypot(255, 127.5))
+
+
+def test_edges_of_a_step_are_one_pixel_wide() -> None:
+    picture = np.zeros((256, 256, 3), np.uint8)
+    picture[:, 100:] = 255
+    assert pixel_attributes(picture)["edge_density"] == pytest.approx(1 / 256, rel=0.02)
+    picture[:, 180:] = 0
+    assert pixel_attributes(picture)["edge_density"] == pytest.approx(2 / 256, rel=0.02)
+
+
+def test_compressed_size_is_that_of_another_encoder() -> None:
+    rng = np.random.default_rng(3)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((256, 192))
+    buffer = io.BytesIO()
+    smooth.save(buffer, format="jpeg", quality=75)
+    found = pixel_attributes(np.asarray(smooth))["compressed_size"]
+    assert found == pytest.approx(len(buffer.getvalue()) / (256 * 192), rel=0.03)
+
+
+def test_saliency_spread_equals_its_definition_by_scipy() -> None:
+    rng = np.random.default_rng(4)
+    for grey in (rng.integers(0, 256, (256, 256)), np.pad(np.full((20, 20), 255), ((30, 206), (200, 36)))):
+        # area scaling by four is the mean of blocks of 4 x 4 px
+        small = np.rint(grey.reshape(64, 4, 64, 4).mean((1, 3)))
+        spectrum = scipy.fft.fft2(small)
+        log = np.log(np.abs(spectrum) + 1e-9)
+        residual = log - scipy.ndimage.uniform_filter(log, 3, mode="mirror")
+        energy = np.abs(scipy.fft.ifft2(np.exp(residual + 1j * np.angle(spectrum)))) ** 2
+        weight = scipy.ndimage.gaussian_filter(energy, 2.5, mode="mirror", truncate=4)
+        weight /= weight.sum()
+        places = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 64)] * 2, indexing="ij"))
+        centre = (weight * places).sum((1, 2), keepdims=True)
+        expected = np.sqrt((weight * ((places - centre) ** 2).sum(0)).sum()) / np.sqrt(0.5)
+        picture = np.repeat(grey.astype(np.uint8)[..., None], 3, -1)
+        assert pixel_attributes(picture)["saliency_spread"] == pytest.approx(expected, rel=1e-3)
 
 
 def test_segments_are_counted() -> None:

@@ -145,7 +145,7 @@ def test_a_name_beside_the_bytes_is_not_looked_for(tmp_path: Path) -> None:
     source = open_file(write(tmp_path / "d", "q.parquet", [record], images=False), "q.parquet", layout="textvqa")
     assert source.present.all()
     assert source.image_names() == []
-    assert source.picture(0) is not None
+    assert source.shown(0) is not None
 
 
 def test_numbers_are_those_of_the_rows_whatever_their_spelling(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_the_second_opening_reads_no_rows(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(*_: Any) -> None:
         raise AssertionError("the rows are read again")
 
-    monkeypatch.setattr(index, "_write", refuse)
+    monkeypatch.setattr(index, "write_table", refuse)
     assert list(open_file(root).ids) == before
 
 

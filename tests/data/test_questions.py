@@ -17,17 +17,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from orchestrator.config import ScenesConfig
+from orchestrator.data.builders import BUILDERS, FAMILIES
 from orchestrator.data.examples import largest_group, make_example
-from orchestrator.data.questions import (
-    BUILDERS,
-    FAMILIES,
-    HIGH_OBJECTS,
-    LOW_OBJECTS,
-    Question,
-    make_questions,
-    parse_point,
-    tier_of,
-)
+from orchestrator.data.questions import HIGH_OBJECTS, LOW_OBJECTS, Question, make_questions, parse_point, tier_of
 from orchestrator.data.scenes import COLOURS, SHAPES, Scene, SceneObject, make_scene
 from orchestrator.data.templates import templates, vocabulary
 from orchestrator.errors import ConfigError

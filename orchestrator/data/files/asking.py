@@ -31,12 +31,12 @@ def prompt_of(row: Stored, config: QuestionsConfig) -> str:
 
 
 def check_place(row: Stored, size: tuple[int, int] | None) -> None:
-    """Refuse a box or point outside its picture of `size`, (width, height) in px, or without a picture."""
+    """Refuse a box or point outside its picture of `size`, (width, height) in px, or without one; None: not one."""
     place = row.get("box") or row.get("point")
     if not place:
         return
     if size is None:
-        raise DataError(f"{row['place']}: a box or point needs a picture")
+        raise DataError(f"{row['place']}: a box or point needs a picture, and one alone")
     if not (max(place[0::2]) <= size[0] + 1 and max(place[1::2]) <= size[1] + 1):
         raise DataError(f"{row['place']}: box or point {place} lies outside its picture of {size[0]} x {size[1]} px")
 

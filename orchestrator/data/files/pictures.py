@@ -53,12 +53,17 @@ class Pictures:
     version: str
     """Digest of the question files."""
 
-    def pixels(self, record: Mapping[str, Any]) -> np.ndarray:
-        """The image of a stored row, RGB uint8 (height, width, 3)."""
+    def pixels(self, record: Mapping[str, Any], images: Sequence[str]) -> list[np.ndarray]:
+        """The images of a stored row, in order, each RGB uint8 (height, width, 3); none where it has none.
+
+        Args:
+            record: the row as the index stores it.
+            images: names of its images, all of which are files unless they lie in a column.
+        """
         if record["image_row"] is not None:
-            return self._from_column(record["image_file"], record["image_row"])
-        name = self.path(record["image"])
-        return read_image(self.fs, f"{self.root}/{name}", name)
+            return [self._from_column(record["image_file"], record["image_row"])]
+        names = [self.path(image) for image in images]
+        return [read_image(self.fs, f"{self.root}/{name}", name) for name in names]
 
     def path(self, image: str, present: Callable[[str], bool] | None = None) -> str:
         """Path of an image below the root.

@@ -1,60 +1,54 @@
-"""One row of a question file: the row model, and how a record of any format becomes one, or a reason why not."""
+"""The row model of question files, and how records of any format become rows of it, or reasons why not.
+
+Records are checked a batch at a time and a column at a time: what most values of a column have in common is looked at
+once. A value that is not as its field wants it makes its own row a bad one.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import NoneType
 from typing import Any
 
 from orchestrator.data.columns import NUMBER
 from orchestrator.data.images import safe_name
 from orchestrator.errors import DataError, did_you_mean
 
-FIELDS = (
-    "id",
-    "image",
-    "question",
-    "answer",
-    "choices",
-    "box",
-    "point",
-    "family",
-    "tier",
-    "complexity",
-    "group",
-    "split",
-)
-"""Fields of the row model. Any other field of a record is a free attribute."""
+FIELDS = {
+    "id": "unique text; the row's number when absent",
+    "image": "name of the image below the root, or a list of names; absent where it lies in a column, or there is none",
+    "question": "text, needed",
+    "answer": "right answer, or several where annotators differ (VQA); absent for a prompt without one",
+    "choices": "two or more texts; answers are among them",
+    "box": "right box (x0, y0, x1, y1) in px of the image",
+    "point": "right point (x, y) in px of the image",
+    "family": "text; `question` when absent",
+    "tier": "low or high",
+    "complexity": "any number",
+    "group": "what rows have in common beyond chance (one picture, one annotator): the unit of clustering",
+    "split": "text",
+}
+"""Fields of the row model. Any other field of a record is a free attribute: text, a number or None."""
+SEVERAL = "images"
+"""Another name of field `image`, of a record that has no field of that name."""
 TIERS = ("low", "high")
 MAX_CHOICES = 26
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One question about one image, whatever file it came from."""
+class Rows:
+    """A batch of n checked records; what stands in the place of a bad one says nothing."""
 
-    id: str
-    question: str
-    images: tuple[str, ...] = ()
-    """Names of the images, to which `data.images` gives the paths; none for bytes in a column, or no image."""
-    answers: tuple[str, ...] = ()
-    """Right answers; several where annotators differ (VQA). Empty for a prompt without one."""
-    choices: tuple[str, ...] | None = None
-    box: tuple[float, float, float, float] | None = None
-    """Right box (x0, y0, x1, y1) in px of the image."""
-    point: tuple[float, float] | None = None
-    """Right point (x, y) in px of the image."""
-    family: str = "question"
-    tier: str | None = None
-    complexity: float | None = None
-    group: str | None = None
-    """What rows have in common beyond chance (one picture, one annotator): the unit of clustering."""
-    split: str | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-    """Texts, numbers or None."""
+    fields: Mapping[str, list[Any]]
+    """Of each field n values. `image` and `answer` are tuples, empty for none; absent values of others are None."""
+    attributes: Mapping[str, list[Any]]
+    """Of each free attribute n values: text, number or None."""
+    reasons: Mapping[int, str]
+    """Place in the batch -> what is wrong with the row."""
 
 
 class RowMaker:
@@ -66,85 +60,176 @@ class RowMaker:
 
     def __init__(self, names: Mapping[str, str] | None = None) -> None:
         self.names = {key: (names or {}).get(key, key) for key in FIELDS}
-        self.used = frozenset(self.names.values())
 
-    def __call__(self, record: Mapping[str, Any], number: int) -> Row:
-        """Make the row of a record.
+    def __call__(self, records: Sequence[Any], first: int) -> Rows:
+        """Make the rows of a batch of records.
 
         Args:
-            record: field -> value, as JSON has it. Null and absent are the same.
-            number: the row's place, for the id of a row without one.
+            records: field -> value, as JSON has them. Null and absent are the same.
+            first: the first one's place among all, for ids of rows without one.
 
-        Raises:
-            DataError: a field is missing, empty or of a wrong type, or the answer is not among the choices; the message
-                names field and value, and the caller adds file and line.
+        Returns:
+            The rows. A row is bad where a field is missing, empty or of a wrong type, or the answer is not among the
+            choices; the reason names field and value, and the caller adds file and line.
         """
-        if not isinstance(record, Mapping):
-            raise DataError(f"expected an object with fields, found {record!r:.80}")
-        names, get = self.names, record.get
-        question = get(names["question"])
-        if question is None:
-            asked = names["question"]
-            raise DataError(f"no field {asked!r}.{did_you_mean(asked, map(str, record))}")
-        choices = _texts(get(names["choices"]), "choices")
-        answers = _texts(get(names["answer"]), "answer") or ()
-        if choices is not None:
-            _check_choices(choices, answers)
-        tier = _text(get(names["tier"]), "tier")
-        if tier not in (None, *TIERS):
-            raise DataError(f"tier: expected low or high, found {tier!r}; name another measure in `complexity`")
-        box, point = get(names["box"]), get(names["point"])
-        return Row(
-            id=_text(get(names["id"]), "id") or f"row-{number:07d}",
-            question=_needed(question, "question"),
-            images=_images(get(names["image"])),
-            answers=answers,
-            choices=choices,
-            box=None if box is None else _box(box),  # type: ignore[arg-type]
-            point=None if point is None else _numbers(point, "point", 2),  # type: ignore[arg-type]
-            family=_text(get(names["family"]), "family") or "question",
-            tier=tier,
-            complexity=_measure(get(names["complexity"])),
-            group=_text(get(names["group"]), "group"),
-            split=_text(get(names["split"]), "split"),
-            attributes={str(key): _attribute(record[key], key) for key in record if key not in self.used},
-        )
+        columns = _Columns(records, self.names)
+        found: dict[str, list[Any]] = {}
+        found["question"] = columns.texts("question", needed=True)
+        found["image"] = columns.converted("image", columns.images(), _images)
+        for key, convert in _CONVERT.items():
+            found[key] = columns.converted(key, columns.raw(key), convert)
+        for key in ("id", "family", "group", "split"):
+            found[key] = columns.texts(key)
+        for key in ("image", "answer"):
+            found[key] = [value or () for value in found[key]]
+        columns.check_choices(found["choices"], found["answer"])
+        found["id"] = [f"row-{first + i:07d}" if value is None else value for i, value in enumerate(found["id"])]
+        found["family"] = [value or "question" for value in found["family"]]
+        return Rows(found, columns.attributes(), columns.reasons)
 
 
-def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
+class _Columns:
+    """The values of a batch of records by field, and the first thing that is wrong with each record."""
+
+    def __init__(self, records: Sequence[Any], names: Mapping[str, str]) -> None:
+        self.names, self.reasons = names, dict[int, str]()
+        self.records: list[Mapping[str, Any]] = list(records)
+        for i, record in enumerate(records):
+            if type(record) is not dict:
+                self.records[i] = dict(record) if isinstance(record, Mapping) else {}
+            if not isinstance(record, dict | Mapping):
+                self.reasons[i] = f"expected an object with fields, found {record!r:.80}"
+
+    def raw(self, key: str) -> list[Any]:
+        name = self.names[key]
+        return [record.get(name) for record in self.records]
+
+    def images(self) -> list[Any]:
+        """Values of field `image`; of `images` in a record that does not have it."""
+        name = self.names["image"]
+        return [record[name] if name in record else record.get(SEVERAL) for record in self.records]
+
+    def converted(self, key: str, values: list[Any], convert: Callable[[Any, str], Any]) -> list[Any]:
+        """Values converted one by one, equal texts and equal lists of texts once."""
+        kinds = set(map(type, values))
+        if kinds == {NoneType}:
+            return [convert(None, key)] * len(values)
+        known: dict[Any, tuple[Any, str | None]] = {}
+        found = []
+        for i, value in enumerate(values):
+            kind = type(value)
+            plain = kind is str or (kind is list and {str}.issuperset(map(type, value)))
+            name = value if kind is str else tuple(value) if plain else None
+            result = known.get(name) if plain else None
+            if result is None:
+                try:
+                    result = convert(value, key), None
+                except DataError as error:
+                    result = None, str(error)
+                if plain:
+                    known[name] = result
+            if result[1] is not None:
+                self.reasons.setdefault(i, result[1])
+            found.append(result[0])
+        return found
+
+    def texts(self, key: str, *, needed: bool = False) -> list[Any]:
+        """Values of a field of texts, without the spaces around them."""
+        values = self.raw(key)
+        if set(map(type, values)) == {str}:
+            stripped = list(map(str.strip, values))
+            if "" not in stripped:
+                return stripped
+        if needed:
+            name = self.names[key]
+            for i, value in enumerate(values):
+                if value is None:
+                    absent = f"no field {name!r}.{did_you_mean(name, map(str, self.records[i]))}"
+                    self.reasons.setdefault(i, absent)
+                    values[i] = "absent"
+        return self.converted(key, values, _needed if needed else _text)
+
+    def check_choices(self, choices: list[Any], answers: list[Any]) -> None:
+        """Refuse rows whose choices are too few, too many or alike, or lack an answer."""
+        wrong: dict[Any, str | None] = {}
+        for i, pair in enumerate(zip(choices, answers, strict=True)):
+            if pair[0] is None:
+                continue
+            if pair not in wrong:
+                wrong[pair] = _choices_fault(*pair)
+            if (fault := wrong[pair]) is not None:
+                self.reasons.setdefault(i, fault)
+
+    def attributes(self) -> dict[str, list[Any]]:
+        used = set(self.names.values())
+        keys = {key: None for names in dict.fromkeys(map(tuple, self.records)) for key in names}
+        found: dict[str, list[Any]] = {}
+        for key in keys:
+            if key in used:
+                continue
+            values = [record.get(key) for record in self.records]
+            if key == SEVERAL:
+                beside = self.names["image"]  # in a record without it, `images` stands for it
+                values = [record.get(key) if beside in record else None for record in self.records]
+                if set(map(type, values)) == {NoneType}:
+                    continue
+            found[str(key)] = self._attribute(str(key), values)
+        return found
+
+    def _attribute(self, key: str, values: list[Any]) -> list[Any]:
+        kinds = set(map(type, values))
+        plain = kinds <= {str, int, float, NoneType} and key not in ("video", "videos")
+        if plain and all(math.isfinite(value) for value in values if type(value) is float):
+            return values
+        return self.converted(key, values, _attribute)
+
+
+def _choices_fault(choices: tuple[str, ...], answers: tuple[str, ...]) -> str | None:
     if len(set(choices)) < len(choices) or len(choices) < 2:
-        raise DataError(f"choices: expected two or more different texts, found {list(choices)}")
+        return f"choices: expected two or more different texts, found {list(choices)}"
     if len(choices) > MAX_CHOICES:
-        raise DataError(f"choices: {len(choices)} of them; at most {MAX_CHOICES}, a letter each")
+        return f"choices: {len(choices)} of them; at most {MAX_CHOICES}, a letter each"
     if wrong := [answer for answer in answers if answer not in choices]:
-        raise DataError(f"answer {wrong[0]!r} is not among the choices {list(choices)}")
+        return f"answer {wrong[0]!r} is not among the choices {list(choices)}"
+    return None
 
 
-def _images(value: Any) -> tuple[str, ...]:
+def _images(value: Any, key: str) -> tuple[str, ...]:
     """Names of images, of one or a list; those of videos are refused."""
     if value is None:
         return ()
-    names = _texts(value, "image") if isinstance(value, list | tuple) else (_text(value, "image"),)
-    found = tuple(safe_name(name, "image") for name in names or () if name is not None)
+    names = _texts(value, key) if isinstance(value, list | tuple) else (_text(value, key),)
+    found = tuple(safe_name(name, key) for name in names or () if name is not None)
     for name in found:
         if name.lower().endswith(VIDEOS):
             raise DataError(f"image: {name!r} is a video; expected pictures (its frames as a list of files, say)")
     return found
 
 
-def _box(value: Any) -> tuple[float, ...] | None:
-    box = _numbers(value, "box", 4)
+def _tier(value: Any, key: str) -> str | None:
+    tier = _text(value, key)
+    if tier not in (None, *TIERS):
+        raise DataError(f"tier: expected low or high, found {tier!r}; name another measure in `complexity`")
+    return tier
+
+
+def _box(value: Any, key: str) -> tuple[float, ...] | None:
+    box = _numbers(value, key, 4)
     if box is not None and not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise DataError(f"box: expected x0 < x1 and y0 < y1, all from 0, in px, found {list(box)}")
     return box
 
 
-def _measure(value: Any) -> float | None:
+def _point(value: Any, key: str) -> tuple[float, ...] | None:
+    return _numbers(value, key, 2)
+
+
+def _measure(value: Any, key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, str) and re.fullmatch(NUMBER, value.strip()):
         value = float(value)
-    found = _numbers([value], "complexity", 1)
+    found = _numbers([value], key, 1)
     return None if found is None else found[0]
 
 
@@ -194,3 +279,13 @@ def _attribute(value: Any, key: str) -> Any:
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return value
     raise DataError(f"{key}: expected text, a number or null as an attribute, found {value!r:.80}")
+
+
+_CONVERT: dict[str, Callable[[Any, str], Any]] = {
+    "choices": _texts,
+    "answer": _texts,
+    "tier": _tier,
+    "box": _box,
+    "point": _point,
+    "complexity": _measure,
+}

@@ -3,245 +3,60 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property, lru_cache
-from typing import Any, overload
+from typing import Any
 
 import fsspec
 import numpy as np
 import polars as pl
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from orchestrator.config import QuestionsConfig
-from orchestrator.data.attributes import Kind
-from orchestrator.data.clusters import CLUSTER
 from orchestrator.data.content import content_digest
 from orchestrator.data.files.asking import check_place, make_question, prompt_of
+from orchestrator.data.files.chosen_rows import QuestionRows
 from orchestrator.data.files.extraction import ENTRY_POINT_GROUP as EXTRACTION_GROUP
-from orchestrator.data.files.extraction import find_extractor
-from orchestrator.data.files.index import MAX_NAMED, VERSION, Index, Shape, as_number, build_index, files_digest
-from orchestrator.data.files.layouts import ENTRY_POINT_GROUP, Files, find_layout
-from orchestrator.data.files.pictures import Pictures
-from orchestrator.data.files.scoring import check_rule
-from orchestrator.data.images import safe_name
+from orchestrator.data.files.index import MAX_NAMED, VERSION
+from orchestrator.data.files.kinds import as_number
+from orchestrator.data.files.published import find_layout
 from orchestrator.data.questions import Question
 from orchestrator.data.sample import Sample
-from orchestrator.errors import ConfigError, DataError, did_you_mean
+from orchestrator.errors import DataError
 from orchestrator.plugins import registered_by
-from orchestrator.store.tables.core import TABLES
-
-ROW_ATTRIBUTES: dict[str, Kind] = {
-    "family": "categorical",
-    "tier": "categorical",
-    "complexity": "continuous",
-    "group": "categorical",
-}
-"""Fields of the row model that are attributes too, where any row has them. For `group` stands `cluster`, which is there
-too where one image has several rows (`QuestionSource.clusters`)."""
 
 
-class _Ids(Sequence[str]):
-    """Ids read when asked for: a million rows cost no memory."""
+class QuestionSource(QuestionRows):
+    """The rows of question files as samples: each its images, its question as the prompt, its attributes.
 
-    def __init__(self, source: QuestionSource) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    @overload
-    def __getitem__(self, place: int) -> str: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[str]: ...
-    def __getitem__(self, place: int | slice) -> str | Sequence[str]:
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        return str(self.source.record(place % len(self))["id"])
-
-
-class QuestionSource:
-    """The rows of question files, in their order, or a draw of them.
-
-    A row is a sample: its image, its question as the prompt, its attributes. Bad rows are samples that cannot be
-    loaded, up to `max_rejected_fraction` of all.
-
-    Raises:
-        ConfigError: an unknown layout, or an attribute that no row has.
-        DataError: a missing folder or file, too many bad rows, a duplicate id, or nothing left after filtering.
+    Bad rows are samples that cannot be loaded, up to `max_rejected_fraction` of all. Raises as `QuestionRows`.
     """
 
     name = "questions"
 
-    def __init__(self, config: QuestionsConfig) -> None:
-        self.config = config
-        self.layout = find_layout(config.layout)
-        self.scoring = config.scoring or self.layout.scoring
-        check_rule(self.scoring)
-        if config.extract is not None:
-            find_extractor(config.extract)
-        self.fs, self.root = fsspec.core.url_to_fs(config.root)
-        if not self.fs.isdir(self.root):
-            raise DataError(f"data.root: no folder {config.root}")
-        self.files = [safe_name(name, "data.file") for name in config.file or self.layout.files]
-        if not self.files:
-            raise ConfigError(f"data.file: layout {config.layout} has no official file name; name the file")
-        for name in self.files:
-            if not self.fs.isfile(f"{self.root}/{name}"):
-                folder = f"{self.root}/{name}".rsplit("/", 1)[0]
-                there = self.fs.ls(folder, detail=False) if self.fs.isdir(folder) else []
-                names = [path.rsplit("/", 1)[-1] for path in there]
-                raise DataError(
-                    f"data.file: {config.root} holds no {name}.{did_you_mean(name.rsplit('/', 1)[-1], names)}"
-                )
-        self.digest = files_digest(self.fs, self.root, self.files)
-        patterns = config.images or self.layout.images
-        self.pictures = Pictures(self.fs, self.root, patterns, self.files, self.digest)
-        self.chosen = self._choose()
-        self.attribute_kinds: Mapping[str, Kind] = self._kinds()
-        self.ids: Sequence[str] = _Ids(self)
-        self._checked: dict[int, tuple[str | None, tuple[int, int] | None]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {key: value for key, value in vars(self).items() if key not in ("index", "clusters", "present")}
-        return {**kept, "_checked": {}}
-
-    @cached_property
-    def index(self) -> Index:
-        """The checked rows; made again from the files on a machine that does not have them."""
-        key = {"files": self.digest, "layout": self.config.layout, **self._registered()}
-        files = Files(self.fs, {name: f"{self.root}/{name}" for name in self.files})
-        shape = Shape(self.config.fields, self.config.attributes, self.config.missing)
-        return Index(build_index(key, files, self.layout, shape))
-
-    def _registered(self) -> dict[str, Any]:
-        packages = registered_by(ENTRY_POINT_GROUP, [self.config.layout])
-        return {"package": packages} if packages else {}
-
-    def _extraction(self) -> dict[str, Any]:
-        packages = registered_by(EXTRACTION_GROUP, [self.config.extract] if self.config.extract else [])
-        return {"answers": packages} if packages else {}
-
-    def _choose(self) -> np.ndarray:
-        """Places of the chosen rows, ascending."""
-        config, index = self.config, self.index
-        self.rejected_rows = index.check(config.max_rejected_fraction)
-        places = self._kept(config.splits)
-        if not len(places):
-            raise DataError(f"data: no row of {len(index)} is left after filtering")
-        if config.n_images is not None:
-            if config.n_images > len(places):
-                raise DataError(f"data.n_images: {config.n_images} asked for, {len(places)} rows found; null takes all")
-            drawn = np.random.default_rng([config.seed, len(places)]).permutation(len(places))[: config.n_images]
-            places = np.sort(places[drawn])
-        return places
-
-    def _kept(self, splits: Sequence[str] | None) -> np.ndarray:
-        """Places of the rows of some splits (all when absent) that the other filters keep."""
-        config, index = self.config, self.index
-        keep = np.ones(len(index), dtype=bool)
-        for key, wanted in (("family", config.families), ("split", splits)):
-            if wanted is None:
-                continue
-            values = index.column(key)
-            known = [value for value in pc.unique(values).to_pylist() if value is not None]
-            for one in wanted:
-                if one not in known:
-                    raise ConfigError(f"data.{key}: no row has {one!r}.{did_you_mean(one, known)}")
-            keep &= pc.is_in(values, value_set=pa.array(wanted)).to_numpy(zero_copy_only=False)
-        for key, wanted_value in config.where.items():
-            if key not in index.kinds:
-                raise ConfigError(f"data.where: no row has a field {key!r}.{did_you_mean(key, index.kinds)}")
-            keep &= np.array([value is not None and str(value) == wanted_value for value in index.attribute(key)])
-        return np.flatnonzero(keep)
-
-    def _kinds(self) -> dict[str, Kind]:
-        kinds: dict[str, Kind] = {}
-        for key, kind in ROW_ATTRIBUTES.items():
-            if self.index.column(key).null_count < len(self.index):
-                kinds[CLUSTER if key == "group" else key] = kind
-        if CLUSTER not in kinds and self.columns("image")["image"].drop_nulls().is_duplicated().any():
-            kinds[CLUSTER] = "categorical"
-        for key, kind in self.index.kinds.items():
-            if key in TABLES["images"].columns or key in kinds:
-                raise DataError(f"data.file: field {key!r} is one that the table of images has itself; rename it")
-            kinds[key] = kind
-        return kinds
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def columns(self, *names: str, places: np.ndarray | None = None) -> pl.DataFrame:
-        """Stored columns (`index.py`) of the rows at `places` of the files; of the chosen rows when absent."""
-        table = self.index.file.read(columns=list(names)).take(pa.array(self.chosen if places is None else places))
-        return pl.DataFrame({name: pl.Series(name, table[name]) for name in names})
-
-    def numbers(self, attribute: str, places: np.ndarray | None = None) -> np.ndarray:
-        """A numeric attribute of rows, as `columns` takes them: float64, NaN where it is missing."""
-        if attribute in ROW_ATTRIBUTES:
-            return self.columns(attribute, places=places)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
-        return self.index.numbers(attribute)[self.chosen if places is None else places]
-
-    def quantiles(self, attribute: str, shares: Sequence[float]) -> list[float] | None:
-        """Quantiles of a numeric attribute over the rows of all splits; None where no row has a value.
-
-        Rows trained on and rows held out are then cut at the same values.
-        """
-        values = self.numbers(attribute, self._kept(None))
-        known = values[np.isfinite(values)]
-        return np.quantile(known, shares).tolist() if len(known) else None
-
-    @cached_property
-    def clusters(self) -> pl.Series:
-        """What is kept on one side of a split of the rows: their group, or their image.
-
-        The image where a row has no group, or where one image belongs to several groups: it would be on both sides.
-        """
-        table = self.columns("id", "image", "group").with_columns(image=pl.coalesce("image", "id"))
-        whole = pl.col("group").n_unique().over("image") == 1
-        return table.select(pl.when(whole.all()).then(pl.coalesce("group", "image")).otherwise("image"))["group"]
-
     @cached_property
     def present(self) -> np.ndarray:
-        """Whether the image file of each chosen row is there, or it needs none: bool (n,). Folders are listed once.
+        """Whether the image files of each chosen row are there, or it needs none: bool (n,). Folders are listed once.
 
         Raises:
             DataError: more than `max_rejected_fraction` of the rows miss theirs; names the first.
         """
-        table = self.columns("image", "image_row")
+        table = self.columns("image", "image_row", "n_images")
         table = table.with_columns(pl.when(pl.col("image_row").is_null()).then("image").alias("image"))
+        several = {i: self._images(i) for i in table["n_images"].gt(1).fill_null(False).arg_true().to_list()}
         names = table["image"].unique().drop_nulls().to_list()
-        gone = [name for name, found in zip(names, self.pictures.there(names), strict=True) if not found]
-        missing = table["image"].is_in(gone).fill_null(False).to_numpy()
+        names = list(dict.fromkeys([*names, *(name for images in several.values() for name in images)]))
+        gone = {name for name, found in zip(names, self.pictures.there(names), strict=True) if not found}
+        missing = table["image"].is_in(list(gone)).fill_null(False).to_numpy().copy()
+        missing[[i for i, images in several.items() if gone.intersection(images)]] = True
         if missing.sum() > self.config.max_rejected_fraction * len(self) + 1e-9:
             row = json.loads(self.record(int(missing.argmax()))["row"])
+            image = next(name for name in row["images"] if name in gone)
             raise DataError(
                 f"data: {int(missing.sum())} of {len(self)} rows have no image file, the first {row['place']}: "
-                f"{self.pictures.path(row['images'][0])}; data.max_rejected_fraction="
+                f"{self.pictures.path(image)}; data.max_rejected_fraction="
                 f"{self.config.max_rejected_fraction:g} allows fewer"
             )
         return ~missing
-
-    def record(self, index: int) -> dict[str, Any]:
-        """The stored row of sample `index`."""
-        return self.index[int(self.chosen[index])]
-
-    def attributes(self, index: int) -> dict[str, Any]:
-        """Attributes of sample `index`, without opening its image; empty for a bad row."""
-        record = self.record(index)
-        row = json.loads(record["row"])
-        if not row:
-            return {}
-        free = row["attributes"]
-        found = {"family": row["family"], "tier": row["tier"], "complexity": row["complexity"]}
-        if CLUSTER in self.attribute_kinds:
-            found[CLUSTER] = self.clusters[index]
-        for key, kind in self.index.kinds.items():
-            value = as_number(free.get(key), self.config.missing)
-            found[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)
-        return {key: found[key] for key in self.attribute_kinds}
 
     def asked(self, index: int) -> Question:
         """The question of a row as a model is asked it: a box or point in hundredths of its picture."""
@@ -262,8 +77,8 @@ class QuestionSource:
         """
         if index not in self._checked:
             try:
-                image = self.picture(index)
-                size = None if image is None else (image.shape[1], image.shape[0])
+                image = self.shown(index)
+                size = (image.shape[1], image.shape[0]) if isinstance(image, np.ndarray) else None
                 check_place(json.loads(self.record(index)["row"]), size)
                 self._checked[index] = None, size
             except DataError as error:
@@ -276,6 +91,18 @@ class QuestionSource:
                         f"{self.config.max_rejected_fraction:g} allows fewer:\n  {shown}"
                     ) from None
         return self._checked[index][0]
+
+    def rejected(self, passed_over: Mapping[int, str]) -> list[tuple[int, str, str]]:
+        """Place, id and fault, with file and line, of each bad row, each without its image file, and those given."""
+        bad = self.columns("reason")["reason"]
+        found = {i: bad[i] for i in bad.is_not_null().arg_true().to_list()}
+        rows = [(i, name) for i in np.flatnonzero(~self.present).tolist() for name in self._images(i)]
+        for (i, name), there in zip(rows, self.pictures.there([name for _, name in rows]), strict=True):
+            if not there:
+                found.setdefault(i, f"{self._place(i)}: {self.pictures.path(name)}: missing file")
+        for i, fault in passed_over.items():
+            found.setdefault(i, fault)
+        return [(i, str(self.ids[i]), found[i]) for i in sorted(found)]
 
     def question(self, index: int, size: tuple[int, int] | None = None) -> Question:
         """The question of a row.
@@ -296,43 +123,43 @@ class QuestionSource:
         record = self.record(index)
         if record["reason"] is not None:
             raise DataError(record["reason"])
-        if record["n_images"] != 1:
-            words = "it has no image" if not record["n_images"] else f"it names {record['n_images']} images"
-            raise DataError(f"{json.loads(record['row'])['place']}: {words}; capture takes one")
-        image = self.pictures.pixels(record)
         row = json.loads(record["row"])
-        check_place(row, (image.shape[1], image.shape[0]))
-        return Sample(record["id"], image, self.attributes(index), prompt=prompt_of(row, self.config))
+        if not record["n_images"]:
+            raise DataError(f"{row['place']}: it has no image; capture takes one or more")
+        image, *more = self._pictures(record, row)
+        check_place(row, None if more else (image.shape[1], image.shape[0]))
+        attributes = self.attributes(index)
+        return Sample(record["id"], image, attributes, prompt=prompt_of(row, self.config), more=tuple(more))
 
-    def picture(self, index: int) -> np.ndarray | None:
-        """The image of row `index`, None where it has none; RGB uint8 (height, width, 3).
+    def shown(self, index: int) -> np.ndarray | list[np.ndarray] | None:
+        """What is shown with row `index`: its image, RGB uint8 (height, width, 3), several in order, None for none.
 
-        DataError for a bad row, a missing or broken image, and for a row of several images.
+        DataError for a bad row, or a missing or broken image.
         """
         record = self.record(index)
         if record["reason"] is not None:
             raise DataError(record["reason"])
-        if record["n_images"] > 1:
-            place = json.loads(record["row"])["place"]
-            raise DataError(f"{place}: it names {record['n_images']} images; a model is shown one")
-        return self.pictures.pixels(record) if record["n_images"] else None
+        images = self._pictures(record, json.loads(record["row"]))
+        return images if len(images) > 1 else images[0] if images else None
 
-    def other_than_one(self) -> tuple[int, int, str]:
-        """Rows without an image, rows of several images, and the place of the first of the latter (else former)."""
-        counts = self.columns("n_images", "reason")
-        counts = counts.with_columns(index=pl.int_range(len(counts))).filter(pl.col("reason").is_null())
-        none, several = (counts.filter(wanted)["index"] for wanted in (pl.col("n_images") == 0, pl.col("n_images") > 1))
-        first = several if len(several) else none
-        place = json.loads(self.record(int(first[0]))["row"])["place"] if len(first) else ""
-        return len(none), len(several), place
+    def _pictures(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> list[np.ndarray]:
+        """The images of a row; what is wrong with one is named with the row's file and line."""
+        try:
+            return self.pictures.pixels(record, row["images"])
+        except DataError as error:
+            raise DataError(f"{row['place']}: {error}") from None
 
     def image_names(self) -> list[str]:
         """Paths of the images below the root, each once. Folders are listed once, however many images lie in them."""
         table = self.columns("image", "n_images", "image_row")
         names = table.filter(pl.col("image_row").is_null())["image"].drop_nulls().unique(maintain_order=True).to_list()
         for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
-            names += json.loads(self.record(index)["row"])["images"][1:]
+            names += self._images(index)[1:]
         return self.pictures.paths(list(dict.fromkeys(names)))
+
+    def _extraction(self) -> dict[str, Any]:
+        packages = registered_by(EXTRACTION_GROUP, [self.config.extract] if self.config.extract else [])
+        return {"answers": packages} if packages else {}
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
@@ -345,12 +172,6 @@ class QuestionSource:
             "rows": self.digest,
             "images": content,
         }
-
-
-def _cast(value: Any, kind: Kind) -> Any:
-    if value is None:
-        return None
-    return str(value) if kind == "categorical" else float(value) if kind == "continuous" else int(value)
 
 
 def open_questions(config: QuestionsConfig) -> QuestionSource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from orchestrator.errors import DataError, did_you_mean
@@ -27,6 +29,15 @@ from orchestrator.store.tables.rivals import RIVAL_TABLES
 
 GROUPS = ("vision", "text")
 
+_REJECTED_ROWS = Table(
+    {
+        "question_id": Column(STRING, "id of a row of question files; `bad-NUMBER` of one that has none"),
+        "index": Column(INT, "place in the source, from 0"),
+        "reason": Column(STRING, "file, line and what is wrong"),
+    },
+    ("question_id",),
+)
+
 TABLES: dict[str, Table] = {
     "images": Table(
         {
@@ -47,6 +58,8 @@ TABLES: dict[str, Table] = {
         },
         ("image_id",),
     ),
+    "trial_rejected": _REJECTED_ROWS,
+    "ablate_rejected": _REJECTED_ROWS,
     "layer_metrics": Table(
         {
             "image_id": IMAGE,
@@ -57,6 +70,17 @@ TABLES: dict[str, Table] = {
         },
         ("image_id", "tap", "layer", "group"),
         "one float32 column a compression metric (docs/metrics.md)",
+    ),
+    "picture_metrics": Table(
+        {
+            "image_id": Column(STRING, "id of a question about several images"),
+            "picture": Column(INT, "which of its images, from 0"),
+            "tap": TAP,
+            "layer": LAYER,
+            "n_tokens": Column(INT, "visual tokens of this image at this tap"),
+        },
+        ("image_id", "picture", "tap", "layer"),
+        "one float32 column a compression metric (docs/metrics.md), over this image's visual tokens alone",
     ),
     "asked_metrics": Table(
         {
@@ -259,3 +283,9 @@ def to_markdown() -> str:
             lines += ["", f"Further columns: {table.open_columns}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def rejected_rows(rows: Sequence[tuple[int, str, str]], table: str) -> pl.DataFrame:
+    """Table `trial_rejected` or `ablate_rejected`, from place, id and reason of each row."""
+    schema = {name: column.dtype for name, column in TABLES[table].columns.items()}
+    return check_table(pl.DataFrame([(name, i, reason) for i, name, reason in rows], schema, orient="row"), table)

@@ -161,8 +161,8 @@ def test_impossible_mixtures_are_named(task: dict, ratio: float, words: str) -> 
     [
         ({"n_objects_high": (4, 12)}, "one tier"),
         ({"n_objects_low": (3, 2)}, "smaller value comes first"),
-        ({"n_objects_low": (0, 2)}, "1 and more"),
-        ({"novel_families": ("colour",)}, "either"),
+        ({"n_objects_low": (0, 2)}, "1 or more"),
+        ({"novel_families": ("colour",)}, "also in families"),
         ({"size": (0.3, 0.1)}, "size"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from orchestrator.data.boxes import Boxes, sample_boxes
 from orchestrator.data.reading import retrying
 from orchestrator.data.sample import Source
 from orchestrator.errors import StorageError, VtsweepError
@@ -28,6 +29,8 @@ class Loaded:
     """Prompt of this image; None for `capture.prompt`."""
     more: Sequence[np.ndarray] = ()
     """Further images of the same question, in order."""
+    boxes: Boxes | None = None
+    """Boxes of its objects; None where they are not known."""
 
     @property
     def pictures(self) -> np.ndarray | list[np.ndarray] | None:
@@ -57,7 +60,8 @@ def _load(source: Source, index: int) -> Loaded:
         raise
     except Exception as error:  # any fault of one image is recorded; the share is bounded
         return Loaded(index, source.ids[index], None, {}, describe(error))
-    return Loaded(index, sample.image_id, sample.image, sample.attributes, prompt=sample.prompt, more=sample.more)
+    facts = (sample.image, sample.attributes, None, sample.prompt, sample.more, sample_boxes(sample))
+    return Loaded(index, sample.image_id, *facts)
 
 
 def describe(error: BaseException) -> str:
@@ -81,6 +85,7 @@ def to_row(shard: int, images: Sequence[Loaded]) -> pa.Table:
             "attributes": dict(item.attributes),
             "reason": item.reason,
             "prompt": item.prompt,
+            "boxes": None if item.boxes is None else item.boxes.edges.tolist(),
         }
         for item, pictures in zip(images, shown, strict=True)
     ]
@@ -102,6 +107,10 @@ def from_row(table: pa.Table) -> tuple[int, list[Loaded]]:
         for shape in fact["shapes"]:
             pictures.append(np.frombuffer(pixels[place].as_buffer(), dtype=np.uint8).reshape(shape))
             place += 1
-        facts = (fact["attributes"], fact["reason"], fact["prompt"], pictures[1:])
+        boxes = None
+        if fact["boxes"] is not None and pictures:
+            height, width = pictures[0].shape[:2]
+            boxes = Boxes(np.array(fact["boxes"], dtype=np.float64).reshape(-1, 4), (height, width))
+        facts = (fact["attributes"], fact["reason"], fact["prompt"], pictures[1:], boxes)
         images.append(Loaded(fact["index"], fact["image_id"], pictures[0] if pictures else None, *facts))
     return table["shard"][0].as_py(), images

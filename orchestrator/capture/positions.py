@@ -5,6 +5,8 @@
 | `vision_mean`, `text_mean` | mean over the group's tokens |
 | `vision_00`, `vision_01`, ... | seeded quantiles of the image's vision tokens |
 | `text_00`, `text_01`, ... | tokens of the question, evenly spaced from its first to its last |
+| `vision_object` | mean over the image's vision tokens that show an object (`models.box_tokens`) |
+| `vision_background` | mean over those that show none; both are NaN where an image has no such token |
 | `last` | last token of the sequence |
 | `before` | last token before the image, if vision tokens are in the sequence and not at its start |
 
@@ -23,6 +25,8 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 FLOAT16_MAX = 65504.0
+CLASSES = ("vision_object", "vision_background")
+"""Positions that are means over a part of the vision tokens."""
 
 
 def vision_quantiles(n: int, seed: int) -> np.ndarray:
@@ -62,6 +66,15 @@ def masked_mean(tokens: Float[Tensor, "*L B T D"], present: Bool[Tensor, "B T"] 
     # Absent states are set to zero, not multiplied by it: padding may contain inf, and 0 x inf is NaN.
     total = tokens.masked_fill(~present[..., None], 0.0).sum(-2, dtype=torch.float32)
     return total / present.sum(1, keepdim=True).clamp(min=1)
+
+
+def class_means(tokens: Float[Tensor, "*L B T D"], classes: Bool[Tensor, "B K T"]) -> Float32[Tensor, "*L B K D"]:
+    """Mean over the tokens of each class; NaN for a class that an image has no token of."""
+    parts = []
+    for k in range(classes.shape[1]):
+        own = classes[:, k]
+        parts.append(masked_mean(tokens, own).masked_fill(~own.any(1)[:, None], torch.nan))
+    return torch.stack(parts, dim=-2)
 
 
 def take(tokens: Float[Tensor, "*L B N D"], places: Int64[Tensor, "B P"]) -> Float[Tensor, "*L B P D"]:

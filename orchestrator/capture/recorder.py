@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from orchestrator.capture import positions
@@ -24,10 +25,13 @@ from orchestrator.compression.gram import Variant
 from orchestrator.compression.metrics import Launched, measure
 from orchestrator.compression.registry import ALIGNMENTS, METRICS
 from orchestrator.config import CaptureConfig
+from orchestrator.errors import ModelError
 
 HELD = {"cpu": 2**21, "cuda": 2**30}
 """Elements of a buffer: about the size of the caches on a CPU, all layers of a pass of a 7B model on a GPU."""
 
+PATCH_TAPS = ("encoder",)
+"""Taps whose vision tokens are the encoder's patches, in its own order: which show an object is not known of them."""
 MAP_TAPS = ("decoder", "cross_v")
 """Taps at which norms of vision tokens are kept for maps over the image; a model has vision tokens in one of them."""
 
@@ -62,6 +66,7 @@ class Recorder:
         quantiles: `positions.vision_quantiles` of the config.
         n_layers: number of layers at each tap; the capacity of its buffer.
         own_prompts: each image has its own prompt; short prompts repeat text positions.
+        classes: for each image which of its vision tokens, in their order, are of each of `positions.CLASSES`.
     """
 
     def __init__(
@@ -71,7 +76,9 @@ class Recorder:
         quantiles: np.ndarray,
         n_layers: Mapping[str, int] | None = None,
         own_prompts: bool = False,
+        classes: Sequence[Bool[Tensor, "2 V"]] | None = None,
     ) -> None:
+        self.classes = classes
         self.own_prompts = own_prompts
         self.config, self.metrics, self.quantiles = config, tuple(metrics), quantiles
         self._n_layers = n_layers or {}
@@ -138,8 +145,13 @@ class Recorder:
                     kept.append(tokens[:, :, layout.extra[0], None].float())
         if kept:
             kept += [tokens[:, :, column, None].float() for column in layout.extra[1:]]
+            names = layout.position_names
+            if self.classes is not None and tap not in PATCH_TAPS and "vision" in layout.groups:
+                part = layout.groups["vision"]
+                kept.append(self._class_means(tokens[:, :, part.start : part.end], part, self.classes))
+                names = [*names, *positions.CLASSES]
             sent.features = self._outbound.add(torch.cat(kept, 2))
-            self._names.setdefault(tap, layout.position_names)
+            self._names.setdefault(tap, names)
         self._compare(sent, launched)
         self._sent.append(sent)
         buffer.layers.clear()
@@ -155,6 +167,14 @@ class Recorder:
             numbers = add(leading.trace), add(leading.frobenius), add(leading.ritz), add(leading.metric)
             sent.blocks[group, variant] = numbers
         return launched
+
+    def _class_means(self, own: Tensor, part: GroupLayout, classes: Sequence[Bool[Tensor, "2 V"]]) -> Tensor:
+        """Means over the vision tokens of each class, (L, B, 2, D) float32."""
+        counts = [one.shape[1] for one in classes]
+        if counts != part.counts.tolist():
+            raise ModelError(f"objects are known for {counts} vision tokens; expected {part.counts.tolist()}")
+        padded = torch.stack([torch.nn.functional.pad(one, (0, part.size - one.shape[1])) for one in classes])
+        return positions.class_means(own, padded.to(own.device, non_blocking=True))
 
     def _compare(self, sent: SentLayers, launched: Mapping[str, Launched]) -> None:
         """Products of leading bases: vision with text, and each layer with the next."""

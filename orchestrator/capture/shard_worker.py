@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from orchestrator.capture import positions
 from orchestrator.capture.by_picture import ByPicture, picture_rows, recorder_maker
@@ -30,6 +31,7 @@ from orchestrator.data.sample import N_IMAGES
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
+from orchestrator.models.box_tokens import object_and_background
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.memory import Limit, TokenBudget, pack, padded_tokens, retry_with_smaller_batch
 from orchestrator.models.planning import vision_positions
@@ -92,11 +94,15 @@ class CaptureWorker:
         """Capture the images of a shard, in batches of equal shapes; unusable images are recorded with their reason."""
         rejected = {item.index: item.reason or "no image" for item in images if item.image is None}
         examples: dict[int, Batch] = {}
+        classes: dict[int, Tensor] = {}
         for item in images:
             if item.image is None:
                 continue
             try:
-                examples[item.index] = self.prepare(item.pictures, item.prompt)
+                example = self.prepare(item.pictures, item.prompt)
+                if self.run.capture.object_positions:
+                    classes[item.index] = self._classes(item, example)
+                examples[item.index] = example
             except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
                 rejected[item.index] = f"cannot be prepared: {describe(error)}"
         kept: dict[int, _Kept] = {}
@@ -111,7 +117,8 @@ class CaptureWorker:
                 kept[index].grid = examples[index]["vision_grid"][0].numpy().astype(np.int16)
 
         def work(chunk: Sequence[int]) -> None:
-            pending = self._pass([examples[index] for index in chunk])
+            shown = [classes[index] for index in chunk] if classes else None
+            pending = self._pass([examples[index] for index in chunk], shown)
             while in_flight:  # the copy of the previous pass has overlapped with this pass
                 unpack(*in_flight.popleft())
             in_flight.append((chunk, pending))
@@ -124,6 +131,13 @@ class CaptureWorker:
         while in_flight:
             unpack(*in_flight.popleft())
         return self._result([item for item in images if item.index in kept], images, kept, names, rejected)
+
+    def _classes(self, item: Loaded, example: Batch) -> Tensor:
+        """Vision tokens of objects and of background, bool (2, V)."""
+        if item.boxes is None:
+            raise ModelError(f"{item.image_id}: boxes of its objects are not known; object_positions needs them")
+        edges = torch.from_numpy(item.boxes.edges.astype(np.float32))
+        return object_and_background(self.adapter, self.adapter.vision_grid(example)[0], edges, item.boxes.size)
 
     def _buckets(self, examples: dict[int, Batch]) -> list[list[int]]:
         """Examples that may share a pass: equal shapes; with `how.max_batch_tokens`, equal keys and padding."""
@@ -160,11 +174,11 @@ class CaptureWorker:
             else:
                 left = []
 
-    def _pass(self, examples: list[Batch]) -> list[Pending]:
+    def _pass(self, examples: list[Batch], classes: Sequence[Tensor] | None = None) -> list[Pending]:
         """One forward pass with taps, one at a time: its record on its way, and one for each image of several."""
         batch = self.adapter.collate(examples)
         recorder = Recorder(
-            self.run.capture, self.metrics, self.quantiles, self.n_layers, self.run.data.source == "questions"
+            self.run.capture, self.metrics, self.quantiles, self.n_layers, self.run.data.source == "questions", classes
         )
         receivers: list[Recorder | ByPicture] = [recorder]
         if "n_images" in batch:

@@ -67,6 +67,9 @@ class CaptureConfig(Section):
     n_vision_positions: Count | Literal["all"] = 16
     """Vision tokens kept for probes, at positions drawn by `seed`; `all`: as many as the model has for an image of the
     data's size, so that all tokens of such images are kept."""
+    object_positions: bool = False
+    """Keep for probes the mean of the vision tokens that show an object (`vision_object`) and of those that show none
+    (`vision_background`); of scenes and COCO, whose objects' boxes are known."""
     n_text_positions: Count = 8
     """Text tokens kept for probes, evenly spaced over the question."""
     seed: Count = 0

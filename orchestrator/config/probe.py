@@ -23,7 +23,8 @@ class ProbeConfig(Section):
     layers: tuple[Int, ...] | None = None
     """Tap points; all captured ones when absent."""
     positions: tuple[str, ...] | None = None
-    """Kept positions (`vision_mean`, `vision_00`, `text_mean`, `text_00`, `last`, `before`); all when absent."""
+    """Kept positions (`vision_mean`, `vision_00`, `vision_object`, `vision_background`, `text_mean`, `text_00`, `last`,
+    `before`); all when absent."""
     penalties: tuple[PositiveFloat, ...] = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
     """L2 penalties of `ridge` and `logistic`, relative to n; chosen on training images only."""
     standardise: bool = True

@@ -51,6 +51,17 @@ class RunConfig(Section):
     search: dict[str, SearchAxis] = Field(default_factory=dict)
     """The probes' part of the study's `search` section; set when the study is expanded."""
 
+    @model_validator(mode="after")
+    def _boxes_are_known(self) -> RunConfig:
+        if self.capture.object_positions and self.data.source not in ("scenes", "coco"):
+            raise ValueError(
+                f"capture.object_positions: where all objects of an image lie is known of the sources scenes and coco; "
+                f"found data.source {self.data.source!r}"
+            )
+        if self.capture.object_positions and not self.capture.keep_features:
+            raise ValueError("capture.object_positions: nothing is kept for probes with keep_features: false")
+        return self
+
 
 class StudyConfig(Section):
     """A sweep file: shared settings, axes, and stages."""

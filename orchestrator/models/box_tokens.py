@@ -53,6 +53,17 @@ def box_tokens(
     return shown
 
 
+def object_and_background(
+    adapter: Adapter, grid: Int[Tensor, "V 3"], boxes: Float[Tensor, "K 4"], size: tuple[int, int]
+) -> Bool[Tensor, "2 V"]:
+    """Return which visual tokens show a box, and which show the picture and no box; padding and class tokens: neither.
+
+    Arguments and errors as of `box_tokens`.
+    """
+    shown = box_tokens(adapter, grid, boxes, size)
+    return torch.stack([shown, box_tokens(adapter, grid, torch.tensor([WHOLE]), size) & ~shown])
+
+
 def tile_windows(adapter: Adapter, grid: Grid, size: tuple[int, int]) -> dict[int, Window]:
     """Return what part of the picture each tile of a grid covers.
 

@@ -181,7 +181,7 @@ def kept_bytes(config: Any, decoder: Stack, load: VisionLoad, capture: CaptureCo
     n = len(cross_layers(config))
     points = len(capture.layers) if capture.layers is not None else decoder.layers + 1
     places = load.tokens if capture.n_vision_positions == "all" else capture.n_vision_positions
-    vision, text = 1 + places, 2 + capture.n_text_positions
+    vision, text = 1 + places + 2 * capture.object_positions, 2 + capture.n_text_positions
     taps = chosen_taps("cross_kv" if n else "residual", capture.taps)
     encoder = vision_stack(config)
     positions = {

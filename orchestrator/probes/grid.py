@@ -16,15 +16,74 @@ from orchestrator.probes.engines import Block, Fit, find_solver, tasks_of
 from orchestrator.probes.labels import Labels, make_labels
 from orchestrator.probes.score import accuracy, balanced_accuracy, r2
 from orchestrator.probes.split import Split
-from orchestrator.probes.targets import Target
+from orchestrator.probes.targets import Target, subset_of
 from orchestrator.stats.resample import resample_weights
 from orchestrator.store.tables.core import TABLES, check_table
 
+SOME_IMAGES = ("vision_object", "vision_background")
+"""Positions that an image may lack, whose features are then NaN: it shows no object, or nothing else."""
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 2 * 2**30}
 """float32 features fitted at a time. The solvers hold a few copies; larger blocks leave a CPU's caches."""
 
 
 def fit_grid(
+    features: np.ndarray,
+    targets: Sequence[Target],
+    config: ProbeConfig,
+    split: Split,
+    *,
+    tap: str,
+    layer: int,
+    positions: Sequence[str],
+    device: str = "cpu",
+    covariates: Covariates | None = None,
+) -> pl.DataFrame:
+    """Fit and score every probe on one (tap, layer); see `_fit_all` for the arguments.
+
+    Positions that not every image has (`SOME_IMAGES`) are fitted on the images that have them.
+    """
+    names = {"tap": tap, "layer": layer, "device": device}
+    parts: list[pl.DataFrame] = []
+    whole = list(range(len(positions)))
+    for k in [k for k, position in enumerate(positions) if position in SOME_IMAGES and features.ndim == 3]:
+        there = ~np.isnan(features[:, k]).all(axis=1)
+        if there.all():
+            continue
+        whole.remove(k)
+        rows = np.flatnonzero(there)
+        held = None if covariates is None else Covariates(covariates.names, covariates.values[rows])
+        part = [subset_of(target, rows) for target in targets]
+        some = split.among(rows)
+        if some is None:
+            parts.append(_absent(targets, config, positions[k], len(rows), tap, layer))
+        else:
+            own = features[rows, k : k + 1]
+            parts.append(_fit_all(own, part, config, some, positions=[positions[k]], covariates=held, **names))
+    if whole or not parts:
+        own = features if len(whole) == len(positions) else features[:, whole]
+        shown = [positions[k] for k in whole]
+        parts.insert(0, _fit_all(own, targets, config, split, positions=shown, covariates=covariates, **names))
+    return pl.concat(parts)
+
+
+def _absent(
+    targets: Sequence[Target], config: ProbeConfig, position: str, n: int, tap: str, layer: int
+) -> pl.DataFrame:
+    """Rows of a position that too few images have."""
+    why = f"only {n} images have such a token"
+    rows = [
+        {
+            "attribute": target.name, "kind": target.task, "solver": solver, "engine": config.engine, "n_train": 0,
+            "n_test": 0, "n_classes": None, "n_left_out": target.n_left_out, "position": position, "reason": why,
+        }
+        for solver in config.solvers
+        for target in targets
+        if target.task in tasks_of(solver)
+    ]  # fmt: skip
+    return _table(rows, tap, layer)
+
+
+def _fit_all(
     features: np.ndarray,
     targets: Sequence[Target],
     config: ProbeConfig,
@@ -86,11 +145,15 @@ def fit_grid(
                     rows += _scored_rows(
                         good_names, label, solver, config, fits[label.target.name], counts, test_covariates
                     )
-    table = pl.DataFrame(rows, schema={c: s.dtype for c, s in TABLES["probes"].columns.items() if c not in _PLACE})
-    return check_table(table.with_columns(tap=pl.lit(tap), layer=pl.lit(layer, pl.Int32)), "probes")
+    return _table(rows, tap, layer)
 
 
 _PLACE = ("tap", "layer")
+
+
+def _table(rows: list[dict[str, Any]], tap: str, layer: int) -> pl.DataFrame:
+    table = pl.DataFrame(rows, schema={c: s.dtype for c, s in TABLES["probes"].columns.items() if c not in _PLACE})
+    return check_table(table.with_columns(tap=pl.lit(tap), layer=pl.lit(layer, pl.Int32)), "probes")
 
 
 def _work(config: ProbeConfig, labels: list[Labels]) -> list[tuple[str, list[Labels]]]:

@@ -82,7 +82,7 @@ def groups(positions: list[str]) -> dict[str, list[str]]:
     means: tuple[str, ...] = ("vision_mean", "text_mean", "last")
     names_of = {kind: [kind] for kind in means if kind in positions}
     for kind in ("vision", "text"):
-        single = [p for p in positions if p.startswith(f"{kind}_") and p != f"{kind}_mean"]
+        single = [p for p in positions if p.startswith(f"{kind}_") and p.rsplit("_", 1)[1].isdigit()]
         if single:
             spread = np.linspace(0, len(single) - 1, min(SINGLE_TOKENS, len(single))).round().astype(int)
             names_of[f"{kind}_single"] = [single[i] for i in np.unique(spread)]

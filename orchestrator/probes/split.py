@@ -31,6 +31,15 @@ class Split:
     def n_folds(self) -> int:
         return int(self.fold.max()) + 1
 
+    def among(self, rows: np.ndarray) -> Split | None:
+        """The same split of the images `rows` (sorted) alone, renumbered; None where a side has fewer than two."""
+        kept = np.isin(self.train, rows)
+        train, test = (np.searchsorted(rows, side[np.isin(side, rows)]) for side in (self.train, self.test))
+        if len(train) < 2 or len(test) < 2:
+            return None
+        folds = np.unique(self.fold[kept], return_inverse=True)[1]
+        return Split(train, test, folds, self.n_duplicates)
+
 
 def content_keys(rows: np.ndarray) -> list[str]:
     """A key per row of (n, ...) `rows` that two rows share only when they hold the same values (SHA-256 of bytes).

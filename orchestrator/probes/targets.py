@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -49,6 +49,15 @@ def make_target(name: str, kind: str, column: np.ndarray | pl.Series | Sequence,
         raise DataError(f"attribute {name}: unknown kind {kind!r}.{did_you_mean(kind, KIND_TO_TASK)}")
     series = column if isinstance(column, pl.Series) else pl.Series(name, column, strict=False)
     return _numbers(name, series) if KIND_TO_TASK[kind] == "regression" else _classes(name, series, min_class_count)
+
+
+def subset_of(target: Target, rows: np.ndarray) -> Target:
+    """Labels of some of the images."""
+    values, valid = target.values[rows], target.valid[rows]
+    reason = target.reason
+    if reason is None and len(np.unique(values[valid])) < 2:
+        reason = "the images that have this position hold one value"
+    return replace(target, values=values, valid=valid, reason=reason)
 
 
 def _numbers(name: str, series: pl.Series) -> Target:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import polars as pl
 
-POSITION_KINDS = ("vision_mean", "vision_single", "text_mean", "text_single", "last", "before")
+POSITION_KINDS = (
+    "vision_mean",
+    "vision_single",
+    "vision_object",
+    "vision_background",
+    "text_mean",
+    "text_single",
+    "last",
+    "before",
+)
 POSITION_NAMES = {
     "vision_mean": "mean of vision tokens",
     "vision_single": "one vision token (mean over places)",
+    "vision_object": "vision tokens that show an object",
+    "vision_background": "vision tokens that show none",
     "text_mean": "mean of text tokens",
     "text_single": "one text token (mean over places)",
     "last": "last token",

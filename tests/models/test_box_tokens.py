@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from orchestrator.errors import ModelError
-from orchestrator.models.box_tokens import box_tokens, tile_windows
+from orchestrator.models.box_tokens import box_tokens, object_and_background, tile_windows
 from orchestrator.models.fitting import fit_picture
 from tests.models.processors import processed_adapter
 
@@ -91,3 +91,21 @@ def test_tiles_of_an_unknown_order_are_refused() -> None:
     model = SimpleNamespace(family="gemma3", fit="pad", processor=None)
     with pytest.raises(ModelError, match="not known where its 2 tiles lie"):
         tile_windows(model, np.array([[0, 0, 0], [0, 0, 1]]), (10, 10))
+
+
+def test_padding_and_class_tokens_show_neither_object_nor_background() -> None:
+    """Of a picture four times as wide as high, padded to a square, only the middle rows of a grid show anything."""
+    images = SimpleNamespace(do_center_crop=True, crop_size={"height": 32, "width": 32}, image_mean=(0.0, 0.0, 0.0))
+    model = SimpleNamespace(family="llava", fit="pad", processor=SimpleNamespace(image_processor=images))
+    rows, cols = np.divmod(np.arange(64), 8)
+    grid = torch.from_numpy(np.stack([rows, cols, np.zeros(64, int)], 1))
+    objects, background = object_and_background(model, grid, torch.tensor([[0.0, 0.0, 0.25, 1.0]]), (32, 128))
+    middle = (grid[:, 0] == 3) | (grid[:, 0] == 4)
+    assert torch.equal(objects, middle & (grid[:, 1] < 2))
+    assert torch.equal(background, middle & (grid[:, 1] >= 2))
+    objects, background = object_and_background(model, grid, torch.zeros(0, 4), (32, 128))
+    assert not objects.any()
+    assert torch.equal(background, middle)
+    across = adapter("mllama")
+    grid = across.vision_grid(across.prepare(np.zeros((32, 32, 3), np.uint8), "a?"))[0]
+    assert not object_and_background(across, grid, torch.tensor([[0.0, 0.0, 0.5, 1.0]]), (32, 32))[:, 0].any()

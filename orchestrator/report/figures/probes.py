@@ -22,12 +22,15 @@ from orchestrator.report.style import CONTROL_COLOUR, GROUP_COLOURS, SEQUENTIAL,
 CURVES = {
     "vision_mean": (GROUP_COLOURS["vision"], "-", "o"),
     "vision_single": (GROUP_COLOURS["vision"], "--", "s"),
+    "vision_object": (GROUP_COLOURS["vision"], ":", "D"),
+    "vision_background": (GROUP_COLOURS["vision"], "-.", "v"),
     "text_mean": (GROUP_COLOURS["text"], "-", "o"),
     "text_single": (GROUP_COLOURS["text"], "--", "s"),
     "last": (GROUP_COLOURS["text"], ":", "^"),
     "before": (CONTROL_COLOUR, "--", "v"),
 }
-"""Colour of the token group; full line for a mean, dashed for single tokens, dotted for the last token; grey for
+"""Colour of the token group; full line for a mean, dashed for single tokens, dotted for the last token or those that
+show an object, dash-dotted for those that show background; grey for
 the token that cannot know the image."""
 
 

@@ -252,9 +252,10 @@ function correlationSection() {
   return s;
 }
 
-const POSITIONS = ["vision_mean", "vision_single", "text_mean", "text_single", "last", "before"];
+const POSITIONS = ["vision_mean", "vision_single", "vision_object", "vision_background", "text_mean", "text_single", "last", "before"];
 const ENCODER = "vision encoder (mean, last block)";
-const POSITION_LOOK = { vision_mean: ["vision", "", false], vision_single: ["vision", "5 3", true], text_mean: ["text", "", false],
+const POSITION_LOOK = { vision_mean: ["vision", "", false], vision_single: ["vision", "5 3", true], vision_object: ["vision", "2 2", false],
+  vision_background: ["vision", "8 3 2 3", true], text_mean: ["text", "", false],
   text_single: ["text", "5 3", true], last: ["text", "2 3", true], before: ["text", "1 4", true] };
 
 function probeRows(p, solver) {

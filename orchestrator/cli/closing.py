@@ -148,15 +148,18 @@ def print_outcome(study: Study, report: str | None = None) -> None:
             # The tap fits an 80-column terminal only where it says something.
             taps = {row["tap"] for row in rows} - {"decoder"}
             shown = ("attribute", "metric", *(["tap"] if taps else []), "layer", "rho", "ci_low", "ci_high", "n")
-            title = f"Strongest correlations with what is in the image ({view.label})"
-            print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
             tried = view.stage.scan("correlations").select(pl.len()).collect().item()
+            title = f"Strongest of {tried} correlations with what is in the image ({view.label})"
+            print_rows(title, [{k: row[k] for k in shown} for row in rows], console)
             console.print(f"The largest of {tried} correlations: each interval holds for its row, not for the choice.")
         else:
             console.print(f"No significant correlation of compression with what is in the image ({view.label}).")
     for view in finished(study, "probe"):
         if rows := probe_rows(view):
-            title = f"Best held-out score of a probe, R² or accuracy of classes ({view.label})"
+            layers = (
+                view.stage.scan("probes").filter(pl.col("tap") != "pixels").select("layer").unique().collect().height
+            )
+            title = f"Best of {layers} layers: held-out score of a probe, R² or accuracy of classes ({view.label})"
             print_rows(title, rows, console)
         for reason, n in view.stage.summary().get("skipped", {}).items():
             console.print(f"{n} probes not fitted ({view.label}): {reason}")

@@ -42,7 +42,9 @@ def print_overview(found: Overview) -> None:
         shown = ("attribute", "kind", "n_missing", "range")
         print_rows("Attributes", [{k: asdict(one)[k] for k in shown} for one in found.attributes], console)
     if found.correlations:
-        print_rows("Strongest correlations of attributes (Spearman)", found.correlations, console)
+        print_rows(
+            f"Strongest of {found.n_correlations} correlations of attributes (Spearman)", found.correlations, console
+        )
 
 
 def data_command(file: str, overrides: list[str], layout: str, page: str | None) -> Overview:

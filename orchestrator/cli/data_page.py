@@ -65,7 +65,7 @@ def write_page(source: Source, found: Overview, path: str) -> str:
         f'<div class="pictures">{"".join(_figure(source, index) for index in indices)}</div>'
         + _table("Families", found.families)
         + _table("Attributes", attributes)
-        + _table("Strongest correlations of attributes (Spearman)", found.correlations)
+        + _table(f"Strongest of {found.n_correlations} correlations of attributes (Spearman)", found.correlations)
         + _table("Images that cannot be loaded", [{"fault": fault} for fault in found.faults[:MAX_FAULTS]])
     )
     try:

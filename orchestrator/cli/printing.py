@@ -130,7 +130,8 @@ def _design(design: PlannedDesign) -> Iterator[str]:
     yield escape(f"designed scenes, {summary.n_possible} of {summary.n_cells} cells: {factors}")
     if design.among_factors:
         top = design.among_factors[0]
-        yield f"largest rank correlation of two factors, {design.n_images} scenes: {top.rho:+.3f} ({_names(top)})"
+        pairs = f"largest of {len(design.among_factors)} rank correlations of factors, {design.n_images} scenes"
+        yield f"{pairs}: {top.rho:+.3f} ({_names(top)})"
     shown: dict[str, str] = {}
     for pair in design.derived:
         name, factor = (pair.first, pair.second) if pair.first_role == "derived" else (pair.second, pair.first)

@@ -19,8 +19,7 @@ share an image or group, one of each `cluster` is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -29,6 +28,7 @@ from scipy import stats
 from scipy.special import gammaln
 
 from orchestrator.config import CorrelateConfig
+from orchestrator.correlate.columns import KEYS, Columns, blocks, matrix, patterns, take, wide
 from orchestrator.data.clusters import CLUSTER, independent_rows
 from orchestrator.errors import DataError, did_you_mean
 from orchestrator.stats import ranks
@@ -38,24 +38,13 @@ from orchestrator.stats.multiplicity import benjamini_hochberg
 from orchestrator.stats.resample import percentile_interval, resample_weights
 from orchestrator.stats.shape import monotonicity
 
-KEYS = ("tap", "layer", "group")
 SHAPE = ("shape_p", "turning_point", "rho_below", "rho_above")
-ERROR = "_estimate_se"
-"""End of the names of columns that hold an estimate's standard error: no metric to relate."""
 MIN_IMAGES = 5
 """Fewer images with both values give a null: an interval would be noise."""
 _CHUNK = 2**22
 """Resampled ranks held at once (32-bit): bounds memory at some tens of MB."""
 _COLUMNS = 64
 """Columns of metrics whose resampled ranks are held at once."""
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Values (n, C) with a name each."""
-
-    names: list[tuple[str, ...]]
-    values: NDArray
 
 
 def correlate(
@@ -82,25 +71,25 @@ def correlate(
         if name not in kinds or name not in images.columns:
             raise DataError(f"correlate.attributes: images have no attribute {name!r}.{did_you_mean(name, kinds)}")
     images = independent_rows(images).sort("image_id")
-    metrics = _wide(layer_metrics, images["image_id"])
+    metrics = wide(layer_metrics, images["image_id"])
     fixed = _fixed(images, kinds, config.hold_fixed)
     ordered = [name for name in chosen if kinds[name] != "categorical"]
-    attributes = _Columns([(a,) for a in ordered], _matrix(images, ordered))
+    attributes = Columns([(a,) for a in ordered], matrix(images, ordered))
     tables = [
         frame
-        for rows, columns, kept in _blocks(metrics, attributes)
-        for frame in _ranked(_take(metrics, rows, columns), _take(attributes, rows, kept), fixed, rows, config)
+        for rows, columns, kept in blocks(metrics, attributes)
+        for frame in _ranked(take(metrics, rows, columns), take(attributes, rows, kept), fixed, rows, config)
     ]
     for name in chosen:
         if kinds[name] == "categorical":
             known = images[name].is_not_null().to_numpy()
-            for rows, columns in _patterns(metrics.values[known]):
-                block = _take(metrics, np.flatnonzero(known)[rows], columns)
+            for rows, columns in patterns(metrics.values[known]):
+                block = take(metrics, np.flatnonzero(known)[rows], columns)
                 tables.append(_categorical(block, name, images[name].filter(known).gather(rows), config))
     return _with_q(pl.concat(tables)).sort(*KEYS, "metric", "attribute", "statistic")
 
 
-def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str]) -> _Columns | None:
+def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str]) -> Columns | None:
     """The attributes held fixed that the source has; None where it has none of them."""
     known = [name for name in names if name in kinds and name in images.columns]
     for name in known:
@@ -108,52 +97,11 @@ def _fixed(images: pl.DataFrame, kinds: Mapping[str, str], names: Sequence[str])
             raise DataError(
                 f"correlate.hold_fixed: {name!r} is categorical; expected a count or a continuous attribute"
             )
-    return _Columns([(name,) for name in known], _matrix(images, known)) if known else None
-
-
-def _wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> _Columns:
-    """One row an image and one column a (tap, layer, group, metric), NaN where there is no value."""
-    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens") and not c.endswith(ERROR)]
-    names: list[tuple[str, ...]] = []
-    parts = []
-    for key, frame in layer_metrics.sort(KEYS).group_by(KEYS, maintain_order=True):
-        joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")
-        parts.append(_matrix(joined, metrics))
-        names += [(*(str(k) for k in key), metric) for metric in metrics]
-    if not parts:
-        raise DataError("table layer_metrics has no rows to correlate")
-    return _Columns(names, np.concatenate(parts, axis=1))
-
-
-def _matrix(frame: pl.DataFrame, columns: Sequence[str]) -> NDArray:
-    values = [frame[c].cast(pl.Float64).fill_null(float("nan")).to_numpy() for c in columns]
-    matrix = np.stack(values, axis=1) if values else np.empty((frame.height, 0))
-    return np.where(np.isfinite(matrix), matrix, np.nan)
-
-
-def _patterns(values: NDArray) -> Iterator[tuple[NDArray, NDArray]]:
-    """(rows, columns) of equal missingness: columns that have values in exactly the same rows."""
-    present = np.isfinite(values)
-    if not values.shape[1]:
-        return
-    patterns, which = np.unique(present, axis=1, return_inverse=True)
-    for k in range(patterns.shape[1]):
-        yield np.flatnonzero(patterns[:, k]), np.flatnonzero(which.ravel() == k)
-
-
-def _blocks(x: _Columns, y: _Columns) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    """Rows that both have values in, columns of x, columns of y."""
-    for rows_y, columns_y in _patterns(y.values):
-        for rows, columns in _patterns(x.values[rows_y]):
-            yield rows_y[rows], columns, columns_y
-
-
-def _take(columns: _Columns, rows: NDArray, which: NDArray) -> _Columns:
-    return _Columns([columns.names[i] for i in which], columns.values[np.ix_(rows, which)])
+    return Columns([(name,) for name in known], matrix(images, known)) if known else None
 
 
 def _ranked(
-    x: _Columns, y: _Columns, fixed: _Columns | None, rows: NDArray, config: CorrelateConfig
+    x: Columns, y: Columns, fixed: Columns | None, rows: NDArray, config: CorrelateConfig
 ) -> list[pl.DataFrame]:
     """Rows `spearman` of each column of x with each of y; `conditional_spearman` where all of `fixed` is known too."""
     frames = [_spearman(x, y, config)]
@@ -164,12 +112,12 @@ def _ranked(
     covariates = fixed.values[rows]
     known = np.flatnonzero(np.isfinite(covariates).all(axis=1))
     if others:
-        some_x, some_y = _take(x, known, np.arange(len(x.names))), _take(y, known, np.array(others))
+        some_x, some_y = take(x, known, np.arange(len(x.names))), take(y, known, np.array(others))
         frames.append(_conditional(some_x, some_y, covariates[known], held, config))
     return frames
 
 
-def _spearman(x: _Columns, y: _Columns, config: CorrelateConfig) -> pl.DataFrame:
+def _spearman(x: Columns, y: Columns, config: CorrelateConfig) -> pl.DataFrame:
     n = len(x.values)
     if n < MIN_IMAGES:
         return _frame(x, y, "spearman", n, reason=np.full((len(x.names), len(y.names)), f"only {n} images have both"))
@@ -186,7 +134,7 @@ def _spearman(x: _Columns, y: _Columns, config: CorrelateConfig) -> pl.DataFrame
 
 
 def _conditional(
-    x: _Columns, y: _Columns, covariates: NDArray, held: Sequence[str], config: CorrelateConfig
+    x: Columns, y: Columns, covariates: NDArray, held: Sequence[str], config: CorrelateConfig
 ) -> pl.DataFrame:
     n, name = len(x.values), "conditional_spearman"
     if n < MIN_CONDITIONAL:
@@ -198,7 +146,7 @@ def _conditional(
     return _frame(x, y, name, n, found.rho, found.p, (found.low, found.high), reason)
 
 
-def _statistics(x: _Columns, y: _Columns, config: CorrelateConfig) -> tuple[NDArray, tuple[NDArray, NDArray] | None]:
+def _statistics(x: Columns, y: Columns, config: CorrelateConfig) -> tuple[NDArray, tuple[NDArray, NDArray] | None]:
     """Spearman's rho (C, A) and its bootstrap interval ((C, A), (C, A)), None without resamples."""
     n, n_columns, n_resamples = len(x.values), len(x.names), config.n_bootstrap
     left, right = ranks.Ordered.of(x.values), ranks.Ordered.of(y.values)
@@ -221,7 +169,7 @@ def _statistics(x: _Columns, y: _Columns, config: CorrelateConfig) -> tuple[NDAr
     return rho, percentile_interval(resampled, config.confidence)
 
 
-def _constant(x: _Columns, y: _Columns) -> NDArray:
+def _constant(x: Columns, y: Columns) -> NDArray:
     """(C, A) reasons: which side is constant, or empty."""
     still = [(np.ptp(side.values, axis=0) == 0) for side in (x, y)]
     reason = np.full((len(x.names), len(y.names)), "", dtype=object)
@@ -230,10 +178,10 @@ def _constant(x: _Columns, y: _Columns) -> NDArray:
     return reason
 
 
-def _categorical(x: _Columns, attribute: str, values: pl.Series, config: CorrelateConfig) -> pl.DataFrame:
+def _categorical(x: Columns, attribute: str, values: pl.Series, config: CorrelateConfig) -> pl.DataFrame:
     """Kruskal-Wallis effect size of a categorical attribute on each column of x."""
     n = len(x.values)
-    y = _Columns([(attribute,)], np.empty((n, 1)))
+    y = Columns([(attribute,)], np.empty((n, 1)))
     codes = values.cast(pl.String).rank("dense").to_numpy().astype(np.int64) - 1
     n_categories = int(codes.max(initial=-1)) + 1
     if n < MIN_IMAGES or n_categories < 2 or n_categories == n:
@@ -259,8 +207,8 @@ def _categorical(x: _Columns, attribute: str, values: pl.Series, config: Correla
 
 
 def _frame(
-    x: _Columns,
-    y: _Columns,
+    x: Columns,
+    y: Columns,
     statistic: str,
     n: int,
     rho: NDArray | None = None,

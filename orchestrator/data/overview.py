@@ -36,7 +36,8 @@ class Overview:
     """Reasons of images that could not be loaded."""
     attributes: list[AttributeSummary]
     correlations: list[dict[str, Any]]
-    """Spearman's rho of pairs of numeric attributes over the examined rows."""
+    """Spearman's rho of pairs of numeric attributes over the examined rows, the strongest of `n_correlations`."""
+    n_correlations: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,6 +59,7 @@ def survey(source: Source) -> Overview:
             key: [int(values.min()), float(np.median(values)), int(values.max())]
             for key, values in (("width", width), ("height", height))
         }
+    pairs = _correlations(source)
     return Overview(
         source.name,
         len(source),
@@ -67,7 +69,8 @@ def survey(source: Source) -> Overview:
         len(opened),
         faults,
         summarise_attributes(source),
-        _correlations(source),
+        pairs[:MAX_PAIRS],
+        len(pairs),
     )
 
 
@@ -100,4 +103,4 @@ def _correlations(source: Source) -> list[dict[str, Any]]:
     names = [name for name, kind in source.attribute_kinds.items() if kind != "categorical"]
     rows = [source.attributes(index) for index in _spread(len(source), MAX_LOOKED_AT)]
     pairs = associations({name: [row.get(name) for row in rows] for name in names}, roles_of(source))
-    return [{"first": p.first, "second": p.second, "rho": p.rho, "n": p.n} for p in pairs[:MAX_PAIRS]]
+    return [{"first": p.first, "second": p.second, "rho": p.rho, "n": p.n} for p in pairs]

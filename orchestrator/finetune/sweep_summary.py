@@ -31,6 +31,7 @@ SMALLEST = {"accuracy": 0.05, "drift": 0.05, "alignment": 0.05, "cka": 0.05}
 SMALLEST_RELATIVE = 0.05
 """For other outcomes: this share of the mean at the smallest ratio (for a change: of the metric itself)."""
 _KINDS = ("accuracy", "drift", "delta", "alignment", "cka", "count_error", "point_distance")
+"""Kinds of outcome; of what is measured on the held-out questions' own images (`asked/TIER/...`) the changes."""
 _ENDS = ("_low", "_high")
 
 
@@ -106,7 +107,7 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
     """
     every = [
         c for c in trials.columns
-        if c.split("/")[0] in _KINDS and not c.endswith(_ENDS) and trials[c].dtype.is_numeric()
+        if kind_of(c) in _KINDS and not c.endswith(_ENDS) and trials[c].dtype.is_numeric()
     ]  # fmt: skip
     named = [c for c in primary if c in every]
     confidence = familywise_confidence(len(named))
@@ -149,12 +150,18 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
     return table.with_columns(q=pl.Series(q).fill_nan(None), n_explored=pl.lit(int(explored.sum())))
 
 
+def kind_of(column: str) -> str:
+    """`delta` of `delta/vision/gini/early` and of `asked/high/delta/vision/gini/early`."""
+    parts = column.split("/")
+    return parts[2] if parts[0] == "asked" and len(parts) > 2 else parts[0]
+
+
 def smallest_effect(trials: pl.DataFrame, column: str, by_ratio: Seeds) -> float:
     """Smallest effect of interest in the outcome's unit (`SMALLEST`, else relative); 0 if there is no scale."""
-    kind = column.split("/")[0]
+    kind = kind_of(column)
     if kind in SMALLEST:
         return SMALLEST[kind]
-    value = "compression/" + column.split("/", 1)[1]
+    value = column.replace("delta/", "compression/", 1)
     scale = outcome_by_seed(trials, value) if kind == "delta" and value in trials.columns else by_ratio
     return SMALLEST_RELATIVE * abs(float(np.mean(list(scale[min(scale)].values())))) if scale else 0.0
 

@@ -56,7 +56,7 @@ def design(point: PointResults) -> Iterator[Statement]:
     listed = "; ".join(f"{name_of(r['first'])} with {name_of(r['second'])} {number(r['rho'])}" for r in top)
     yield Statement(
         f"The images' attributes go together by up to {number(_rho(ordered))}: an effect of one may be another's.",
-        f"rank correlations over {ordered['n'][0]} images: {listed}",
+        f"the largest of {ordered.height} rank correlations, {ordered['n'][0]} images: {listed}",
         topic="data",
     )
 

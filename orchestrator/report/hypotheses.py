@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from orchestrator.correlate.findings import SMALLEST_RHO, SMALLEST_SHARE_OF_RANGE
+from orchestrator.correlate.findings import SMALLEST_RHO
+from orchestrator.correlate.paper_claims import SMALLEST_SHARE_OF_RANGE
 from orchestrator.report.hypothesis_rules import (
     SINGLE_SHARE,
     SMALLEST_DRIFT,

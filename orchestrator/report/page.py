@@ -202,7 +202,7 @@ def _first_tables(points: list[PointResults]) -> Iterator[ShownTable]:
             ]
             for r in table.iter_rows(named=True)
         ]
-        yield ShownTable(f"First layer at which text tokens know an attribute: {point.label}", head, rows)
+        yield ShownTable(f"First of {layers} layers at which text tokens know an attribute: {point.label}", head, rows)
 
 
 def _beyond(row: Mapping[str, Any]) -> str:

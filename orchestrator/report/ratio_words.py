@@ -25,6 +25,7 @@ def ratio_statements(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator
     rows = contrast_rows(sweep)
     for row in (r for r in rows.values() if r["primary"] and _is_compression(r["outcome"])):
         yield _contrast(row)
+        yield from _asked(row, rows)
     for tier in ("high", "low"):
         yield from _accuracy(tier, done, trials.height - done.height, sweep, rows)
     for row in (r for r in rows.values() if r["primary"] and not _is_compression(r["outcome"])):
@@ -90,6 +91,21 @@ def _contrast(row: Mapping[str, Any]) -> Statement:
     return Statement(text, _basis(row), row["verdict"] or "", topic="ratio")
 
 
+def _asked(primary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Statement]:
+    """The same change on the held-out questions' own images and prompts, not under the fixed prompt; explored."""
+    found = {tier: rows.get(f"asked/{tier}/{primary['outcome']}") for tier in ("high", "low")}
+    known = {tier: row for tier, row in found.items() if row is not None}
+    if known:
+        said = "; ".join(
+            f"{tier} tier: {change_words({**row, 'outcome': primary['outcome']})}" for tier, row in known.items()
+        )
+        yield Statement(
+            f"On the held-out questions' own images and prompts, {said} (explored).",
+            "; ".join(f"{tier} tier: {_basis(row)}" for tier, row in known.items()),
+            topic="ratio",
+        )
+
+
 def _basis(row: Mapping[str, Any]) -> str:
     """Seeds, smallest effect of interest, and what these seeds would show."""
     said = f"{row['n_seeds']} pairs of seeds, smallest effect of interest {number(row['smallest'], 3)}"
@@ -128,7 +144,7 @@ def _accuracy(
     if tier == "high":
         enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
         if enough is not None:
-            text += f" Ratio {number(enough)} is the smallest with 90 % of the best gain."
+            text += f" Ratio {number(enough)} is the smallest of {effect.height} with 90 % of the best gain."
     ends_of = " and ".join(interval(end["ci_low"], end["ci_high"], percent) for end in (first, last))
     evidence = f"95 % intervals over seeds of the two: {ends_of}; {done.height} trials"
     evidence += f", {failed} failed" if failed else ""

@@ -156,6 +156,7 @@ def _correlate(view: View) -> Summary:
         .group_by(["tap", "attribute", "metric"], maintain_order=True)
     }
     metrics = {f"rho_strongest/{row['attribute']}": row["rho"] for row in best.iter_rows(named=True)}
+    metrics["rho_strongest_of"] = frame.select(pl.len()).collect().item()
     return Summary({}, metrics, curves)
 
 
@@ -172,7 +173,9 @@ def _probe(view: View) -> Summary:
         curves[name] = list(zip(rows["layer"].to_list(), rows["score"].to_list(), strict=True))
     best = summary_positions.filter(pl.col("tap") != "encoder").group_by("attribute").agg(pl.col("score").max())
     pixels = frame.filter(pl.col("tap") == "pixels").group_by("attribute").agg(pl.col("score").max())
-    metrics = {f"probe_best/{a}": s for a, s in best.iter_rows()} | {
+    tried = summary_positions.filter(pl.col("tap") != "encoder").group_by("attribute").len()
+    metrics = {"probe_best_of": float(tried["len"].max() or 0)} if tried.height else {}  # type: ignore[arg-type]
+    metrics |= {f"probe_best/{a}": s for a, s in best.iter_rows()} | {
         f"probe_pixels/{a}": s for a, s in pixels.iter_rows()
     }
     found = view.stage.summary().get("search", {})

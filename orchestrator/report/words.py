@@ -86,7 +86,8 @@ def _probes(point: PointResults) -> Iterator[Statement]:
         said = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
         yield Statement(
             f"A linear probe reads {known.height} of {text.height} attributes from the text tokens.",
-            f"first layer at which the interval clears baseline and shuffled control: {said or 'none'}",
+            f"first of {text['n_layers'].max()} layers at which the interval clears baseline and shuffled control: "
+            f"{said or 'none'}",
             topic="probes",
         )
         yield from _beyond(point.probes, text)
@@ -98,7 +99,8 @@ def _probes(point: PointResults) -> Iterator[Statement]:
     )
     single, mean = (count.filter(pl.col("position_kind") == k) for k in ("vision_single", "vision_mean"))
     if single.height and mean.height:
-        layer = single.group_by("layer").agg(pl.col("score").mean()).sort("score")["layer"][-1]
+        by_layer = single.group_by("layer").agg(pl.col("score").mean()).sort("score")
+        layer = by_layer["layer"][-1]
         there, first = (single.filter(pl.col("layer") == at) for at in (layer, single["layer"].min()))
         whole = mean.filter(pl.col("layer") == layer)
         if whole.height:
@@ -111,7 +113,8 @@ def _probes(point: PointResults) -> Iterator[Statement]:
             yield Statement(
                 f"Single vision tokens at layer {layer} predict the number of objects with R² from "
                 f"{_range(there)}, their mean with {number(row['score'])}.",
-                f"{there.height} places{reached}; mean token {interval(row['ci_low'], row['ci_high'])}, "
+                f"layer of the best mean score of {by_layer.height}; {there.height} places{reached}; "
+                f"mean token {interval(row['ci_low'], row['ci_high'])}, "
                 f"{row['n_test']} held-out images{before}",
                 topic="probes",
             )
@@ -131,7 +134,8 @@ def _beyond(probes: pl.DataFrame, text: pl.DataFrame) -> Iterator[Statement]:
     yield Statement(
         f"Among images alike in {name_of(held)}, text tokens still tell {known.height} of {judged.height} numeric "
         "attributes apart.",
-        f"rank correlation of held-out predictions with the truth, at the layer of the best score: {listed}",
+        "rank correlation of held-out predictions with the truth, at the layer of the best score of "
+        f"{text['n_layers'].max()}: {listed}",
         topic="probes",
     )
 
@@ -163,6 +167,7 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         yield Statement(
             f"Under random deletion of visual tokens {question} {words}: {percent(full['accuracy'])} with all tokens, "
             f"{percent(half['accuracy'])} with {percent(half['deleted_share'])} deleted.",
+            f"of {len(told)} kinds of question with something to lose; "
             f"{interval(half['ci_low'], half['ci_high'], percent)}, n = {half['n']}; its interval reaches the full "
             f"accuracy up to {percent(kept)} deleted",
             topic="deletion",
@@ -193,6 +198,7 @@ def _knockout(point: PointResults) -> Iterator[Statement]:
     yield Statement(
         f"Text reads vision most in layers {worst['first_layer']} to {worst['last_layer']}: blocking its attention "
         f"there costs {number(100 * worst['loss'], 0)} points of accuracy on average.",
+        f"the largest loss of {loss.height} windows of layers; "
         f"least: layers {mildest['first_layer']} to {mildest['last_layer']}, "
         f"{number(100 * mildest['loss'], 0)} points; mean over families and tiers, {worst['n']} questions",
         topic="knock-out",

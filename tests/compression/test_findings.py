@@ -7,7 +7,8 @@ import pytest
 from orchestrator.config import CorrelateConfig
 from orchestrator.correlate.consensus import compression_scores, main_tap
 from orchestrator.correlate.correlation import correlate
-from orchestrator.correlate.findings import Finding, find
+from orchestrator.correlate.finding import Finding
+from orchestrator.correlate.findings import find
 from orchestrator.stats import ranks
 
 KINDS = {"n_objects": "count", "n_categories": "count", "area_spread": "continuous", "coverage": "continuous"}

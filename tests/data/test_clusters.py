@@ -53,6 +53,23 @@ def test_asking_ten_questions_about_each_image_makes_no_correlation_surer() -> N
     assert all("cluster" not in (one.attribute or "") for one in found)
 
 
+def test_rows_of_one_image_do_not_make_noise_significant() -> None:
+    """40 images asked ten times, 120 metrics of noise: with rows taken for images two in three would be significant."""
+    rng = np.random.default_rng(1)
+    images, metrics = captured(40, 10)
+    image = np.repeat(np.arange(40), 10)
+    noise = {f"m{k}": rng.normal(size=40)[image] + 0.1 * rng.normal(size=400) for k in range(120)}
+    found = correlate(
+        images, metrics.with_columns(**noise), {"x": "continuous"}, CorrelateConfig(n_bootstrap=200)
+    ).filter((pl.col("metric") != "gini") & (pl.col("statistic") == "spearman"))
+    assert found.height == 120
+    assert (found["p"] < 0.05).mean() < 0.11
+    assert ((found["ci_low"] < 0) & (found["ci_high"] > 0)).mean() > 0.88
+    rows = images.drop("cluster").with_columns(image_id=pl.col("image_id"))
+    wrong = correlate(rows, metrics.with_columns(**noise), {"x": "continuous"}, CorrelateConfig(n_bootstrap=0))
+    assert (wrong.filter(pl.col("metric") != "gini")["p"] < 0.05).mean() > 0.4
+
+
 def test_the_row_of_a_cluster_depends_on_its_ids_alone() -> None:
     images, _ = captured(12, 5)
     kept = independent_rows(images)

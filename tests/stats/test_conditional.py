@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from orchestrator.stats.conditional import Curves, conditional_association, neighbours
+from orchestrator.stats.blocks import neighbours
+from orchestrator.stats.conditional import conditional_association
+from orchestrator.stats.curves import _PENALTIES, Curves, _penalty
 
 
 def curves_of(count: np.ndarray) -> dict[str, np.ndarray]:
@@ -87,8 +89,6 @@ def test_residuals_are_leave_one_out() -> None:
     k = len(curves.smoothers) - 1
     basis, _ = curves.smoothers[k]
     column = rng.standard_normal((50, 1))
-    from orchestrator.stats.conditional import _PENALTIES, _penalty
-
     others = np.arange(50) != 17
     part = basis[others]
     weights = np.linalg.solve(part.T @ part + _PENALTIES[-1] * _penalty(basis), part.T @ column[others])

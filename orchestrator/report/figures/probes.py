@@ -133,7 +133,7 @@ def probe_places_figure(
         axes.set_facecolor(MISSING)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(f"{name_of(attribute)}\nlayer {layer}", fontsize=8)
+        axes.set_title(f"{name_of(attribute)}\nlayer {layer}, best of {means.height}", fontsize=8)
     bar = figure.colorbar(image, ax=panels, shrink=0.7, aspect=30, pad=0.01)
     bar.set_label("skill of one token's probe")
     head(figure, f"What single vision tokens know, by place on the image · {title}{_where(tap)} · grey: not probed")

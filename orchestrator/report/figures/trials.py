@@ -171,7 +171,8 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
         group = column.split("/")[1] if column.count("/") == 3 else "vision"
         _ratio_curve(axes, done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
-        how = "primary outcome" if column == named and "primary" in chosen else "chosen by the outcome"
+        of = len(compression_columns(done))
+        how = "primary outcome" if column == named and "primary" in chosen else f"chosen of {of} by the outcome"
         axes.set_title(f"{column_words(column).replace(', ', ',' + chr(10), 1)} ({how})", fontsize=8)
         axes.set_ylabel(_turned(axes, column, "up"))
     for axes in panels:

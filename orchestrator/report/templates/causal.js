@@ -29,7 +29,7 @@ function tokenSheet(p, m, what, scale, opacity) {
   const figures = m.layers.map((layer, i) => {
     const high = scale === "sheet" ? sheetHigh : highest(slices[i]);
     const top = slices[i].reduce((best, v, k) => (v > (slices[i][best] ?? -1) ? k : best), 0);
-    const words = `Layer ${layer}: highest ${formatNumber(slices[i][top])} at row ${Math.floor(top / columns)}, column ${top % columns}`;
+    const words = `Layer ${layer}: highest of ${slices[i].filter(known).length} tokens ${formatNumber(slices[i][top])} at row ${Math.floor(top / columns)}, column ${top % columns}`;
     const root = svg("svg", { viewBox: `0 0 ${columns} ${rows}`, class: "map", preserveAspectRatio: "none", role: "img", "aria-label": words });
     root.style.aspectRatio = `${m.width} / ${m.height}`;
     if (opacity < 1) root.append(svg("image", { href: m.image, width: columns, height: rows, preserveAspectRatio: "none" }));

@@ -52,7 +52,7 @@ def test_a_rule_is_shown_not_to_lose_more_than_the_margin_or_keeps_all_tokens() 
 
 
 def test_a_true_loss_beyond_the_margin_is_seldom_chosen() -> None:
-    """At a true loss of the margin itself a setting passes in 2.5 %; by the mean alone half of them would."""
+    """At a true loss of the margin itself a setting passes in 2.5 %; by the mean alone two of three would."""
     chosen = []
     for seed in range(60):
         rng = np.random.default_rng(seed)

@@ -54,7 +54,7 @@ def test_asking_ten_questions_about_each_image_makes_no_correlation_surer() -> N
 
 
 def test_rows_of_one_image_do_not_make_noise_significant() -> None:
-    """40 images asked ten times, 120 metrics of noise: with rows taken for images two in three would be significant."""
+    """40 images asked ten times, 120 metrics of noise: with rows taken for images half would be significant."""
     rng = np.random.default_rng(1)
     images, metrics = captured(40, 10)
     image = np.repeat(np.arange(40), 10)

@@ -42,7 +42,7 @@ def fit_grid(
 
     Positions that not every image has (`SOME_IMAGES`) are fitted on the images that have them.
     """
-    names = {"tap": tap, "layer": layer, "device": device}
+    names: dict[str, Any] = {"tap": tap, "layer": layer, "device": device}
     parts: list[pl.DataFrame] = []
     whole = list(range(len(positions)))
     for k in [k for k, position in enumerate(positions) if position in SOME_IMAGES and features.ndim == 3]:

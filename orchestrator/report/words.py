@@ -86,7 +86,7 @@ def _probes(point: PointResults) -> Iterator[Statement]:
         said = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
         yield Statement(
             f"A linear probe reads {known.height} of {text.height} attributes from the text tokens.",
-            f"first of {text['n_layers'].max()} layers at which the interval clears baseline and shuffled control: "
+            f"first of {max(text['n_layers'].to_list(), default=0)} layers at which the interval clears baseline and shuffled control: "
             f"{said or 'none'}",
             topic="probes",
         )
@@ -135,7 +135,7 @@ def _beyond(probes: pl.DataFrame, text: pl.DataFrame) -> Iterator[Statement]:
         f"Among images alike in {name_of(held)}, text tokens still tell {known.height} of {judged.height} numeric "
         "attributes apart.",
         "rank correlation of held-out predictions with the truth, at the layer of the best score of "
-        f"{text['n_layers'].max()}: {listed}",
+        f"{max(text['n_layers'].to_list(), default=0)}: {listed}",
         topic="probes",
     )
 

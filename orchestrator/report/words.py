@@ -86,7 +86,8 @@ def _probes(point: PointResults) -> Iterator[Statement]:
         said = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
         yield Statement(
             f"A linear probe reads {known.height} of {text.height} attributes from the text tokens.",
-            f"first of {max(text['n_layers'].to_list(), default=0)} layers at which the interval clears baseline and shuffled control: "
+            f"first of {max(text['n_layers'].to_list(), default=0)} layers at which the interval clears baseline and "
+            "shuffled control: "
             f"{said or 'none'}",
             topic="probes",
         )

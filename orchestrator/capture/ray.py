@@ -177,8 +177,9 @@ def _our_errors(job: Job) -> Iterator[None]:
     except ExecutionTimeoutError as error:
         limit = job.run.how.no_progress_timeout_s
         raise ResourceError(
-            f"capture: no shard moved for {limit:g} s (how.no_progress_timeout_s); a worker hangs, or the cluster has "
-            "no resources for one. Finished shards are kept."
+            f"capture: no shard moved for {limit:g} s (how.no_progress_timeout_s); a worker hangs, the cluster has no "
+            "resources for one, or other work holds its cores (workers have low priority unless RAY_worker_niceness=0)."
+            " Finished shards are kept."
         ) from error
     except RayError as error:
         text = " ".join(str(error).split())

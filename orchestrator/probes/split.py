@@ -50,6 +50,22 @@ def content_keys(rows: np.ndarray) -> list[str]:
     return [hashlib.sha256(row.tobytes()).hexdigest() for row in flat]
 
 
+def check_enough(n: int, test_fraction: float, n_folds: int) -> int:
+    """How many of n different images are held out.
+
+    Raises:
+        DataError: too few to hold some out and fill every fold twice.
+    """
+    n_test = round(test_fraction * n)
+    n_train = n - n_test
+    if n_test < 2 or n_train < 2 * n_folds:
+        raise DataError(
+            f"probes: {n} different images give {n_train} for training and {n_test} held out; "
+            f"expected at least {2 * n_folds} and 2 (n_folds {n_folds}, test_fraction {test_fraction})"
+        )
+    return n_test
+
+
 def make_split(groups: Sequence[Hashable], test_fraction: float, n_folds: int, seed: int) -> Split:
     """Split n images by content key: of several copies only the first is used.
 
@@ -60,17 +76,11 @@ def make_split(groups: Sequence[Hashable], test_fraction: float, n_folds: int, s
     for index, key in enumerate(groups):
         first.setdefault(key, index)
     unique = np.fromiter(first.values(), dtype=np.int64)
-    n_test = round(test_fraction * len(unique))
-    n_train = len(unique) - n_test
-    if n_test < 2 or n_train < 2 * n_folds:
-        raise DataError(
-            f"probes: {len(unique)} different images give {n_train} for training and {n_test} held out; "
-            f"expected at least {2 * n_folds} and 2 (n_folds {n_folds}, test_fraction {test_fraction})"
-        )
+    n_test = check_enough(len(unique), test_fraction, n_folds)
     random = np.random.default_rng([seed, 0x5B117])
     order = random.permutation(len(unique))
     train = np.sort(unique[order[n_test:]])
-    fold = random.permutation(np.arange(n_train) % n_folds)
+    fold = random.permutation(np.arange(len(train)) % n_folds)
     return Split(train, np.sort(unique[order[:n_test]]), fold, n_duplicates=len(groups) - len(unique))
 
 

@@ -15,6 +15,7 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.errors import ConfigError, DataError, ModelError, StorageError, VtsweepError, did_you_mean
 from orchestrator.models.catalogue import resolve
 from orchestrator.models.hub import use_cache_where_unreachable
+from orchestrator.probes.split import check_enough
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import canonical_json
@@ -49,6 +50,8 @@ def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageN
     points = _each(sweep.points, resolver.point)
     for point in points:
         check_names(point.run, stages, list(point.attribute_kinds))
+        if "probe" in stages:
+            check_enough(point.n_images, point.run.probe.test_fraction, point.run.probe.n_folds)
     _each(by_questions(runs), lambda run: check_file_questions(run, stages))
     check_storage(storage, estimate_bytes(points))
     return points

@@ -9,6 +9,8 @@ import pytest
 from orchestrator.config import RunConfig
 from orchestrator.data.presence import check_presence
 from orchestrator.errors import DataError
+from orchestrator.study.preflight import preflight
+from tests.conftest import tiny_study
 
 
 def _check(**data: object) -> None:
@@ -34,3 +36,11 @@ def test_what_is_there_or_elsewhere_passes(tmp_path: Path) -> None:
     _check(source="folder", root="s3://bucket/pictures")
     _check(source="questions", root=str(tmp_path), file="*.jsonl")
     _check(source="scenes")
+
+
+def test_too_few_images_for_probes_are_refused_before_they_are_captured(tmp_path: Path) -> None:
+    sweep = tiny_study(tmp_path, stages=["capture", "probe"])
+    with pytest.raises(DataError, match=r"probes: 12 different images give 8 for training and 4 held out"):
+        preflight(sweep, ["capture", "probe"])
+    preflight(sweep, ["capture"])
+    assert not (tmp_path / "capture").exists()

@@ -53,6 +53,17 @@ def test_a_study_stands_there_with_its_answer_state_report_and_views(storage: St
     assert 'http-equiv="refresh"' in page  # it is not finished
 
 
+def test_a_finished_study_without_a_report_says_how_to_write_one(storage: Storage) -> None:
+    Path(storage.path("studies/mine/report/report.html")).unlink()
+    assert "no report yet" not in landing_page(storage, LINKS)  # it is not finished
+    for stage in Path(storage.uri).glob("c*/*"):
+        stage.rename(stage.with_name("1" * 16))
+    record = storage.read_json("studies/mine/study.json")
+    record["points"] = [{**p, "stages": {"capture": "1" * 16}} for p in record["points"]]
+    storage.write_json("studies/mine/study.json", record)
+    assert f"vtsweep report {storage.uri}/studies/mine" in landing_page(storage, LINKS)
+
+
 def test_a_damaged_record_is_named_and_hides_no_other(storage: Storage) -> None:
     broken = Path(storage.path("studies/broken"))
     broken.mkdir()

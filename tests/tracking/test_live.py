@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.closing import view_links
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.progress import Progress
+from orchestrator.report.summaries import _shown, thinned
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.live_file import LIVE_FILE, Live, LiveWriter, read_live
 from orchestrator.store.stage_folder import Stage
@@ -210,3 +212,33 @@ def test_what_a_worker_writes_is_read_back_and_a_storage_that_refuses_costs_noth
     refused = LiveWriter(Storage(str(tmp_path / "file")))
     refused.step(1, 2.0)
     refused.remove()
+
+
+def test_a_trial_has_few_metrics_and_the_same_thinned_steps_whenever_it_is_looked_at():
+    shown = [
+        "accuracy/high",
+        "accuracy/low/count",
+        "gain/high",
+        "delta/vision/stable_rank_centred/middle",
+        "drift/text/late",
+    ]
+    hidden = ["accuracy/high_low", "accuracy_base/high/count", "delta/vision/gini/late_high", "delta/vision/hoyer/late",
+              "asked/high/delta/vision/gini/late", "train_tokens", "cka/vision/late"]  # fmt: skip
+    assert [_shown(column) for column in shown] == [True] * len(shown)
+    assert [_shown(column) for column in hidden] == [False] * len(hidden)
+    losses = [(step, 1.0 / step) for step in range(1, 1730)]
+    whole = thinned(losses, 1729)
+    assert len(whole) <= 501
+    assert whole[-1] == losses[-1]
+    assert thinned(losses[:800], 1729) == [point for point in whole if point[0] <= 800]
+
+
+def test_links_of_views_name_the_server_or_the_one_that_ui_starts():
+    record = {"mlflow": {"address": "", "experiment": "3", "views": {"Loss by step": "training"}}}
+    (link,) = view_links(Study(Storage("memory://links"), record)).values()
+    assert link.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
+    assert "viewStateShareKey=training" in link
+    record["mlflow"]["address"] = "https://tracking.example.org"
+    (link,) = view_links(Study(Storage("memory://links"), record)).values()
+    assert link.startswith("https://tracking.example.org/#/experiments/3/")
+    assert view_links(Study(Storage("memory://links"), {})) == {}

@@ -13,10 +13,16 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["VTSWEEP_CACHE"] = str(Path(tempfile.gettempdir()) / f"vtsweep-test-cache-{os.getuid()}")
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
 from hypothesis import settings
 
 from orchestrator.config.sweep import Sweep, make_sweep
+
+if TYPE_CHECKING:
+    from tests.faults.s3_server import S3Server
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,6 +44,20 @@ def coco_root() -> Path:
     if not (COCO / "annotations").is_dir():
         pytest.skip("needs a COCO folder beside the checkout (shared/data/coco_mini)")
     return COCO
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    """An S3 server on loopback that this process's environment names."""
+    pytest.importorskip("s3fs")
+    from tests.faults.s3_server import S3Server
+
+    server = S3Server()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment:
+            patch.setenv(name, value)
+        yield server
+    server.stop()
 
 
 def tiny_study(storage: Path, *overrides: str, **sections: object) -> Sweep:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from orchestrator.errors import DamagedError, StorageError
 from orchestrator.store.filesystem import Storage
-from orchestrator.store.stage_folder import Stage, canonical_json, digest, load_stage
+from orchestrator.store.load_stage import load_stage
+from orchestrator.store.stage_folder import Stage, canonical_json, digest
 from orchestrator.study.preflight import check_storage
 
 JSON = st.recursive(

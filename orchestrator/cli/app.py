@@ -24,10 +24,21 @@ def _fail(error: BaseException, code: int, as_json: bool) -> NoReturn:
     raise SystemExit(code)
 
 
+def _out_of_memory(error: BaseException) -> Exception:
+    from orchestrator.errors import ResourceError
+    from orchestrator.store.memory import memory_cap
+
+    cap, reason = memory_cap(), (str(error).strip().splitlines() or ["an array does not fit"])[0]
+    return ResourceError(
+        f"memory ran out: {reason[:200]}. The {cap.of} is {cap.gb:.1f} GB; `vtsweep plan` says what workers need. "
+        "What was finished is kept; lower how.batch_size or use a larger machine, and run the same command again."
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of `vtsweep`, `python -m orchestrator` and the modules in `jobs/`; always exits."""
     from orchestrator import interrupt
-    from orchestrator.errors import VtsweepError
+    from orchestrator.errors import ResourceError, VtsweepError
 
     args = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in args
@@ -46,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             elif hasattr(error, "show") and hasattr(error, "exit_code"):
                 error.show()
                 raise SystemExit(error.exit_code) from None
+            elif isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+                _fail(_out_of_memory(error), ResourceError.exit_code, as_json)
             else:
                 raise
         result = interrupt.exit_code() or result

@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orchestrator.config import ModelConfig
+from orchestrator.config import HowConfig, ModelConfig
 from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.models.examine import Finding, examine
 from orchestrator.models.hub import use_cache_where_unreachable
+from orchestrator.store.memory import free_memory, memory_cap, object_store_gb
 from orchestrator.store.provenance import hardware
+from orchestrator.study.estimate import LIBRARIES_GB, RAY_GB
 
 _EXTRAS = {"s3": "s3fs", "gcs": "gcsfs", "molmo": "einops", "optuna": "optuna"}
 _MIN_FREE_GB = 5.0
@@ -58,6 +60,7 @@ def _machine() -> Iterator[Finding]:
     yield Finding("python", "ok", platform.python_version())
     found = hardware()
     yield Finding("machine", "ok", f"{found['cores']} cores, {found.get('memory_gb', '?')} GB, {found['platform']}")
+    yield _memory()
     yield _attempt("packages", _packages)
     yield _attempt("torch", _torch)
     yield _disk()
@@ -67,6 +70,16 @@ def _machine() -> Iterator[Finding]:
     yield Finding("extras", "ok", f"installed: {', '.join(present) or 'none'}", hint)
     yield _ray_address()
     yield _attempt("reference model", _reference)
+
+
+def _memory() -> Finding:
+    """The memory that a study may take here, and what takes it."""
+    cap, free = memory_cap(), free_memory() / 1e9
+    ray = RAY_GB + object_store_gb(HowConfig(), cap.gb)
+    found = f"{cap.gb:.1f} GB ({cap.of}), {free:.1f} GB free; a process takes {LIBRARIES_GB} GB beside its model"
+    if free < ray + LIBRARIES_GB:
+        return Finding("memory", "warn", f"{found}, Ray {ray:.1f} GB", "set how.backend=local, which needs no Ray")
+    return Finding("memory", "ok", f"{found}, Ray {ray:.1f} GB")
 
 
 def _attempt(check: str, look: Callable[[], str]) -> Finding:

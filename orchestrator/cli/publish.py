@@ -105,7 +105,7 @@ def _contents(study: Study, features: bool, pictures: bool | None) -> Iterator[t
             yield from _features(f"features/{slugify(view.label)}", view.stage)
     for view in study.views("finetune") if "finetune" in study.stages else []:
         for name in view.stage.store.files("adapter") if view.stage.is_done() else []:
-            yield f"adapters/{slugify(view.label)}/{name}", view.stage.store.read(f"adapter/{name}")
+            yield f"adapters/{slugify(view.label)}/{name}", view.stage.read_file(f"adapter/{name}")
     own = all(view.run.data.source == "scenes" for stage in study.stages for view in study.views(stage))
     if pictures or (pictures is None and own):
         for folder in ("", "figures"):

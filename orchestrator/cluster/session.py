@@ -6,17 +6,14 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from orchestrator import interrupt
-from orchestrator.cluster import guard
 from orchestrator.cluster.placement import (
     Node,
     Pool,
@@ -28,6 +25,8 @@ from orchestrator.cluster.placement import (
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.memory import object_store_gb
+from orchestrator.store.scratch import SHARED, guarded_folder
 
 NAMESPACE = "vtsweep"
 _GB = 1_000_000_000
@@ -110,28 +109,30 @@ def _connected(ray: Any, storage: Storage | None, owned: bool) -> Iterator[Clust
 
 @contextmanager
 def _guarded() -> Iterator[str]:
-    """A temporary folder for a local Ray, and a guard process (`guard.py`) that removes it when this process ends.
+    """A temporary folder for a local Ray, which goes with all that runs in it.
 
     Ray itself does not remove its session folder, and its agents run on for a minute after kill -9 of a driver.
     """
     parent = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    try:
-        folder = tempfile.mkdtemp(prefix="vts-", dir=parent)
-    except OSError as error:
-        raise ResourceError(
-            f"RAY_TMPDIR={parent}: expected a writable folder, found: {error.strerror}. Create it or unset the "
-            f"variable."
-        ) from None
-    command = [sys.executable, "-I", "-S", str(Path(guard.__file__)), folder]
-    quiet = subprocess.DEVNULL
-    watch = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet, start_new_session=True)
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(guarded_folder(parent))
+        except OSError as error:
+            raise ResourceError(
+                f"RAY_TMPDIR={parent}: expected a writable folder, found: {error.strerror}. "
+                "Create it or unset the variable."
+            ) from None
+        before = os.environ.get(SHARED)
+        os.environ[SHARED] = folder  # workers inherit it
+        stack.callback(_set_variable, SHARED, before)
         yield folder
-    finally:
-        assert watch.stdin is not None
-        watch.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            watch.wait(guard.PATIENCE + 10)
+
+
+def _set_variable(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value
 
 
 _QUIET: dict[str, Any] = {"namespace": NAMESPACE, "log_to_driver": False, "logging_level": "error"}
@@ -154,7 +155,7 @@ def _start_local(ray: Any, how: HowConfig, folder: str) -> None:
         "num_cpus": int(local_node().cpus),
         "include_dashboard": False,
         "_temp_dir": folder,
-        "object_store_memory": int((how.object_store_gb or default_object_store_gb()) * _GB),
+        "object_store_memory": int(object_store_gb(how) * _GB),
         **_QUIET,
     }
     try:
@@ -207,15 +208,6 @@ def _join(ray: Any, address: str) -> None:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def default_object_store_gb() -> float:
-    """Object store of a local Ray, GB: an eighth of the memory, between 0.2 and 8 GB, at most the shared-memory
-    mount."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GB
-    shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
-    available = shm.f_bavail * shm.f_frsize * 0.8 / _GB if shm else total
-    return max(0.2, min(total / 8, 8.0, available))
 
 
 def resources() -> Cluster:

@@ -9,7 +9,6 @@ import secrets
 import shlex
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from orchestrator.errors import ConfigError, ResourceError
 from orchestrator.scrub import has_secret, scrub
+from orchestrator.store.scratch import temporary_folder
 
 SWEEP_FILE = "sweep.yaml"
 """Name of the uploaded sweep file."""
@@ -73,7 +73,7 @@ def submit(
     check_no_secrets(overrides, sweep.text)
     variables = {**_PASSED, **job_environment(env)}
     client, server = _connect(address)
-    with tempfile.TemporaryDirectory(prefix="vtsweep-job-") as folder:
+    with temporary_folder("job-") as folder:
         pack(Path(folder), Path(file))
         job = {
             "entrypoint": shlex.join(["python", "-m", "orchestrator", command, SWEEP_FILE, *overrides]),

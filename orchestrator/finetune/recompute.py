@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.decoder_config import text_config
+from orchestrator.store.memory import free_memory
 
 SPARE = 0.8
 """Share of free memory that activations may use."""
@@ -81,6 +82,4 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    import psutil
-
-    return int(psutil.virtual_memory().available)
+    return free_memory()

@@ -2,7 +2,8 @@
 
 A step, dropout included, depends only on its number and on the state in a checkpoint (weights, optimiser), not on when
 the process started: a resumed run ends with exactly the weights of an uninterrupted one. A checkpoint is one
-safetensors file; nothing is pickled. With several processes (`process_group.py`) each computes a share of every step.
+safetensors file; nothing is pickled. Of several processes (`process_group.py`) each prepares and computes a share of
+every step.
 
 Shapes: B examples of a micro-batch, S sequence positions, K last positions that hold answer tokens.
 """
@@ -37,7 +38,7 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 
 MicroBatches = Callable[[int], Sequence[Batch]]
-"""Step number -> its micro-batches, each with `labels`."""
+"""Step number -> this process's micro-batches, each with `labels`: of several processes every n-th from its rank on."""
 
 
 @dataclass
@@ -130,18 +131,18 @@ def train(
             batches = batches_of(step)
             if not log.flops_per_token:
                 log.flops_per_token = _flops_per_token(adapter, tuned, batches[0] if sample is None else sample)
-            largest = max(batch["input_ids"].numel() for batch in batches)
+            largest = max((batch["input_ids"].numel() for batch in batches), default=0)
             again = needs_recomputing(adapter, largest) if recompute is None else recompute
+            n_answer = int(processes.sum(answer_tokens(batches), adapter.device))
             work = partial(
-                _backward, adapter, tuned, batches, processes, (config.seed, step), dropout=config.dropout > 0
+                _backward, adapter, tuned, batches, processes, (config.seed, step), n_answer, dropout=config.dropout > 0
             )
-            outcome = _within_memory(work, again)
-            if outcome is None:
+            loss = _within_memory(work, again)
+            if loss is None:
                 tuned.zero_grad()
                 torch.cuda.empty_cache()
                 recompute = True
-                outcome = work(recompute=True)
-            loss, n_answer = outcome
+                loss = work(recompute=True)
             masters = list(tuned.masters.values())
             processes.sum_gradients(masters)
             norm = torch.nn.utils.clip_grad_norm_(masters, config.max_grad_norm)
@@ -154,7 +155,7 @@ def train(
             optimiser.step()
             tuned.publish()
             tuned.zero_grad()
-            n_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+            n_tokens = int(processes.sum(sum(int(b["attention_mask"].sum()) for b in batches), adapter.device))
             seconds = time.perf_counter() - started
             log.steps.append(StepRecord(step, loss, float(norm), rate, n_answer, n_tokens, seconds))
             if save is not None and processes.is_main and ((step + 1) % save_every == 0 or step + 1 == config.n_steps):
@@ -180,8 +181,13 @@ def _ahead(micro_batches: MicroBatches, n_steps: int) -> Iterator[MicroBatches]:
         yield batches
 
 
-def _within_memory(work: Callable[..., tuple[float, int]], recompute: bool) -> tuple[float, int] | None:
-    """Run the passes of a step; None on GPU out-of-memory without recomputing. Its tensors are freed on return."""
+def answer_tokens(batches: Sequence[Batch]) -> int:
+    """Tokens whose loss counts."""
+    return sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
+
+
+def _within_memory(work: Callable[..., float], recompute: bool) -> float | None:
+    """Do a step's passes; None where they do not fit the GPU without recomputing. Its tensors are gone on return."""
     try:
         return work(recompute=recompute)
     except torch.OutOfMemoryError:
@@ -220,28 +226,31 @@ def _backward(
     batches: Sequence[Batch],
     processes: ProcessGroup,
     seed: tuple[int, ...],
+    n_answer: int,
     *,
     recompute: bool = False,
     dropout: bool = True,
-) -> tuple[float, int]:
-    """Add the gradients of this process's share of the step's mean loss over all answer tokens of all its batches.
+) -> float:
+    """Add the gradients of this process's share of the step's mean loss over all its answer tokens; return that loss.
 
-    The sum does not depend on the division into micro-batches or processes. Returns that loss and the token count.
+    However the step is split, over micro-batches or processes, the sum is the same.
 
     Args:
-        seed: with the index of a micro-batch in the step, the seed of its dropout, whichever process computes it.
+        batches: this process's share.
+        seed: decides the dropout of each micro-batch with its place in the step, whichever process computes it.
+        n_answer: answer tokens of the whole step.
     """
-    n_answer = sum(int((batch["labels"][:, 1:] != -100).sum()) for batch in batches)
     total = torch.zeros((), dtype=torch.float64, device=adapter.device)
     with recomputing(adapter, recompute, dropout=dropout):
-        for place, batch in processes.share(list(enumerate(batches))):
+        for k, batch in enumerate(batches):
+            place = processes.rank + k * processes.size
             torch.manual_seed(int(np.random.SeedSequence([*seed, place]).generate_state(1)[0]))
             with _precision(adapter):
                 loss, _ = answer_loss(*answer_logits(adapter, batch))
             (loss / n_answer).backward()
             tuned.gather_gradients()
             total += loss.detach().to(total.device)
-    return processes.sum(float(total), adapter.device) / n_answer, n_answer
+    return processes.sum(float(total), adapter.device) / n_answer
 
 
 def _checkpoint(tuned: Tuned, optimiser: torch.optim.Optimizer, log: TrainingLog) -> bytes:

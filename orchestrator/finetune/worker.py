@@ -64,15 +64,15 @@ class TrialWorker:
         """Train on the point's mixture, with checkpoints in `store`; resumes from an existing one."""
         run, config = point.run, point.run.finetune
         mixture = make_mixture(config, config.complexity_ratio, config.seed, task_source(run))
-        prepared, n_processes = self.prepared(point), current_process_group().size
+        prepared, processes = self.prepared(point), current_process_group()
 
         def micro_batches(step: int) -> list[Batch]:
             indices = step_indices(step, config.batch_size, len(mixture), config.seed)
-            size = max(1, config.batch_size // config.accumulate // n_processes)
+            size = max(1, config.batch_size // config.accumulate // processes.size)
             if config.dropout:
-                size = 1  # dropout of an example then depends neither on the other examples nor on the processes
+                size = 1  # an example's dropout then depends on neither the examples beside it nor the processes
             batches = []
-            for start in range(0, len(indices), size):
+            for start in processes.share(range(0, len(indices), size)):
                 examples = [prepared.with_answer(mixture[i]) for i in indices[start : start + size]]
                 chunks = prepared.batches(dict(enumerate(examples)), size)
                 batches += [self.adapter.collate([examples[i] for i in chunk]) for chunk in chunks]

@@ -15,6 +15,7 @@ import yaml
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, header, read_folder, read_json
+from orchestrator.store.adapter_folder import adapter_folder
 
 FAMILIES: dict[str, tuple[str, str]] = {
     "llava": ("LlavaForConditionalGeneration", "residual"),
@@ -165,12 +166,13 @@ def _local(name: str, path: Path) -> Entry:
 
 
 def check_lora(name: str) -> Path:
-    """Return the folder of a saved LoRA adapter, after a look at its files.
+    """Return the folder of a saved LoRA adapter (a copy, where it lies on an object store), after a look at its files.
 
     Raises:
+        StorageError: if its storage does not answer, or a trial's file is not what was written.
         ModelError: if it is none, its weights are pickled or cut off, or it was made by another method than LoRA.
     """
-    place, folder = f"model.adapter {name!r}", Path(name).expanduser()
+    place, folder = f"model.adapter {name!r}", adapter_folder(name)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             raise ModelError(f"{place}: no {file}; expected a LoRA folder with safetensors weights.")

@@ -13,6 +13,7 @@ from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, resolve
 from orchestrator.models.check import check_model, weights_here
 from orchestrator.models.planning import Footprint, footprint_at
+from orchestrator.store.memory import free_memory, memory_cap
 
 QUESTION = "How many objects are there?"
 IMAGE_SIZE = (480, 640)
@@ -131,9 +132,7 @@ def _memory(config: ModelConfig) -> Finding:
     if torch.cuda.is_available():
         free, where = torch.cuda.mem_get_info()[0] / 1e9, torch.cuda.get_device_name()
     else:
-        import psutil
-
-        free, where = psutil.virtual_memory().available / 1e9, "CPU memory"
+        free, where = free_memory() / 1e9, f"CPU; {memory_cap().of} {memory_cap().gb:.1f} GB"
     found = f"{needed:.2f} GB for one image at a time, {free:.1f} GB free ({where})"
     if needed > free:
         return Finding("memory", "warn", found, "use a larger device, or how.device_map: auto over several GPUs")

@@ -115,12 +115,12 @@ def open_probes(point: ResolvedPoint, *, quiet: bool = False) -> Work:
     if stage.store.exists(STAGE_FILE):
         plan = stage.open()
         work = Work(stage, capture, config, plan["blocks"], plan["copy_of"], targets, plan.get("pixels"), covariates)
-        if work.missing():
+        if missing := work.missing():
             check_features(work)
+            if any(work.blocks[i][0] == PIXELS for i in missing) and not _pixels_whole(work):
+                _make_pixels_again(work, point, features, quiet)
         return work
-    indices = features.images["index"].to_list()
-    with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
-        pixels, keys = load_pixels(make_source(point.run.data), indices, progress.advance)
+    pixels, keys = _load(point, features, quiet)
     mark = None
     if "pixels" in config.controls:
         mark = stage.store.write_array(PIXEL_FILE, pixels)
@@ -134,6 +134,32 @@ def open_probes(point: ResolvedPoint, *, quiet: bool = False) -> Work:
         raise StageError(f"probe: another run of this study started {stage.folder} with other images; run again")
     check_features(work)
     return work
+
+
+def _load(point: ResolvedPoint, features: Features, quiet: bool) -> tuple[np.ndarray, list[str]]:
+    """Small pictures of the captured images and keys of their content, from the images themselves."""
+    indices = features.images["index"].to_list()
+    with Progress("probe: images", len(indices), "images", quiet=quiet) as progress:
+        return load_pixels(make_source(point.run.data), indices, progress.advance)
+
+
+def _pixels_whole(work: Work) -> bool:
+    """Whether the file of small pictures is what was written."""
+    try:
+        return work.pixels is None or checksum(work.stage.store.read(PIXEL_FILE)) == work.pixels["blake2b"]
+    except FileNotFoundError:
+        return False
+
+
+def _make_pixels_again(work: Work, point: ResolvedPoint, features: Features, quiet: bool) -> None:
+    """Write the file of small pictures anew.
+
+    Raises:
+        StorageError: the images are not those that the stage began with.
+    """
+    if work.stage.store.write_array(PIXEL_FILE, _load(point, features, quiet)[0]) != work.pixels:
+        place = work.stage.storage.locate(work.stage.folder)
+        raise StorageError(f"probe: the images have changed; remove the folder {place} to begin the stage again")
 
 
 def check_features(work: Work) -> None:
@@ -152,11 +178,12 @@ def fit_block(work: Work, index: int, device: str) -> None:
     from orchestrator.probes.grid import fit_grid
 
     tap, layer, positions = work.blocks[index]
+    kept: dict[str, bytes] = {}
     if tap == PIXELS:
+        if not _pixels_whole(work):
+            raise StorageError(f"{PIXEL_FILE} in {work.stage.storage.locate(work.stage.folder)} is damaged; run again")
+        kept = {PIXEL_FILE: work.stage.store.read(PIXEL_FILE)}  # the block's record vouches for it
         pixels = work.stage.store.read_array(PIXEL_FILE)
-        if work.pixels and checksum(work.stage.store.read(PIXEL_FILE)) != work.pixels["blake2b"]:
-            store = work.stage.storage.locate(work.stage.folder)
-            raise StorageError(f"{PIXEL_FILE} is damaged; remove the folder {store} to begin the stage again")
         features = np.asarray(pixels, np.float32).reshape(len(pixels), 1, -1) / 255.0
     else:
         features = Features(work.capture).slice(tap, layer, positions)
@@ -164,7 +191,7 @@ def fit_block(work: Work, index: int, device: str) -> None:
         features, work.targets, work.config, work.split, tap=tap, layer=layer, positions=positions, device=device,
         covariates=work.covariates,
     )  # fmt: skip
-    work.stage.write_shard(index, {"probes": table})
+    work.stage.write_shard(index, {"probes": table}, files=kept)
 
 
 def finish(work: Work, further: dict[str, Any] | None = None) -> Stage:

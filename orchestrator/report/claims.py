@@ -42,9 +42,10 @@ def _fine(value: float | None) -> str:
 def design(point: PointResults) -> Iterator[Statement]:
     """How the attributes of the images go together: what a relation with one of them may be due to another."""
     pairs = point.further.get("attribute_correlations")
-    if pairs is None or pairs.is_empty():
+    known = None if pairs is None else pairs.filter(pl.col("rho").is_not_null())
+    if known is None or known.is_empty():
         return
-    ordered = pairs.sort(pl.col("rho").abs(), descending=True)
+    ordered = known.sort(pl.col("rho").abs(), descending=True)
     factors = ordered.filter((pl.col("first_role") == "factor") & (pl.col("second_role") == "factor"))
     derived = sorted({r[k] for r in ordered.to_dicts() for k in ("first", "second") if r[f"{k}_role"] == "derived"})
     if factors.height:

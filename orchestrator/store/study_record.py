@@ -15,9 +15,10 @@ from orchestrator.config.sweep import Sweep
 from orchestrator.errors import AbsentError, StorageError, did_you_mean
 from orchestrator.scrub import scrub_tree
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.load_stage import load_stage
 from orchestrator.store.provenance import hardware, package_versions, source_commit
 from orchestrator.store.record_format import check_record
-from orchestrator.store.stage_folder import Stage, load_stage
+from orchestrator.store.stage_folder import Stage
 
 STUDY_FILE = "study.json"
 DEFAULT_STORAGE = str(StudyConfig.model_fields["storage"].default)

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from orchestrator.errors import StorageError
-from orchestrator.store.stage_folder import SUCCESS, Stage, load_stage
+from orchestrator.store.load_stage import load_stage
+from orchestrator.store.stage_folder import SUCCESS, Stage
 from orchestrator.store.study_record import Study
 
 FOLLOWED = 6

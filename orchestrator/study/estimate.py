@@ -20,13 +20,17 @@ from orchestrator.cluster.placement import Pool, local_node, n_cores
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import ModelError
 from orchestrator.models.planning import Footprint, footprint
-from orchestrator.store.provenance import hardware
+from orchestrator.store.memory import memory_cap, object_store_gb
 
 _PEAK_TFLOPS = {"H200": 990, "H100": 990, "B200": 2250, "A100": 312, "L40": 362, "L4": 121, "A10": 125, "4090": 165,
                 "3090": 71, "V100": 112, "T4": 65}  # fmt: skip
 """Published dense bfloat16 (V100, T4: float16) peak of a GPU, TFLOP/s, by a substring of its name."""
 _SHARE_OF_PEAK = {"cpu": 0.5, "gpu": 0.3}
-"""Utilisation: share of a matrix product's speed, or of a GPU's peak, that model passes reach."""
+"""Share of a matrix product's speed, or of a GPU's peak, that a model's passes reach."""
+LIBRARIES_GB = 0.4
+"""Memory of a process on a CPU beside its model: torch, transformers and the package (measured: 0.38)."""
+RAY_GB = 0.7
+"""Memory of Ray's own processes and the driver (measured: 0.6 and 0.14)."""
 START_SECONDS = 15.0
 """Start-up of Ray and of the first worker, s."""
 _IMAGE_SECONDS = 0.08
@@ -48,12 +52,15 @@ class Machine:
     gpu: str
     gpu_memory_gb: float | None
     flops_per_second: float
+    memory_of: str = "memory of this machine"
+    """What sets `memory_gb`."""
 
     @property
     def words(self) -> str:
         if self.gpus:
             return f"{self.gpus} x {self.gpu or 'GPU'}"
-        return f"{self.cores} cores, {self.memory_gb:.0f} GB"
+        limited = "" if self.memory_of == "memory of this machine" else f" ({self.memory_of})"
+        return f"{self.cores} cores, {self.memory_gb:.{0 if self.memory_gb >= 10 else 1}f} GB{limited}"
 
 
 @cache
@@ -63,7 +70,8 @@ def this_machine() -> Machine:
     name, memory = _gpu() if gpus else ("", None)
     peak = next((peak for piece, peak in _PEAK_TFLOPS.items() if piece in name), 100)
     speed = peak * 1e12 * _SHARE_OF_PEAK["gpu"] if gpus else _matrix_product() * _SHARE_OF_PEAK["cpu"]
-    return Machine(n_cores(), float(hardware().get("memory_gb", 0.0)), gpus, name, memory, speed)
+    cap = memory_cap()
+    return Machine(n_cores(), cap.gb, gpus, name, memory, speed, cap.of)
 
 
 def _gpu() -> tuple[str, float | None]:
@@ -127,7 +135,8 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprin
 def memory_problems(runs: Sequence[RunConfig], pools: Sequence[Pool], machine: Machine | None = None) -> list[str]:
     """Workers whose models do not fit this machine's memory together, each with a remedy.
 
-    Clusters and models of unknown size are skipped. Without pools a single process is assumed.
+    The memory is the smallest limit set for this process (`store.memory`). Clusters are not judged, nor models whose
+    sizes are not known here. Without pools it is one process without Ray.
     """
     machine = machine or this_machine()
     problems = []
@@ -137,12 +146,16 @@ def memory_problems(runs: Sequence[RunConfig], pools: Sequence[Pool], machine: M
         except ModelError:
             continue
         for pool in pools or [Pool("process", 1, 1.0)]:
-            available, of, n = machine.memory_gb, "memory of this machine", pool.n
+            needed_here = needed
+            available, of, n = machine.memory_gb, machine.memory_of, pool.n
+            beside = RAY_GB + object_store_gb(run.how, machine.memory_gb) if pools else 0.0
             if pool.gpus and machine.gpu_memory_gb:
                 available, of = machine.gpu_memory_gb * max(1.0, pool.gpus), "memory of its GPUs"
-                n = max(1, int(1 / pool.gpus)) if pool.gpus < 1 else 1
-            if available and n * needed > available:
-                problems.append(_too_large(run, pool, n, needed, available, of))
+                n, beside = max(1, int(1 / pool.gpus)) if pool.gpus < 1 else 1, 0.0
+            elif not pool.gpus:
+                needed_here = needed + LIBRARIES_GB
+            if available and n * needed_here + beside > available:
+                problems.append(_too_large(run, pool, n, needed_here, beside, available, of))
     return problems
 
 
@@ -154,12 +167,14 @@ def worker_gb(run: RunConfig, *, on_gpu: bool) -> float:
     return footprint(batch).memory_gb
 
 
-def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, available: float, of: str) -> str:
-    workers = f"{n} x {pool.name}"
-    message = f"{run.model.name}: {workers} need at least {n * needed:.1f} GB and the {of} is {available:.1f} GB. "
-    if n > 1 and needed <= available:
-        fits = int(available / needed)
+def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, beside: float, available: float, of: str) -> str:
+    what, ray = f"{n} x {pool.name}", f", Ray with its object store {beside:.1f} GB" if beside else ""
+    said = f"{run.model.name}: {what} need at least {n * needed:.1f} GB{ray}, and the {of} is {available:.1f} GB. "
+    if n > 1 and needed + beside <= available:
+        fits = int((available - beside) / needed)
         key = "how.concurrent_trials" if "trial" in pool.name else "how.n_actors"
-        return message + f"Set {key}={fits}, or use a larger machine."
+        return said + f"Set {key}={fits}, or use a larger machine."
     smaller = "" if run.model.dtype in ("bfloat16", "float16") else " model.dtype=bfloat16 halves it;"
-    return message + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."
+    if beside and needed <= available:
+        return said + "Set how.backend=local, which needs no Ray, or use a larger machine."
+    return said + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,12 +64,12 @@ class Sender:
     """One tracking server and experiment. Every method may raise whatever MLflow and its transport raise."""
 
     def __init__(
-        self, uri: str, artifact_root: str | None, experiment: str, note: str, version: Mapping[str, str]
+        self, uri: str, artifact_roots: Sequence[str], experiment: str, note: str, version: Mapping[str, str]
     ) -> None:
         from mlflow import MlflowClient
 
         self.client = MlflowClient(tracking_uri=uri)
-        self.artifact_root, self.experiment, self.note, self.version = artifact_root, experiment, note, version
+        self.artifact_roots, self.experiment, self.note, self.version = artifact_roots, experiment, note, version
         self.uri = uri
         self.created = 0
         self._streams: dict[str, _Stream] = {}
@@ -231,7 +231,7 @@ class Sender:
 
         found = self.client.get_experiment_by_name(self.experiment)
         if found is None:
-            location = f"{self.artifact_root}/{quote(self.experiment, safe='')}" if self.artifact_root else None
+            location = artifact_location(self.artifact_roots, quote(self.experiment, safe=""))
             # runs and metrics, not traces of a language model
             tags = {"mlflow.experimentKind": "custom_model_development"}
             tags |= {"mlflow.note.content": self.note} if self.note else {}
@@ -307,3 +307,20 @@ def quiet_mlflow() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
         for key in added:
             os.environ.pop(key, None)
+
+
+def artifact_location(roots: Sequence[str], name: str) -> str | None:
+    """The folder `name` below the first root that MLflow can write; None without roots.
+
+    MLflow knows no `memory://`, and each object store by a package of its own (boto3 for `s3://`).
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    for root in roots[:-1]:
+        try:
+            get_artifact_repository(f"{root}/{name}").list_artifacts()
+        except (ImportError, MlflowException):
+            continue
+        return f"{root}/{name}"
+    return f"{roots[-1]}/{name}" if roots else None

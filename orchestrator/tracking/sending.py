@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
+
+from orchestrator.store.scratch import temporary_folder
 
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
@@ -20,7 +21,7 @@ def quoted(text: str) -> str:
 @contextmanager
 def folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
     """A temporary folder that holds `files` (relative name -> bytes)."""
-    with TemporaryDirectory(prefix="vtsweep-") as folder:
+    with temporary_folder("artifacts-") as folder:
         for name, data in files.items():
             path = Path(folder) / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,10 +140,19 @@ class Tracker:
     def _sender(self) -> Sender:
         from orchestrator.tracking.runs import Sender
 
-        root = None
-        if self.storage.is_local and database_file(self.uri or "") is not None:
-            root = Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()
-        return Sender(self.uri or "", root, self.experiment, self.description, self.version)
+        return Sender(self.uri or "", self._artifact_roots(), self.experiment, self.description, self.version)
+
+    def _artifact_roots(self) -> list[str]:
+        """Where artifacts go, the first that MLflow can write: the storage, else beside the database.
+
+        Empty for a server, which has a place of its own.
+        """
+        database = database_file(self.uri or "")
+        if database is None:
+            return []
+        if self.storage.is_local:
+            return [Path(self.storage.path("mlflow-artifacts")).absolute().as_uri()]
+        return [self.storage.locate("mlflow-artifacts"), (database.absolute().parent / "mlflow-artifacts").as_uri()]
 
     def _give_up(self, reason: str) -> None:
         """Send nothing for a while, and say why, once."""

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.scrub import scrub
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.scratch import guarded_process
 from orchestrator.tracking import views
 from orchestrator.tracking.landing import landing_server
 from orchestrator.tracking.tracker import default_uri
@@ -123,15 +124,16 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
     )
     Thread(target=_relay, args=(process,), daemon=True).start()
     address = f"http://127.0.0.1:{chosen}"
-    try:
-        _wait(address, process)
-        yield address, process
-    finally:
-        process.terminate()
+    with guarded_process(process):
         try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            process.kill()
+            _wait(address, process)
+            yield address, process
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=15)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _relay(process: subprocess.Popen[bytes]) -> None:

@@ -1,9 +1,7 @@
 """Results on an object store: a real S3 protocol server in this process's stead of Amazon's."""
 
 import json
-import socket
 import threading
-import uuid
 
 import numpy as np
 import polars as pl
@@ -14,40 +12,14 @@ from orchestrator.config import FolderConfig, QuestionsConfig
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
 from orchestrator.store.filesystem import Storage, checksum, encode_json
-from orchestrator.store.stage_folder import Stage, load_stage
+from orchestrator.store.load_stage import load_stage
+from orchestrator.store.stage_folder import Stage
 from tests.data.own_files import write_own_questions
-
-pytest.importorskip("s3fs")
-
-
-@pytest.fixture(scope="module")
-def endpoint():
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    server.start()
-    yield f"http://127.0.0.1:{port}"
-    server.stop()
 
 
 @pytest.fixture
-def storage(endpoint, monkeypatch) -> Storage:
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    s3fs.S3FileSystem().mkdir(bucket)
-    return Storage(f"s3://{bucket}/results")
+def storage(s3_server) -> Storage:
+    return Storage(f"{s3_server.bucket()}/results")
 
 
 def write(stage: Stage, shard: int) -> None:

@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.session import _guarded, default_object_store_gb, session
+from orchestrator.cluster.session import _guarded, session
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.memory import object_store_gb
+from orchestrator.store.scratch import processes_of
 
 pytestmark = pytest.mark.ray
 
@@ -91,7 +94,9 @@ def test_storage_only_this_process_sees_is_refused():
 
 
 def test_object_store_is_bounded():
-    assert 0.0 < default_object_store_gb() <= 8.0
+    assert 0.0 < object_store_gb(HowConfig()) <= 8.0
+    assert object_store_gb(HowConfig(), 1.0) == 0.2
+    assert object_store_gb(HowConfig(object_store_gb=3.0), 1.0) == 3.0
 
 
 def test_no_cluster_at_the_address_is_a_resource_error():
@@ -104,22 +109,45 @@ def test_no_cluster_at_the_address_is_a_resource_error():
     assert ResourceError.__name__ in done.stderr
 
 
-def test_interrupt_stops_ray_and_everything_it_started():
-    script = (
-        "import time\nfrom orchestrator.cluster.session import session\nfrom orchestrator.config import HowConfig\n"
-        "with session(HowConfig(object_store_gb=0.2)):\n    print('up', flush=True)\n    time.sleep(60)"
-    )
+DRIVER = """
+import time
+from orchestrator.cluster.session import session
+from orchestrator.config import HowConfig
+from orchestrator.store.scratch import scratch_folder
+print(scratch_folder())
+with session(HowConfig(object_store_gb=0.2)):
+    import ray
+    class Worker:
+        def here(self): return scratch_folder()
+    worker = ray.remote(num_cpus=0)(Worker).remote()
+    print(ray.get(worker.here.remote()), flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_driver_s_death_stops_ray_and_everything_it_started_and_its_folders_go(number: signal.Signals):
+    folder = tempfile.mkdtemp(prefix="v", dir="/tmp")  # sockets of Ray lie in it: a short name
+    environment = {**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder}
     process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )
     assert process.stdout is not None
-    assert process.stdout.readline().strip() == "up"
-    process.send_signal(signal.SIGINT)
+    own, shared = process.stdout.readline().strip(), process.stdout.readline().strip()
+    assert len(processes_of(folder)) > 5
+    assert {str(path) for path in Path(folder).iterdir()} == {own, shared}, "workers use the session's"
+    process.send_signal(number)
     assert process.wait(30) != 0
-    deadline = time.monotonic() + 20
-    while _session_members(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    ended = time.monotonic()
+    while (_session_members(process.pid) or processes_of(folder) or list(Path(folder).iterdir())) and (
+        time.monotonic() - ended < 30
+    ):
+        time.sleep(0.1)
     assert not _session_members(process.pid)
+    assert not processes_of(folder)
+    assert not list(Path(folder).iterdir())
+    print(f"{number.name}: nothing left after {time.monotonic() - ended:.1f} s")
+    Path(folder).rmdir()
 
 
 def _session_members(leader: int) -> list[int]:

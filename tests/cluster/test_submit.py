@@ -14,6 +14,8 @@ import yaml
 
 from orchestrator.cluster.submit import check_job_storage, exit_code, job_environment, pack, submit
 from orchestrator.errors import ConfigError, ResourceError
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.load_stage import load_stage
 
 ROOT = Path(__file__).parents[2]
 STUDY = {
@@ -87,8 +89,11 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A head as `ray start --head` makes it, with token authentication, on loopback."""
+def head(tmp_path_factory, s3_server):  # noqa: ARG001
+    """A head as `ray start --head` makes it, with token authentication, on loopback.
+
+    Credentials of the object store are in its environment, as docs/cluster.md says; jobs inherit them.
+    """
     port, dashboard = free_port(), free_port()
     token = tmp_path_factory.mktemp("token") / "auth_token"
     token.write_text("0123456789abcdef" * 4)
@@ -143,20 +148,22 @@ def run_job(head, sweep_file: Path, *overrides: str) -> subprocess.CompletedProc
 
 
 @pytest.mark.ray
-def test_a_job_fails_with_its_reason_and_the_same_study_then_succeeds(head, sweep_file, tmp_path):
-    storage = tmp_path / "out"
-    failed = run_job(head, sweep_file, f"storage={storage}", "how.n_actors=50")
+def test_a_job_fails_with_its_reason_and_the_same_study_then_succeeds(head, sweep_file, s3_server):
+    """With results on S3."""
+    storage = Storage(f"{s3_server.bucket()}/out")
+    failed = run_job(head, sweep_file, f"storage={storage.uri}", "how.n_actors=50")
     assert failed.returncode == 6, failed.stdout + failed.stderr
     assert "how.n_actors" in failed.stdout
-    done = run_job(head, sweep_file, f"storage={storage}")
+    done = run_job(head, sweep_file, f"storage={storage.uri}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "images" in done.stdout, "progress comes as lines"
-    tables = list(storage.glob("capture/*/images/*.parquet"))
-    assert len(tables) == 2
-    assert pl.concat([pl.read_parquet(file) for file in tables]).height == 12
+    (capture,) = storage.files("capture")
+    found = load_stage(storage, "capture", capture)
+    assert len(found.finished_shards()) == 2
+    assert found.scan("images").collect().height == 12
     secret = "0123456789abcdef"
     assert secret not in done.stdout + done.stderr
-    assert not any(secret.encode() in file.read_bytes() for file in storage.rglob("*") if file.is_file())
+    assert not any(secret.encode() in storage.fs.cat_file(file) for file in storage.fs.find(storage.path("")))
 
 
 def ray_job(head, *words: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,18 @@ from typing import Any, Literal
 from orchestrator.store import filesystem
 from orchestrator.store.filesystem import Storage
 
-Kind = Literal["kill", "interrupt", "corrupt", "truncate", "delay", "refuse", "fill"]
+Kind = Literal["kill", "interrupt", "corrupt", "truncate", "delay", "refuse", "fill", "worker"]
 KINDS: tuple[Kind, ...] = ("kill", "interrupt", "corrupt", "truncate", "delay", "refuse", "fill")
+RAY_KINDS: dict[str, tuple[Kind, ...]] = {
+    "local": ("kill", "interrupt", "worker", "corrupt", "truncate"),
+    "s3": ("kill", "interrupt", "worker", "corrupt", "truncate", "delay", "refuse"),
+}
+"""On Ray operations are other processes' too: a worker is killed, and the server refuses and delays all of them."""
 STORES = ("local", "local", "s3", "memory")
 """Where results lie, each as often as it is named. Of memory only its own process knows: it cannot be killed."""
+STAGES = ("capture", "correlate", "probe", "finetune", "ablate", "studies")
+FRESH = 0.3
+"""Share of attacks into an empty place; where the stages before are done, an attack takes a fraction of the time."""
 REFUSALS = (errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES, errno.ETIMEDOUT)
 SPARED = ("mlflow", "studies/victim/report")
 """Not altered: MLflow's own files and pages, which a study writes and never reads."""
@@ -42,25 +50,30 @@ class Attack:
     stage: str
     """At one of this stage's operations on storage."""
     track: bool
+    fresh: bool = True
+    """Into an empty place, else where the stages before the attack's are done."""
 
     @classmethod
     def draw(cls, seed: int, ray_share: float) -> Attack:
-        """The attack of a seed. On Ray, where operations are other processes' too, it comes by the clock."""
+        """The attack of a seed."""
         dice = random.Random(seed)
         kind = dice.choice(KINDS)
         backend = "ray" if dice.random() < ray_share else "local"
-        stores = [store for store in STORES if store != "memory" or (backend == "local" and kind != "kill")]
         if backend == "ray":
-            kind = dice.choice(("kill", "interrupt"))
-        stage = dice.choice(("capture", "correlate", "probe", "finetune", "ablate", "studies"))
-        return cls(seed, kind, dice.choice(stores), backend, stage, dice.random() < 0.2)
+            store = dice.choice(tuple(RAY_KINDS))
+            kind, stage = dice.choice(RAY_KINDS[store]), dice.choice(STAGES)
+            return cls(seed, kind, store, backend, stage, dice.random() < 0.2, dice.random() < FRESH)
+        stores = [store for store in STORES if store != "memory" or kind != "kill"]
+        stage = dice.choice(STAGES)
+        return cls(seed, kind, dice.choice(stores), backend, stage, dice.random() < 0.2, dice.random() < FRESH)
 
     def dice(self) -> random.Random:
         """Chance of all that comes after the draw."""
         return random.Random(self.seed + 10**9)
 
     def __str__(self) -> str:
-        return f"{self.kind} in {self.stage} on {self.store}, {self.backend} (seed {self.seed})"
+        where = "a fresh" if self.fresh else "a begun"
+        return f"{self.kind} in {self.stage} of {where} study on {self.store}, {self.backend} (seed {self.seed})"
 
 
 class Operations:
@@ -137,10 +150,11 @@ class Recording:
 
 @dataclass(frozen=True)
 class Armed:
-    """The attack in its victim's process, at the operation it was drawn for."""
+    """The attack in its victim's process, from the operation on that it was drawn for."""
 
     attack: Attack
     at: int
+    """Number, from 1, of an operation on files of the attack's stage."""
     uri: str
 
     def __call__(self) -> None:
@@ -151,24 +165,31 @@ class Armed:
         pause, code = dice.uniform(0.05, 0.4), dice.choice(REFUSALS)
         number = dice.choice((signal.SIGINT, signal.SIGTERM))
         then_killed = self.attack.store != "memory" and dice.random() < 0.5
+        own: list[int] = []
         done: list[int] = []
 
         def struck(n: int, operation: Operation) -> None:
             kind = self.attack.kind
             writes = operation[0] in {"write", "create"}
-            if kind == "kill" and n == self.at:
+            if f"/{self.attack.stage}/" in operation[1]:
+                own.append(n)
+            since = n - own[self.at - 1] if len(own) >= self.at else -1
+            if since < 0:
+                return
+            if kind == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if kind == "interrupt" and n == self.at:
+            if kind == "interrupt" and not done:
+                done.append(n)
                 os.kill(os.getpid(), number)
-            if kind in {"corrupt", "truncate"} and n >= self.at and not done and damage(self.uri, dice, kind):
+            if kind in {"corrupt", "truncate"} and not done and damage(self.uri, dice, kind):
                 done.append(n)
                 if then_killed:
                     os.kill(os.getpid(), signal.SIGKILL)
-            if kind == "delay" and self.at <= n < self.at + 10:
+            if kind == "delay" and since < 10:
                 time.sleep(pause)
-            if kind == "refuse" and self.at <= n < self.at + length:
+            if kind == "refuse" and since < length:
                 raise OSError(code, os.strerror(code))
-            if kind == "fill" and writes and self.at <= n < self.at + length:
+            if kind == "fill" and writes and since < length:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         late = after and self.attack.kind in {"kill", "interrupt", "corrupt", "truncate"}
@@ -177,15 +198,48 @@ class Armed:
 
 @dataclass(frozen=True)
 class Timed:
-    """A signal after some seconds, wherever the victim is then."""
+    """A signal after some seconds, wherever the victim is then: to itself, or to one of its workers on Ray."""
 
     seconds: float
     number: int
+    to_worker: bool = False
 
     def __call__(self) -> None:
-        timer = threading.Timer(self.seconds, lambda: os.kill(os.getpid(), self.number))
+        timer = threading.Timer(self.seconds, self._strike)
         timer.daemon = True
         timer.start()
+
+    def _strike(self) -> None:
+        import psutil
+
+        while self.to_worker:
+            below = psutil.Process().children(recursive=True)
+            workers = sorted(child.pid for child in below if "".join(child.cmdline()).startswith("ray::"))
+            if workers:
+                os.kill(random.Random(self.seconds).choice(workers), self.number)
+                return
+            time.sleep(0.2)
+        os.kill(os.getpid(), self.number)
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A fault of the program itself, by which the laboratory is tested."""
+
+    fault: Literal["nothing is checked", "done before written"]
+
+    def __call__(self) -> None:
+        from orchestrator.store import stage_folder
+
+        if self.fault == "nothing is checked":
+            stage_folder.read_against = lambda *_: None  # type: ignore[assignment]
+            return
+
+        def write_shard(stage: stage_folder.Stage, *_: Any, **__: Any) -> None:
+            stage.mark_done()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        stage_folder.Stage.write_shard = write_shard  # type: ignore[method-assign]
 
 
 def damage(uri: str, dice: random.Random, kind: str) -> str | None:
@@ -219,6 +273,16 @@ def files_of(storage: Storage) -> list[str]:
 
 
 def place_of(operations: Sequence[Operation], stage: str, dice: random.Random) -> int:
-    """Number, from 1, of one of a stage's operations in an undisturbed run."""
-    own = [k for k, (_, name) in enumerate(operations, 1) if f"/{stage}/" in name]
-    return dice.choice(own)
+    """Number, from 1, of one of a stage's own operations in an undisturbed run."""
+    return dice.randint(1, sum(f"/{stage}/" in name for _, name in operations))
+
+
+def put_files(uri: str, files: Mapping[str, bytes]) -> None:
+    """Write files as a stage writes them: a shard's record after its files, `_SUCCESS` last."""
+    storage = Storage(uri)
+
+    def late(name: str) -> int:
+        return 2 * name.endswith("_SUCCESS") + ("/shards/" in name)
+
+    for name in sorted(files, key=late):
+        storage.write(name, files[name])

@@ -9,6 +9,7 @@ The rules:
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -25,7 +26,18 @@ import polars as pl
 from polars.testing import assert_frame_equal
 
 from orchestrator.store.filesystem import Storage
-from tests.faults.attacks import Armed, Attack, Operation, Recording, Timed, damage, files_of, place_of
+from tests.faults.attacks import (
+    STAGES,
+    Armed,
+    Attack,
+    Operation,
+    Recording,
+    Timed,
+    damage,
+    files_of,
+    place_of,
+    put_files,
+)
 from tests.faults.s3_server import S3Server, Trouble
 from tests.faults.victim import Ended, Place
 
@@ -69,6 +81,21 @@ class Undisturbed:
     tables: Tables
     operations: list[Operation]
     seconds: float
+    stage_seconds: dict[str, float]
+    files: dict[str, bytes]
+    """Of all stages, by name below the storage."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a command hangs: a busy machine is slow with everything."""
+        return max(180.0, 10 * self.seconds)
+
+    def before(self, stage: str) -> tuple[dict[str, bytes], float]:
+        """Files of the stages that come before a stage, and the seconds that those took."""
+        done = STAGES[: STAGES.index(stage)]
+        folders = {*done, *(("baseline", "search") if "finetune" in done else ())}
+        files = {name: data for name, data in self.files.items() if name.partition("/")[0] in folders}
+        return files, sum(self.stage_seconds.get(name, 0.0) for name in done)
 
 
 class Laboratory:
@@ -82,20 +109,24 @@ class Laboratory:
         if backend not in self.known:
             folder = self.folder / f"undisturbed-{backend}"
             folder.mkdir()
-            place = Place(str(folder / "out"), folder, backend)
+            place = Place(str(folder / "out"), folder, backend, patience=1800.0)
             started = time.monotonic()
             ended = place.command(place.run_arguments, Recording(str(folder / "operations")))
             assert ended.code == 0, f"the undisturbed run ends with {ended.code}:\n{ended.text[-3000:]}"
             lines = (folder / "operations").read_text().splitlines()
             operations: list[Operation] = [(one, two) for one, two in (line.split("\t") for line in lines)]
-            self.known[backend] = Undisturbed(read_tables(place.uri), operations, time.monotonic() - started)
+            seconds, storage = time.monotonic() - started, Storage(place.uri)
+            files = {name: storage.read(name) for name in files_of(storage) if not name.startswith("mlflow")}
+            record = json.loads(files["studies/victim/study.json"])
+            self.known[backend] = Undisturbed(read_tables(place.uri), operations, seconds, record["seconds"], files)
         return self.known[backend]
 
     @contextmanager
     def place(self, attack: Attack) -> Iterator[Place]:
         """A new place for results of an attack's kind."""
+        patience = self.undisturbed(attack.backend).patience
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix=f"{attack.seed}-"))
-        place = Place(str(folder / "out"), folder, attack.backend, track=attack.track)
+        place = Place(str(folder / "out"), folder, attack.backend, track=attack.track, patience=patience)
         if attack.store == "s3":
             place = replace(place, uri=f"{self.server.bucket()}/results", environment=self.server.environment)
         if attack.store == "memory":
@@ -115,6 +146,8 @@ class Laboratory:
         """
         whole = self.undisturbed(attack.backend)
         with self.place(attack) as place:
+            if not attack.fresh:
+                place.call(put_files, place.uri, whole.before(attack.stage)[0])
             ended = self.attacked(attack, place, whole)
             check_ending(attack, ended)
             self.server.set(None)
@@ -129,10 +162,16 @@ class Laboratory:
 
     def attacked(self, attack: Attack, place: Place, whole: Undisturbed) -> Ended:
         dice = random.Random(attack.seed + 1)
-        if attack.backend == "ray" or (dice.random() < 0.2 and attack.kind in {"kill", "interrupt"}):
-            number = signal.SIGKILL if attack.kind == "kill" else dice.choice((signal.SIGINT, signal.SIGTERM))
-            return place.command(place.run_arguments, Timed(dice.uniform(0.05, 1.0) * whole.seconds, number))
-        if attack.store == "s3" and attack.kind in {"refuse", "delay"} and dice.random() < 0.7:
+        if (attack.backend == "ray" or dice.random() < 0.2) and attack.kind in {"kill", "interrupt", "worker"}:
+            number = dice.choice((signal.SIGINT, signal.SIGTERM)) if attack.kind == "interrupt" else signal.SIGKILL
+            left = whole.seconds - (0.0 if attack.fresh else whole.before(attack.stage)[1])
+            timed = Timed(dice.uniform(0.05, 1.0) * left, number, attack.kind == "worker")
+            return place.command(place.run_arguments, timed)
+        if (
+            attack.store == "s3"
+            and attack.kind in {"refuse", "delay"}
+            and (attack.backend == "ray" or dice.random() < 0.7)
+        ):
             length = dice.choice((1, 2, 3, 10**9 if attack.kind == "refuse" else 20))
             kind = dice.choice(("refuse", "cut")) if attack.kind == "refuse" and length < 10 else attack.kind
             self.server.set(Trouble(kind, dice.randint(1, 3 * len(whole.operations)), length))

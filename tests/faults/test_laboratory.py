@@ -6,17 +6,17 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from tests.faults.attacks import KINDS, Attack
+from tests.faults.attacks import KINDS, RAY_KINDS, Attack, Planted, put_files
 from tests.faults.laboratory import Laboratory, Tables, assert_same, read_tables, resume
 from tests.faults.s3_server import S3Server
 from tests.faults.victim import Place
 
-pytest.importorskip("s3fs")
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 RAY_SHARE = 0.08
@@ -24,18 +24,8 @@ RAY_SHARE = 0.08
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    server = S3Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment:
-            patch.setenv(name, value)
-        yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def laboratory(tmp_path_factory: pytest.TempPathFactory, server: S3Server) -> Laboratory:
-    return Laboratory(tmp_path_factory.mktemp("laboratory"), server)
+def laboratory(tmp_path_factory: pytest.TempPathFactory, s3_server: S3Server) -> Laboratory:
+    return Laboratory(tmp_path_factory.mktemp("laboratory"), s3_server)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -51,12 +41,34 @@ def test_an_attacked_study_ends_as_the_undisturbed_one_or_fails_clearly_and_resu
     record_property("ended", laboratory.run(attack))
 
 
+@pytest.mark.parametrize("fault", ["nothing is checked", "done before written"])
+def test_the_laboratory_finds_a_fault_of_the_program(
+    laboratory: Laboratory, tmp_path: Path, fault: Literal["nothing is checked", "done before written"]
+) -> None:
+    """A bit of a feature is changed before the probes read it; a stage is marked done and killed before it writes."""
+    whole, place = laboratory.undisturbed("local"), place_in(tmp_path)
+    files, _ = whole.before("probe")
+    if fault == "nothing is checked":
+        (name,) = [name for name in files if name.endswith("features/decoder/00000.npy")]
+        files[name] = files[name][:-1] + bytes([files[name][-1] ^ 0x40])
+    put_files(place.uri, files)
+    ended = place.command(place.run_arguments, Planted(fault))
+    assert ended.code == (0 if fault == "nothing is checked" else -signal.SIGKILL)
+    if ended.code:
+        with pytest.raises(AssertionError):
+            assert resume(place, altered=False).code == 0
+    else:
+        with pytest.raises(AssertionError):
+            assert_same(read_tables(place.uri), whole.tables)
+
+
 def test_every_kind_of_attack_is_drawn_on_every_store() -> None:
     drawn = [Attack.draw(seed, RAY_SHARE) for seed in range(300)]
     assert {(a.kind, a.store) for a in drawn if a.backend == "local"} == {
         (kind, store) for kind in KINDS for store in ("local", "s3", "memory") if (kind, store) != ("kill", "memory")
     }
-    assert {a.kind for a in drawn if a.backend == "ray"} == {"kill", "interrupt"}
+    on_ray = {(a.kind, a.store) for a in (Attack.draw(seed, 1.0) for seed in range(300))}
+    assert on_ray == {(kind, store) for store, kinds in RAY_KINDS.items() for kind in kinds}
     assert Attack.draw(7, RAY_SHARE) == Attack.draw(7, RAY_SHARE)
 
 

@@ -160,6 +160,8 @@ class Place:
     track: bool = False
     resident: bool = False
     """One process runs all commands: what lies in memory is its own."""
+    patience: float = 180.0
+    """Seconds after which a command counts as hung."""
 
     def start(self, arguments: Sequence[str], arm: Arm | None = None) -> tuple[BaseProcess, Path]:
         """Start `vtsweep ARGUMENTS` in a child; returns it and where its output goes."""
@@ -171,15 +173,15 @@ class Place:
         child.start()
         return child, log
 
-    def command(self, arguments: Sequence[str], arm: Arm | None = None, patience: float = 180.0) -> Ended:
+    def command(self, arguments: Sequence[str], arm: Arm | None = None) -> Ended:
         """Run `vtsweep ARGUMENTS` to its end.
 
         Raises:
             TimeoutError: it hangs.
         """
         if self.resident:
-            return self.process.command(arguments, arm, patience)
-        return self.wait(*self.start(arguments, arm), patience)
+            return self.process.command(arguments, arm, self.patience)
+        return self.wait(*self.start(arguments, arm))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What `function` returns where results can be seen."""
@@ -194,12 +196,12 @@ class Place:
         if "process" in self.__dict__:
             self.process.close()
 
-    def wait(self, child: BaseProcess, log: Path, patience: float = 180.0) -> Ended:
-        child.join(patience)
+    def wait(self, child: BaseProcess, log: Path) -> Ended:
+        child.join(self.patience)
         if child.exitcode is None:
             child.kill()
             child.join()
-            raise TimeoutError(f"no end after {patience:.0f} s:\n{log.read_text()[-2000:]}")
+            raise TimeoutError(f"no end after {self.patience:.0f} s:\n{log.read_text()[-2000:]}")
         return Ended(child.exitcode, log.read_text())
 
     @property

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.config import RunConfig, SearchAxis
 from orchestrator.errors import DivergedError, StageError
+from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray import experiment, trials
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples
@@ -112,6 +113,38 @@ def test_an_experiment_that_ends_early_is_a_failure(make_run: MakeRun, storage: 
         folder.write(SampleRecord(**made, state="done", score=0.5, rungs=[]))
     with pytest.raises(StageError, match=f"{2 - n_told} of 2 samples failed(.|\n)*ended without a result"):
         check_samples(samples, folder.read(), {})
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_sample_that_fails_under_optuna_fails_the_search_and_only_it_is_tried_again(
+    make_run: MakeRun, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a search whose algorithm chooses values as it goes; what a sample of pruning leaves is an answer."""
+    point = trial_point(make_run(search_trials=3), storage)
+    asked: list[list[int]] = []
+
+    def run_optuna(self: experiment.Experiment, samples: Any, _: Any) -> dict[str, str]:
+        asked.append([sample.number for sample in samples])
+        assert self.folder is not None
+        for sample in samples:
+            if sample.number == 1 and len(asked) == 1:
+                continue
+            values = {"finetune.dropout": 0.1 * sample.number}
+            made: dict[str, Any] = {"point": sample.point, "number": sample.number, "values": values, "rungs": []}
+            if sample.number == 2:
+                self.folder.write(SampleRecord(**made, state="pruned", score=0.0))
+                continue
+            trials.run_trial(sampled_point(sample.base, values))
+            self.folder.write(SampleRecord(**made, state="done", score=0.5))
+        return {f"sample 1 of point {point.stages['finetune'].digest[:6]} x": "worker lost"} if len(asked) == 1 else {}
+
+    monkeypatch.setattr(experiment.Experiment, "run_optuna", run_optuna)
+    work = experiment.Experiment(point.run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True, search=SPACE)
+    with pytest.raises(StageError, match=r"1 of 3 samples failed(.|\n)*worker lost"):
+        trials._search_on_ray([point], work, "optuna")
+    assert len(trials._search_on_ray([point], work, "optuna")) == 2
+    assert len(trials._search_on_ray([point], work, "optuna")) == 2
+    assert asked == [[0, 1, 2], [1]]
 
 
 def test_a_record_that_speaks_of_a_trial_that_is_not_there_is_tried_again(

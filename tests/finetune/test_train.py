@@ -21,7 +21,7 @@ from orchestrator.finetune import train as train_module
 from orchestrator.finetune import worker as worker_module
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.process_group import ProcessGroup
-from orchestrator.finetune.train import _backward, check_checkpoint, schedule, train
+from orchestrator.finetune.train import _backward, answer_tokens, check_checkpoint, schedule, train
 from orchestrator.finetune.worker import step_indices, worker_for
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.loading import load_adapter
@@ -94,7 +94,7 @@ def test_a_step_without_room_recomputes_from_then_on(adapter: Adapter, make_run:
     asked: list[bool] = []
     work = train_module._backward
 
-    def full(*args: Any, recompute: bool, **kwargs: Any) -> tuple[float, int]:
+    def full(*args: Any, recompute: bool, **kwargs: Any) -> float:
         asked.append(recompute)
         found = work(*args, recompute=recompute, **kwargs)
         if not recompute:
@@ -161,19 +161,25 @@ def test_resume_equals_an_uninterrupted_run(adapter: Adapter, make_run: MakeRun,
     run = make_run(**settings)
     weights, losses = trained(adapter, run)
     saved: list[bytes] = []
+    before: list[Any] = []
 
     class Killed(Exception):  # noqa: N818
         pass
 
     def kill(record: Any) -> None:
+        before.append(record)
         if record.step == 2:
             raise Killed
 
     with pytest.raises(Killed):
         trained(adapter, run, save=saved.append, save_every=2, report=kill)
     torch.rand(7)  # whatever happened in between
-    resumed, resumed_losses = trained(adapter, run, resume=saved[-1])
-    assert resumed_losses == losses
+    with tunable(adapter, run.finetune) as tuned:
+        log = train(adapter, tuned, fixed_batches(adapter, run), run.finetune, resume=saved[-1])
+        resumed = tuned.weights()
+    assert [record.loss for record in log.steps] == losses
+    assert log.steps[:2] == before[:2], "seconds and tokens of the first attempt count"
+    assert log.seconds == pytest.approx(sum(r.seconds for r in (*before[:2], *log.steps[2:])))
     for name, weight in weights.items():
         assert torch.equal(resumed[name], weight), name
 
@@ -184,11 +190,11 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
     batches = fixed_batches(adapter, run)(0)
     monkeypatch.setattr(ProcessGroup, "sum", lambda *given: given[1])
 
-    def gradient(seed: tuple[int, ...], team: ProcessGroup) -> torch.Tensor:
+    def gradient(seed: tuple[int, ...], processes: ProcessGroup) -> torch.Tensor:
         with tunable(adapter, run.finetune) as tuned:
             adapter.model.train()
             torch.rand(torch.seed() % 5)
-            _backward(adapter, tuned, batches, team, seed)
+            _backward(adapter, tuned, processes.share(batches), processes, seed, answer_tokens(batches))
             found = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
             return torch.cat([grad.flatten() for grad in found])
 
@@ -203,28 +209,42 @@ def test_dropout_follows_from_seed_step_and_place_alone(adapter: Adapter, make_r
 def test_a_step_depends_on_neither_the_number_of_processes_nor_of_micro_batches(
     make_run: MakeRun, monkeypatch, tmp_path: Path, dropout: float
 ) -> None:
-    """Through the worker's own micro-batches: gradient, loss and counted tokens; examples may come twice in a step."""
+    """Through the worker's own micro-batches: gradient, loss and counted tokens; examples may come twice in a step.
 
-    def step_of(n_processes: int, accumulate: int) -> tuple[torch.Tensor, float, int, int]:
+    Each process prepares its own share alone.
+    """
+
+    def step_of(n_processes: int, accumulate: int) -> tuple[torch.Tensor, float, int, int, int]:
         run = make_run(dropout=dropout, batch_size=6, accumulate=accumulate, n_examples=8)
         point = trial_point(run, Storage(str(tmp_path)))
-        worker, found = worker_for(point), []
-        monkeypatch.setattr(worker_module, "current_process_group", lambda: ProcessGroup(0, n_processes))
-        monkeypatch.setattr(worker_module, "train", lambda *args, **_: found.extend(args[2](1)))
-        worker.train(point, None, point.storage)  # type: ignore[arg-type]
+        worker, shares, n_prepared = worker_for(point), [], 0
+        monkeypatch.setattr(worker_module, "train", lambda *args, **_: shares.append(args[2](1)))
         monkeypatch.setattr(ProcessGroup, "sum", lambda *given: given[1])
-        total, loss, n_answer = torch.zeros(()), 0.0, 0
+        prepared = worker.prepared(point)
         for rank in range(n_processes):
+            asked: list[Any] = []
+            monkeypatch.setattr(
+                worker_module, "current_process_group", lambda rank=rank: ProcessGroup(rank, n_processes)
+            )
+            with monkeypatch.context() as patch:
+                original = prepared.with_answer
+                patch.setattr(prepared, "with_answer", lambda one: asked.append(one) or original(one))  # noqa: B023
+                worker.train(point, None, point.storage)  # type: ignore[arg-type]
+            n_prepared += len(asked) - 1  # operations are counted on one more
+        total, loss, n_answer = torch.zeros(()), 0.0, sum(map(answer_tokens, shares))
+        for rank, found in enumerate(shares):
             with tunable(worker.adapter, run.finetune) as tuned:
                 worker.adapter.model.train(dropout > 0)
-                part, n_answer = _backward(worker.adapter, tuned, found, ProcessGroup(rank, n_processes), (0, 1))
+                part = _backward(worker.adapter, tuned, found, ProcessGroup(rank, n_processes), (0, 1), n_answer)
                 grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in tuned.parameters.values()]
                 total = total + torch.cat([grad.flatten() for grad in grads])
                 loss += part
             worker.adapter.model.eval()
-        return total, loss, n_answer, sum(int(batch["attention_mask"].sum()) for batch in found)
+        n_tokens = sum(int(batch["attention_mask"].sum()) for found in shares for batch in found)
+        return total, loss, n_answer, n_tokens, n_prepared
 
     alone = step_of(1, 1)
+    assert alone[4] == 6
     assert alone[0].abs().max() > 0
     for other in (step_of(2, 1), step_of(3, 1), step_of(1, 3)):
         torch.testing.assert_close(other[0], alone[0], rtol=1e-3, atol=1e-5)

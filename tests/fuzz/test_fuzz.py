@@ -28,7 +28,8 @@ from orchestrator.models.catalogue import entries
 from orchestrator.models.check import check_model
 from orchestrator.models.identity import fingerprint
 from orchestrator.models.loading import with_hub_errors
-from orchestrator.store.stage_folder import Stage, load_stage
+from orchestrator.store.load_stage import load_stage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import verify_study
 from orchestrator.study.resolve import resolve

@@ -14,6 +14,7 @@ from orchestrator.config import HowConfig, ProbeConfig, RunConfig, ScenesConfig,
 from orchestrator.config.probe_search import configured
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.probes import probe_stage as probes_stage
+from orchestrator.probes import ray as probes_on_ray
 from orchestrator.probes.ray import search_table
 from orchestrator.probes.search import Evaluation, groups, halve, judge, load_search_data, validation_split
 from orchestrator.probes.search import Trial as Tried
@@ -172,6 +173,33 @@ def test_a_space_no_trial_could_use_is_refused_before_anything_is_fitted(
 def test_a_validation_split_keeps_as_many_folds() -> None:
     split = make_split(range(40), 0.3, 2, 0)
     assert set(validation_split(split).fold) == {0, 1}
+
+
+def test_a_fit_that_fails_fails_the_search_and_the_next_run_draws_the_same_settings(
+    storage: Storage, capture: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(search_trials=3, seed=11)
+    judged: list[dict[str, Any]] = []
+
+    def broken(data: Any, one: Any) -> float:
+        judged.append(dict(one.settings))
+        if len(judged) == 3:
+            raise StageError("worker lost")
+        return judge_whole(data, one)
+
+    judge_whole = probes_on_ray.judge_asked
+    monkeypatch.setattr(probes_on_ray, "judge_asked", broken)
+    with pytest.raises(StageError, match="worker lost"):
+        run_probe_stage(run, storage, capture, search=SPACE, quiet=True)
+    stage = probe_stage(run, storage, capture)
+    assert not stage.is_done()
+    assert not stage.store.files("probe_search"), "no smaller result"
+    first = judged[:3]
+    judged.clear()
+    judged.extend([{}] * 3)
+    table = run_probe_stage(run, storage, capture, search=SPACE, quiet=True).scan("probe_search").collect()
+    assert judged[3:6] == first
+    assert table.height == 4
 
 
 @pytest.mark.ray

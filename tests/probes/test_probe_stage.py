@@ -176,3 +176,22 @@ def test_the_directory_depends_on_the_settings_and_the_capture_alone(storage: St
     )
     for change in ({"seed": 5}, {"search_trials": 9}):
         assert stage.digest != probe_stage(make_run(**change), storage, capture).digest
+
+
+def test_small_pictures_are_vouched_for_and_made_again_where_they_are_damaged(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path))
+    run, capture = make_run(attributes=("n_objects",), solvers=("ridge",), n_bootstrap=0), make_capture(storage)
+    stage = run_probes(run, storage, capture, quiet=True)
+    before = stage.scan("probes").collect()
+    file = Path(stage.store.path("pixels.npy"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    damaged = {index: stage.check_shard(index)[0] for index in stage.written_shards()}
+    (place,) = [index for index, problem in damaged.items() if problem]
+    assert "pixels.npy" in str(damaged[place])
+    stage.store.remove("_SUCCESS")
+    stage.store.remove(f"shards/{place:05d}.json")
+    again = run_probes(run, storage, capture, quiet=True)
+    assert again.scan("probes").collect().equals(before)
+    assert all(again.check_shard(index)[0] is None for index in again.written_shards())

@@ -16,8 +16,9 @@ import pytest
 
 from orchestrator.errors import ConfigError, DamagedError, StorageError, VtsweepError
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.load_stage import load_stage
 from orchestrator.store.shard_files import _CHECKED
-from orchestrator.store.stage_folder import Stage, load_stage
+from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import redo, verify_study
 from orchestrator.study.run import run_study, write_report

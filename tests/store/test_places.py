@@ -19,8 +19,6 @@ from orchestrator.cli import app
 from orchestrator.store.filesystem import Storage
 from tests.faults.s3_server import S3Server
 
-pytest.importorskip("s3fs")
-
 QUICKSTART = {
     "name": "everywhere",
     "stages": ["capture", "correlate", "probe", "finetune", "ablate"],
@@ -54,23 +52,13 @@ QUICKSTART = {
 """The quick start, shrunk, with the checks that draw a policy."""
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3Server]:
-    server = S3Server()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment:
-            patch.setenv(name, value)
-        yield server
-    server.stop()
-
-
 @pytest.fixture(params=["local", "s3", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A storage of each kind, empty."""
     if request.param == "local":
         yield str(tmp_path / "with space, 50%&#1")
     elif request.param == "s3":
-        yield request.getfixturevalue("server").bucket()
+        yield request.getfixturevalue("s3_server").bucket()
     else:
         yield "memory://places"
         MemoryFileSystem.store.clear()
@@ -114,7 +102,7 @@ def test_every_command_works_wherever_results_and_images_lie(
     put_photographs(images)
     file = tmp_path / "quickstart.yaml"
     file.write_text(yaml.safe_dump(QUICKSTART))
-    database = "sqlite:///" + str(tmp_path / "runs.db")
+    database = f"sqlite:///{tmp_path}/runs/runs.db"
     given = [str(file), f"storage={storage}", "data.source=folder", f"data.root={images}", f"track.uri={database}"]
 
     planned = told("plan", *given)
@@ -132,16 +120,38 @@ def test_every_command_works_wherever_results_and_images_lie(
     assert compared["report"] == f"{place}/comparison/report.html"
     assert b"<html" in Storage(f"{place}/comparison").read("report.html")
     assert told("track", storage, "--uri", database) == {"sent": 0, "waiting": 0}, "the run has sent everything"
+    check_artifacts(storage, database)
     (ablation,) = Storage(storage).files("ablate")
     policy = f"{storage}/ablate/{ablation}/policy.yaml"
     evaluated = told("evaluate", *given, "--policy", policy)
     assert evaluated["reference-joint"]
     assert told("plan", *given)["stages"] != planned["stages"], "the plan sees what is done"
+    for stage in QUICKSTART["stages"]:
+        assert told(str(stage), *given)["stages"]
+    packed = told("pack", study, "--out", f"{place}/packed")
+    assert "tables/trials.parquet" in packed["files"]
+    assert Storage(f"{place}/packed").exists("README.md")
+    trial = Storage(storage).files("finetune")[0]
+    told("export", str(tmp_path / "merged"), f"model.adapter={storage}/finetune/{trial}/adapter")
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
     check_in_python(study)
     check_job(storage, given, told, monkeypatch)
     left = sorted(path.name for path in tmp_path.iterdir())
-    expected = {"quickstart.yaml", "runs.db", "runs.db.lock", "mlruns", "mlartifacts", "with space, 50%&#1"}
+    expected = {"quickstart.yaml", "runs", "merged", "with space, 50%&#1"}
     assert set(left) <= expected, "nothing is written to where the command was typed"
+
+
+def check_artifacts(storage: str, database: str) -> None:
+    """Artifacts of MLflow lie in the storage, where MLflow knows its kind, else beside the database."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("everywhere")
+    (run,) = client.search_runs([experiment.experiment_id], "attributes.run_name = 'report'")
+    assert {"report.html"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+    home = str(Path(database.removeprefix("sqlite:///")).parent) if storage.startswith("memory:") else storage
+    name = experiment.artifact_location.rpartition("/")[2]
+    assert name in Storage(home).files("mlflow-artifacts")
 
 
 def check_in_python(study: str) -> None:
@@ -163,9 +173,9 @@ def check_job(storage: str, given: list[str], told: Told, monkeypatch: pytest.Mo
 
 
 def test_a_store_without_a_database_says_where_runs_can_go(
-    capsys: pytest.CaptureFixture[str], server: S3Server
+    capsys: pytest.CaptureFixture[str], s3_server: S3Server
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        app.main(["ui", f"{server.bucket()}/results"])
+        app.main(["ui", f"{s3_server.bucket()}/results"])
     assert ended.value.code == 5
     assert "no runs in" in capsys.readouterr().err

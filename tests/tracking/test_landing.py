@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import DEFAULT_STORAGE
+from orchestrator.tracking import ui
 from orchestrator.tracking.landing import answer_request, landing_page, landing_server
 
 LINKS = {
@@ -108,3 +109,23 @@ def test_only_pages_of_this_machine_are_answered(storage: Storage) -> None:
         with pytest.raises(urllib.error.HTTPError) as refused:
             opener.open(urllib.request.Request(address, headers={"Host": "evil.example.org"}), timeout=10)
     assert refused.value.code == 403
+
+
+def test_servers_listen_on_loopback_alone(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with landing_server(storage, 0, dict) as address:
+        port = int(address.rpartition(":")[2])
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert [one for one in listening if one.endswith(f":{port:04X}") and one.startswith("0100007F")]
+        assert not [one for one in listening if one.endswith(f":{port:04X}") and one.startswith("00000000")]
+    started: list[list[str]] = []
+
+    class Server:
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+            raise OSError("not started")
+
+    monkeypatch.setattr(ui.subprocess, "Popen", Server)
+    with pytest.raises(OSError, match="not started"), ui.ui_server("sqlite:///none"):
+        pass
+    (command,) = started
+    assert command[command.index("--host") + 1] == "127.0.0.1"

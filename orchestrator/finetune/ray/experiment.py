@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder,
 from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
+from orchestrator.store.scratch import temporary_folder
 from orchestrator.store.stage_folder import Stage, canonical_json
 
 
@@ -112,7 +112,7 @@ class Experiment:
             space = {"entry": tune.grid_search(space["entry"])}
         with (
             Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress,
-            tempfile.TemporaryDirectory(prefix="vtsweep-tune-", ignore_cleanup_errors=True) as storage_path,
+            temporary_folder("tune-") as storage_path,
         ):
             watcher = _watcher(progress, self.how.no_progress_timeout_s, self.folder, numbers)
             tune.Tuner(
@@ -199,7 +199,7 @@ def tune_trial(config: dict[str, Any]) -> None:
         if entry.kind == "baseline":
             stage = run_baseline(point)
         elif run.how.processes_per_trial > 1 and not (stage := point.stages["finetune"]).is_done():
-            with tempfile.TemporaryDirectory(prefix="vtsweep-train-", ignore_cleanup_errors=True) as storage_path:
+            with temporary_folder("train-") as storage_path:
                 train_together(dict(config), stage.digest, storage_path, run.how)
         else:
             stage = run_trial(point, report)

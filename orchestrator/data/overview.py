@@ -47,6 +47,9 @@ def survey(source: Source) -> Overview:
     """Examine up to `MAX_LOOKED_AT` rows and open up to `MAX_LOADED` images."""
     shapes, faults = [], []
     opened = _spread(len(source), MAX_LOADED)
+    rows: Any = getattr(source, "source", source)  # without attributes from pixels
+    if isinstance(rows, QuestionSource):
+        opened = [index for index in opened if rows.record(index)["n_images"] != 0]  # the others have nothing to open
     for index in opened:
         try:
             shapes.append(source.load(index).image.shape[:2])

@@ -18,6 +18,7 @@ from orchestrator.config import QuestionsConfig, RunConfig, TaskConfig
 from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.mixture import ExampleMaker
+from orchestrator.data.overview import survey
 from orchestrator.data.pixel_source import with_pixels
 from orchestrator.errors import DataError
 from orchestrator.finetune.drift import take_snapshot
@@ -60,6 +61,8 @@ def test_rows_show_their_images_in_order(tmp_path: Path, key: str) -> None:
     counts = source.image_counts()
     assert (counts.n_without, counts.n_several, counts.most) == (1, 2, 3)
     assert counts.first_several == "questions.jsonl, line 3"
+    seen = survey(source)
+    assert (seen.n_opened, seen.faults) == (5, [])
 
 
 def test_rows_that_share_any_image_are_one_cluster_and_every_image_counts(tmp_path: Path) -> None:

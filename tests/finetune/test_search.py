@@ -139,7 +139,8 @@ def test_a_sample_that_fails_under_optuna_fails_the_search_and_only_it_is_tried_
         return {f"sample 1 of point {point.stages['finetune'].digest[:6]} x": "worker lost"} if len(asked) == 1 else {}
 
     monkeypatch.setattr(experiment.Experiment, "run_optuna", run_optuna)
-    work = experiment.Experiment(point.run.how, experiment.Room(1, 1.0, 0.0, 1), quiet=True, search=SPACE)
+    resources = experiment.TrialResources(1, 1.0, 0.0, 1)
+    work = experiment.Experiment(point.run.how, resources, quiet=True, search=SPACE)
     with pytest.raises(StageError, match=r"1 of 3 samples failed(.|\n)*worker lost"):
         trials._search_on_ray([point], work, "optuna")
     assert len(trials._search_on_ray([point], work, "optuna")) == 2

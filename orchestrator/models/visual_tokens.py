@@ -173,7 +173,11 @@ def molmo_tiling(height: int, width: int, window: int, most: int) -> tuple[int, 
     """Return Molmo's (rows, columns) of crop windows: least scaling up, else least scaling down."""
     grids = [(r, c) for r in range(1, most + 1) for c in range(1, most + 1) if r * c <= most]
     grids.sort(key=lambda grid: (math.prod(grid), grid[0]))
-    scales = [min(rows * window / height, cols * window / width) for rows, cols in grids]
+    # A side of nothing beside the margin fits any grid, as in the processor's own floating-point division.
+    scales = [
+        min(n * window / side if side else math.inf for n, side in ((rows, height), (cols, width)))
+        for rows, cols in grids
+    ]
     if all(scale < 1 for scale in scales):
         return grids[max(range(len(grids)), key=lambda i: scales[i])]
     return grids[min(range(len(grids)), key=lambda i: scales[i] if scales[i] >= 1 else math.inf)]

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from orchestrator.models.random_models import reinitialise
-from tests.models.processors import processed_adapter, without_video
+from tests.models.processors import processed_adapter
 
 REAL = Path(__file__).parents[3] / "shared" / "real"
 MOLMO_FILES = ("config_molmo.py", "modeling_molmo.py", "preprocessing_molmo.py", "image_preprocessing_molmo.py")
@@ -66,26 +66,6 @@ def has_torchvision() -> bool:
     except Exception:
         return False
     return True
-
-
-def stand_in_for_videos(patch: pytest.MonkeyPatch) -> None:
-    """Let Qwen2.5-VL's published files load without torchvision, which the video part of its processor needs."""
-    import transformers as hf
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-
-    from orchestrator.models import loading
-
-    genuine = loading.load_processor
-
-    def load(entry: Any, **where: Any) -> Any:
-        if entry.family != "qwen2_5_vl":
-            return genuine(entry, **where)
-        images, words = (kind.from_pretrained(entry.source) for kind in (Qwen2VLImageProcessorPil, hf.AutoTokenizer))
-        template = json.loads((entry.folder / "chat_template.json").read_text())["chat_template"]
-        return without_video(hf.Qwen2_5_VLProcessor)(images, words, chat_template=template)
-
-    patch.setattr(loading, "load_processor", load)
-    patch.setattr(loading, "FAMILY_EXTRAS", {**loading.FAMILY_EXTRAS, "qwen2_5_vl": ()})
 
 
 def save_family(family: str, folder: Path) -> Path:

@@ -250,6 +250,12 @@ def test_tilings_are_the_library_s():
         assert idefics_tiles(364, 4, height, width) == images.get_number_of_image_patches(height, width, {})[0]
 
 
+@pytest.mark.parametrize("size", [(112, 112), (112, 300), (60, 60)])
+def test_molmo_s_pictures_of_no_more_than_its_margin_have_tokens(size):
+    """112 px are the margin of overlapping crops: nothing is left beside it to be divided by."""
+    assert visual_load(read_config(entries()["molmo-7b-d"]), *size).tokens >= 288
+
+
 def test_molmo2_tokens_are_its_processor_s():
     pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     from transformers import Molmo2Config

@@ -6,7 +6,6 @@ The files lie beside the checkout (`shared/real`); without them the tests of pub
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -19,41 +18,40 @@ from orchestrator.capture.taps import Taps
 from orchestrator.config import FinetuneConfig, ModelConfig
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.train import train
+from orchestrator.models import loading
 from orchestrator.models.adapter import Adapter
+from orchestrator.models.catalogue import resolve
 from orchestrator.models.check import check_model
 from orchestrator.models.examine import examine
 from orchestrator.models.fitting import fit_picture, unseen_share
+from orchestrator.models.identity import QUESTION, prompt_texts
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.prompts import render
 from orchestrator.study.plan import make_plan
 from tests.conftest import tiny_study
 from tests.models.processors import FAMILIES, processed_adapter
+from tests.models.published import build, has_torchvision, stand_in_tensorflow
 
-REAL = Path(__file__).parents[3] / "shared" / "real"
-PUBLISHED = ("llava15", "granite")
+NATIVE = ("llava15", "granite", "qwen25vl")
 ASKED = (("What colour is it?", "red"), ("How many are there?", "3"), ("Is there a dog?", "yes"), ("Where?", "left"))
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory):
     """`published("llava15")`: a small random checkpoint of published files."""
-    if not (REAL / "tiny.py").is_file():
-        pytest.skip("needs published files beside the checkout (shared/real)")
     root = tmp_path_factory.mktemp("published")
 
     @cache
     def make(family: str) -> ModelConfig:
-        command = [sys.executable, str(REAL / "tiny.py"), family, str(root / family)]
-        subprocess.run(command, check=True, capture_output=True, timeout=120)
-        if family == "granite":  # whose pictures are always scaled up to four tiles: one is as good for a test
-            file = root / family / "preprocessor_config.json"
-            settings = json.loads(file.read_text())
-            settings["size"] = dict(settings["max_image_size"])
-            file.chmod(0o644)
-            file.write_text(json.dumps(settings))
-        return ModelConfig(name=str(root / family))
+        if family not in ("llava15", "granite") and not has_torchvision():
+            pytest.skip("its processor needs torchvision (pip install 'vtsweep[vision]')")
+        return ModelConfig(name=str(build(family, root / family)), trust_remote_code=family.startswith("molmo"))
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(root / "modules"))
+        patch.syspath_prepend(str(root / "modules"))
+        patch.setitem(sys.modules, "tensorflow", stand_in_tensorflow())  # of which Molmo's image code takes a resize
+        yield make
 
 
 def picture(i: int, height: int = 60, width: int = 60) -> np.ndarray:
@@ -73,7 +71,7 @@ def learns_its_answers(adapter: Adapter) -> bool:
         return [adapter.generate(prompt, 8)[0] for prompt in prompts] == [answer for _, answer in ASKED]
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("family", ["llava15", "granite"])
 def test_published_models_answer_what_they_were_trained_on(published, family: str) -> None:
     """LLaVA-1.5's template ends a turn with a space and no end token, and its tokeniser puts a space in front."""
     assert learns_its_answers(load_adapter(published(family)))
@@ -91,7 +89,7 @@ def test_llava_1_5_learns_words_as_it_would_write_them(published) -> None:
     assert adapter.tokenizer.convert_ids_to_tokens(labels[labels >= 0].tolist()) == ["▁red", "</s>"]
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("family", ["llava15", "granite"])
 def test_labels_are_the_tokens_of_the_whole_conversation(published, family: str) -> None:
     adapter = load_adapter(published(family), "meta")
     for question, answer in (*ASKED, ("What?", "a red circle, and 2 more")):
@@ -108,15 +106,24 @@ def test_labels_are_the_tokens_of_the_whole_conversation(published, family: str)
         assert adapter.call_processor(None, together)["input_ids"][0].tolist() == example["input_ids"][0].tolist()[:-1]
 
 
-@pytest.mark.parametrize("family", PUBLISHED)
+@pytest.mark.parametrize("family", NATIVE)
 @torch.no_grad()
 def test_doctor_plan_states_deletion_and_text_alone(published, family: str, tmp_path: Path) -> None:
     config = published(family)
     assert check_model(config, text_only=True)
-    assert [finding for finding in examine(config) if finding.status == "fail"] == []
-    assert make_plan(tiny_study(tmp_path, f"model.name={config.name}")).models[0].vision_tokens > 0
+    findings = examine(config)
+    assert [finding for finding in findings if finding.status == "fail"] == []
+    overrides = (f"model.name={config.name}", f"model.trust_remote_code={config.trust_remote_code}")
+    planned = make_plan(tiny_study(tmp_path, *overrides)).models[0].vision_tokens
     adapter = load_adapter(config)
-    example = adapter.prepare(picture(0), "What is it?")
+    if family != "granite":  # made for one tile instead of four
+        assert int(adapter.n_vision(adapter.prepare(picture(0, 112, 112), "What?"))[0]) == planned
+    check_states_deletion_and_text(adapter, picture(0))
+
+
+def check_states_deletion_and_text(adapter: Adapter, image: np.ndarray) -> None:
+    """The tapped states are the library's own, half of the tokens can be deleted, and text alone is answered."""
+    example = adapter.prepare(image, "What is it?")
     with Taps(adapter, ["decoder"]) as taps:
         output = adapter.run(example, output_hidden_states=True)
     states = [state.hidden for state in taps.states(example)]
@@ -130,6 +137,38 @@ def test_doctor_plan_states_deletion_and_text_alone(published, family: str, tmp_
         dropped = adapter.drop(example, keep)
         assert adapter.run(dropped).logits.isfinite().all()
     assert int(taps.states(dropped)[0].vision[0].sum()) == int(keep.sum())
+
+
+@pytest.mark.parametrize("family", NATIVE)
+@torch.no_grad()
+def test_a_pass_is_that_of_plain_transformers(published, family: str) -> None:
+    """Chat template, processor and model as their card shows them, against what a study's adapter makes."""
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText
+
+    config, image = published(family), picture(0)
+    processor = loading.load_processor(resolve(config))
+    content = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    inputs = processor(text=[text], images=[Image.fromarray(image)], return_tensors="pt")
+    expected = AutoModelForImageTextToText.from_pretrained(config.name, dtype=torch.float32)(**inputs).logits
+    adapter = load_adapter(config)
+    assert torch.equal(adapter.run(adapter.prepare(image, "What is it?")).logits, expected)
+    known = prompt_texts(config, resolve(config))
+    assert known["prompt"].replace(QUESTION, "What is it?") == text
+
+
+def test_molmo_s_pass_is_that_of_its_own_code(published) -> None:
+    """Its publishers' `process`, its class and their `forward`, without our adapter."""
+    from PIL import Image
+
+    adapter, image = load_adapter(published("molmo")), picture(0)
+    inputs = adapter.processor.process(images=[Image.fromarray(image)], text="What is it?")
+    with torch.no_grad():
+        expected = adapter.model(**{key: value[None] for key, value in inputs.items()}, use_cache=False).logits
+        assert torch.equal(adapter.run(adapter.prepare(image, "What is it?")).logits, expected)
 
 
 def test_the_sides_of_a_picture_are_seen(published) -> None:

@@ -67,6 +67,11 @@ def test_a_slip_is_answered_before_anything_heavy_is_imported(command: list[str]
     assert found.stderr.splitlines()[-1] == "imported []"
 
 
+def test_a_closing_summary_needs_no_torch() -> None:
+    code = "import sys, orchestrator.cli.closing, orchestrator.study.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     import vtsweep
 

@@ -12,7 +12,6 @@ import numpy as np
 import polars as pl
 import yaml
 
-from orchestrator.capture.positions import vision_quantiles
 from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate.findings import find
@@ -217,6 +216,8 @@ def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
         return {}
     if len(np.unique(one[:, 2])) > 1 or run.capture.n_vision_positions == 0:
         return {}
+    from orchestrator.capture.positions import vision_quantiles  # imports torch
+
     asked = run.capture.n_vision_positions
     quantiles = vision_quantiles(len(one) if asked == "all" else asked, run.capture.seed)
     tokens = np.floor(quantiles * len(one)).astype(int)

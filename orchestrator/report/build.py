@@ -137,16 +137,36 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
         if point.grid and probes.filter(placed & pl.col("score").is_not_null()).height:
             draw = partial(figures.probe_places_figure, probes, title, point.places, point.grid, tap=tap)
             yield f"fig{number}_probe_places", draw
-    if (deletion := point.deletion) is not None and deletion.height:
-        yield "deletion", partial(figures.deletion_figure, deletion, title)
-    if (rivals := point.rivals) is not None and rivals.height:
-        yield "rivals", partial(figures.rivals_figure, rivals, title)
-    if (knockout := point.knockout) is not None and knockout.height:
-        yield "knockout", partial(figures.knockout_figure, knockout, title)
-    if (patching := point.patching) is not None and patching.height:
-        yield "patching", partial(figures.patching_figure, patching, title)
+    yield from causal_figures(point)
     if point.token_maps:
         yield "token_maps", partial(figures.token_map_figure, point.token_maps[:6], title)
+
+
+CAUSAL = {
+    "deletion": figures.deletion_figure,
+    "rivals": figures.rivals_figure,
+    "knockout": figures.knockout_figure,
+    "routes": figures.routes_figure,
+    "replacing": figures.replacing_figure,
+    "lens": figures.lens_figure,
+    "attention": figures.attention_figure,
+    "patching": figures.patching_figure,
+}
+"""Drawing of each causal check's table, by its name."""
+
+
+def causal_figures(point: PointResults) -> Iterator[Drawing]:
+    """File name and drawing of every figure of an ablation that a point has tables for."""
+    for name, draw in CAUSAL.items():
+        table = getattr(point, name)
+        if table is not None and table.height:
+            yield name, partial(draw, table, point.label)
+    ranks = point.further.get("rival_ranks")
+    if ranks is not None and ranks.height:
+        yield "rival_ranks", partial(figures.rank_figure, ranks, point.label)
+    for target in dict.fromkeys(one.target for one in point.attention_maps):
+        maps = [one for one in point.attention_maps if one.target == target]
+        yield f"attention_maps_{target}", partial(figures.attention_map_figure, maps, point.label)
 
 
 def _ordered(table: pl.DataFrame, point: PointResults) -> pl.DataFrame:

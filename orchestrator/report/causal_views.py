@@ -35,6 +35,28 @@ def whole_image(patching: pl.DataFrame) -> pl.DataFrame:
     return patching.filter(pl.col("place") == "image") if "place" in patching.columns else patching
 
 
+def _width() -> pl.Expr:
+    return pl.col("last_layer") - pl.col("first_layer")
+
+
+def narrow_routes(routes: pl.DataFrame) -> pl.DataFrame:
+    """Rows with a route blocked in the narrowest windows, with their centre, in layers."""
+    return routes.filter(_width() == _width().min()).with_columns(
+        ((pl.col("first_layer") + pl.col("last_layer")) / 2).alias("centre")
+    )
+
+
+def whole_routes(routes: pl.DataFrame) -> pl.DataFrame:
+    """Rows with a route blocked in all layers, where windows are narrower than that."""
+    return routes.filter((_width() == _width().max()) & (_width() > _width().min()))
+
+
+def averaged_replacing(replacing: pl.DataFrame) -> pl.DataFrame:
+    """`replacing` averaged over families and seeds."""
+    keys = ["checkpoint", "kind", "place", "layer", "tier"]
+    return replacing.group_by(keys, maintain_order=True).agg(pl.col("accuracy").mean(), pl.col("n").sum())
+
+
 def without_knockout(knockout: pl.DataFrame) -> pl.DataFrame:
     """Rows of the plain model (no window)."""
     return knockout.filter(pl.col("last_layer") < pl.col("first_layer"))

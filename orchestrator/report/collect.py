@@ -22,12 +22,16 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
 from orchestrator.models.identity import QUESTION, example_prompt
+from orchestrator.report.attended import attention_maps, thumbnail_of
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.store.stage_folder import canonical_json
 from orchestrator.store.study_record import TABLE_STAGE, Study, View, describe_run
 from orchestrator.store.tables.core import TABLES
 
-_FURTHER = ("attribute_correlations", "probe_search", "policy", "link", "trial_rejected", "ablate_rejected")
+_FURTHER = (
+    *("attribute_correlations", "probe_search", "policy", "link", "rival_ranks", "lens_layers"),
+    *("trial_rejected", "ablate_rejected"),
+)
 _N_TOKEN_MAPS = 6
 
 
@@ -108,6 +112,8 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
         tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)
     further = {name: frame for name in _FURTHER if (frame := _read(views.get(TABLE_STAGE[name], []), name)) is not None}
+    attended = tables.pop("attention_maps")
+    ablated = next(iter(views.get("ablate", [])), None)
     drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
     return PointResults(
         label=label,
@@ -123,6 +129,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         further=further,
         **_places(capture, run),
         token_maps=tuple(_token_maps(capture, run)) if capture else (),
+        attention_maps=tuple(attention_maps(ablated.run, attended)) if ablated and attended is not None else (),
         **drawn,
     )
 
@@ -257,12 +264,7 @@ def _token_map(
     image_id: str, image: np.ndarray, layers: tuple[int, ...], grid: np.ndarray, norms: np.ndarray
 ) -> TokenMap:
     """The map of the first tile. `grid` is (N, 3) of row, column, tile (-1: no token); `norms` is (layers, N)."""
-    import cv2
-
-    tiles = lay_on_grid(norms, grid)
-    scale = 200 / max(image.shape[:2])
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    thumbnail = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    tiles, thumbnail = lay_on_grid(norms, grid), thumbnail_of(image)
     first = min(tiles)
     view = "whole image" if len(tiles) == 1 else f"tile {first + 1} of {len(tiles)}"
     return TokenMap(image_id, thumbnail, layers, tiles[first], view)

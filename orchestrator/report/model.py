@@ -25,6 +25,10 @@ POINT_TABLES = (
     "deletion",
     "rivals",
     "knockout",
+    "routes",
+    "replacing",
+    "lens",
+    "attention",
     "patching",
 )
 """Tables of a point that the report draws; each is optional."""
@@ -62,6 +66,32 @@ class TokenMap:
 
 
 @dataclass(frozen=True)
+class AttentionMap:
+    """Attention from one question to its image, laid on the picture.
+
+    Args:
+        words: question and right answer.
+        target: whose attention, `question` or `last`.
+        thumbnail: uint8 (height, width, 3), at most about 200 px wide.
+        layers: decoder layers, ascending.
+        shares: float32 (len(layers), rows, columns), share of the attention to the image; NaN where there is no token.
+        view: which part of the image the grid covers, for models that see it in several tiles.
+    """
+
+    words: str
+    target: str
+    thumbnail: np.ndarray
+    layers: tuple[int, ...]
+    shares: np.ndarray
+    view: str = "whole image"
+
+    @cached_property
+    def relative(self) -> np.ndarray:
+        """`shares` times the number of tokens: 1 is an equal share."""
+        return np.asarray(self.shares * np.isfinite(self.shares).sum(axis=(1, 2), keepdims=True), np.float32)
+
+
+@dataclass(frozen=True)
 class PointResults:
     """Results of one point of a study: one model on one data source with one set of settings.
 
@@ -79,6 +109,7 @@ class PointResults:
             alone.
         further: other tables to show as they are (policy, link, ...), name -> frame.
         token_maps: images for the contact sheets.
+        attention_maps: questions whose attention is laid on their pictures.
         places: kept vision position (`vision_03`) -> its (row, column) on the grid of visual tokens.
         grid: (rows, columns) of that grid; None when token counts vary with the image.
     """
@@ -99,11 +130,16 @@ class PointResults:
     deletion: pl.DataFrame | None = None
     rivals: pl.DataFrame | None = None
     knockout: pl.DataFrame | None = None
+    routes: pl.DataFrame | None = None
+    replacing: pl.DataFrame | None = None
+    lens: pl.DataFrame | None = None
+    attention: pl.DataFrame | None = None
     patching: pl.DataFrame | None = None
     findings: pl.DataFrame | None = None
     sweep: Mapping[str, Any] = field(default_factory=dict)
     further: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     token_maps: tuple[TokenMap, ...] = ()
+    attention_maps: tuple[AttentionMap, ...] = ()
     places: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     grid: tuple[int, int] | None = None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -23,15 +22,14 @@ from orchestrator.report.intervals import depth_table
 from orchestrator.report.model import PointResults, StudyResults, distinct_points
 from orchestrator.report.payload import payload
 from orchestrator.report.probe_views import first_layers
+from orchestrator.report.shown_tables import ShownTable, lens_tables, winner_tables
 from orchestrator.report.statement import interval, number
 from orchestrator.report.words import summary
 from orchestrator.scrub import scrub
 
-SCRIPTS = ("core.js", "charts.js", "sections.js", "causal.js", "main.js")
+SCRIPTS = ("core.js", "charts.js", "sections.js", "causal.js", "reading.js", "main.js")
 MOST_ROWS = 400
 """Rows of a further table shown in the page; the stage's own table has all."""
-_NUMERIC = re.compile(r"(n/a|[−-]?\d+(\.\d+)?(e[−+-]?\d+)?( %)?)?( ?\[.*\])?")
-"""A number, a missing one, or either with its interval."""
 
 
 @dataclass(frozen=True)
@@ -59,23 +57,19 @@ CHARTS = (
                  "Which way to drop or merge visual tokens keeps most accuracy at an equal average number of tokens."),
     ChartSection("knockout", "knockout", "Knock-out", "Blocking attention to vision",
                  "In which layers the text reads the image."),
+    ChartSection("routes", "routes", "Routes", "Routes of visual information",
+                 "What may not be read by what, in which layers, and what that does to the right answer."),
+    ChartSection("replacing", "replacing", "Replacing", "Replacing visual states",
+                 "What zeros, the mean state or noise in place of visual states cost, layer by layer."),
     ChartSection("patching", "patching", "Patching", "Patching vision states",
                  "Up to which layer the answer still follows the vision tokens."),
+    ChartSection("lens", "lens", "Lenses", "When the answer is there",
+                 "The layer at which the right answer stands above its rivals, read from single tokens."),
+    ChartSection("attention", "attention", "Attention", "What the question looks at",
+                 "How much of the attention goes to the image and to its objects, and where on the picture."),
     ChartSection("trials", "trials", "Complexity ratio", "Complexity of training data",
                  "Does more complex training data change compression, and does it buy accuracy?"),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ShownTable:
-    caption: str
-    head: list[str]
-    rows: list[list[str]]
-
-    @property
-    def is_text(self) -> list[bool]:
-        """Column by column: whether it holds words, to be read from the left, and not numbers alone."""
-        return [any(not _NUMERIC.fullmatch(row[i]) for row in self.rows) for i in range(len(self.head))]
 
 
 @cache
@@ -115,7 +109,12 @@ def render_page(results: StudyResults) -> str:
         versus=versus,
         glossary=GLOSSARY,
         finding_tables=[_shown(p.findings, p.label) for p in points if p.findings is not None and p.findings.height],
-        tables={"compression": list(_depth_tables(points)), "probes": list(_first_tables(points))},
+        tables={
+            "compression": list(_depth_tables(points)),
+            "probes": list(_first_tables(points)),
+            "rivals": list(winner_tables(points)),
+            "lens": list(lens_tables(points)),
+        },
         further_tables=further,
         stage_table=_shown(results.stages, "Stages") if results.stages is not None else None,
         style=Markup(_style_sheet()),

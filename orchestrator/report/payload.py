@@ -19,10 +19,18 @@ from PIL import Image
 
 from orchestrator.report import style
 from orchestrator.report.answer import headline
-from orchestrator.report.causal_views import measured_rivals, over_seeds, windows, without_knockout
+from orchestrator.report.causal_views import (
+    averaged_replacing,
+    measured_rivals,
+    narrow_routes,
+    over_seeds,
+    whole_routes,
+    windows,
+    without_knockout,
+)
 from orchestrator.report.figures.trials import column_direction, column_words, first_column
 from orchestrator.report.intervals import curves_of
-from orchestrator.report.model import PointResults, StudyResults, TokenMap, distinct_points, merged_trials
+from orchestrator.report.model import AttentionMap, PointResults, StudyResults, TokenMap, distinct_points, merged_trials
 from orchestrator.report.probe_views import POSITION_NAMES, best_linear, with_skill
 from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes
 
@@ -127,9 +135,42 @@ def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[s
     if point.knockout is not None and point.knockout.height:
         made["knockout"] = encode(windows(point.knockout), share)
         made["plain"] = encode(without_knockout(point.knockout), share)
+    made |= _reading(point)
     if point.patching is not None and point.patching.height:
         made["patching"] = encode(point.patching)
     return made
+
+
+def _reading(point: PointResults) -> dict[str, Any]:
+    """Routes, replaced states, lenses and attention."""
+    made: dict[str, Any] = {"attended": [_attended(one) for one in point.attention_maps]}
+    if point.routes is not None and point.routes.height:
+        both = pl.concat([narrow_routes(point.routes), whole_routes(point.routes)], how="diagonal")
+        columns = ("source", "target", "tier", "family", "checkpoint", "first_layer", "last_layer", "centre", "change",
+                   "change_low", "change_high", "flip_share", "ci_low", "ci_high")  # fmt: skip
+        made["routes"] = encode(both.select(columns))
+    if point.replacing is not None and point.replacing.height:
+        made["replacing"] = encode(averaged_replacing(point.replacing))
+    for name in ("lens", "attention"):
+        table = getattr(point, name)
+        if table is not None and table.height:
+            made[name] = encode(table)
+    return made
+
+
+def _attended(one: AttentionMap) -> dict[str, Any]:
+    high = float(np.nanmax(one.relative)) or 1.0
+    return {
+        "id": one.words,
+        "target": one.target,
+        "view": one.view,
+        "image": _picture(one.thumbnail),
+        "width": one.thumbnail.shape[1],
+        "height": one.thumbnail.shape[0],
+        "layers": list(one.layers),
+        "shape": list(one.shares.shape[1:]),
+        "views": {"share": {"high": high, "data": _base64(_steps(one.relative, (0.0, high)))}},
+    }
 
 
 def _map(token_map: TokenMap) -> dict[str, Any]:
@@ -191,6 +232,8 @@ def _style(points: Iterable[PointResults]) -> dict[str, Any]:
         ("rivals", "method"),
         ("rivals", "family"),
         ("patching", "attribute"),
+        ("routes", "family"),
+        ("lens", "family"),
     ):
         keys |= _named(points, table, column)
     return {

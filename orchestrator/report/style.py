@@ -96,6 +96,8 @@ PLACES = {
     "background": "tokens of background",
     "question": "the question's tokens",
     "last": "the last token",
+    "text": "the question's tokens",
+    "vision": "visual tokens",
 }
 """Whose states or attention: reader's names."""
 

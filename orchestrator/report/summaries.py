@@ -13,6 +13,7 @@ from orchestrator.compression.depth import THIRDS, third_expression
 from orchestrator.compression.registry import METRICS
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate import consensus
+from orchestrator.report.causal_views import narrow_routes
 from orchestrator.report.probe_views import vision_tap
 from orchestrator.store.study_record import View
 
@@ -245,6 +246,17 @@ def _ablate(view: View) -> Summary:
             curves[f"knockout/{tier}/{family}"] = list(
                 zip(rows["first_layer"].to_list(), rows["accuracy"].to_list(), strict=True)
             )
+    if "routes" in tables:
+        whole = (pl.col("family") == "all") & pl.col("change").is_not_null()
+        frame = narrow_routes(view.stage.scan("routes").filter(whole).sort("first_layer").collect())
+        for (source, target, tier), rows in frame.group_by(["source", "target", "tier"], maintain_order=True):
+            points = zip(rows["first_layer"].to_list(), rows["change"].to_list(), strict=True)
+            curves[f"routes/{source}_to_{target}/{tier}"] = list(points)
+    if "lens" in tables:
+        frame = view.stage.scan("lens").filter(pl.col("family") == "all").sort("layer").collect()
+        for (lens, place, tier), rows in frame.group_by(["lens", "place", "tier"], maintain_order=True):
+            points = zip(rows["layer"].to_list(), rows["above"].to_list(), strict=True)
+            curves[f"lens/{lens}/{place}/{tier}"] = list(points)
     if "patching" in tables:
         frame = view.stage.scan("patching").sort("layer").collect()
         for (attribute, place), rows in frame.group_by(["attribute", "place"], maintain_order=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from orchestrator.ablate.selectors.check import check_methods, check_model_gives
+from orchestrator.ablate.selectors.check import check_layers, check_methods, check_model_gives
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
@@ -74,12 +74,15 @@ def _each(items: Iterable[Item], check: Callable[[Item], Found]) -> list[Found]:
 def _check_model(run: RunConfig, asking: Asking) -> None:
     from orchestrator.models.check import check_model
     from orchestrator.models.known_config import read_config
+    from orchestrator.models.stacks import cross_layers, decoder_stack
 
     if resolve(run.model).folder is None:
         use_cache_where_unreachable()
     check_model(run.model, **asking(run))
     if "ablate" in asking.stages:
-        check_model_gives(run.ablate, str(read_config(resolve(run.model)).model_type))
+        config = read_config(resolve(run.model))
+        check_model_gives(run.ablate, str(config.model_type))
+        check_layers(run.ablate, decoder_stack(config).layers, cross_layers(config))
 
 
 def _by_model(runs: Sequence[RunConfig], asking: Asking) -> list[RunConfig]:

@@ -8,7 +8,8 @@ from orchestrator.report.page import render_page
 from tests.report.fake_study import FAKE_METRICS, fake_point, fake_study
 
 pytestmark = pytest.mark.browser
-SECTIONS = ("compression", "correlation", "probes", "tokens", "deletion", "rivals", "knockout", "patching", "trials")
+CAUSAL = ("deletion", "rivals", "knockout", "routes", "replacing", "patching", "lens", "attention")
+SECTIONS = ("compression", "correlation", "probes", "tokens", *CAUSAL, "trials")
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_print_is_light_and_without_controls(watched, url, tmp_path: Path):
 
 
 def test_a_page_of_captures_alone_works(watched, tmp_path: Path):
-    gone = dict.fromkeys(("correlations", "probes", "trials", "deletion", "rivals", "knockout", "patching"))
+    gone = dict.fromkeys(("correlations", "probes", "trials", *CAUSAL))
     point = replace(fake_point(), **gone)
     path = tmp_path / "report.html"
     path.write_text(render_page(replace(fake_study(1), points=(replace(point, token_maps=()),))))

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from orchestrator.compression.registry import METRICS
-from orchestrator.report.model import PointResults, StudyResults, TokenMap
+from orchestrator.report.model import AttentionMap, PointResults, StudyResults, TokenMap
 from orchestrator.store.tables.core import TABLES, check_table
 
 SCENE_KINDS = {
@@ -242,6 +242,113 @@ def fake_causal(n_layers: int, rng: np.random.Generator) -> tuple[pl.DataFrame, 
     return tables[0], tables[1], tables[2]
 
 
+def fake_reading(n_layers: int, rng: np.random.Generator) -> dict[str, pl.DataFrame]:
+    """Routes, replaced states, lenses and attention of two tiers and one family, and ranks of three methods."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ("routes", "replacing", "lens", "attention")}
+
+    def add(table: str, **values: Any) -> None:
+        rows[table].append({**dict.fromkeys(TABLES[table].columns), "checkpoint": "base", "n": 80, **values})
+
+    for tier in ("low", "high"):
+        for family in ("all", "colour"):
+            of = {"tier": tier, "family": family}
+            for source, target in (("image", "question"), ("question", "last")):
+                for first, last in [*((k, k + 1) for k in range(n_layers - 1)), (0, n_layers - 1)]:
+                    change = -0.3 * np.exp(-((first - 2) ** 2)) + rng.normal(0, 0.01)
+                    add(
+                        "routes",
+                        source=source,
+                        target=target,
+                        first_layer=first,
+                        last_layer=last,
+                        probability=0.9 + change,
+                        probability_plain=0.9,
+                        change=change,
+                        change_low=change - 0.05,
+                        change_high=change + 0.05,
+                        accuracy=0.7,
+                        accuracy_plain=0.9,
+                        flip_share=0.3,
+                        ci_low=0.2,
+                        ci_high=0.4,
+                        n_flippable=70,
+                        **of,
+                    )
+            for lens in ("logit", "tuned"):
+                for place in ("last", "vision"):
+                    for layer in range(n_layers + 1):
+                        a = layer / n_layers * (0.9 if lens == "tuned" else 0.7) + rng.uniform(0, 0.02)
+                        add(
+                            "lens",
+                            lens=lens,
+                            place=place,
+                            layer=layer,
+                            probability=a,
+                            above=a,
+                            ci_low=a - 0.05,
+                            ci_high=a + 0.05,
+                            settled=a / 2,
+                            **of,
+                        )
+            for layer in range(n_layers):
+                for target in ("question", "last"):
+                    ends = {
+                        f"{m}{end}": v + s
+                        for m, v in (
+                            ("to_image", 0.6 + layer / 50),
+                            ("on_objects", 0.4),
+                            ("over_share", 0.1 - layer / 40),
+                        )
+                        for end, s in (("", 0.0), ("_low", -0.05), ("_high", 0.05))
+                    }
+                    add(
+                        "attention",
+                        layer=layer,
+                        target=target,
+                        object_share=0.3,
+                        entropy=0.8 + rng.normal(0, 0.01),
+                        **ends,
+                        **of,
+                    )
+        for kind in ("zero", "mean"):
+            for place in ("image", "object"):
+                for layer in range(n_layers):
+                    add(
+                        "replacing",
+                        kind=kind,
+                        place=place,
+                        layer=layer,
+                        seed=-1,
+                        family="colour",
+                        tier=tier,
+                        accuracy=0.3
+                        + 0.1 * layer
+                        + 0.02 * (kind == "mean")
+                        + 0.01 * (place == "object")
+                        + 0.01 * (tier == "low"),
+                        ci_low=0.2,
+                        ci_high=0.9,
+                    )
+    return {name: pl.DataFrame(found, infer_schema_length=None) for name, found in rows.items()}
+
+
+def fake_ranks() -> pl.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for rank, (method, accuracy) in enumerate((("divprune", 0.8), ("fastv", 0.7), ("random", 0.5)), 1):
+        rows.append({**dict.fromkeys(TABLES["rival_ranks"].columns), "budget": 0.25, "tier": "low", "family": "all",
+                     "method": method, "accuracy": accuracy, "rank": float(rank), "best": rank == 1, "tied": rank < 3,
+                     "n_families": 2, "n": 80})  # fmt: skip
+    return pl.DataFrame(rows, infer_schema_length=None)
+
+
+def fake_attention_maps(n_layers: int, rng: np.random.Generator) -> tuple[AttentionMap, ...]:
+    picture = np.full((60, 60, 3), 200, np.uint8)
+    shares = rng.dirichlet(np.ones(16), n_layers).reshape(n_layers, 4, 4).astype(np.float32)
+    return tuple(
+        AttentionMap(f"what colour ? {t}", t, picture, tuple(range(n_layers)), shares) for t in ("question", "last")
+    )
+
+
 def fake_rivals(rng: np.random.Generator) -> pl.DataFrame:
     """Three ways to choose tokens at two budgets, and one budget that a method cannot meet."""
     rows = []
@@ -326,7 +433,14 @@ def fake_point(
         knockout=knockout if scenes else None,
         patching=patching if scenes else None,
         findings=fake_findings(kinds),
-        further={"policy": pl.DataFrame({"tier": ["low", "high"], "kept_share": [0.5, 0.9]})} if scenes else {},
+        **(fake_reading(n_layers, rng) if scenes else {}),
+        attention_maps=fake_attention_maps(n_layers, rng) if scenes else (),
+        further={
+            "rival_ranks": fake_ranks(),
+            "policy": pl.DataFrame({"tier": ["low", "high"], "kept_share": [0.5, 0.9]}),
+        }
+        if scenes
+        else {},
         token_maps=fake_token_maps(images, n_layers, 6, rng),
         places={f"vision_{i:02d}": (2 * (i // 4), 2 * (i % 4) + 1) for i in range(6)},
         grid=(8, 8),

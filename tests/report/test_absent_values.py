@@ -20,7 +20,11 @@ from tests.report.fake_study import fake_study
 
 STUDY = fake_study(1)
 POINT = STUDY.points[0]
-DRAWN = ("layer_metrics", "correlations", "probes", "trials", "deletion", "rivals", "knockout", "patching", "findings")
+READING = ("routes", "replacing", "lens", "attention")
+DRAWN = (
+    *("layer_metrics", "correlations", "probes", "trials", "deletion", "rivals", "knockout", *READING, "patching"),
+    "findings",
+)
 
 
 def nullable(table: str) -> list[str]:

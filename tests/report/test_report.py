@@ -32,7 +32,8 @@ def test_every_figure_is_written_as_png_and_svg_beside_the_page(tmp_path):
     assert stems == {n.removesuffix(".png") for n in written if n.endswith(".png")}
     names = {s.split("/")[-1] for s in stems}
     assert {"fig1_compression", "fig2_spearman_vision", "fig4_probes"} <= names
-    assert {"deletion", "rivals", "knockout", "patching"} <= names
+    assert {"deletion", "rivals", "knockout", "patching", "routes", "replacing", "lens", "attention"} <= names
+    assert {"rival_ranks", "attention_maps_question", "attention_maps_last"} <= names
     assert {"token_maps", "fig4_probe_curves", "fig4_probe_places"} <= names
     assert (tmp_path / "figures/reference-joint-scenes/fig1_compression.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -96,10 +97,11 @@ def test_a_hostile_name_stays_text():
 
 
 def test_what_is_not_there_is_left_out():
-    gone = dict.fromkeys(("probes", "trials", "deletion", "rivals", "knockout", "patching"))
+    causal = ("deletion", "rivals", "knockout", "routes", "replacing", "lens", "attention", "patching")
+    gone = dict.fromkeys(("probes", "trials", *causal))
     point = replace(fake_point(), **gone, token_maps=())
     page = render_page(replace(fake_study(1), points=(point,)))
-    for anchor in ("probes", "tokens", "deletion", "rivals", "knockout", "patching", "trials"):
+    for anchor in ("probes", "tokens", *causal, "trials"):
         assert f'<section id="{anchor}"' not in page
     assert '<section id="compression"' in page
 

@@ -60,6 +60,21 @@ def check_routes(config: AblateConfig, model_type: str) -> None:
         raise ConfigError(f"ablate.checks: routes need a cache to try answers on; {model_type!r} models have none")
 
 
+def check_layers(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> None:
+    """Refuse layers that the decoder does not have, or that read no image.
+
+    Raises:
+        ConfigError: naming the layers, and those that there are.
+    """
+    reading = list(cross_layers) or list(range(n_layers))
+    unread = [layer for layer in config.attention_layers or () if layer not in reading]
+    if "attention" in config.checks and unread:
+        raise ConfigError(f"ablate.attention_layers: {unread} attend to no image; those that do are {reading}")
+    absent = [layer for layer in config.inside_layers or () if layer >= n_layers]
+    if "inside" in config.checks and absent:
+        raise ConfigError(f"ablate.inside_layers: {absent}; the decoder has layers 1 to {n_layers - 1}")
+
+
 def check_model_gives(config: AblateConfig, model_type: str) -> None:
     """Refuse methods whose needs a model does not meet.
 

@@ -1,7 +1,8 @@
 // Builds the sections that have data, and draws them again when points, theme or paper change.
 
 const BUILDERS = { compression: [compressionSection, "curves"], correlation: [correlationSection, "rho"], probes: [probeSection, "probes"], tokens: [tokenSection, "maps"],
-  deletion: [deletionSection, "deletion"], rivals: [rivalsSection, "rivals"], knockout: [knockoutSection, "knockout"], patching: [patchingSection, "patching"] };
+  deletion: [deletionSection, "deletion"], rivals: [rivalsSection, "rivals"], knockout: [knockoutSection, "knockout"], routes: [routesSection, "routes"],
+  replacing: [replacingSection, "replacing"], patching: [patchingSection, "patching"], lens: [lensSection, "lens"], attention: [attentionSection, "attention"] };
 
 if (document.getElementById("answer")) answerSection();
 for (const [id, [build, needs]] of Object.entries(BUILDERS)) {

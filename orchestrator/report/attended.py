@@ -46,7 +46,7 @@ def attention_maps(run: RunConfig, table: pl.DataFrame) -> Iterator[AttentionMap
             image = item.image() if item is not None else None
         except VtsweepError:
             continue
-        if item is None or image is None:
+        if item is None or not isinstance(image, np.ndarray):  # none, or several pictures side by side
             continue
         layers = tuple(sorted(rows["layer"].unique().to_list()))
         grid = rows.filter(pl.col("layer") == layers[0]).select("row", "column", "tile").to_numpy()

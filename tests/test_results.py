@@ -9,12 +9,13 @@ import polars as pl
 import pytest
 
 from jobs import results
+from jobs.published import figures, numbers, tables
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_page_says_what_the_tables_say() -> None:
-    assert (results.FOLDER / "README.md").read_text(encoding="utf-8") == results.page()
+    assert (tables.FOLDER / "README.md").read_text(encoding="utf-8") == results.page()
 
 
 def test_the_readme_opens_with_what_the_tables_say() -> None:
@@ -23,7 +24,7 @@ def test_the_readme_opens_with_what_the_tables_say() -> None:
 
 
 def test_changed_tables_part_from_the_page(tmp_path: Path) -> None:
-    for file in results.FOLDER.iterdir():
+    for file in tables.FOLDER.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     trials = pl.read_parquet(tmp_path / "ratio_trials.parquet")
     trials.with_columns(pl.col("accuracy/high/count") * 0.9).write_parquet(tmp_path / "ratio_trials.parquet")
@@ -32,9 +33,9 @@ def test_changed_tables_part_from_the_page(tmp_path: Path) -> None:
 
 
 def test_gains_are_those_of_a_plain_mean_over_paired_seeds() -> None:
-    trials = pl.read_parquet(results.FOLDER / "ratio_trials.parquet")
-    found = results.ratio_numbers(trials)
-    for model in results.MODELS:
+    trials = pl.read_parquet(tables.FOLDER / "ratio_trials.parquet")
+    found = numbers.ratio_numbers(trials)
+    for model in tables.MODELS:
         own = trials.filter(pl.col("model") == model)
         high = {
             r: own.filter(pl.col("complexity_ratio") == r).sort("seed")["accuracy/high"].to_numpy() for r in (0.0, 1.0)
@@ -44,16 +45,67 @@ def test_gains_are_those_of_a_plain_mean_over_paired_seeds() -> None:
         assert effect["n_seeds"] == found["n_seeds"] == len(high[0.0])
 
 
-@pytest.mark.parametrize("name", list(results.FIGURES))
+@pytest.mark.parametrize("name", list(figures.FIGURES))
 def test_figures_are_drawn_from_their_tables(name: str, tmp_path: Path) -> None:
-    table, draw = results.FIGURES[name]
-    data = pl.read_parquet(results.FOLDER / table)
+    table, draw = figures.FIGURES[name]
+    data = pl.read_parquet(tables.FOLDER / table)
     draw(data, tmp_path / "first.png")
     draw(data.with_columns(pl.col(pl.Float32, pl.Float64) * 0.5), tmp_path / "other.png")
     assert (tmp_path / "first.png").read_bytes() != (tmp_path / "other.png").read_bytes()
-    assert (results.FOLDER / name).exists()
+    assert (tables.FOLDER / name).exists()
 
 
 def test_only_seeds_finished_everywhere_are_published() -> None:
     trials = pl.DataFrame({"seed": [0, 0, 1, 1, 2], "complexity_ratio": [0.0, 1.0, 0.0, 1.0, 0.0]})
-    assert results.whole_seeds(trials)["seed"].unique().sort().to_list() == [0, 1]
+    assert tables.whole_seeds(trials)["seed"].unique().sort().to_list() == [0, 1]
+
+
+def test_trials_of_several_machines_are_published_together() -> None:
+    file = Path("none.parquet")
+    here = pl.DataFrame({"model": ["a"] * 2, "complexity_ratio": [0.0, 1.0], "seed": [6, 6], "x": [1.0, 2.0]})
+    assert tables.merged(here, file).equals(here)
+
+
+def test_a_trial_run_again_takes_the_place_of_the_published_one(tmp_path: Path) -> None:
+    file = tmp_path / "trials.parquet"
+    old = pl.DataFrame({"model": ["a"] * 2, "complexity_ratio": [0.0, 1.0], "seed": [0, 0], "x": [1.0, 2.0]})
+    old.write_parquet(file)
+    new = pl.DataFrame({"model": ["a"] * 2, "complexity_ratio": [1.0, 0.0], "seed": [0, 6], "x": [9.0, 3.0]})
+    assert tables.merged(new, file)["x"].to_list() == [1.0, 3.0, 9.0]
+
+
+def test_what_probes_tell_is_the_mean_over_the_places_of_the_published_table() -> None:
+    table = pl.read_parquet(tables.FOLDER / "probes.parquet")
+    row = next(
+        r
+        for r in numbers.probe_numbers(tables.FOLDER)
+        if r["model"] == "reference-joint" and r["attribute"] == "size_mean"
+    )
+    own = table.filter(
+        (pl.col("model") == "reference-joint")
+        & (pl.col("attribute") == "size_mean")
+        & (pl.col("tap") == "decoder")
+        & (pl.col("layer") == 3)
+        & (pl.col("solver") == "ridge")
+    )
+    single = own.filter(pl.col("position").str.contains(r"^vision_\d+$"))["score"]
+    assert row["vision_single"]["score"] == pytest.approx(single.mean())
+    assert row["last"]["score"] == pytest.approx(own.filter(pl.col("position") == "last")["score"][0])
+
+
+def test_the_strongest_window_says_of_how_many() -> None:
+    for route in numbers.route_numbers(tables.FOLDER):
+        windows = pl.read_parquet(tables.FOLDER / "routes.parquet").filter(
+            (pl.col("family") == "all")
+            & (pl.col("model") == route["model"])
+            & (pl.col("route") == route["route"])
+            & (pl.col("tier") == route["tier"])
+        )
+        assert route["n_windows"] == windows.height - 1
+        if route["strongest"]:
+            assert (
+                route["strongest"]["change"]
+                == windows.filter(
+                    pl.col("last_layer") - pl.col("first_layer") < route["last_layer"] - route["first_layer"]
+                )["change"].min()
+            )

@@ -1,0 +1,203 @@
+"""Copy what the published page needs out of finished studies into small tables."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+
+from orchestrator.errors import VtsweepError
+from orchestrator.store.filesystem import Storage
+from orchestrator.store.study_record import Study
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "docs" / "results"
+SWEEPS = ("published_ratio", "published_novelty", "published_claims", "rivals", "routes", "ablation")
+"""Sweeps that the page rests on."""
+COCO = ("coco", "model.name=reference-joint,reference-cross")
+"""The sweep over photographs; runs where a COCO folder is named."""
+MODELS = ("reference-joint", "reference-cross")
+FAMILIES = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation", "point")
+PRIMARY = ("drift/vision/late", "delta/vision/stable_rank_centred/middle", "accuracy/high")
+"""Outcomes named before the sweep ran: the defaults of `finetune.primary`."""
+KEPT = (
+    *("accuracy/", "accuracy_base/", "accuracy_generated/", "valid_share/", "blind/", "count_error", "point_distance"),
+    *("drift/vision", "drift/text", "delta/vision/stable_rank_centred", "delta/vision/gini", "delta/text/stable_rank"),
+    *("compression/vision/stable_rank_centred", "compression/vision/gini", "compression/text/stable_rank"),
+    *("asked/high/delta/vision/stable_rank_centred", "asked/low/delta/vision/stable_rank_centred"),
+)
+"""Columns of table `trials` that are published, by their beginning."""
+SETTINGS = ("model", "complexity_ratio", "novelty_ratio", "seed", "status", "n_steps", "n_examples", "train_flops")
+
+
+def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
+    """Trials of the seeds that are finished at every setting, so that every cell rests on the same seeds."""
+    cells = trials.group_by("seed").len()
+    whole = cells.filter(pl.col("len") == cells["len"].max())["seed"]
+    return trials.filter(pl.col("seed").is_in(whole.implode()))
+
+
+def newest(storage: str, name: str) -> str:
+    """Folder of a study's newest version: a study run again with other settings is kept as ``NAME.v2`` and so on."""
+    studies = Storage(f"{storage}/studies")
+    versions = [name, *(f"{name}.v{k}" for k in range(2, 100))]
+    return f"{storage}/studies/" + next((v for v in reversed(versions) if studies.exists(f"{v}/study.json")), name)
+
+
+KEY = ("model", "complexity_ratio", "novelty_ratio", "seed")
+"""What makes a trial of the published sweeps."""
+
+
+def merged(table: pl.DataFrame, file: Path) -> pl.DataFrame:
+    """Trials of this storage and those published before whose settings it lacks: seeds may run on several machines."""
+    if file.exists():
+        old = pl.read_parquet(file)
+        rest = old.join(table, on=[c for c in KEY if c in old.columns and c in table.columns], how="anti")
+        table = pl.concat([table, rest], how="diagonal_relaxed")
+    return table.sort(c for c in KEY if c in table.columns)
+
+
+def collect(storage: str) -> None:
+    """Copy what the page needs of the ratio sweeps; what was not run is left as it is."""
+    for name in ("published-ratio", "published-novelty"):
+        try:
+            trials = Study.load(newest(storage, name)).table("trials").collect()
+        except VtsweepError as error:
+            print(f"{name}: {error}")
+            continue
+        kept = [
+            c for c in trials.columns if c in SETTINGS or (c.startswith(KEPT) and not c.endswith(("_low", "_high")))
+        ]
+        file = FOLDER / f"{name.removeprefix('published-')}_trials.parquet"
+        table = merged(whole_seeds(trials).select(kept), file)
+        table.write_parquet(file, compression="zstd")
+        print(f"{name}: {trials.height} trials here, {table.height} published")
+
+
+def collect_runs(storage: str) -> None:
+    """Where, when and from which commit each sweep ran, from its study record, beside the runs told before."""
+    file = FOLDER / "study.json"
+    runs = json.loads(file.read_text(encoding="utf-8"))
+    for sweep in (*SWEEPS, COCO[0]):
+        try:
+            record = Study.load(newest(storage, sweep.replace("_", "-"))).record
+        except VtsweepError:
+            continue
+        hardware, words = record["hardware"], record["command"].split()
+        told = [w for w in words if "=" in w and not w.startswith(("storage=", "track.", "how.", "data.root="))]
+        run = {
+            "sweep": sweep,
+            "n": f"{len(record['points'])} points" + (f", `{' '.join(told)}`" if told else ""),
+            "hardware": f"{hardware['cores']} cores of an {hardware['processor']}".replace("(R)", ""),
+            "date": datetime.fromisoformat(record["created"]).strftime("%-d %B %Y"),
+            "commit": record["commit"][:7],
+            "hours": round(sum(record["seconds"].values()) / 3600, 2),
+        }
+        runs = [r for r in runs if (r["sweep"], r["commit"]) != (run["sweep"], run["commit"])] + [run]
+    runs.sort(key=lambda r: [*SWEEPS, COCO[0]].index(r["sweep"]))
+    file.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
+
+
+LAYER_METRICS = ("gini", "mean_cosine", "stable_rank_centred")
+"""Headline metrics drawn by layer: one of each kind."""
+FACTORS = ("n_objects", "size_mean", "size_spread", "n_colours", "n_shapes", "spatial_spread")
+"""Factors that the default design varies independently."""
+
+
+COPIED = {
+    "probes": "published-claims",
+    "deletion": "published-claims",
+    "knockout": "published-claims",
+    "rivals": "rivals",
+    "rival_ranks": "rivals",
+    "routes": "routes",
+    "replacing": "routes",
+    "lens": "routes",
+    "policy": "ablation",
+}
+"""Table that is published whole -> its study."""
+PLANNED = ("llava-1.5-7b", "qwen2.5-vl-7b", "molmo-7b-d", "llama-3.2-11b-vision")
+"""Models of the paper's kind for which the page states what the same sweeps cost."""
+CARD = ("h200", 8)
+"""Card and number of cards of those plans."""
+
+
+def vision_rows(model_tap: str = "tap") -> pl.Expr:
+    """Rows on visual tokens where the decoder reads them: its own states, or the values that cross-attention reads."""
+    return (pl.col("group") == "vision") & pl.col(model_tap).is_in(("decoder", "cross_v"))
+
+
+def relations_of(study: Study) -> pl.DataFrame:
+    """Rank correlations of the headline metrics on visual tokens."""
+    wanted = pl.col("metric").is_in(LAYER_METRICS) & (pl.col("statistic") != "epsilon_squared")
+    return study.table("correlations").filter(vision_rows() & wanted).collect()
+
+
+def collect_claims(storage: str) -> None:
+    """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
+    verdicts = []
+    for name in ("published-claims", "published-ratio", "ablation", "coco"):
+        try:
+            text = Storage(f"{newest(storage, name)}/report").read("tables/hypotheses.csv")
+        except (VtsweepError, FileNotFoundError) as error:
+            print(f"{name}: {error}")
+            continue
+        found = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
+        verdicts.append(found.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
+    if verdicts:
+        pl.concat(verdicts, how="diagonal_relaxed").write_parquet(FOLDER / "claims.parquet", compression="zstd")
+    try:
+        study = Study.load(newest(storage, "published-claims"))
+        by_layer = study.table("layer_metrics").filter(vision_rows()).group_by("model", "layer")
+        means = [pl.col(c).mean() for c in LAYER_METRICS]
+        spreads = [pl.col(c).std().alias(f"{c}_sd") for c in LAYER_METRICS]
+        layers = by_layer.agg(pl.len().alias("n"), *means, *spreads).sort("model", "layer").collect()
+        relations = relations_of(study)
+    except VtsweepError as error:
+        print(f"published-claims: {error}")
+        return
+    layers.write_parquet(FOLDER / "layers.parquet", compression="zstd")
+    relations.write_parquet(FOLDER / "relations.parquet", compression="zstd")
+
+
+def collect_tokens(storage: str) -> None:
+    """Copy what single tokens know and which of them the answers need: probes, deletion, rivals, routes, policies."""
+    for table, name in COPIED.items():
+        try:
+            found = Study.load(newest(storage, name)).table(table).collect()
+        except VtsweepError as error:
+            print(f"{name}, {table}: {error}")
+            continue
+        found.write_parquet(FOLDER / f"{table}.parquet", compression="zstd")
+    try:
+        relations = relations_of(Study.load(newest(storage, "coco")))
+    except VtsweepError as error:
+        print(f"coco: {error}")
+        return
+    relations.write_parquet(FOLDER / "coco_relations.parquet", compression="zstd")
+
+
+def collect_plans() -> None:
+    """What the two published sweeps cost on models of the paper's size, by `vtsweep plan`: no weights are needed."""
+    rows = []
+    for model in PLANNED:
+        for sweep in ("published_ratio", "published_claims"):
+            words = [f"model.name={model}", "model.trust_remote_code=true", "--gpu", CARD[0], "--gpus", str(CARD[1])]
+            command = [sys.executable, "-m", "orchestrator", "plan", f"{ROOT}/sweeps/{sweep}.yaml", *words, "--json"]
+            # the exit code tells whether this machine could hold it; the plan for the card is there either way
+            said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT).stdout
+            plan = json.loads(said)
+            rate, seconds = plan["card"]["rates"][0], plan["card"]["seconds"]
+            kept = {"images_per_s": rate["images_per_s"], "memory_gb": rate["memory_gb"], "fits": rate["fits"]}
+            hours = {"hours": seconds / 3600, "gpu_hours": CARD[1] * seconds / 3600}
+            rows.append({"model": model, "sweep": sweep, "points": plan["points"], **kept, **hours})
+    pl.DataFrame(rows).write_parquet(FOLDER / "plans.parquet", compression="zstd")
+
+
+def of_model(table: pl.DataFrame, model: str) -> pl.DataFrame:
+    """The rows of one model."""
+    return table.filter(pl.col("model") == model)

@@ -1,8 +1,7 @@
-"""Reproduce the published study: ``python -m jobs.results`` draws `docs/results` anew from its tables, in seconds.
+"""Reproduce the published study: ``python -m jobs.results`` redraws `docs/results` from its tables, in seconds.
 
-``python -m jobs.results run STORAGE`` runs the sweeps from nothing (hours), ``collect STORAGE`` copies what the page
-needs out of the finished studies into small tables. The page is a template filled from these tables: no number in it is
-written by hand.
+``python -m jobs.results run STORAGE`` runs all sweeps (hours), ``collect STORAGE`` extracts small tables for the page
+from the finished studies. The page is a template filled from these tables: none of its numbers is written by hand.
 """
 
 from __future__ import annotations
@@ -48,7 +47,6 @@ def environment() -> Environment:
     found = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     found.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     found.filters["share"] = lambda value: f"{100 * value:g} %"
-    found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
     found.filters["signed"] = lambda value, digits=3: "-" if value is None else f"{value:+.{digits}f}"
     return found
 

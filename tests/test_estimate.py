@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.cluster.placement import Pool
 from orchestrator.models.planning import footprint
-from orchestrator.study.estimate import Machine, memory_problems, stage_seconds, worker_gb
+from orchestrator.study.estimate import Machine, memory_problems, probe_placement, stage_seconds, worker_gb
 from orchestrator.study.plan import make_plan
 from tests.conftest import tiny_study
 
@@ -47,3 +48,13 @@ def test_a_plan_tells_axes_duration_and_totals(tmp_path: Path) -> None:
     assert plan.points == 2
     assert plan.seconds == pytest.approx(15 + sum(stage.seconds or 0 for stage in plan.stages))
     assert plan.gpu_hours is not None
+
+
+def test_a_plan_tells_where_probes_are_fitted_and_why(tmp_path: Path) -> None:
+    plan = make_plan(tiny_study(tmp_path, stages=["capture", "probe"]))
+    assert "reference-joint: processor cores (about" in plan.probes
+    run = tiny_study(tmp_path, "model.name=llava-1.5-7b").points[0].run
+    found, eight = footprint(run), replace(GPU, cores=8)
+    assert not probe_placement(run, 10, found, eight).on_gpu  # a GPU's process takes longer to start than the fits
+    assert probe_placement(run, 2000, found, eight).on_gpu
+    assert not probe_placement(run, 2000, found, LAPTOP).on_gpu

@@ -27,21 +27,29 @@ def draw_ratio(trials: pl.DataFrame, file: Path) -> None:
     shown = ("count", "count_by_attribute", "shape", "comparison")
     figure, axes = plt.subplots(2, len(shown), figsize=(12, 5.6), sharex=True, sharey=True)
     for line, model in zip(axes, MODELS, strict=True):
-        own = of_model(trials, model)
+        model_trials = of_model(trials, model)
         for axis, family in zip(line, shown, strict=True):
             for tier, style, colour in (("high", "-", FAMILY_COLOURS[family]), ("low", ":", "#333333")):
                 column = f"accuracy/{tier}/{family}"
-                effect = effect_of_ratio(outcome_by_seed(own, column)).table
+                effect = effect_of_ratio(outcome_by_seed(model_trials, column)).table
                 x = [place[r] for r in effect["complexity_ratio"]]
                 axis.plot(x, effect["mean"], style, color=colour, lw=2, label=f"{tier} tier")
                 if tier == "high":
                     low, high = (effect[c].fill_null(effect["mean"]) for c in ("ci_low", "ci_high"))
                     axis.fill_between(x, low, high, color=colour, alpha=0.2, lw=0)
-                    axis.scatter([place[r] for r in own["complexity_ratio"]], own[column], s=7, color=colour, alpha=0.5)
+                    axis.scatter(
+                        [place[r] for r in model_trials["complexity_ratio"]],
+                        model_trials[column],
+                        s=7,
+                        color=colour,
+                        alpha=0.5,
+                    )
             axis.axhline(
-                own[f"accuracy_base/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls="--", label="high, base"
+                model_trials[f"accuracy_base/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls="--", label="high, base"
             )
-            axis.axhline(own[f"blind/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls=":", label="high, blind")
+            axis.axhline(
+                model_trials[f"blind/high/{family}"][0], color=CONTROL_COLOUR, lw=1, ls=":", label="high, blind"
+            )
             axis.set(ylim=(-0.02, 1.02), title=f"{family.replace('_', ' ')}" if model == MODELS[0] else "")
             axis.set_xticks(range(len(ratios)), [f"{r:g}" for r in ratios])
             axis.grid(alpha=0.25)
@@ -108,10 +116,17 @@ def draw_layers(layers: pl.DataFrame, file: Path) -> None:
     figure, axes = plt.subplots(1, len(LAYER_METRICS), figsize=(11, 3.3))
     for axis, metric in zip(axes, LAYER_METRICS, strict=True):
         for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
-            own = of_model(layers, model)
-            axis.plot(own["layer"], own[metric], "o-", ms=4, color=colour, lw=2, label=model)
-            spread = own[f"{metric}_sd"]
-            axis.fill_between(own["layer"], own[metric] - spread, own[metric] + spread, color=colour, alpha=0.15, lw=0)
+            model_layers = of_model(layers, model)
+            axis.plot(model_layers["layer"], model_layers[metric], "o-", ms=4, color=colour, lw=2, label=model)
+            spread = model_layers[f"{metric}_sd"]
+            axis.fill_between(
+                model_layers["layer"],
+                model_layers[metric] - spread,
+                model_layers[metric] + spread,
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
         axis.set(xlabel="decoder layer (0 = input)", title=metric.replace("_", " "))
         axis.grid(alpha=0.25)
     axes[0].legend(fontsize=8)
@@ -133,8 +148,8 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
     ratios = sorted(trials["complexity_ratio"].unique().to_list())
     figure, (counts, change) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     for model, colour in zip(MODELS, SERIES_COLOURS, strict=False):
-        own = of_model(trials, model)
-        own = own.with_columns(
+        model_trials = of_model(trials, model)
+        model_trials = model_trials.with_columns(
             relative=100 * pl.col(f"delta/{rank}") / (pl.col(f"compression/{rank}") - pl.col(f"delta/{rank}"))
         )
         for axis, column, style in (
@@ -144,7 +159,9 @@ def draw_headline(trials: pl.DataFrame, file: Path) -> None:
         ):
             tier = "" if axis is change else ", crowded scenes" if style == "-" else ", simple scenes"
             scale = 1 if axis is change else 100
-            draw_effect(axis, own, column, scale, style=style, dots=style == "-", color=colour, label=model + tier)
+            draw_effect(
+                axis, model_trials, column, scale, style=style, dots=style == "-", color=colour, label=model + tier
+            )
     change.axhspan(-5, 5, color="#6E6E6E", alpha=0.12, lw=0, label="below the smallest effect of interest")
     counts.set(ylim=(-2, 102), ylabel="%", title="Counting questions answered right")
     change.set(ylim=(-10, 10), ylabel="%", title="Change of the centred stable rank\nof visual tokens, middle layers")

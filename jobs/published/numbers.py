@@ -53,44 +53,44 @@ def at_half_depth(table: pl.DataFrame, factors: tuple[str, ...]) -> list[dict[st
 
 
 def ratio_numbers(trials: pl.DataFrame) -> dict[str, Any]:
-    """What the page says of the complexity ratio, by model."""
-    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
-    found["ratios"] = sorted(trials["complexity_ratio"].unique().to_list())
+    """Values of the page about the complexity ratio, by model."""
+    numbers: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    numbers["ratios"] = sorted(trials["complexity_ratio"].unique().to_list())
     for model in MODELS:
-        own = of_model(trials, model)
+        model_trials = of_model(trials, model)
         families = []
         for family in FAMILIES:
             row: dict[str, Any] = {"family": family.replace("_", " ")}
             for tier in ("high", "low"):
                 column = f"accuracy/{tier}/{family}"
-                effect = effect_of_ratio(outcome_by_seed(own, column))
+                effect = effect_of_ratio(outcome_by_seed(model_trials, column))
                 row[tier] = {
-                    "base": own[f"accuracy_base/{tier}/{family}"][0],
-                    "blind": own[f"blind/{tier}/{family}"][0],
+                    "base": model_trials[f"accuracy_base/{tier}/{family}"][0],
+                    "blind": model_trials[f"blind/{tier}/{family}"][0],
                     "rows": effect.table.to_dicts(),
                     "rises": effect.rises,
                     "sufficient": effect.sufficient,
                 }
             families.append(row)
-        whole = {t: effect_of_ratio(outcome_by_seed(own, f"accuracy/{t}")) for t in ("high", "low")}
-        points = own.group_by("complexity_ratio").agg(pl.col("accuracy/high", "accuracy/low").mean())
+        effects = {t: effect_of_ratio(outcome_by_seed(model_trials, f"accuracy/{t}")) for t in ("high", "low")}
+        points = model_trials.group_by("complexity_ratio").agg(pl.col("accuracy/high", "accuracy/low").mean())
         points = points.sort("complexity_ratio")
         front = pareto_front(points.select("accuracy/high", "accuracy/low").to_numpy(), (1, 1))
-        found[model] = {
+        numbers[model] = {
             "families": families,
-            "primary": contrasts(own, PRIMARY).filter("primary").to_dicts(),
-            "n_explored": contrasts(own, PRIMARY)["n_explored"][0],
-            "high": {"rows": whole["high"].table.to_dicts(), "sufficient": whole["high"].sufficient},
-            "low": {"rows": whole["low"].table.to_dicts(), "sufficient": whole["low"].sufficient},
+            "primary": contrasts(model_trials, PRIMARY).filter("primary").to_dicts(),
+            "n_explored": contrasts(model_trials, PRIMARY)["n_explored"][0],
+            "high": {"rows": effects["high"].table.to_dicts(), "sufficient": effects["high"].sufficient},
+            "low": {"rows": effects["low"].table.to_dicts(), "sufficient": effects["low"].sufficient},
             "front": points.filter(pl.Series(front))["complexity_ratio"].to_list(),
-            "base": {t: own[f"accuracy_base/{t}"][0] for t in ("high", "low")},
+            "base": {t: model_trials[f"accuracy_base/{t}"][0] for t in ("high", "low")},
         }
-    return found
+    return numbers
 
 
 def novelty_numbers(trials: pl.DataFrame) -> dict[str, Any]:
     """The 2 x 2: main effects of crowding and of novelty, and their interaction, paired by seed."""
-    found: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
+    numbers: dict[str, Any] = {"n_trials": trials.height, "n_seeds": trials["seed"].n_unique()}
     for model in MODELS:
         rows = []
         for column in (*PRIMARY, "accuracy/low"):
@@ -104,8 +104,8 @@ def novelty_numbers(trials: pl.DataFrame) -> dict[str, Any]:
             both = by_seed["change_0.5"] - by_seed["change_0.0"]
             effects = {"crowding": crowding, "novelty": novelty, "interaction": both}
             rows.append({"outcome": column, **{k: student_interval(v.to_list()) for k, v in effects.items()}})
-        found[model] = rows
-    return found
+        numbers[model] = rows
+    return numbers
 
 
 PROBED = ("n_objects", "n_colours", "n_shapes", "dominant_colour", "size_mean", "spatial_spread")

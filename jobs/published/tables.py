@@ -35,10 +35,10 @@ SETTINGS = ("model", "complexity_ratio", "novelty_ratio", "seed", "status", "n_s
 
 
 def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
-    """Trials of the seeds that are finished at every setting, so that every cell rests on the same seeds."""
+    """Trials of the seeds that are finished at every setting, so that every cell has the same seeds."""
     cells = trials.group_by("seed").len()
-    whole = cells.filter(pl.col("len") == cells["len"].max())["seed"]
-    return trials.filter(pl.col("seed").is_in(whole.implode()))
+    complete = cells.filter(pl.col("len") == cells["len"].max())["seed"]
+    return trials.filter(pl.col("seed").is_in(complete.implode()))
 
 
 def newest(storage: str, name: str) -> str:

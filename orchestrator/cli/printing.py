@@ -57,6 +57,8 @@ def print_plan(plan: Plan) -> None:
     for pictures in plan.pictures:
         console.print(pictures.words, highlight=False)
     console.print(f"workers: {plan.pools}")
+    if plan.probes:
+        console.print(f"probes: {plan.probes}", highlight=False)
     if plan.selection:
         dear = [price for price in plan.selection if price.choosing_gflop > 0.2 * price.saved_gflop]
         shares = [f"{price.method} on {price.model} {price.choosing_gflop / price.saved_gflop:.1f}" for price in dear]

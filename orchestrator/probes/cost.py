@@ -33,7 +33,8 @@ class Placement:
     def words(self) -> str:
         """One line for the plan."""
         chosen = "actors with a GPU" if self.on_gpu else "processor cores"
-        return f"probes on {chosen} (about {self.core_seconds:.0f} s on cores, {self.gpu_seconds:.0f} s on GPUs)"
+        gpus = f", {self.gpu_seconds:.0f} s on GPUs" if math.isfinite(self.gpu_seconds) else ""
+        return f"{chosen} (about {self.core_seconds:.0f} s on cores{gpus})"
 
 
 def place(

@@ -20,6 +20,7 @@ from orchestrator.cluster.placement import Pool, local_node, n_cores
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import ModelError
 from orchestrator.models.planning import Footprint, footprint
+from orchestrator.probes.cost import Placement, place
 from orchestrator.store.memory import memory_cap, object_store_gb
 
 _PEAK_TFLOPS = {"H200": 990, "H100": 990, "B200": 2250, "A100": 312, "L40": 362, "L4": 121, "A10": 125, "4090": 165,
@@ -106,6 +107,15 @@ def _matrix_product(n: int = 512) -> float:
     return n_cores() * 2 * n**3 / max(min(seconds), 1e-6)
 
 
+def probe_placement(run: RunConfig, images: int, model: Footprint, machine: Machine) -> Placement:
+    """Device for the blocks of the probe grid, one per decoder layer, by the rule that a run applies."""
+    places = run.capture.n_vision_positions
+    positions = 4 + (model.vision_tokens if places == "all" else places) + run.capture.n_text_positions
+    blocks = [(positions, images, model.width)] * (model.layers + 1)
+    gpus = machine.gpus if run.probe.engine == "batched" else 0
+    return place(blocks, machine.cores, gpus, mlp="mlp" in run.probe.solvers, requested=run.how.gpus_per_actor)
+
+
 def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprint, machine: Machine) -> float:
     """Seconds of one stage on the whole machine, without starting Ray."""
     workers = max(1, machine.gpus)
@@ -117,9 +127,8 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprin
         metrics = 30 * (model.layers + 1)  # layers x metrics x attributes x bootstraps
         return 2 + metrics * 10 * run.correlate.n_bootstrap * images * 2e-8
     if stage == "probe":
-        places = run.capture.n_vision_positions
-        positions = 4 + (model.vision_tokens if places == "all" else places) + run.capture.n_text_positions
-        return 3 + (model.layers + 1) * positions * images * model.width * (images + model.width) * 3e-11
+        chosen = probe_placement(run, images, model, machine)
+        return 3 + (chosen.gpu_seconds if chosen.on_gpu else chosen.core_seconds)
     if stage == "finetune":
         tune = run.finetune
         trained = tune.n_steps * tune.batch_size * _TRAIN_PASSES[tune.method] * a_pass / workers

@@ -20,11 +20,11 @@ from orchestrator.models.planning import Footprint, footprint
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
-from orchestrator.store.resolved_point import ResolvedPoint
+from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.store.study_record import describe_run
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
-from orchestrator.study.estimate import START_SECONDS, stage_seconds, this_machine
+from orchestrator.study.estimate import START_SECONDS, probe_placement, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
 from orchestrator.study.planned_pictures import PlannedPictures, planned_pictures
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
@@ -91,6 +91,8 @@ class Plan:
     """Name of the record; differs from the study's name if that record has other settings."""
     selection: Sequence[Price] = ()
     """Operations of token selection in an ablation, and operations saved."""
+    probes: str = ""
+    """Device that the probes would use on this machine, with the estimates that decide it; empty without probes."""
     card: CardPlan | None = None
     """The estimate for the requested GPU model, independent of this machine."""
 
@@ -151,6 +153,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
         selection=_selection([point.run for point in sweep.points]) if "ablate" in stage_names else (),
+        probes=_probes_on(points) if "probe" in stage_names else "",
         card=_on_cards(sweep, stages, points, card, n_gpus) if card else None,
     )  # fmt: skip
 
@@ -182,9 +185,9 @@ def _on_cards(
 ) -> CardPlan:  # fmt: skip
     timed = _timed(sweep, stages, points, partial(card_seconds, card=card, n=n))
     models = []
-    distinct = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
+    by_content = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
                 for p in sweep.points}  # fmt: skip
-    for run in distinct.values():
+    for run in by_content.values():
         with contextlib.suppress(ModelError):
             models.append((run, footprint(run)))
     return card_plan(card, n, models, [stage.seconds for stage in timed if stage.done != "done"])
@@ -210,6 +213,16 @@ def _timed(
                 seconds *= _samples(sweep, name, run)
         timed.append(replace(stage, seconds=seconds))
     return timed
+
+
+def _probes_on(points: Sequence[ResolvedPoint]) -> str:
+    """Device for each model's probes on this machine; models of unknown size are omitted."""
+    words = []
+    for point in distinct(points, "probe"):
+        with contextlib.suppress(VtsweepError):
+            chosen = probe_placement(point.run, point.n_images, footprint(point.run), this_machine())
+            words.append(f"{point.run.model.name}: {chosen.words}")
+    return "; ".join(dict.fromkeys(words))
 
 
 def _samples(sweep: Sweep, name: StageName, run: RunConfig) -> int:

@@ -15,14 +15,44 @@ from orchestrator.report.probe_views import by_kind
 from orchestrator.stats.intervals import student_interval
 from orchestrator.stats.pareto import pareto_front
 
+READINGS = {
+    "depth_profile": "The paper reads the profile off models of about thirty layers; with six, a third is two.",
+    "objects_and_compression": "Families of metrics are judged apart, and a relation that turns counts against the"
+    " claim. One metric alone, or counts from one side of the turn, would have decided it.",
+    "diversity_and_size_spread": "The photographs at hand are few: this many cannot tell attributes apart whose rank"
+    " correlations with compression lie close together.",
+    "text_knows_early": "Skill counts only beyond the number of objects, as most attributes of a scene grow with it.",
+    "any_token_counts": "That a token tells the number does not mean that the model reads it there: see the deletion of"
+    " tokens above.",
+    "half_kills_counting": "Asked in simple scenes, where counting has something to lose.",
+    "text_changes_more": "Compression of visual tokens hardly moves (above), while text states do: what is read"
+    " changes, not in how the image is laid out.",
+    "sufficient_ratio": "What is gained is counting. Families that crowding takes nothing from gain nothing.",
+}
+"""What a reader of the paper should know beside a verdict; no numbers."""
+SWEEP_OF = {
+    **dict.fromkeys(("text_changes_more", "sufficient_ratio"), "published_ratio"),
+    "diversity_and_size_spread": "coco",
+}
+"""Sweep that judges a claim on another model; `published_claims` where nothing is said."""
+
 
 def claims_numbers(folder: Path) -> list[dict[str, Any]]:
-    """Verdicts by claim, in the order of the rules."""
+    """Verdicts by claim, in the order of the rules, with the sweep and the GPU-hours of larger models."""
     table = pl.read_parquet(folder / "claims.parquet")
     names = table["hypothesis"].unique(maintain_order=True).to_list()
+    plans = pl.read_parquet(folder / "plans.parquet")
+
+    def hours(sweep: str) -> tuple[float, float] | None:
+        of_sweep = plans.filter(pl.col("sweep") == sweep)["gpu_hours"].to_list()
+        return (min(of_sweep), max(of_sweep)) if of_sweep else None
+
     return [
         {
             "name": n,
+            "reading": READINGS[n],
+            "sweep": SWEEP_OF.get(n, "published_claims"),
+            "gpu_hours": hours(SWEEP_OF.get(n, "published_claims")),
             **table.filter(pl.col("hypothesis") == n).row(0, named=True),
             "rows": table.filter(pl.col("hypothesis") == n).to_dicts(),
         }
@@ -207,7 +237,8 @@ def numbers(folder: Path = FOLDER) -> dict[str, Any]:
 
     return {
         "models": MODELS,
-        "study": json.loads((folder / "study.json").read_text()),
+        "study": (runs := json.loads((folder / "study.json").read_text())),
+        "hours": sum(run["hours"] for run in runs),
         "claims": claims_numbers(folder),
         "relations": relation_numbers(folder),
         "n_images": pl.read_parquet(folder / "layers.parquet")["n"].max(),

@@ -11,8 +11,12 @@ from pathlib import Path
 import polars as pl
 
 from orchestrator.errors import VtsweepError
+from orchestrator.finetune.sweep_summary import contrasts, effect_of_ratio, outcome_by_seed
+from orchestrator.report.hypotheses import HYPOTHESES, judge_hypotheses
+from orchestrator.report.model import PointResults
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import Study
+from orchestrator.store.tables.core import TABLES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "results"
@@ -137,19 +141,45 @@ def relations_of(study: Study) -> pl.DataFrame:
     return study.table("correlations").filter(vision_rows() & wanted).collect()
 
 
+def ratio_verdicts() -> list[pl.DataFrame]:
+    """The two claims about training, by their rules, on the published trials of all machines together."""
+    trials, judged = pl.read_parquet(FOLDER / "ratio_trials.parquet"), []
+    for model in MODELS:
+        own = of_model(trials, model)
+        effect = effect_of_ratio(outcome_by_seed(own, "accuracy/high"))
+        absent = {n: pl.lit(None, c.dtype) for n, c in TABLES["trials"].columns.items() if n not in own.columns}
+        point = PointResults(
+            model, model, "scenes", 0, {},
+            trials=own.with_columns(**absent),
+            sweep={
+                "contrasts": contrasts(own, PRIMARY).to_dicts(),
+                "tiers": {"high": {"sufficient_ratio": effect.sufficient}},
+            },
+        )  # fmt: skip
+        table = judge_hypotheses(point).filter(pl.col("hypothesis").is_in(("text_changes_more", "sufficient_ratio")))
+        judged.append(table.with_columns(study=pl.lit("published-ratio"), model=pl.lit(model)))
+    return judged
+
+
 def collect_claims(storage: str) -> None:
     """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
-    verdicts = []
-    for name in ("published-claims", "published-ratio", "ablation", "coco"):
+    verdicts = ratio_verdicts()
+    for name in ("published-claims", "coco"):
         try:
             text = Storage(f"{newest(storage, name)}/report").read("tables/hypotheses.csv")
         except (VtsweepError, FileNotFoundError) as error:
             print(f"{name}: {error}")
             continue
-        found = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
-        verdicts.append(found.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
-    if verdicts:
-        pl.concat(verdicts, how="diagonal_relaxed").write_parquet(FOLDER / "claims.parquet", compression="zstd")
+        judged = pl.read_csv(text, infer_schema_length=None).filter(pl.col("verdict") != "not measured")
+        if name == "coco":
+            judged = judged.filter(pl.col("hypothesis") == "diversity_and_size_spread")  # the one about photographs
+        verdicts.append(judged.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
+    claims = pl.concat(verdicts, how="diagonal_relaxed")
+    old = pl.read_parquet(FOLDER / "claims.parquet")
+    rest = old.join(claims, on=["hypothesis", "model"], how="anti")
+    order = pl.col("hypothesis").replace_strict({h.name: k for k, h in enumerate(HYPOTHESES)})
+    claims = pl.concat([claims, rest], how="diagonal_relaxed").sort(order, pl.col("model") != MODELS[0])
+    claims.write_parquet(FOLDER / "claims.parquet", compression="zstd")
     try:
         study = Study.load(newest(storage, "published-claims"))
         by_layer = study.table("layer_metrics").filter(vision_rows()).group_by("model", "layer")

@@ -47,6 +47,7 @@ def environment() -> Environment:
     found = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     found.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     found.filters["share"] = lambda value: f"{100 * value:g} %"
+    found.filters["two"] = lambda value: "-" if value is None else f"{value:.2f}"
     found.filters["signed"] = lambda value, digits=3: "-" if value is None else f"{value:+.{digits}f}"
     return found
 
@@ -77,7 +78,8 @@ def page(folder: Path = FOLDER) -> str:
 def write() -> None:
     """Draw every figure and write the page."""
     for name, (table, draw) in FIGURES.items():
-        draw(pl.read_parquet(FOLDER / table), FOLDER / name)
+        if (FOLDER / table).exists():
+            draw(pl.read_parquet(FOLDER / table), FOLDER / name)
     (FOLDER / "README.md").write_text(page(), encoding="utf-8")
     top = ROOT / "README.md"
     top.write_text(readme(top.read_text(encoding="utf-8")), encoding="utf-8")

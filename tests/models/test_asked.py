@@ -17,12 +17,12 @@ from orchestrator.data.coco import CocoSource
 from orchestrator.data.picture_sizes import distinct_sizes, header_size, picture_sizes
 from orchestrator.data.source import make_source
 from orchestrator.errors import ModelError, VtsweepError
-from orchestrator.models.catalogue import entries
+from orchestrator.models.catalogue import entries, resolve
 from orchestrator.models.check import check_model
 from orchestrator.models.cuts import known_cut
 from orchestrator.models.fitting import cut_shape
 from orchestrator.models.known_config import read_config
-from orchestrator.models.loading import load_processor, resolve
+from orchestrator.models.loading import load_processor
 from orchestrator.models.visual_tokens import visual_load
 from orchestrator.study.asked import Asking
 from orchestrator.study.plan import make_plan

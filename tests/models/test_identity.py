@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import orchestrator.cli.app  # noqa: F401  (registers the commands)
 from orchestrator.capture.capture_stage import run_capture
-from orchestrator.cli.app import app
+from orchestrator.cli.common import app
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import entries, resolve

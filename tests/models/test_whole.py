@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from orchestrator.cli.app import app
+import orchestrator.cli.app  # noqa: F401  (registers the commands)
+from orchestrator.cli.common import app
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models import check

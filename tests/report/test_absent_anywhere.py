@@ -13,8 +13,8 @@ import pytest
 
 from orchestrator.cli.closing import outcome, print_outcome
 from orchestrator.cli.status import print_status, study_status
-from orchestrator.report.build import hypothesis_table
 from orchestrator.report.collect import gather_results
+from orchestrator.report.hypotheses import hypothesis_table
 from orchestrator.report.page import render_page
 from orchestrator.report.summaries import summarise
 from orchestrator.store.stage_folder import Stage

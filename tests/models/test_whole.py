@@ -212,7 +212,7 @@ def test_a_whole_copy_passes_and_is_checked_once(folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize("name", ["reference-joint", "reference-cross"])
 def test_shipped_models_are_whole(name: str) -> None:
     """So that `check_model` need not build them each time."""
-    check._check(ModelConfig(name=name), ("describe the image .",), True, (112, 112), "", name)
+    check._check(ModelConfig(name=name), ("describe the image .",), True, (112, 112), "", 1, name)
 
 
 def test_allowed_keys_load_and_missing_ones_are_drawn_alike(folder: Path) -> None:

@@ -68,7 +68,7 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
             continue
         settings = part.group_by(SETTING).agg(pl.col("right", "gflop", "layer_share").mean()).sort(SETTING)
         full = plain.select("question_id", full="right")
-        shown = [_shown_within(part, row, full, max_loss) for row in settings.select(SETTING).to_dicts()]
+        shown = [shown_within(part, row, full, max_loss) for row in settings.select(SETTING).to_dicts()]
         settings = settings.with_columns(shown=pl.Series(shown))
         backed = pl.col("shown").cum_min().over("method", "layer", order_by="deleted_share")
         cheap = pl.col("gflop") <= plain["gflop"].to_numpy().mean() + EPSILON
@@ -78,12 +78,20 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
     return rules
 
 
-def _shown_within(part: pl.DataFrame, setting: Mapping[str, Any], full: pl.DataFrame, max_loss: float) -> bool:
-    """Whether the questions show that a setting loses at most `max_loss`; all tokens lose nothing."""
+def shown_within(part: pl.DataFrame, setting: Mapping[str, Any], full: pl.DataFrame, max_loss: float) -> bool:
+    """Whether the questions show that a setting loses at most `max_loss`; all tokens lose nothing.
+
+    Args:
+        part: as from `shares_right`.
+        setting: values of the columns `SETTING`.
+        full: question_id, `full` (right with all tokens).
+    """
     if setting["deleted_share"] < EPSILON:
         return True
     pairs = part.filter(pl.all_horizontal(pl.col(key) == value for key, value in setting.items()))
     pairs = pairs.join(full, on="question_id")
+    if pairs.is_empty():
+        return False
     found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
     return non_inferiority(found.low, found.high, max_loss) == "supported"
 

@@ -37,7 +37,10 @@ def winner_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
         rows = []
         keys = ["tier", "family", "budget"]
         for (tier, family, budget), part in ranks.group_by(keys, maintain_order=True):
-            best = part.filter("best").row(0, named=True)
+            leading = part.filter("best")
+            if leading.is_empty():  # no method has an accuracy there
+                continue
+            best = leading.row(0, named=True)
             tied = part.filter(pl.col("tied") & ~pl.col("best")).sort("accuracy", descending=True)["method"].to_list()
             count = f"none of {part.height - 1}" if not tied else f"{len(tied)} of {part.height - 1}: "
             names = ", ".join(style.name_of(m) for m in tied)
@@ -45,7 +48,8 @@ def winner_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
             rows.append([str(tier), of, f"{budget:.1%}", style.name_of(best["method"]), number(best["accuracy"]),
                          count + names])  # fmt: skip
         head = ["tier", "questions", "tokens", "most accurate", "accuracy", "not told apart from it"]
-        yield ShownTable(f"Most accurate way by kind of question, at equal tokens: {point.label}", head, rows)
+        if rows:
+            yield ShownTable(f"Most accurate way by kind of question, at equal tokens: {point.label}", head, rows)
 
 
 def lens_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:

@@ -80,7 +80,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     assert drawn.images is not None
     assert drawn.trials is not None
     tables = {name: getattr(drawn, name, None) for name in TABLE_STAGE}
-    whole = {name: table if table is not None else invented(name) for name, table in tables.items()}
+    whole = {name: table if isinstance(table, pl.DataFrame) else invented(name) for name, table in tables.items()}
     for number, point in enumerate(points):
         for name in STAGES:
             stage = point.stages[name]

@@ -58,7 +58,7 @@ def _of_rows(source: QuestionSource) -> Iterator[tuple[int, Size | None]]:
     opened: dict[str, Size | None] = {}
     for place in _spread(len(source), _most(source.fs)):
         record = source.record(place)
-        if record["reason"] is not None or not record["image"]:
+        if record["reason"] is not None or not record["n_images"]:
             continue
         if record["image_row"] is None:
             path = f"{source.root}/{source.pictures.path(record['image'])}"

@@ -58,13 +58,13 @@ def check_model(
     here = weights_here(entry)
     # Of a model that is here the picture alone is counted: its own tokenizer counts the text below.
     assumed = max(TEXT_TOKENS, *(len(text) // CHARACTERS for text in (*questions, "")))
-    check_context(config, *size, text_tokens=0 if here else assumed)
+    check_context(config, *size, text_tokens=0 if here else assumed, n_pictures=n_images)
     if not here:
         return False
     if entry.folder is not None and config.adapter is None and is_shipped(entry.folder):
         # A test holds what else is asked here of these models.
         n_tokens = check_words(entry.name, entry.folder, (*questions, *words.split()))
-        check_context(config, *size, text_tokens=n_tokens)
+        check_context(config, *size, text_tokens=n_tokens, n_pictures=n_images)
         return True
     _check(config, questions, text_only, size, words, n_images, str(_state(config, entry)))
     return True

@@ -7,8 +7,8 @@ multiply-add); attention of a causal decoder counts half its square.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.config import CaptureConfig, DataConfig, ModelConfig, RunConfig, ScenesConfig
@@ -41,6 +41,7 @@ class Footprint:
 
     `memory_gb` is weights and working memory of a batch; `bytes_per_image` is what capture keeps;
     `raw_bytes_per_image` is what storing every state would take instead. `height`, `width_px` are the image's.
+    Where rows show several pictures, the memory is that of the row with most, and all else the mean of a row.
     """
 
     layers: int
@@ -52,15 +53,36 @@ class Footprint:
     raw_bytes_per_image: int
     height: int
     width_px: int
+    pictures: float = 1.0
+    """Mean pictures of a row that has any."""
 
 
-def footprint(run: RunConfig) -> Footprint:
+def footprint(run: RunConfig, pictures: Mapping[int, int] | None = None) -> Footprint:
     """Return what a run's capture takes for images of its source's size.
+
+    Args:
+        pictures: number of pictures -> rows that show as many; one picture a row when absent.
 
     Raises:
         ModelError: if the model is unknown, or its config is not at hand.
     """
-    return footprint_at(run.model, *image_size(run.data), capture=run.capture, batch_size=run.how.batch_size)
+    numbers = {n: rows for n, rows in (pictures or {}).items() if n} or {1: 1}
+    size = image_size(run.data)
+    each = [footprint_at(run.model, *size, run.capture, run.how.batch_size, n_pictures=n) for n in numbers]
+    shares = [rows / sum(numbers.values()) for rows in numbers.values()]
+
+    def mean(name: str) -> float:
+        return float(sum(share * getattr(one, name) for share, one in zip(shares, each, strict=True)))
+
+    return replace(
+        each[0],
+        vision_tokens=round(mean("vision_tokens")),
+        memory_gb=max(one.memory_gb for one in each),
+        tflop_per_image=mean("tflop_per_image"),
+        bytes_per_image=round(mean("bytes_per_image")),
+        raw_bytes_per_image=round(mean("raw_bytes_per_image")),
+        pictures=mean("pictures"),
+    )
 
 
 def image_size(data: DataConfig) -> tuple[int, int]:
@@ -69,19 +91,34 @@ def image_size(data: DataConfig) -> tuple[int, int]:
 
 
 def footprint_at(
-    model: ModelConfig, height: int, width: int, capture: CaptureConfig | None = None, batch_size: int = 1
+    model: ModelConfig,
+    height: int,
+    width: int,
+    capture: CaptureConfig | None = None,
+    batch_size: int = 1,
+    n_pictures: int = 1,
 ) -> Footprint:
-    """Return what capturing images of `height` x `width` px takes; see `footprint`."""
+    """Return what capturing rows of `n_pictures` images of `height` x `width` px takes; see `footprint`."""
     entry = resolve(model)
     config = read_config(entry)
     with named_config(entry):
-        return _footprint(model, entry, config, height, width, capture or CaptureConfig(), batch_size)
+        load = _of_several(visual_load(config, height, width), n_pictures)
+        found = _footprint(model, entry, config, load, capture or CaptureConfig(), batch_size)
+    rows = 4 * METRIC_COLUMNS * n_pictures * (found.layers + 2) if n_pictures > 1 else 0  # table picture_metrics
+    return replace(
+        found, height=height, width_px=width, pictures=float(n_pictures), bytes_per_image=found.bytes_per_image + rows
+    )
+
+
+def _of_several(load: VisionLoad, n: int) -> VisionLoad:
+    """The load of `n` images: the encoder sees each alone, the decoder all of them."""
+    return replace(load, tokens=n * load.tokens, placeholders=n * load.placeholders, sequences=n * load.sequences)
 
 
 def _footprint(
-    model: ModelConfig, entry: Entry, config: Any, height: int, width: int, capture: CaptureConfig, batch_size: int
+    model: ModelConfig, entry: Entry, config: Any, load: VisionLoad, capture: CaptureConfig, batch_size: int
 ) -> Footprint:
-    decoder, vision, load = decoder_stack(config), vision_stack(config), visual_load(config, height, width)
+    decoder, vision = decoder_stack(config), vision_stack(config)
     cross = cross_layers(config)
     sequence = TEXT_TOKENS + (0 if cross else load.placeholders)
     size = weight_bytes(model, entry)
@@ -98,16 +135,19 @@ def _footprint(
         tflop_per_image=flops / 1e12,
         bytes_per_image=kept_bytes(config, decoder, load, capture),
         raw_bytes_per_image=raw_bytes(config, decoder, load),
-        height=height,
-        width_px=width,
+        height=0,
+        width_px=0,
     )
 
 
-def check_context(model: ModelConfig, height: int, width: int, text_tokens: int = TEXT_TOKENS) -> None:
+def check_context(
+    model: ModelConfig, height: int, width: int, text_tokens: int = TEXT_TOKENS, n_pictures: int = 1
+) -> None:
     """Refuse images whose tokens the model's context does not hold, as far as that follows from its config.
 
     Args:
         text_tokens: those of template and question.
+        n_pictures: most images of a question.
 
     Raises:
         ModelError: which says by how much.
@@ -121,14 +161,16 @@ def check_context(model: ModelConfig, height: int, width: int, text_tokens: int 
         if context is None:
             return
         try:
-            sequence = text_tokens + (0 if cross else visual_load(config, height, width).placeholders)
+            load = _of_several(visual_load(config, height, width), n_pictures)
+            sequence = text_tokens + (0 if cross else load.placeholders)
         except ModelError:  # a family without a rule: the length is known when an image has been prepared
             return
         too_long = sequence > context
     if too_long:
         raise ModelError(
-            f"{entry.name}: an image of {width} x {height} px and its question make about {sequence} tokens; the"
-            f" model's context holds {context}. Use smaller images, shorter questions or another model."
+            f"{entry.name}: {'an image' if n_pictures == 1 else f'{n_pictures} images'} of {width} x {height} px and"
+            f" {'its' if n_pictures == 1 else 'their'} question make about {sequence} tokens; the model's context holds"
+            f" {context}. Use smaller images{', fewer of them' * (n_pictures > 1)}, shorter questions or another model."
         )
 
 
@@ -148,11 +190,6 @@ def largest_picture(model: ModelConfig, sizes: Sequence[tuple[int, int]]) -> tup
             return 0, area
 
     return max(sizes, key=tokens)
-
-
-def capture_bytes_per_image(run: RunConfig) -> int:
-    """Return the bytes that capture keeps of one image, from above."""
-    return footprint(run).bytes_per_image
 
 
 def vision_positions(run: RunConfig) -> int:

@@ -107,11 +107,14 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
     roles = roles_of(source) if source else {}
     capture = next(iter(views.get("capture", [])), None)
     rejected = tables.pop("rejected")
-    for unused in ("answers", "training", "asked_metrics", "picture_metrics"):
+    apart = tables.pop("picture_metrics")
+    for unused in ("answers", "training", "asked_metrics"):
         tables.pop(unused, None)
     if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
         tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)
     further = {name: frame for name in _FURTHER if (frame := _read(views.get(TABLE_STAGE[name], []), name)) is not None}
+    if apart is not None and apart.height:
+        further["picture_metrics"] = mean_of_pictures(apart)
     attended = tables.pop("attention_maps")
     ablated = next(iter(views.get("ablate", [])), None)
     drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
@@ -132,6 +135,13 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         attention_maps=tuple(attention_maps(ablated.run, attended)) if ablated and attended is not None else (),
         **drawn,
     )
+
+
+def mean_of_pictures(pictures: pl.DataFrame) -> pl.DataFrame:
+    """Table `picture_metrics` as means over the questions, of each picture's place in them, tap and layer."""
+    where = ["picture", "tap", "layer"]
+    means = pl.col(pl.Float32, pl.Float64).fill_nan(None).mean()
+    return pictures.group_by(where).agg(pl.len().alias("n_questions"), pl.col("n_tokens").mean(), means).sort(where)
 
 
 def _prompt(views: dict[StageName, list[View]], run: RunConfig) -> str:

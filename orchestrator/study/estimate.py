@@ -19,9 +19,10 @@ import numpy as np
 from orchestrator.cluster.placement import Pool, local_node, n_cores
 from orchestrator.config import RunConfig, StageName
 from orchestrator.errors import ModelError
-from orchestrator.models.planning import Footprint, footprint
+from orchestrator.models.planning import Footprint
 from orchestrator.probes.cost import Placement, place
 from orchestrator.store.memory import memory_cap, object_store_gb
+from orchestrator.study.row_pictures import row_footprint
 
 _PEAK_TFLOPS = {"H200": 990, "H100": 990, "B200": 2250, "A100": 312, "L40": 362, "L4": 121, "A10": 125, "4090": 165,
                 "3090": 71, "V100": 112, "T4": 65}  # fmt: skip
@@ -120,7 +121,7 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprin
     """Seconds of one stage on the whole machine, without starting Ray."""
     workers = max(1, machine.gpus)
     a_pass = model.tflop_per_image * 1e12 / machine.flops_per_second
-    an_image = _IMAGE_SECONDS / machine.cores + a_pass / workers
+    an_image = model.pictures * _IMAGE_SECONDS / machine.cores + a_pass / workers
     if stage == "capture":
         return images * an_image
     if stage == "correlate":
@@ -133,7 +134,7 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprin
         tune = run.finetune
         trained = tune.n_steps * tune.batch_size * _TRAIN_PASSES[tune.method] * a_pass / workers
         n_questions = 2 * tune.n_eval_per_family * len(tune.task.families + tune.task.novel_families)
-        asking = n_questions * (_QUESTION_SECONDS / machine.cores + 2 * a_pass / workers)
+        asking = n_questions * (model.pictures * _QUESTION_SECONDS / machine.cores + 2 * a_pass / workers)
         return trained + asking + (tune.n_capture_images + 2 * tune.n_capture_questions) * an_image
     from orchestrator.ablate.cells import list_cells
 
@@ -173,7 +174,7 @@ def worker_gb(run: RunConfig, *, on_gpu: bool) -> float:
     if not on_gpu and run.model.dtype == "auto":
         run = run.model_copy(update={"model": run.model.model_copy(update={"dtype": "float32"})})
     batch = run.model_copy(update={"how": run.how.model_copy(update={"batch_size": 1})})
-    return footprint(batch).memory_gb
+    return row_footprint(batch).memory_gb
 
 
 def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, beside: float, available: float, of: str) -> str:

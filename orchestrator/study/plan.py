@@ -16,7 +16,7 @@ from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, ResourceError, VtsweepError
 from orchestrator.models.identity import UNKNOWN
-from orchestrator.models.planning import Footprint, footprint
+from orchestrator.models.planning import Footprint
 from orchestrator.stats.intervals import MIN_SEEDS
 from orchestrator.stats.power import REFERENCE_EFFECT, detectable_effect, paired_power
 from orchestrator.store.filesystem import Storage
@@ -30,6 +30,7 @@ from orchestrator.study.planned_pictures import PlannedPictures, planned_picture
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.resolve import Resolver
 from orchestrator.study.resources import describe_resources
+from orchestrator.study.row_pictures import row_footprint
 from orchestrator.study.stage_kinds import with_inputs
 from orchestrator.study.versions import version_name
 
@@ -189,7 +190,7 @@ def _on_cards(
                 for p in sweep.points}  # fmt: skip
     for run in by_content.values():
         with contextlib.suppress(ModelError):
-            models.append((run, footprint(run)))
+            models.append((run, row_footprint(run)))
     return card_plan(card, n, models, [stage.seconds for stage in timed if stage.done != "done"])
 
 
@@ -209,7 +210,7 @@ def _timed(
             with contextlib.suppress(VtsweepError):
                 run = first[name, key].run
                 images = first[name, key].n_images if name in ("capture", "correlate", "probe") else 0
-                seconds = seconds_of(name, run, images, footprint(run))
+                seconds = seconds_of(name, run, images, row_footprint(run))
                 seconds *= _samples(sweep, name, run)
         timed.append(replace(stage, seconds=seconds))
     return timed
@@ -220,7 +221,7 @@ def _probes_on(points: Sequence[ResolvedPoint]) -> str:
     words = []
     for point in distinct(points, "probe"):
         with contextlib.suppress(VtsweepError):
-            chosen = probe_placement(point.run, point.n_images, footprint(point.run), this_machine())
+            chosen = probe_placement(point.run, point.n_images, row_footprint(point.run), this_machine())
             words.append(f"{point.run.model.name}: {chosen.words}")
     return "; ".join(dict.fromkeys(words))
 
@@ -284,7 +285,7 @@ def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel
     rows = []
     for run in distinct.values():
         try:
-            size: Footprint = footprint(run)
+            size: Footprint = row_footprint(run)
         except ModelError as error:
             problems.append(str(error))
             continue

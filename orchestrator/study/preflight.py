@@ -21,6 +21,7 @@ from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import canonical_json
 from orchestrator.study.asked import Asking
 from orchestrator.study.resolve import Resolver
+from orchestrator.study.row_pictures import row_footprint
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -206,10 +207,8 @@ def by_questions(runs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def estimate_bytes(points: Sequence[ResolvedPoint]) -> int:
     """Upper bound of the size of results, bytes; features of captured tokens dominate."""
-    from orchestrator.models.planning import capture_bytes_per_image
-
     captured = [point for point in points if "capture" in point.stages]
-    return sum(point.n_images * capture_bytes_per_image(point.run) for point in distinct(captured, "capture"))
+    return sum(point.n_images * row_footprint(point.run).bytes_per_image for point in distinct(captured, "capture"))
 
 
 def check_storage(storage: Storage, needed: int = 0) -> None:

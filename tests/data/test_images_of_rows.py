@@ -14,15 +14,18 @@ from orchestrator.ablate.bench import Bench
 from orchestrator.answers.evaluate import answer_table, predict
 from orchestrator.answers.prepared import Prepared
 from orchestrator.capture.loading import from_row, load_shard, to_row
-from orchestrator.config import QuestionsConfig, RunConfig, TaskConfig
+from orchestrator.config import ModelConfig, QuestionsConfig, RunConfig, TaskConfig
 from orchestrator.data.file_questions import FileQuestions
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.mixture import ExampleMaker
 from orchestrator.data.overview import survey
 from orchestrator.data.pixel_source import with_pixels
-from orchestrator.errors import DataError
+from orchestrator.errors import DataError, ModelError
 from orchestrator.finetune.drift import take_snapshot
+from orchestrator.models.planning import check_context, footprint
+from orchestrator.study.estimate import Machine, stage_seconds
 from orchestrator.study.preflight import check_file_questions
+from orchestrator.study.row_pictures import row_footprint, row_pictures
 from tests.data.own_files import write_own_questions
 from tests.models.processors import processed_adapter
 
@@ -162,3 +165,36 @@ def test_deletion_asks_rows_with_images_alone_and_downsampling_shrinks_each(tmp_
     assert (np.abs(half - full / 2) <= 1).all()
     smaller = bench.keeping([0.9] * 5, "downsample").kept
     assert (smaller < full).all()
+
+
+def test_capture_of_rows_without_images_is_refused_with_the_reason(tmp_path: Path) -> None:
+    data = {"source": "questions", "root": str(write(tmp_path / "d")), "file": "questions.jsonl"}
+    run = RunConfig.model_validate({"data": data, "model": {"name": "qwen2.5-vl-3b"}})
+    with pytest.raises(DataError, match=r"line 2 has no image, as 1 of 6 rows; capture needs one for each\. Leave"):
+        check_file_questions(run, ["capture"])
+    run = RunConfig.model_validate({"data": {**data, "max_rejected_fraction": 0.2}, "model": {"name": "qwen2.5-vl-3b"}})
+    check_file_questions(run, ["capture"])
+
+
+def test_plan_counts_every_image_of_a_row(tmp_path: Path) -> None:
+    images = ["0.png", ["1.png", "2.png"], ["1.png", "2.png", "3.png"]]
+    data = {"source": "questions", "root": str(write(tmp_path / "d", images)), "file": "questions.jsonl"}
+    run = RunConfig.model_validate({"data": data, "model": {"name": "qwen2.5-vl-3b"}})
+    assert row_pictures(run) == {1: 1, 2: 1, 3: 1}
+    one, planned = footprint(run), row_footprint(run)
+    assert (one.pictures, planned.pictures) == (1, 2)
+    assert planned.vision_tokens == 2 * one.vision_tokens
+    # Attention makes passes grow faster than their tokens; the prompt is shared.
+    assert 1.7 < planned.tflop_per_image / one.tflop_per_image < 2.5
+    assert planned.memory_gb > footprint(run, {2: 1}).memory_gb > one.memory_gb
+    assert planned.bytes_per_image > one.bytes_per_image
+    took = [stage_seconds("capture", run, 1000, size, Machine(1, 16.0, 0, "", None, 1e12)) for size in (one, planned)]
+    assert 1.7 < took[1] / took[0] < 2.5
+    assert row_pictures(run.model_copy(update={"model": ModelConfig(name="reference-joint")})) is None
+
+
+def test_context_holds_all_images_of_a_row() -> None:
+    model = ModelConfig(name="llava-onevision-7b")  # 32,768 tokens
+    check_context(model, 480, 640, n_pictures=2)
+    with pytest.raises(ModelError, match=r"50 images of 640 x 480 px and their question .* holds 32768.* fewer of"):
+        check_context(model, 480, 640, n_pictures=50)

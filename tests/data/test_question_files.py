@@ -27,6 +27,7 @@ from orchestrator.config.sweep import make_sweep
 from orchestrator.data.files import index
 from orchestrator.data.files.scoring import position_bias, score, shuffled_choices, vqa_score, yes_no_summary, yes_or_no
 from orchestrator.data.files.source import QuestionSource
+from orchestrator.data.picture_sizes import picture_sizes
 from orchestrator.errors import ConfigError, DataError, ModelError
 from orchestrator.models.catalogue import entries
 from orchestrator.store.filesystem import Storage
@@ -137,6 +138,36 @@ def test_bytes_in_a_parquet_column_are_images(tmp_path: Path, struct: bool) -> N
     assert int(again.load(2).image[0, 0, 0]) == 80
     assert len(pickle.dumps(source)) < 5000
     assert source.present.all()
+
+
+@pytest.mark.parametrize("struct", [True, False])
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_lists_of_bytes_in_a_parquet_column_are_several_images(tmp_path: Path, struct: bool, column: str) -> None:
+    records = []
+    for i, row in enumerate(rows(5)):
+        cells = [encoded(40 * k) for k in range(i)] or None
+        held = [{"bytes": cell, "path": None} for cell in cells or ()] if struct else cells
+        records.append({**{key: row[key] for key in row if key != "image"}, column: held})
+    source = open_file(write(tmp_path / "d", "q.parquet", records, images=False), "q.parquet")
+    for i in range(1, 5):
+        sample = source.load(i)
+        assert [int(one[0, 0, 0]) for one in (sample.image, *sample.more)] == [40 * k for k in range(i)]
+    assert source.shown(0) is None
+    assert [source.attributes(i)["n_images"] for i in range(5)] == [0, 1, 2, 3, 4]
+    assert source.present.all()
+    assert source.image_names() == []
+    assert source.clusters.n_unique() == 5
+    height, width = source.load(1).image.shape[:2]
+    assert picture_sizes(source) == dict.fromkeys(range(1, 5), (height, width))
+
+
+def test_a_null_in_a_column_of_pictures_is_a_row_without_one(tmp_path: Path) -> None:
+    records = [{**row, "image": {"bytes": encoded(40), "path": "a.png"} if i else None} for i, row in enumerate(rows())]
+    source = open_file(write(tmp_path / "d", "q.parquet", records, images=False), "q.parquet")
+    assert source.shown(0) is None
+    assert source.image_counts().n_without == 1
+    with pytest.raises(DataError, match="row 0: it has no image; capture takes one or more"):
+        source.load(0)
 
 
 def test_a_name_beside_the_bytes_is_not_looked_for(tmp_path: Path) -> None:

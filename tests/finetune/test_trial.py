@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from orchestrator.finetune.worker import worker_for
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
+from tests.data.own_files import write_own_questions
 from tests.points import baseline_stage, run_baseline, run_trial, trial_point, trial_stage
 
 MakeRun = Callable[..., RunConfig]
@@ -200,3 +203,37 @@ def test_impossible_trials_are_refused_before_work(make_run: MakeRun, storage: S
     )
     with pytest.raises(ConfigError, match=r"eval_split: val2017 is data\.split"):
         trial_stage(photographs, storage)
+
+
+def test_a_trial_trains_and_asks_rows_without_an_image(
+    make_run: MakeRun, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
+    rows = write_own_questions(tmp_path / "d", 24, families=("colour",))
+    for i, row in enumerate(rows):
+        row |= {"tier": "low" if i % 2 else "high", "album": None}
+        if i % 3 == 0:
+            row["image"] = None
+    (tmp_path / "d" / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"source": "questions", "families": ["colour"]}
+    data = {"source": "questions", "root": str(tmp_path / "d"), "file": "questions.jsonl"}
+    made = make_run(task=task, n_eval_per_family=4, n_capture_questions=2, complexity_ratio=0.5)
+    run = RunConfig.model_validate({**made.model_dump(), "data": data})
+    point, shown = trial_point(run, storage), list[bool]()
+    prepared = worker_for(point).prepared(point)
+    original = prepared.with_answer
+    monkeypatch.setattr(
+        prepared, "with_answer", lambda asked: shown.append(asked.image() is not None) or original(asked)
+    )
+    stage = run_trial(run, storage)
+    assert set(shown) == {True, False}
+    answers = stage.scan("answers").collect()
+    without = {row["id"] for row in rows if row["image"] is None}
+    asked = set(answers["question_id"])
+    assert asked & without
+    assert asked - without
+    row = row_of(stage)
+    assert 0 <= row["accuracy/low/colour"] <= 1
+    losses = stage.scan("training").collect()["loss"]
+    assert losses.is_finite().all()
+    assert len(losses) == 4

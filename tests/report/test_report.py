@@ -12,6 +12,7 @@ from orchestrator.errors import DataError
 from orchestrator.report import make_comparison, make_report
 from orchestrator.report import style as report_style
 from orchestrator.report.build import compared
+from orchestrator.report.collect import mean_of_pictures
 from orchestrator.report.page import render_page
 from orchestrator.report.payload import encode, payload
 from orchestrator.report.words import summary
@@ -211,3 +212,21 @@ def test_the_chart_of_a_tiers_accuracy_has_the_interval_that_the_words_state():
     assert [(r["ci_low"], r["ci_high"]) for r in drawn] == [(r["ci_low"], r["ci_high"]) for r in effect]
     told = [s.evidence for _, statements in summary(study) for s in statements if "(high tier)" in s.text]
     assert "[20 %, 40 %] and [40 %, 60 %]" in told[0]
+
+
+def test_images_of_questions_about_several_are_shown_each_alone():
+    pictures = pl.DataFrame(
+        {
+            "image_id": ["a", "a", "b", "b"],
+            "picture": [0, 1, 0, 1],
+            "tap": ["decoder"] * 4,
+            "layer": [2] * 4,
+            "n_tokens": [16, 64, 16, 32],
+            "gini": [0.25, 0.5, 0.75, float("nan")],
+        }
+    )
+    found = mean_of_pictures(pictures)
+    assert found.rows() == [(0, "decoder", 2, 2, 16.0, 0.5), (1, "decoder", 2, 2, 48.0, 0.5)]
+    study = fake_study(1)
+    shown = replace(study.points[0], further={"picture_metrics": found})
+    assert "picture metrics" in render_page(replace(study, points=(shown,)))

@@ -230,8 +230,8 @@ class QuestionRows:
             return name
 
         for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
-            own, *others = sorted({root(name) for name in self._images(index)})
-            first |= dict.fromkeys(others, own)
+            names = sorted({root(name) for name in self._images(index)})  # none where they lie in a column
+            first |= dict.fromkeys(names[1:], *names[:1])
         return table["image"].replace({name: root(name) for name in first})
 
     def _place(self, index: int) -> str:

@@ -33,7 +33,7 @@ from orchestrator.data.files.layouts import Files, Layout
 from orchestrator.data.files.table import Shape, write_table
 from orchestrator.errors import DataError
 
-VERSION = 5
+VERSION = 6
 """Raised whenever the same files give other rows; part of the table's name and of the fingerprint."""
 MAX_NAMED = 10
 """Bad rows named in one message."""

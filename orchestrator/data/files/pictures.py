@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from orchestrator.data.files.records import picture_column
 from orchestrator.data.images import decode, read_image, safe_name
 from orchestrator.data.reading import retrying
 from orchestrator.errors import DataError
@@ -61,7 +62,7 @@ class Pictures:
             images: names of its images, all of which are files unless they lie in a column.
         """
         if record["image_row"] is not None:
-            return [self._from_column(record["image_file"], record["image_row"])]
+            return self._from_column(record["image_file"], record["image_row"])
         names = [self.path(image) for image in images]
         return [read_image(self.fs, f"{self.root}/{name}", name) for name in names]
 
@@ -83,13 +84,16 @@ class Pictures:
         present = present or (lambda path: self.fs.isfile(f"{self.root}/{path}"))
         return next((path for path in filled if present(path)), filled[0])
 
-    def _from_column(self, file: int, row: int) -> np.ndarray:
+    def _from_column(self, file: int, row: int) -> list[np.ndarray]:
         name = self.files[file]
-        value = _row_group(self.fs, f"{self.root}/{name}", self.version, row)
-        data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
-            raise DataError(f"{name}, row {row}: the column image holds no bytes")
-        return decode(data, f"{name}, row {row}")
+        cell = _row_group(self.fs, f"{self.root}/{name}", self.version, row)
+        found = []
+        for value in cell if isinstance(cell, list) else [cell]:
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if not data:
+                raise DataError(f"{name}, row {row}: its column of images holds no bytes")
+            found.append(decode(data, f"{name}, row {row}"))
+        return found
 
     def there(self, names: Sequence[str]) -> list[bool]:
         """Whether there is a file for each name."""
@@ -112,11 +116,12 @@ def _picture_groups(path: str, fs: Any, version: str) -> tuple[pq.ParquetFile, n
 @lru_cache(maxsize=2)
 def _group_values(path: str, fs: Any, version: str, group: int) -> list[Any]:
     file, _ = _picture_groups(path, fs, version)
-    return file.read_row_group(group, columns=["image"])["image"].to_pylist()
+    column = picture_column(file.schema_arrow)
+    return file.read_row_group(group, columns=[column])[column].to_pylist()
 
 
 def _row_group(fs: Any, path: str, version: str, row: int) -> Any:
-    """The cell `image` of a row; the row group it lies in is read once."""
+    """The cell of a row's pictures; the row group it lies in is read once."""
     _, starts = _picture_groups(path, fs, version)
     group = int(np.searchsorted(starts, row, side="right")) - 1
     return _group_values(path, fs, version, group)[row - int(starts[group])]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import ijson
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.errors import DataError, did_you_mean
@@ -21,6 +22,8 @@ from orchestrator.errors import DataError, did_you_mean
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 BATCH = 1024
 """Rows of a Parquet file read at once."""
+BATCH_OF_PICTURES = 64
+"""The same where the pictures themselves must be read to count them."""
 
 
 WHOLE_BYTES = 2**25
@@ -40,8 +43,8 @@ class Record(NamedTuple):
 def read_records(fs: Any, path: str, name: str) -> Iterator[Record]:
     """Records of a file by its suffix; a `.json` file that holds one object a line is read as lines.
 
-    Images that lie as bytes in a Parquet column (`image`, binary or a struct with `bytes`) are left there; the record's
-    `image` is then None, and `image_row` its place.
+    Images that lie as bytes in a Parquet column (`picture_column`) are left there: the record has the place
+    `image_row` instead, a tuple (row, number of its pictures), unless its cell is null or an empty list.
 
     Raises:
         DataError: an unknown suffix, a pickle, or a file that is not what its suffix says.
@@ -199,22 +202,57 @@ def _parquet(fs: Any, path: str, name: str) -> Iterator[Record]:
     try:
         with fs.open(path, "rb") as raw:
             file = pq.ParquetFile(raw)
-            held = has_bytes(file.schema_arrow)
-            columns = [column for column in file.schema_arrow.names if column != "image" or not held]
+            held = picture_column(file.schema_arrow)
+            columns = [column for column in file.schema_arrow.names if column != held]
+            leaf, is_light = (None, True) if held is None else _counting_leaf(file, held)
+            read = columns if leaf is None else [*columns, leaf]
             row = 0
-            for batch in file.iter_batches(BATCH, columns=columns):
-                for value in batch.to_pylist():
-                    yield Record(f"row {row}", {**value, "image_row": row} if held else value)
+            for batch in file.iter_batches(BATCH if is_light else BATCH_OF_PICTURES, columns=read):
+                counts = [int(held is not None)] * len(batch) if leaf is None else _counts(batch.column(held))
+                for value, count in zip(batch.select(columns).to_pylist(), counts, strict=True):
+                    yield Record(f"row {row}", {**value, "image_row": (row, count)} if count else value)
                     row += 1
     except pa.ArrowInvalid as error:
         raise DataError(f"{name}: not a Parquet file: {error}") from None
 
 
-def has_bytes(schema: pa.Schema) -> bool:
-    """Whether the column `image` holds encoded pictures, plain or as data sets on a hub store them."""
-    if "image" not in schema.names:
-        return False
-    kind = schema.field("image").type
+def picture_column(schema: pa.Schema) -> str | None:
+    """The column that holds encoded pictures: `image`, else `images`; None where there is none.
+
+    A cell is one picture or a list of several, each binary or a struct with `bytes`, as data sets on a hub store them.
+    """
+    return next((name for name in ("image", "images") if name in schema.names and _held(schema.field(name).type)), None)
+
+
+def _held(kind: pa.DataType) -> bool:
+    if _is_list(kind):
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _counting_leaf(file: pq.ParquetFile, column: str) -> tuple[str | None, bool]:
+    """What to read of a column of pictures to count those of a row, and whether that leaves their bytes unread.
+
+    The names beside the bytes where there are any. A column of single pictures without names is not read: each row
+    counts as one picture.
+    """
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    own = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+    light = [leaf for leaf in own if leaf.rsplit(".", 1)[-1] != "bytes" and leaf != column]
+    listed = _is_list(file.schema_arrow.field(column).type)
+    if listed and not pa.types.is_struct(file.schema_arrow.field(column).type.value_type):
+        light = []
+    return (light[0], True) if light else (own[0], False) if listed else (None, True)
+
+
+def _counts(cells: pa.Array) -> list[int]:
+    """Pictures of each cell of a column, null for none."""
+    if _is_list(cells.type):
+        return pc.fill_null(pc.list_value_length(cells), 0).to_pylist()
+    return cells.is_valid().cast(pa.int64()).to_pylist()

@@ -42,7 +42,7 @@ class QuestionSource(QuestionRows):
         """
         table = self.columns("image", "image_row", "n_images")
         table = table.with_columns(pl.when(pl.col("image_row").is_null()).then("image").alias("image"))
-        several = {i: self._images(i) for i in table["n_images"].gt(1).fill_null(False).arg_true().to_list()}
+        several = {i: self._images(i) for i in _several_files(table)}
         names = table["image"].unique().drop_nulls().to_list()
         names = list(dict.fromkeys([*names, *(name for images in several.values() for name in images)]))
         gone = {name for name, found in zip(names, self.pictures.there(names), strict=True) if not found}
@@ -153,7 +153,7 @@ class QuestionSource(QuestionRows):
         """Paths of the images below the root, each once. Folders are listed once, however many images lie in them."""
         table = self.columns("image", "n_images", "image_row")
         names = table.filter(pl.col("image_row").is_null())["image"].drop_nulls().unique(maintain_order=True).to_list()
-        for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
+        for index in _several_files(table):
             names += self._images(index)[1:]
         return self.pictures.paths(list(dict.fromkeys(names)))
 
@@ -172,6 +172,11 @@ class QuestionSource(QuestionRows):
             "rows": self.digest,
             "images": content,
         }
+
+
+def _several_files(table: pl.DataFrame) -> list[int]:
+    """Places of the rows whose several images are files."""
+    return (table["n_images"].gt(1).fill_null(False) & table["image_row"].is_null()).arg_true().to_list()
 
 
 def open_questions(config: QuestionsConfig) -> QuestionSource:

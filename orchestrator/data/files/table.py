@@ -101,9 +101,9 @@ def _table(
     columns: dict[str, list[Any]] = {
         **{key: rows.fields[key] for key in ("id", "family", "tier", "complexity", "group", "split")},
         "image": [images[0] if images else None for images in rows.fields["image"]],
-        "n_images": [len(images) or int(i in image_rows) for i, images in enumerate(rows.fields["image"])],
+        "n_images": [image_rows[i][1] if i in image_rows else len(one) for i, one in enumerate(rows.fields["image"])],
         "image_file": [files[name] if i in image_rows else None for i, (name, _) in enumerate(batch)],
-        "image_row": [image_rows.get(i) for i in range(len(batch))],
+        "image_row": [image_rows[i][0] if i in image_rows else None for i in range(len(batch))],
         "answer": [answers[0] if answers else None for answers in rows.fields["answer"]],
         "answered": [bool(a or b or p) for a, b, p in zip(*(rows.fields[k] for k in _ANSWERS), strict=True)],
         "row": texts,
@@ -123,9 +123,13 @@ def _table(
 _ANSWERS = ("answer", "box", "point")
 
 
-def _apart(values: list[Any]) -> tuple[list[Any], dict[int, int]]:
-    """Records without the place of their picture in a Parquet column, and these places, of those that have one."""
-    rows = {i: value["image_row"] for i, value in enumerate(values) if type(value) is dict and "image_row" in value}
+def _apart(values: list[Any]) -> tuple[list[Any], dict[int, tuple[int, int]]]:
+    """Records without the place of their pictures in a Parquet column, and of those that have one, row and number."""
+    rows = {
+        i: value["image_row"]
+        for i, value in enumerate(values)
+        if type(value) is dict and isinstance(value.get("image_row", 0), tuple | None)
+    }
     for i in rows:
         values[i] = {key: one for key, one in values[i].items() if key != "image_row"}
     return values, {i: row for i, row in rows.items() if row is not None}

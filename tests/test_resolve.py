@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from orchestrator.cluster import session as cluster_session
 from orchestrator.cluster.placement import Node
 from orchestrator.config import STAGES, HowConfig, RunConfig
-from orchestrator.models import catalogue, hub
+from orchestrator.models import hub, identity
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.study import resolve as resolving
@@ -119,7 +119,7 @@ def test_a_worker_that_receives_a_point_names_the_same_directories(tmp_path: Pat
 def test_a_study_identifies_model_and_data_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     fingerprint, make_source = resolving.fingerprint, resolving.make_source
-    monkeypatch.setattr(catalogue, "fingerprint", lambda *_: pytest.fail("a model is identified after preflight"))
+    monkeypatch.setattr(identity, "fingerprint", lambda *_: pytest.fail("a model is identified after preflight"))
     monkeypatch.setattr(resolving, "fingerprint", lambda c: calls.append("model") or fingerprint(c))
     monkeypatch.setattr(resolving, "make_source", lambda c: calls.append("data") or make_source(c))
     run_study(tiny_study(tmp_path, axes={"correlate.seed": [0, 1, 2]}), quiet=True)

@@ -15,7 +15,7 @@ from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.memory import object_store_gb
-from orchestrator.store.scratch import processes_of
+from orchestrator.store.scratch import SHARED, processes_of
 
 pytestmark = pytest.mark.ray
 
@@ -129,6 +129,7 @@ with session(HowConfig(object_store_gb=0.2)):
 def test_a_driver_s_death_stops_ray_and_everything_it_started_and_its_folders_go(number: signal.Signals):
     folder = tempfile.mkdtemp(prefix="v", dir="/tmp")  # sockets of Ray lie in it: a short name
     environment = {**os.environ, "TMPDIR": folder, "RAY_TMPDIR": folder}
+    environment.pop(SHARED, None)  # of a session around this test
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )

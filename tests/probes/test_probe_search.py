@@ -187,8 +187,8 @@ def test_a_fit_that_fails_fails_the_search_and_the_next_run_draws_the_same_setti
             raise StageError("worker lost")
         return judge_whole(data, one)
 
-    judge_whole = probes_on_ray.judge_asked
-    monkeypatch.setattr(probes_on_ray, "judge_asked", broken)
+    judge_whole = probes_on_ray.evaluate
+    monkeypatch.setattr(probes_on_ray, "evaluate", broken)
     with pytest.raises(StageError, match="worker lost"):
         run_probe_stage(run, storage, capture, search=SPACE, quiet=True)
     stage = probe_stage(run, storage, capture)

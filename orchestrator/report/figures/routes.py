@@ -174,6 +174,6 @@ def rank_figure(ranks: pl.DataFrame, title: str) -> Figure:
             axes.plot(row["rank"], at, "o", color=colour_of("vision"), mfc=None if row["tied"] else "white")
         axes.set_yticks(range(rows.height), [name_of(m) for m in rows["method"]], fontsize=6.5)
         axes.set_title(f"{tier_title(tier)}, {budget:.1%}")
-        axes.set_xlabel("mean rank over families (1 = best)")
+        axes.set_xlabel(f"mean rank over families (1 is best of {rows.height})")
         axes.grid(True, axis="x")
-    return _finish(figure, panels, f"Ranks of methods · {title} · filled: tied with the best")
+    return _finish(figure, panels, f"Ranks of methods · {title} · filled: not told apart from the first")

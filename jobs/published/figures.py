@@ -207,6 +207,8 @@ FIGURES: dict[str, tuple[str, Callable[[pl.DataFrame, Path], None]]] = {
     "probes.png": ("probes.parquet", draw_by_report("probe_heat_figure")),
     "deletion.png": ("deletion.parquet", draw_by_report("deletion_figure")),
     "knockout.png": ("knockout.parquet", draw_by_report("knockout_figure")),
-    "rivals.png": ("rivals.parquet", draw_by_report("rivals_figure")),
+    "rivals.png": ("rival_ranks.parquet", draw_by_report("rank_figure")),
+    "routes.png": ("routes.parquet", draw_by_report("routes_figure")),
+    "lens.png": ("lens.parquet", draw_by_report("lens_figure")),
 }
 """Figure -> the table it is drawn from, and what draws it."""

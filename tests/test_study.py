@@ -113,6 +113,21 @@ def test_real_photographs_run_through_the_same_flow(tmp_path: Path, coco_root: P
     assert images["n_categories"].min() >= 1  # type: ignore[operator]
 
 
+def test_a_table_s_own_key_is_not_covered_by_the_study_s_columns(tmp_path: Path) -> None:
+    routes = ["image->last", "question->last"]
+    ablate = {
+        "checks": ["routes"],
+        "routes": routes,
+        "n_per_family": 2,
+        "low_families": ["colour"],
+        "high_families": [],
+    }
+    how = {"backend": "local", "batch_size": 4, "torch_threads": 1}
+    base = {"model": {"name": "reference-joint"}, "ablate": ablate, "how": how}
+    study, _ = run_study(tiny_study(tmp_path, stages=["ablate"], base=base), quiet=True)
+    assert set(study.table("routes").collect()["source"]) == {"image", "question"}
+
+
 def test_a_damaged_table_is_named_with_its_folder(finished: tuple[Path, Study, str], tmp_path: Path) -> None:
     from orchestrator.report.collect import gather_results
 

@@ -200,14 +200,21 @@ def route_numbers(folder: Path) -> list[dict[str, Any]]:
 
 
 def lens_numbers(folder: Path) -> list[dict[str, Any]]:
-    """By model and tier: the first layer at which the right answer stands above its rivals in half of the questions."""
-    lens = pl.read_parquet(folder / "lens.parquet").filter(pl.col("family") == "all").sort("layer")
+    """By model, lens and tier: first layer whose last token has the right answer above its rivals half the time."""
+    lens = pl.read_parquet(folder / "lens.parquet").filter((pl.col("family") == "all") & (pl.col("place") == "last"))
     rows = []
-    for (model, tier), own in lens.group_by("model", "tier", maintain_order=True):
+    for (model, kind, tier), own in lens.sort("layer").group_by("model", "lens", "tier", maintain_order=True):
         above = own.filter(pl.col("above") >= 0.5)
         first = above["layer"][0] if above.height else None
         rows.append(
-            {"model": model, "tier": tier, "first": first, "n_layers": own["layer"].max(), "last": own["above"][-1]}
+            {
+                "model": model,
+                "lens": kind,
+                "tier": tier,
+                "first": first,
+                "n_layers": own["layer"].max(),
+                "last": own["above"][-1],
+            }
         )
     return rows
 

@@ -202,6 +202,8 @@ def collect_tokens(storage: str) -> None:
         except VtsweepError as error:
             print(f"{name}, {table}: {error}")
             continue
+        if table == "routes":
+            found = found.with_columns(route=pl.format("{} to {}", "source", "target"))
         found.write_parquet(FOLDER / f"{table}.parquet", compression="zstd")
     try:
         relations = relations_of(Study.load(newest(storage, "coco")))

@@ -19,6 +19,7 @@ from orchestrator.store.load_stage import load_stage
 from orchestrator.store.provenance import hardware, package_versions, source_commit
 from orchestrator.store.record_format import check_record
 from orchestrator.store.stage_folder import Stage
+from orchestrator.store.tables.core import TABLES
 
 STUDY_FILE = "study.json"
 DEFAULT_STORAGE = str(StudyConfig.model_fields["storage"].default)
@@ -146,6 +147,8 @@ class Study:
     def table(self, name: str) -> pl.LazyFrame:
         """All rows of a table over the study, with the columns `point`, `model` and `source` in front.
 
+        A column of that name that is a table's own key is kept (`source` of `routes`: what may not be read).
+
         Raises:
             AbsentError: no finished stage of this study holds that table.
         """
@@ -158,6 +161,7 @@ class Study:
             except AbsentError:
                 continue
             marks = {"point": view.label, "model": view.run.model.label, "source": view.run.data.source}
+            marks = {key: value for key, value in marks.items() if key not in TABLES[name].key}
             lead = [pl.lit(value).alias(key) for key, value in marks.items()]
             present = frame.collect_schema().names()
             frames.append(frame.select(*lead, *[pl.col(c) for c in present if c not in marks]))

@@ -56,6 +56,8 @@ def print_plan(plan: Plan) -> None:
             console.print(line, highlight=False)
     for pictures in plan.pictures:
         console.print(pictures.words, highlight=False)
+    for words in plan.without_image:
+        console.print(words, highlight=False)
     console.print(f"workers: {plan.pools}")
     if plan.probes:
         console.print(f"probes: {plan.probes}", highlight=False)

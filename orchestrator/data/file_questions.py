@@ -66,6 +66,13 @@ class FileQuestions:
                 self.rows[families[i], tiers[j]] = rows
         self._asked: dict[tuple[str, str, int], tuple[Iterator[tuple[int, int]], list[tuple[int, int]]]] = {}
 
+    def rejected(self) -> list[tuple[int, str, str]]:
+        """Place, id and reason of each row that cannot be asked: bad, passed over, or without the image it needs."""
+        found = self.source.rejected(self.passed_over)
+        return (
+            sorted([*found, *self.source.without_image("there is nothing to take away")]) if self.with_image else found
+        )
+
     def _tiers(self, complexity: str | None) -> tuple[np.ndarray, list[str]]:
         """Tier of each row as a number, -1 for none, and the tiers that they stand for."""
         if complexity is None:

@@ -118,7 +118,7 @@ class ExampleMaker:
 
     def rejected(self) -> list[tuple[int, str, str]]:
         """Place, id and fault of each row of the question files that is bad, or came up and could not be asked."""
-        return [] if self.files is None else self.files.source.rejected(self.files.passed_over)
+        return [] if self.files is None else self.files.rejected()
 
     def caption(self, seed: int, index: int) -> Example:
         """Make a scene of the low tier with its caption."""

@@ -10,7 +10,7 @@ import polars as pl
 
 from orchestrator.compression.depth import third_expression
 from orchestrator.correlate.consensus import main_tap
-from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
+from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials, missing_trials
 from orchestrator.report.ratio_words import accuracy_words, change_words, contrast_rows
 from orchestrator.report.statement import Statement, interval, number
 from orchestrator.report.style import direction_of, headline_metrics, metric_short
@@ -35,11 +35,13 @@ def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]
 
     A study of neither is answered by its first statement with a verdict, else by its first statement.
     """
-    found = [_of_ratio(p.model, p.sweep) for p in results.points if contrast_rows(p.sweep)]
+    missing = missing_trials(results.points)
+    found = [_of_ratio(p.model, p.sweep, missing.get(p.model)) for p in results.points if contrast_rows(p.sweep)]
     found += [answer for p in distinct_points(results.points) if (answer := _of_objects(p)) is not None]
     if found:
         return list(dict.fromkeys(found))[:3]
     statements = [s for _, part in summary for s in part]
+    statements = [s for s in statements if s.topic != "population"] or statements
     best = next((s for s in statements if s.verdict), next(iter(statements), None))
     return (
         []
@@ -48,7 +50,7 @@ def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]
     )
 
 
-def _of_ratio(model: str, sweep: Mapping[str, Any]) -> Answer:
+def _of_ratio(model: str, sweep: Mapping[str, Any], held: tuple[int, int] | None) -> Answer:
     rows = contrast_rows(sweep)
     compression = next((r for r in rows.values() if r["primary"] and r["outcome"].startswith("delta/")), None)
     high, low = rows.get("accuracy/high"), rows.get("accuracy/low")
@@ -62,6 +64,8 @@ def _of_ratio(model: str, sweep: Mapping[str, Any]) -> Answer:
     verdicts = tuple((name, str(row["verdict"])) for name, row in named if row and row["verdict"])
     if any_row["n_seeds"] < MIN_SEEDS:
         sentence += f" {any_row['n_seeds']} of {MIN_SEEDS} seeds a ratio that an interval needs: nothing is decided."
+    if held is not None:
+        sentence += f" Only {held[0]} of {held[1]} trials are finished."
     return Answer(sentence, verdicts, "trials")
 
 

@@ -22,6 +22,7 @@ from orchestrator.data.source import make_source
 from orchestrator.errors import AbsentError, DataError, VtsweepError
 from orchestrator.finetune.sweep_summary import summarise_sweep
 from orchestrator.models.identity import QUESTION, example_prompt
+from orchestrator.report import population
 from orchestrator.report.attended import attention_maps, thumbnail_of
 from orchestrator.report.model import PointResults, StudyResults, TokenMap
 from orchestrator.store.stage_folder import canonical_json
@@ -79,13 +80,21 @@ def stage_rows(study: Study) -> pl.DataFrame:
 
 def _points(study: Study) -> Iterable[PointResults]:
     views = {stage: study.views(stage) for stage in study.stages}
+    trials = planned_trials(study)
     subjects: dict[str, RunConfig] = {}
     for name in views:
         for view in views[name]:
             subjects.setdefault(_subject(view.run), view.run)
     for key, run in subjects.items():
         mine = {stage: [v for v in found if _subject(v.run) == key] for stage, found in views.items()}
-        yield _point(run, mine, label=_label(run, list(subjects.values())))
+        planned = {digest: other for digest, other in trials.items() if _subject(other) == key}
+        yield _point(run, mine, planned, label=_label(run, list(subjects.values())))
+
+
+def planned_trials(study: Study) -> dict[str, RunConfig]:
+    """Digest and settings of each trial of the study, begun or not."""
+    points = study.record["points"] if "finetune" in study.stages else []
+    return {p["stages"]["finetune"]: study.run_of(p) for p in points if "finetune" in p["stages"]}
 
 
 def _subject(run: RunConfig) -> str:
@@ -100,7 +109,9 @@ def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
     return label if len(twins) == 1 else f"{label} {twins.index(run) + 1}"
 
 
-def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> PointResults:
+def _point(
+    run: RunConfig, views: dict[StageName, list[View]], planned: Mapping[str, RunConfig], label: str
+) -> PointResults:
     tables = {name: _read(views.get(stage, []), name) for name, stage in TABLE_STAGE.items()}
     source = _source(run) if tables["images"] is not None else None
     kinds = dict(source.attribute_kinds) if source else _kinds_of(tables["images"])
@@ -117,6 +128,7 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         further["picture_metrics"] = mean_of_pictures(apart)
     attended = tables.pop("attention_maps")
     ablated = next(iter(views.get("ablate", [])), None)
+    images = tables["images"]
     drawn: dict[str, Any] = {k: v for k, v in tables.items() if k in PointResults.__dataclass_fields__}
     return PointResults(
         label=label,
@@ -127,6 +139,9 @@ def _point(run: RunConfig, views: dict[StageName, list[View]], label: str) -> Po
         digests={stage: found[0].stage.digest for stage, found in views.items() if found},
         n_rejected=0 if rejected is None else rejected.height,
         prompt=_prompt(views, run),
+        population=population.of_point(run, None if images is None else images.height, ablated=ablated is not None),
+        training=population.of_trials(list(planned.values())) if planned else ("", ""),
+        planned_trials=tuple(planned),
         findings=_findings(run, tables, [name for name, role in roles.items() if role == "derived"]),
         sweep=_sweep(tables["trials"], views.get("finetune", [])),
         further=further,

@@ -104,6 +104,9 @@ class PointResults:
         digests: stage name -> digest.
         n_rejected: broken images left out.
         prompt: the text that the model is shown, chat template applied; of questions that differ, with `{question}`.
+        population: model, images and prompt that statements about images hold for.
+        training: what statements about trials hold for, and which other explanations the design rules out.
+        planned_trials: digests of all trials of the study, finished or not.
         findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
         sweep: what `finetune.sweep_summary.summarise_sweep` says of the trials; without it the report resamples seeds
             alone.
@@ -122,6 +125,9 @@ class PointResults:
     digests: Mapping[str, str] = field(default_factory=dict)
     n_rejected: int = 0
     prompt: str = ""
+    population: str = ""
+    training: tuple[str, str] = ("", "")
+    planned_trials: tuple[str, ...] = ()
     images: pl.DataFrame | None = None
     layer_metrics: pl.DataFrame | None = None
     correlations: pl.DataFrame | None = None
@@ -211,3 +217,15 @@ def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
         return {}
     together = pl.concat(tables, how="diagonal_relaxed").unique("trial", keep="first", maintain_order=True)
     return {str(model): part for (model,), part in together.group_by("model", maintain_order=True)}
+
+
+def missing_trials(points: tuple[PointResults, ...]) -> dict[str, tuple[int, int]]:
+    """Base model -> (finished trials, all trials of the study), of models some of whose trials are not finished."""
+    found = {}
+    for model in dict.fromkeys(p.model for p in points if p.planned_trials):
+        planned = {digest for p in points if p.model == model for digest in p.planned_trials}
+        tables = [p.trials for p in points if p.model == model and p.trials is not None]
+        done = {d for t in tables for d in t.filter(pl.col("status") == "done")["trial"].to_list()} & planned
+        if len(done) < len(planned):
+            found[model] = len(done), len(planned)
+    return found

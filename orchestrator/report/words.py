@@ -12,7 +12,7 @@ from orchestrator.probes.summary import redundancy
 from orchestrator.report.benchmark_words import deletion_figures
 from orchestrator.report.causal_views import over_seeds, whole_image, windows, without_knockout
 from orchestrator.report.claims import claims, design
-from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
+from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials, missing_trials
 from orchestrator.report.probe_views import first_layers, vision_tap, with_skill
 from orchestrator.report.ratio_words import ratio_statements
 from orchestrator.report.statement import Statement, interval, number, percent
@@ -24,14 +24,32 @@ MOST_ATTRIBUTES = 4
 
 
 def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
-    """(heading, statements) of each point with anything to say, then of each model's trials."""
-    parts = [(f"{p.label}: the studied paper's claims", claims(p)) for p in distinct_points(results.points)]
+    """(heading, statements): populations, then of each point with anything to say, then of each model's trials."""
+    parts = [("What the statements hold for", list(_populations(results)))]
+    parts += [(f"{p.label}: the studied paper's claims", claims(p)) for p in distinct_points(results.points)]
     parts += [(p.label, [*design(p), *_findings(p), *_probes(p), *_deletion(p), *_yes(p), *_knockout(p), *_patching(p)])
              for p in distinct_points(results.points)]  # fmt: skip
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
     for model, trials in merged_trials(results.points).items():
         parts.append((f"{model}, complexity ratio", list(ratio_statements(trials, sweeps.get(model, {})))))
     return [(heading, statements) for heading, statements in parts if statements]
+
+
+def _populations(results: StudyResults) -> Iterator[Statement]:
+    """Model, images, prompt and trials that the statements are about, and how many of the trials are there."""
+    for model, (done, planned) in missing_trials(results.points).items():
+        yield Statement(
+            f"{done} of {planned} trials of {model} are finished: statements about training are of these alone.",
+            "the others are running, failed or not begun; write the report again when they are done",
+            topic="population",
+        )
+    for point in distinct_points(results.points):
+        if point.population:
+            yield Statement(
+                f"{point.label}: {point.population}.", "other models, images and prompts may differ", topic="population"
+            )
+    for text, evidence in dict.fromkeys(p.training for p in results.points if p.training[0]):
+        yield Statement(f"Trials: {text}.", evidence, topic="population")
 
 
 def _findings(point: PointResults) -> Iterator[Statement]:

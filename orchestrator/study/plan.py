@@ -30,7 +30,7 @@ from orchestrator.study.planned_pictures import PlannedPictures, planned_picture
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.resolve import Resolver
 from orchestrator.study.resources import describe_resources
-from orchestrator.study.row_pictures import row_footprint
+from orchestrator.study.row_pictures import row_footprint, rows_without_image
 from orchestrator.study.stage_kinds import with_inputs
 from orchestrator.study.versions import version_name
 
@@ -94,6 +94,8 @@ class Plan:
     """Operations of token selection in an ablation, and operations saved."""
     probes: str = ""
     """Device that the probes would use on this machine, with the estimates that decide it; empty without probes."""
+    without_image: Sequence[str] = ()
+    """Rows of question files without an image: how many, and what each stage does with them."""
     card: CardPlan | None = None
     """The estimate for the requested GPU model, independent of this machine."""
 
@@ -155,6 +157,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         kept_as=version_name(sweep, storage)[0],
         selection=_selection([point.run for point in sweep.points]) if "ablate" in stage_names else (),
         probes=_probes_on(points) if "probe" in stage_names else "",
+        without_image=rows_without_image(by_questions(runs), stage_names),
         card=_on_cards(sweep, stages, points, card, n_gpus) if card else None,
     )  # fmt: skip
 

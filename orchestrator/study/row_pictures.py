@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from orchestrator.config import RunConfig
+from orchestrator.config import RunConfig, StageName
 from orchestrator.data.files.source import QuestionSource
 from orchestrator.data.task_source import open_task_source
 from orchestrator.errors import DataError
@@ -28,6 +28,36 @@ def row_pictures(run: RunConfig) -> Mapping[int, int] | None:
         return None
     counts = source.columns("n_images")["n_images"].drop_nulls().value_counts()
     return dict(sorted(counts.rows()))
+
+
+def rows_without_image(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
+    """How many rows have no image, and what each stage does with them, in words; nothing where there are none.
+
+    More of them than `data.max_rejected_fraction` allows are refused elsewhere (`preflight.check_file_questions`).
+    """
+    return list(dict.fromkeys(words for run in runs if (words := _without_image(run, stages))))
+
+
+def _without_image(run: RunConfig, stages: Sequence[StageName]) -> str:
+    asked = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
+    if run.data.source != "questions":
+        return ""
+    try:
+        source = open_task_source(run.data, "questions", "data.source")
+    except DataError:
+        return ""  # `plan` need not have the data at hand
+    if not isinstance(source, QuestionSource) or not (counts := source.image_counts()).n_without:
+        return ""
+    said = ["capture records them as rejected"] if {"capture", "correlate", "probe"} & set(stages) else []
+    if "finetune" in stages and asked["finetune"] == "questions":
+        said.append("training and evaluation ask them as text")
+    if "ablate" in stages and asked["ablate"] == "questions":
+        said.append("ablation leaves them out (table ablate_rejected)")
+    n, of = counts.n_without, len(source)
+    have = "rows have" if n > 1 else "row has"
+    return (
+        f"{n} of {of} {have} no image ({counts.first_without}{' first' * (n > 1)}): {', '.join(said)}" if said else ""
+    )
 
 
 def row_footprint(run: RunConfig) -> Footprint:

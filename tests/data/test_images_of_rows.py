@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from orchestrator.ablate.bench import Bench
+from orchestrator.ablate.questions import make_questions
 from orchestrator.answers.evaluate import answer_table, predict
 from orchestrator.answers.prepared import Prepared
 from orchestrator.capture.loading import from_row, load_shard, to_row
@@ -25,7 +26,7 @@ from orchestrator.finetune.drift import take_snapshot
 from orchestrator.models.planning import check_context, footprint
 from orchestrator.study.estimate import Machine, stage_seconds
 from orchestrator.study.preflight import check_file_questions
-from orchestrator.study.row_pictures import row_footprint, row_pictures
+from orchestrator.study.row_pictures import row_footprint, row_pictures, rows_without_image
 from tests.data.own_files import write_own_questions
 from tests.models.processors import processed_adapter
 
@@ -174,6 +175,31 @@ def test_capture_of_rows_without_images_is_refused_with_the_reason(tmp_path: Pat
         check_file_questions(run, ["capture"])
     run = RunConfig.model_validate({"data": {**data, "max_rejected_fraction": 0.2}, "model": {"name": "qwen2.5-vl-3b"}})
     check_file_questions(run, ["capture"])
+
+
+def test_rows_without_an_image_are_counted_by_plan_and_recorded_by_what_leaves_them_out(tmp_path: Path) -> None:
+    root = write(tmp_path / "d", ["0.png", None, "1.png", None, "9.png"])
+    data = {"source": "questions", "root": str(root), "file": "questions.jsonl", "max_rejected_fraction": 0.6}
+    task = {"source": "questions", "families": ["colour"]}
+    ablate = {"source": "questions", "low_families": ["colour"], "high_families": []}
+    run = RunConfig.model_validate(
+        {"data": data, "model": {"name": "qwen2.5-vl-3b"}, "finetune": {"task": task}, "ablate": ablate}
+    )
+    told = rows_without_image([run, run], ["capture", "finetune", "ablate"])
+    assert told == [
+        "2 of 5 rows have no image (questions.jsonl, line 2 first): capture records them as rejected, training and "
+        "evaluation ask them as text, ablation leaves them out (table ablate_rejected)"
+    ]
+    assert "ablation" not in rows_without_image([run], ["capture"])[0]
+    assert rows_without_image([run], ["baseline"]) == []
+    rejected: list[tuple[int, str, str]] = []
+    asked = make_questions(run, rejected=rejected)
+    assert {one.question.question_id for one in asked} == {"q0", "q2"}
+    assert [(i, name) for i, name, _ in rejected] == [(1, "q1"), (3, "q3"), (4, "q4")]
+    assert rejected[0][2] == "questions.jsonl, line 2: it has no image; there is nothing to take away"
+    assert "9.png: missing file" in rejected[2][2]
+    trained = ExampleMaker(TaskConfig.model_validate(task), open_rows(root, max_rejected_fraction=0.6))
+    assert [name for _, name, _ in trained.rejected()] == ["q4"]  # training asks q1 and q3 as text
 
 
 def test_plan_counts_every_image_of_a_row(tmp_path: Path) -> None:

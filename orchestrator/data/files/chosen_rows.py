@@ -261,6 +261,18 @@ class QuestionRows:
             found[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)
         return {key: found[key] for key in self.attribute_kinds}
 
+    def without_image(self, why: str) -> list[tuple[int, str, str]]:
+        """Place, id, and file and line with the reason, of each good row that has no image."""
+        counts = self.columns("n_images", "reason")
+        rows = ((counts["n_images"] == 0) & counts["reason"].is_null()).fill_null(False).arg_true().to_numpy()
+        if not len(rows):
+            return []
+        stored = self.columns("id", "row", places=self.chosen[rows]).iter_rows()
+        return [
+            (int(i), name, f"{json.loads(row)['place']}: it has no image; {why}")
+            for i, (name, row) in zip(rows, stored, strict=True)
+        ]
+
     def image_counts(self) -> ImageCounts:
         """How many rows have no image, how many have several, and where the first of each stands."""
         counts = self.columns("n_images", "reason")

@@ -1,12 +1,17 @@
 """Reproduce the published study: ``python -m jobs.results`` redraws `docs/results` from its tables, in seconds.
 
-``python -m jobs.results run STORAGE`` runs all sweeps (hours), ``collect STORAGE`` extracts small tables for the page
-from the finished studies. The page is a template filled from these tables: none of its numbers is written by hand.
+``python -m jobs.results run STORAGE`` runs all sweeps (hours; run again to resume), ``collect STORAGE`` extracts small
+tables for the page from the finished studies. The page is a template filled from these tables: none of its numbers is
+written by hand. ``--out FOLDER`` writes tables and page there, not over the published ones; ``--small`` rehearses
+``run`` in minutes, at sizes from which nothing can be concluded.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from jobs.published.tables import (
     FOLDER,
     MODELS,
     ROOT,
+    SMALL,
     SWEEPS,
     collect,
     collect_claims,
@@ -71,19 +77,34 @@ def readme(text: str, folder: Path = FOLDER) -> str:
 
 def page(folder: Path = FOLDER) -> str:
     """The page, filled from the tables."""
-    template = (folder / "README.md.j2").read_text(encoding="utf-8")
+    template = (FOLDER / "README.md.j2").read_text(encoding="utf-8")
     return environment().from_string(template).render(short=short(folder), **numbers(folder))
 
 
-def write() -> None:
-    """Draw every figure and write the page."""
+def write(folder: Path = FOLDER) -> None:
+    """Draw every figure and write the page; the published one opens the project's README too."""
     for name, (table, draw) in FIGURES.items():
-        if (FOLDER / table).exists():
-            draw(pl.read_parquet(FOLDER / table), FOLDER / name)
-    (FOLDER / "README.md").write_text(page(), encoding="utf-8")
-    top = ROOT / "README.md"
-    top.write_text(readme(top.read_text(encoding="utf-8")), encoding="utf-8")
-    print(f"wrote {FOLDER / 'README.md'} and {len(FIGURES)} figures")
+        if (folder / table).exists():
+            draw(pl.read_parquet(folder / table), folder / name)
+    (folder / "README.md").write_text(page(folder), encoding="utf-8")
+    if folder == FOLDER:
+        top = ROOT / "README.md"
+        top.write_text(readme(top.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"wrote {folder / 'README.md'} and {len(FIGURES)} figures")
+
+
+def run(storage: str, coco: str | None, small: bool) -> None:
+    """Run every sweep in turn, each in a process of its own; end at the first that fails, with its exit code."""
+    runs = [[sweep] for sweep in SWEEPS]
+    if coco:
+        runs.append([*COCO, f"data.root={coco}"])
+    for sweep, *words in runs:
+        sizes = SMALL[sweep] if small else ()
+        words = ["run", str(ROOT / "sweeps" / f"{sweep}.yaml"), *words, *sizes, f"storage={storage}"]
+        code = subprocess.run([sys.executable, "-m", "orchestrator", *words], check=False).returncode
+        if code:
+            print(f"sweeps/{sweep}.yaml ended with exit code {code}; the same command resumes")
+            sys.exit(code)
 
 
 def main() -> None:
@@ -92,22 +113,24 @@ def main() -> None:
     parser.add_argument("action", nargs="?", choices=["run", "collect"], help="nothing: draw the page from its tables")
     parser.add_argument("storage", nargs="?", default="results", help="where the studies lie")
     parser.add_argument("--coco", default=None, help="a COCO 2017 folder: `run` studies its photographs too")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="where tables, figures and page are written")
+    parser.add_argument("--small", action="store_true", help="rehearse `run` in minutes; needs --out")
     arguments = parser.parse_args()
+    out = arguments.out.resolve()
+    if arguments.small and out == FOLDER:
+        parser.error("--small needs --out: a rehearsal must not replace the published tables")
     if arguments.action == "run":
-        from orchestrator.cli.app import main as vtsweep
-
-        runs = [[sweep] for sweep in SWEEPS]
-        if arguments.coco:
-            runs.append([*COCO, f"data.root={arguments.coco}"])
-        for sweep, *words in runs:
-            vtsweep(["run", str(ROOT / "sweeps" / f"{sweep}.yaml"), *words, f"storage={arguments.storage}"])
+        run(arguments.storage, arguments.coco, arguments.small)
     if arguments.action in ("run", "collect"):
-        collect(arguments.storage)
-        collect_claims(arguments.storage)
-        collect_tokens(arguments.storage)
-        collect_plans()
-        collect_runs(arguments.storage)
-    write()
+        out.mkdir(parents=True, exist_ok=True)
+        if out != FOLDER:  # measured when the models were trained, not by a sweep
+            shutil.copy(FOLDER / "reference_accuracy.parquet", out)
+        collect(arguments.storage, out)
+        collect_claims(arguments.storage, out)
+        collect_tokens(arguments.storage, out)
+        collect_plans(out)
+        collect_runs(arguments.storage, out)
+    write(out)
 
 
 if __name__ == "__main__":

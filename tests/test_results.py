@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,49 @@ def test_figures_are_drawn_from_their_tables(name: str, tmp_path: Path) -> None:
     draw(data.with_columns(pl.col(pl.Float32, pl.Float64) * 0.5), tmp_path / "other.png")
     assert (tmp_path / "first.png").read_bytes() != (tmp_path / "other.png").read_bytes()
     assert (tables.FOLDER / name).exists()
+
+
+def test_the_page_is_made_in_another_folder_from_its_tables_alone(tmp_path: Path) -> None:
+    for file in tables.FOLDER.glob("*.parquet"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "study.json").write_bytes((tables.FOLDER / "study.json").read_bytes())
+    before = (ROOT / "README.md").stat().st_mtime_ns
+    results.write(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == results.page()
+    assert (ROOT / "README.md").stat().st_mtime_ns == before
+
+
+def test_a_rehearsal_never_writes_the_published_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["results", "run", "storage", "--small"])
+    with pytest.raises(SystemExit) as ended:
+        results.main()
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("codes", "asked"), [([0] * 7, 7), ([0, 5], 2)])
+def test_one_command_runs_every_sweep_and_ends_at_the_first_that_fails(
+    codes: list[int], asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[list[str]] = []
+
+    def ended(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        said.append(words)
+        return subprocess.CompletedProcess(words, codes[len(said) - 1])
+
+    monkeypatch.setattr(results.subprocess, "run", ended)
+    with pytest.raises(SystemExit) if codes[-1] else nullcontext():
+        results.run("storage", "coco", small=False)
+    assert len(said) == asked == len({Path(words[4]).stem for words in said})
+
+
+@pytest.mark.parametrize("sweep", [*tables.SWEEPS, tables.COCO[0]])
+def test_a_rehearsal_changes_sizes_alone(sweep: str) -> None:
+    from orchestrator.config.sweep import load_sweep
+
+    file, words = ROOT / "sweeps" / f"{sweep}.yaml", ("data.root=/x",) if sweep == "coco" else ()
+    whole, small = (load_sweep(file, [*words, *more]) for more in ((), tables.SMALL[sweep]))
+    assert (small.study.name, small.study.stages) == (whole.study.name, whole.study.stages)
+    assert {p.run.model.name for p in small.points} == {p.run.model.name for p in whole.points}
 
 
 def test_only_seeds_finished_everywhere_are_published() -> None:

@@ -45,6 +45,24 @@ def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
     return trials.filter(pl.col("seed").is_in(complete.implode()))
 
 
+SMALL = {
+    "published_ratio": (
+        *("finetune.seed=0,1", "finetune.n_examples=64", "finetune.n_steps=4", "finetune.warmup_share=0.25"),
+        *("finetune.n_eval_per_family=12", "finetune.n_capture_images=16"),
+    ),
+    "published_novelty": (
+        *("finetune.seed=0,1", "finetune.n_examples=64", "finetune.n_steps=4", "finetune.warmup_share=0.25"),
+        *("finetune.n_eval_per_family=12", "finetune.n_capture_images=16"),
+    ),
+    "published_claims": ("data.n_images=200", "ablate.n_per_family=12", "ablate.seeds=[0]"),
+    "rivals": ("ablate.n_per_family=12", "ablate.seeds=[0]"),
+    "routes": ("ablate.n_per_family=12",),
+    "ablation": ("ablate.n_per_family=12", "ablate.seeds=[0]"),
+    "coco": (),
+}
+"""Sizes of a rehearsal: the same sweeps and tables in minutes, from which nothing can be concluded."""
+
+
 def newest(storage: str, name: str) -> str:
     """Folder of a study's newest version: a study run again with other settings is kept as ``NAME.v2`` and so on."""
     studies = Storage(f"{storage}/studies")
@@ -65,7 +83,7 @@ def merged(table: pl.DataFrame, file: Path) -> pl.DataFrame:
     return table.sort(c for c in KEY if c in table.columns)
 
 
-def collect(storage: str) -> None:
+def collect(storage: str, folder: Path = FOLDER) -> None:
     """Copy what the page needs of the ratio sweeps; what was not run is left as it is."""
     for name in ("published-ratio", "published-novelty"):
         try:
@@ -76,16 +94,16 @@ def collect(storage: str) -> None:
         kept = [
             c for c in trials.columns if c in SETTINGS or (c.startswith(KEPT) and not c.endswith(("_low", "_high")))
         ]
-        file = FOLDER / f"{name.removeprefix('published-')}_trials.parquet"
+        file = folder / f"{name.removeprefix('published-')}_trials.parquet"
         table = merged(whole_seeds(trials).select(kept), file)
         table.write_parquet(file, compression="zstd")
         print(f"{name}: {trials.height} trials here, {table.height} published")
 
 
-def collect_runs(storage: str) -> None:
+def collect_runs(storage: str, folder: Path = FOLDER) -> None:
     """Where, when and from which commit each sweep ran, from its study record, beside the runs told before."""
-    file = FOLDER / "study.json"
-    runs = json.loads(file.read_text(encoding="utf-8"))
+    file = folder / "study.json"
+    runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     for sweep in (*SWEEPS, COCO[0]):
         try:
             record = Study.load(newest(storage, sweep.replace("_", "-"))).record
@@ -141,9 +159,9 @@ def relations_of(study: Study) -> pl.DataFrame:
     return study.table("correlations").filter(vision_rows() & wanted).collect()
 
 
-def ratio_verdicts() -> list[pl.DataFrame]:
+def ratio_verdicts(folder: Path = FOLDER) -> list[pl.DataFrame]:
     """The two claims about training, by their rules, on the published trials of all machines together."""
-    trials, judged = pl.read_parquet(FOLDER / "ratio_trials.parquet"), []
+    trials, judged = pl.read_parquet(folder / "ratio_trials.parquet"), []
     for model in MODELS:
         own = of_model(trials, model)
         effect = effect_of_ratio(outcome_by_seed(own, "accuracy/high"))
@@ -161,9 +179,9 @@ def ratio_verdicts() -> list[pl.DataFrame]:
     return judged
 
 
-def collect_claims(storage: str) -> None:
+def collect_claims(storage: str, folder: Path = FOLDER) -> None:
     """Copy the verdicts on the paper's claims, compression by layer and its relations out of the finished studies."""
-    verdicts = ratio_verdicts()
+    verdicts = ratio_verdicts(folder)
     for name in ("published-claims", "coco"):
         try:
             text = Storage(f"{newest(storage, name)}/report").read("tables/hypotheses.csv")
@@ -175,11 +193,12 @@ def collect_claims(storage: str) -> None:
             judged = judged.filter(pl.col("hypothesis") == "diversity_and_size_spread")  # the one about photographs
         verdicts.append(judged.with_columns(study=pl.lit(name), model=pl.col("point").str.split(" ").list.first()))
     claims = pl.concat(verdicts, how="diagonal_relaxed")
-    old = pl.read_parquet(FOLDER / "claims.parquet")
-    rest = old.join(claims, on=["hypothesis", "model"], how="anti")
+    file = folder / "claims.parquet"
+    if file.exists():
+        rest = pl.read_parquet(file).join(claims, on=["hypothesis", "model"], how="anti")
+        claims = pl.concat([claims, rest], how="diagonal_relaxed")
     order = pl.col("hypothesis").replace_strict({h.name: k for k, h in enumerate(HYPOTHESES)})
-    claims = pl.concat([claims, rest], how="diagonal_relaxed").sort(order, pl.col("model") != MODELS[0])
-    claims.write_parquet(FOLDER / "claims.parquet", compression="zstd")
+    claims.sort(order, pl.col("model") != MODELS[0]).write_parquet(file, compression="zstd")
     try:
         study = Study.load(newest(storage, "published-claims"))
         by_layer = study.table("layer_metrics").filter(vision_rows()).group_by("model", "layer")
@@ -190,11 +209,11 @@ def collect_claims(storage: str) -> None:
     except VtsweepError as error:
         print(f"published-claims: {error}")
         return
-    layers.write_parquet(FOLDER / "layers.parquet", compression="zstd")
-    relations.write_parquet(FOLDER / "relations.parquet", compression="zstd")
+    layers.write_parquet(folder / "layers.parquet", compression="zstd")
+    relations.write_parquet(folder / "relations.parquet", compression="zstd")
 
 
-def collect_tokens(storage: str) -> None:
+def collect_tokens(storage: str, folder: Path = FOLDER) -> None:
     """Copy what single tokens know and which of them the answers need: probes, deletion, rivals, routes, policies."""
     for table, name in COPIED.items():
         try:
@@ -204,16 +223,16 @@ def collect_tokens(storage: str) -> None:
             continue
         if table == "routes":
             found = found.with_columns(route=pl.format("{} to {}", "source", "target"))
-        found.write_parquet(FOLDER / f"{table}.parquet", compression="zstd")
+        found.write_parquet(folder / f"{table}.parquet", compression="zstd")
     try:
         relations = relations_of(Study.load(newest(storage, "coco")))
     except VtsweepError as error:
         print(f"coco: {error}")
         return
-    relations.write_parquet(FOLDER / "coco_relations.parquet", compression="zstd")
+    relations.write_parquet(folder / "coco_relations.parquet", compression="zstd")
 
 
-def collect_plans() -> None:
+def collect_plans(folder: Path = FOLDER) -> None:
     """What the two published sweeps cost on models of the paper's size, by `vtsweep plan`: no weights are needed."""
     rows = []
     for model in PLANNED:
@@ -227,7 +246,7 @@ def collect_plans() -> None:
             kept = {"images_per_s": rate["images_per_s"], "memory_gb": rate["memory_gb"], "fits": rate["fits"]}
             hours = {"hours": seconds / 3600, "gpu_hours": CARD[1] * seconds / 3600}
             rows.append({"model": model, "sweep": sweep, "points": plan["points"], **kept, **hours})
-    pl.DataFrame(rows).write_parquet(FOLDER / "plans.parquet", compression="zstd")
+    pl.DataFrame(rows).write_parquet(folder / "plans.parquet", compression="zstd")
 
 
 def of_model(table: pl.DataFrame, model: str) -> pl.DataFrame:

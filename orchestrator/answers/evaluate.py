@@ -69,8 +69,8 @@ def predict(
 
     def answer(chunk: Sequence[int]) -> None:
         choices = [asked[i].question.choices if by == "score" else None for i in chunk]
-        found = adapter.answer(adapter.collate([examples[i] for i in chunk]), choices, max_new_tokens=limit)
-        for i, (generated, chosen) in zip(chunk, found, strict=True):
+        answered = adapter.answer(adapter.collate([examples[i] for i in chunk]), choices, max_new_tokens=limit)
+        for i, (generated, chosen) in zip(chunk, answered, strict=True):
             replies[i] = Reply(generated if chosen is None else chosen, generated)
 
     retry_with_smaller_batch(prepared.batches(examples, batch_size), answer)
@@ -109,12 +109,12 @@ def answer_table(asked: Sequence[Asked], replies: Sequence[Reply]) -> pl.DataFra
     return check_table(pl.DataFrame(rows, infer_schema_length=None), "answers")
 
 
-def _share(found: dict[str, float], name: str, values: Any, images: Sequence[str]) -> None:
+def _share(columns: dict[str, float], name: str, values: Any, images: Sequence[str]) -> None:
     """Add a share with its interval, clustered by image, where there is one."""
     estimate = clustered_share(values, images)
-    found[name] = estimate.value
+    columns[name] = estimate.value
     if estimate.low is not None and estimate.high is not None:
-        found[f"{name}_low"], found[f"{name}_high"] = estimate.low, estimate.high
+        columns[f"{name}_low"], columns[f"{name}_high"] = estimate.low, estimate.high
 
 
 def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float]:
@@ -126,23 +126,23 @@ def accuracy_columns(answers: pl.DataFrame, prefix: str = "") -> dict[str, float
     the numbers they need. `prefix` goes after the first word (`accuracy_base/...`). Question files add the figures of
     their benchmark (`benchmark_figures`): `score/...` with its interval, `yes_no/...` and `position_bias/...`.
     """
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
         for values, part in answers.group_by(keys, maintain_order=True):
             name = "/".join(str(v) for v in values)
-            _share(found, f"accuracy{prefix}/{name}", part["correct"].to_numpy(), part["cluster"].to_list())
-            found[f"accuracy_generated{prefix}/{name}"] = float(part["generated_correct"].to_numpy().mean())
-            found[f"valid_share{prefix}/{name}"] = float(part["valid"].to_numpy().mean())
+            _share(columns, f"accuracy{prefix}/{name}", part["correct"].to_numpy(), part["cluster"].to_list())
+            columns[f"accuracy_generated{prefix}/{name}"] = float(part["generated_correct"].to_numpy().mean())
+            columns[f"valid_share{prefix}/{name}"] = float(part["valid"].to_numpy().mean())
             if part["scoring"].is_in(SOFT).any():
-                _share(found, f"score{prefix}/{name}", part["score"].to_numpy(), part["cluster"].to_list())
+                _share(columns, f"score{prefix}/{name}", part["score"].to_numpy(), part["cluster"].to_list())
             for key, value in benchmark_figures(part).items():
                 kind, _, figure = key.partition("/")
-                found["/".join([f"{kind}{prefix}", name, *filter(None, [figure])])] = value
+                columns["/".join([f"{kind}{prefix}", name, *filter(None, [figure])])] = value
     for name, families in (("count_error", ["count", "count_by_attribute"]), ("point_distance", ["point"])):
         errors = answers.filter(pl.col("family").is_in(families) & pl.col("error").is_not_null())
         for (tier,), part in errors.group_by(["tier"], maintain_order=True):
-            found[f"{name}{prefix}/{tier}"] = float(part["error"].to_numpy().mean())
-    return found
+            columns[f"{name}{prefix}/{tier}"] = float(part["error"].to_numpy().mean())
+    return columns
 
 
 def benchmark_figures(answers: pl.DataFrame) -> dict[str, float]:
@@ -152,18 +152,18 @@ def benchmark_figures(answers: pl.DataFrame) -> dict[str, float]:
     `position_bias` where choices are listed: total variation distance of the places answered from the uniform, and
     `position_bias_right`, that of the right answers' places, which is what drawing the order leaves by chance.
     """
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
     asked = answers.filter(pl.col("scoring") == "yes_no")
     if asked.height:
         figures = yes_no_summary(asked["predicted"].to_list(), asked["answer"].to_list())
-        found |= {f"yes_no/{key}": value for key, value in figures.items() if key != "accuracy"}
+        measured |= {f"yes_no/{key}": value for key, value in figures.items() if key != "accuracy"}
     listed = answers.drop_nulls("place")
     if listed.height:
         right = [LETTERS.index(answer) for answer in listed["answer"]]
         n = max(*right, *listed["place"].to_list()) + 1
-        found["position_bias"] = position_bias(listed["place"].to_list(), n)
-        found["position_bias_right"] = position_bias(right, n)
-    return found
+        measured["position_bias"] = position_bias(listed["place"].to_list(), n)
+        measured["position_bias_right"] = position_bias(right, n)
+    return measured
 
 
 def figures(asked: Sequence[Asked], predicted: Sequence[str]) -> dict[str, float | None]:
@@ -176,13 +176,13 @@ def figures(asked: Sequence[Asked], predicted: Sequence[str]) -> dict[str, float
         rule = item.question.detail.get("scoring") or "family"
         rows.append({"predicted": answer, "answer": item.question.answer, "scoring": rule, "place": place})
     schema = {"predicted": pl.String, "answer": pl.String, "scoring": pl.String, "place": pl.Int32}
-    found = benchmark_figures(pl.DataFrame(rows, schema=schema))
+    measured = benchmark_figures(pl.DataFrame(rows, schema=schema))
     scores = [judge(item.question, text).score for item, text in zip(asked, predicted, strict=True)]
     return {
         "score": float(np.mean(scores)),
-        "yes_share": found.get("yes_no/yes_share"),
-        "f1": found.get("yes_no/f1"),
-        "position_bias": found.get("position_bias"),
+        "yes_share": measured.get("yes_no/yes_share"),
+        "f1": measured.get("yes_no/f1"),
+        "position_bias": measured.get("position_bias"),
     }
 
 
@@ -201,9 +201,9 @@ def blind_columns(answers: pl.DataFrame) -> dict[str, float]:
         near: Judge | None = (lambda _, wanted, given: judge_place(wanted, given)[0]) if place else None
         scores[part["row"].to_numpy()] = blind_scores(right, [wording] * len(right), images, judge=near)
     scored = answers.select("tier", "family", "cluster").with_columns(pl.Series("score", scores))
-    found: dict[str, float] = {}
+    columns: dict[str, float] = {}
     for keys in (["tier"], ["tier", "family"]):
         for names, part in scored.group_by(keys, maintain_order=True):
             name = "/".join(["blind", *map(str, names)])
-            _share(found, name, part["score"].to_numpy(), part["cluster"].to_list())
-    return found
+            _share(columns, name, part["score"].to_numpy(), part["cluster"].to_list())
+    return columns

@@ -64,7 +64,7 @@ def compression_scores(
     metrics = [m for m in MEMBERS if m in rows.columns]
     if not metrics or rows.is_empty():
         return {}
-    found: dict[str, dict[str, list[np.ndarray]]] = {}
+    oriented: dict[str, dict[str, list[np.ndarray]]] = {}
     for (third, _), frame in with_thirds(rows).group_by(["third", "layer"], maintain_order=True):
         joined = image_ids.to_frame().join(frame, on="image_id", how="left", maintain_order="left")
         families: dict[str, list[np.ndarray]] = {}
@@ -72,13 +72,13 @@ def compression_scores(
             ranked = MEMBERS[m].direction * _scaled_ranks(joined[m].cast(pl.Float64).to_numpy())
             families.setdefault(MEMBERS[m].family, []).append(ranked)
         for family, columns in families.items():
-            found.setdefault(family, {}).setdefault(str(third), []).append(nan_mean(np.stack(columns), axis=0))
+            oriented.setdefault(family, {}).setdefault(str(third), []).append(nan_mean(np.stack(columns), axis=0))
     return {
         family: {
             **{third: nan_mean(np.stack(scores), axis=0) for third, scores in thirds.items()},
             "all": nan_mean(np.stack([s for scores in thirds.values() for s in scores]), axis=0),
         }
-        for family, thirds in found.items()
+        for family, thirds in oriented.items()
     }
 
 
@@ -93,10 +93,10 @@ def _scaled_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     ranks = np.full(len(values), np.nan)
     known = np.isfinite(values)
     if known.sum() > 1:
-        found = rankdata(values[known])
-        spread = found.std()
+        ranked = rankdata(values[known])
+        spread = ranked.std()
         if spread > 0:
-            ranks[known] = (found - found.mean()) / spread
+            ranks[known] = (ranked - ranked.mean()) / spread
     return ranks
 
 

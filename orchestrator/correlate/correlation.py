@@ -140,10 +140,10 @@ def _conditional(
     if n < MIN_CONDITIONAL:
         why = f"only {n} images have both and {' and '.join(held)}; holding fixed needs {MIN_CONDITIONAL}"
         return _frame(x, y, name, n, reason=np.full((len(x.names), len(y.names)), why))
-    found = conditional_association(x.values, y.values, covariates, config.confidence)
+    association = conditional_association(x.values, y.values, covariates, config.confidence)
     reason = _constant(x, y)
-    reason[(reason == "") & np.isnan(found.rho)] = f"{' and '.join(held)} determines one of them"
-    return _frame(x, y, name, n, found.rho, found.p, (found.low, found.high), reason)
+    reason[(reason == "") & np.isnan(association.rho)] = f"{' and '.join(held)} determines one of them"
+    return _frame(x, y, name, n, association.rho, association.p, (association.low, association.high), reason)
 
 
 def _statistics(x: Columns, y: Columns, config: CorrelateConfig) -> tuple[NDArray, tuple[NDArray, NDArray] | None]:

@@ -52,11 +52,11 @@ def find(
     """
     left_out = [name for name in (CLUSTER, *derived) if name in images.columns]
     images = independent_rows(images).sort("image_id").drop(left_out)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     attributes: list[Finding] = []
     vision = main_tap(layer_metrics, "vision")
     if vision is not None:
-        found.append(depth_profile(layer_metrics, images["image_id"], vision, seed))
+        findings.append(depth_profile(layer_metrics, images["image_id"], vision, seed))
     for group in ("vision", "text"):
         tap = main_tap(layer_metrics, group)
         if tap is None:
@@ -64,16 +64,16 @@ def find(
         every = relations(images, layer_metrics, correlations, tap, group, hold_fixed)
         judged = _judged(every, smallest_rho)
         if group == "vision":
-            found += objects_claim([f for f in judged if f.attribute == "n_objects"])
+            findings += objects_claim([f for f in judged if f.attribute == "n_objects"])
         attributes += [f for f in judged if f.attribute != "n_objects" or group != "vision"]
     if source == "coco" and vision is not None:
-        found += coco_drivers(images, layer_metrics, vision, hold_fixed, seed)
+        findings += coco_drivers(images, layer_metrics, vision, hold_fixed, seed)
     if vision is not None:
         shares = category_relations(images, layer_metrics, correlations, vision, "vision", hold_fixed, seed)
         attributes += [_category(r, smallest_rho**2) for r in shares]
     order = {"supported": 0, "contradicted": 0, "undecided": 1, "equivalent to nothing": 2}
     attributes.sort(key=lambda f: (order[f.holds], -abs(f.effect or 0.0)))
-    return [*found, *_disagreements(attributes), *attributes]
+    return [*findings, *_disagreements(attributes), *attributes]
 
 
 # ---------------------------------------------------------------- attributes
@@ -129,20 +129,20 @@ def _given(r: Relation) -> str:
 
 def _disagreements(findings: list[Finding]) -> list[Finding]:
     """A statement for every attribute on which families of metrics are sure of opposite directions."""
-    found = []
+    contradictory = []
     for group, attribute in dict.fromkeys((f.group, f.attribute) for f in findings if f.holds == "supported"):
         own = [f for f in findings if (f.group, f.attribute, f.holds) == (group, attribute, "supported")]
         moves = {f.family: "more" if "more" in f.effect_name else "less" for f in own if "compression" in f.effect_name}
         if len(set(moves.values())) > 1:
             said = ", ".join(f"{move} compression by {family} metrics" for family, move in moves.items())
             statement = f"Families of metrics disagree on {attribute} in {group} tokens: {said}"
-            found.append(
+            contradictory.append(
                 replace(
                     own[0], statement=statement, effect_name="directions", family=None, agreement=None,
                     effect=None, ci_low=None, ci_high=None, smallest=None,
                 )
             )  # fmt: skip
-    return found
+    return contradictory
 
 
 def _category(r: Relation, smallest: float) -> Finding:

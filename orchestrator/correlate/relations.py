@@ -62,7 +62,7 @@ def relations(
     hold_fixed: Sequence[str] = (),
 ) -> list[Relation]:
     """Relations with count and continuous attributes over the whole depth; what is held fixed is related plainly."""
-    found: list[Relation] = []
+    measured: list[Relation] = []
     scores = {f: s["all"] for f, s in compression_scores(layer_metrics, images["image_id"], tap, group).items()}
     for attribute in numeric_attributes(images):
         given = tuple(name for name in hold_fixed if name in images.columns)
@@ -83,14 +83,14 @@ def relations(
             statistic = "conditional_spearman" if given else "spearman"
             agreement = _agreement(_rows(correlations, statistic, tap, group, family, attribute), np.sign(rho))
             turn = float(shape.turning_point[0])
-            found.append(
+            measured.append(
                 Relation(
                     group, family, attribute, given, rho, float(effect.low[0, 0]), float(effect.high[0, 0]), len(x),
                     agreement, float(shape.p[0]), turn, float(shape.rho_below[0]), float(shape.rho_above[0]),
                     int((y[:, 0] <= turn).sum()),
                 )
             )  # fmt: skip
-    return found
+    return measured
 
 
 def category_relations(
@@ -105,7 +105,7 @@ def category_relations(
     """Relations with categorical attributes over the whole depth: epsilon squared of what the covariates leave over."""
     given = tuple(name for name in hold_fixed if name in images.columns)
     covariates = _columns(images, given)
-    found = []
+    measured = []
     for family, scores in compression_scores(layer_metrics, images["image_id"], tap, group).items():
         score = scores["all"]
         for attribute in (name for name in attributes(images) if images[name].dtype == pl.String):
@@ -124,8 +124,10 @@ def category_relations(
             low, high = percentile_interval(ranks.epsilon_squared(once, n, n_categories), CONFIDENCE)
             rows = _rows(correlations, "epsilon_squared", tap, group, family, attribute)
             agreement = None if rows.is_empty() else float(rows.select((pl.col("q") < SIGNIFICANT).mean()).item())
-            found.append(Relation(group, family, attribute, given, float(point), float(low), float(high), n, agreement))
-    return found
+            measured.append(
+                Relation(group, family, attribute, given, float(point), float(low), float(high), n, agreement)
+            )
+    return measured
 
 
 def branch_interval(rho: float, n: int) -> tuple[float, float]:

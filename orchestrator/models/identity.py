@@ -34,19 +34,19 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     """
     entry = resolve(config)
     if entry.folder is not None:
-        found = {"content": digest_folder(entry.folder)}
+        parts = {"content": digest_folder(entry.folder)}
     else:
-        found = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
-    found |= prompt_texts(config, entry, found.get("content", ""))
-    found["rendering"] = prompt_fingerprint(config, entry.family)
-    found["fit"] = config.fit
+        parts = {"repository": str(entry.repository), "revision": entry.revision or "unpinned"}
+    parts |= prompt_texts(config, entry, parts.get("content", ""))
+    parts["rendering"] = prompt_fingerprint(config, entry.family)
+    parts["fit"] = config.fit
     if config.adapter is not None:
-        found["adapter"] = digest_folder(check_lora(config.adapter))
+        parts["adapter"] = digest_folder(check_lora(config.adapter))
     # A repository whose family is not known yet may turn out to be any of them.
     families = registered_by(ADAPTER_GROUP, [entry.family]) if entry.family else registered_by(ADAPTER_GROUP)
     if families:
-        found["read_by"] = ", ".join(f"{family}: {package}" for family, package in sorted(families.items()))
-    return found
+        parts["read_by"] = ", ".join(f"{family}: {package}" for family, package in sorted(families.items()))
+    return parts
 
 
 def prompt_texts(config: ModelConfig, entry: Entry, state: str = "") -> dict[str, str]:
@@ -72,11 +72,11 @@ def _texts(entry: Entry, date: str, trust: bool, state: str) -> tuple[tuple[str,
         family, processor = _processor(entry, trust)
         written = family_rules(family)["written"]
         texts = {"prompt": True, "prompt_without_image": False}
-        found = {key: render(processor, family, QUESTION, image=image, date=date)[0] for key, image in texts.items()}
+        rendered = {key: render(processor, family, QUESTION, image=image, date=date)[0] for key, image in texts.items()}
         answer = render(processor, family, QUESTION, image=True, answer=ANSWER, date=date)[1]
     except Exception:  # what is wrong with its files is said by `check.check_model`
         return tuple((key, UNKNOWN) for key in ("prompt", "prompt_without_image", "answer"))
-    around = {key: written.replace(QUESTION, text) for key, text in found.items()}
+    around = {key: written.replace(QUESTION, text) for key, text in rendered.items()}
     return (*around.items(), ("answer", answer))
 
 

@@ -103,10 +103,14 @@ def footprint_at(
     config = read_config(entry)
     with named_config(entry):
         load = _of_several(visual_load(config, height, width), n_pictures)
-        found = _footprint(model, entry, config, load, capture or CaptureConfig(), batch_size)
-    rows = 4 * METRIC_COLUMNS * n_pictures * (found.layers + 2) if n_pictures > 1 else 0  # table picture_metrics
+        footprint = _footprint(model, entry, config, load, capture or CaptureConfig(), batch_size)
+    rows = 4 * METRIC_COLUMNS * n_pictures * (footprint.layers + 2) if n_pictures > 1 else 0  # table picture_metrics
     return replace(
-        found, height=height, width_px=width, pictures=float(n_pictures), bytes_per_image=found.bytes_per_image + rows
+        footprint,
+        height=height,
+        width_px=width,
+        pictures=float(n_pictures),
+        bytes_per_image=footprint.bytes_per_image + rows,
     )
 
 

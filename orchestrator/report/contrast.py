@@ -87,15 +87,17 @@ def _of_compression(
         changes = one.join(two, on=keys, suffix="_2", maintain_order="left").select(
             *keys, *[(pl.col(f"{m}_2") - pl.col(m)).alias(m) for m in metrics]
         )
-        found = bootstrap_thirds(changes).select("third", "metric", "mean", "ci_low", "ci_high")
+        by_third = bootstrap_thirds(changes).select("third", "metric", "mean", "ci_low", "ci_high")
     else:
         half = (pl.col("ci_high") - pl.col("ci_low")) / 2
         both = bootstrap_thirds(one).join(bootstrap_thirds(two), on=["group", "third", "metric"], suffix="_2")
         spread = (half.pow(2) + ((pl.col("ci_high_2") - pl.col("ci_low_2")) / 2).pow(2)).sqrt()
         change = pl.col("mean_2") - pl.col("mean")
-        found = both.select("third", "metric", mean=change, ci_low=change - spread, ci_high=change + spread)
+        by_third = both.select("third", "metric", mean=change, ci_low=change - spread, ci_high=change + spread)
     order = {metric: place for place, metric in enumerate(metrics)}
-    rows = [row for row in found.iter_rows(named=True) if row["metric"] in order and np.isfinite(row["mean"] or np.nan)]
+    rows = [
+        row for row in by_third.iter_rows(named=True) if row["metric"] in order and np.isfinite(row["mean"] or np.nan)
+    ]
     for row in sorted(rows, key=lambda row: order[row["metric"]]):
         sign = direction_of(row["metric"]) * (1 if row["mean"] > 0 else -1)
         more = {1: f"{second.label} is more compressed", -1: f"{first.label} is more compressed"}.get(sign, "differ")

@@ -102,16 +102,16 @@ def judge_hypotheses(point: PointResults) -> pl.DataFrame:
     """Table `hypotheses` of one point: every hypothesis once, in the order of the paper."""
     rows = []
     for hypothesis in HYPOTHESES:
-        found = hypothesis.judge(point)
+        judged = hypothesis.judge(point)
         numbers = {
             k: None if v is None or not np.isfinite(v) else float(v)
-            for k, v in (("effect", found.effect), ("ci_low", found.ci_low), ("ci_high", found.ci_high))
+            for k, v in (("effect", judged.effect), ("ci_low", judged.ci_low), ("ci_high", judged.ci_high))
         }
         rows.append(
             {
                 "point": point.label, "hypothesis": hypothesis.name, "claim": hypothesis.claim, "rule": hypothesis.rule,
-                "verdict": found.verdict, "effect_name": found.effect_name, **numbers, "smallest": found.smallest,
-                "n": found.n, "note": found.note,
+                "verdict": judged.verdict, "effect_name": judged.effect_name, **numbers, "smallest": judged.smallest,
+                "n": judged.n, "note": judged.note,
             }
         )  # fmt: skip
     schema = {name: column.dtype for name, column in TABLES["hypotheses"].columns.items()}

@@ -232,11 +232,11 @@ def text_changes_more(point: PointResults) -> Result:
         return _absent("needs drift of both groups of tokens")
     by_seed = means.drop_nulls().group_by("seed").agg(pl.col("text", "vision").mean()).sort("seed")
     text, vision = (by_seed[group].to_numpy() for group in ("text", "vision"))
-    found = student_interval(text - vision)
+    gap = student_interval(text - vision)
     note = f"text {text.mean():.3f}, vision {vision.mean():.3f}, {done.height} trials"
     return Result(
-        verdict(found.value, found.low, found.high, SMALLEST_DRIFT), name, found.value, found.low, found.high,
-        SMALLEST_DRIFT, found.n, note,
+        verdict(gap.value, gap.low, gap.high, SMALLEST_DRIFT), name, gap.value, gap.low, gap.high,
+        SMALLEST_DRIFT, gap.n, note,
     )  # fmt: skip
 
 

@@ -93,8 +93,8 @@ def _contrast(row: Mapping[str, Any]) -> Statement:
 
 def _asked(primary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Statement]:
     """The same change on the held-out questions' own images and prompts, not under the fixed prompt; explored."""
-    found = {tier: rows.get(f"asked/{tier}/{primary['outcome']}") for tier in ("high", "low")}
-    known = {tier: row for tier, row in found.items() if row is not None}
+    rows_by_tier = {tier: rows.get(f"asked/{tier}/{primary['outcome']}") for tier in ("high", "low")}
+    known = {tier: row for tier, row in rows_by_tier.items() if row is not None}
     if known:
         said = "; ".join(
             f"{tier} tier: {change_words({**row, 'outcome': primary['outcome']})}" for tier, row in known.items()
@@ -169,10 +169,10 @@ def _explored(rows: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
     """What was looked at beside the primary outcomes, with the number of its tests."""
     tested = [r for r in rows if not r["primary"] and r["p"] is not None]
     if tested:
-        found = sorted((r for r in tested if r["q"] < 0.05), key=lambda r: r["q"])
-        names = ", ".join(f"{r['outcome']} {number(r['effect'], 3)}" for r in found[:MOST_NAMED])
+        different = sorted((r for r in tested if r["q"] < 0.05), key=lambda r: r["q"])
+        names = ", ".join(f"{r['outcome']} {number(r['effect'], 3)}" for r in different[:MOST_NAMED])
         yield Statement(
-            f"Explored: {len(found)} of {len(tested)} further outcomes differ between these ratios at q < 0.05.",
+            f"Explored: {len(different)} of {len(tested)} further outcomes differ between these ratios at q < 0.05.",
             f"the surest of {len(tested)}: {names}" if names else "none",
             topic="ratio",
         )

@@ -27,17 +27,19 @@ def finished(trials: pl.DataFrame) -> pl.DataFrame:
 
 def outcomes(trials: pl.DataFrame) -> list[str]:
     """Accuracy columns, the tiers' totals first."""
-    found = [c for c in trials.columns if c.startswith("accuracy/") and not c.endswith(_ENDS)]
-    return sorted(found, key=lambda c: (c.count("/"), c))
+    columns = [c for c in trials.columns if c.startswith("accuracy/") and not c.endswith(_ENDS)]
+    return sorted(columns, key=lambda c: (c.count("/"), c))
 
 
 def compression_columns(trials: pl.DataFrame) -> list[str]:
     """Columns with the change of a compression metric against the base model, else with its value; main metrics."""
     for kind in ("delta", "compression"):
-        found = [c for c in trials.columns if c.startswith(f"{kind}/") and not c.endswith(_ENDS) and c.count("/") == 3]
-        main = set(main_metrics({c.split("/")[2] for c in found}))
-        if found:
-            return [c for c in found if c.split("/")[2] in main]
+        columns = [
+            c for c in trials.columns if c.startswith(f"{kind}/") and not c.endswith(_ENDS) and c.count("/") == 3
+        ]
+        main = set(main_metrics({c.split("/")[2] for c in columns}))
+        if columns:
+            return [c for c in columns if c.split("/")[2] in main]
     return []
 
 

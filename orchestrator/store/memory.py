@@ -35,16 +35,16 @@ def memory_cap(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> Memory
         cgroups: where control groups of either version are mounted.
         membership: the file that says which this process is in.
     """
-    found = [MemoryCap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "memory of this machine")]
+    caps = [MemoryCap(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "memory of this machine")]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        found.append(MemoryCap(soft, "address space that ulimit -v allows"))
+        caps.append(MemoryCap(soft, "address space that ulimit -v allows"))
     for folder, limit, used in _groups(cgroups, membership):
         n_bytes = _number(folder / limit)
         if n_bytes is not None:
-            found.append(MemoryCap(n_bytes, f"memory limit of this container ({folder / limit})",
+            caps.append(MemoryCap(n_bytes, f"memory limit of this container ({folder / limit})",
                                    _number(folder / used) or 0))  # fmt: skip
-    return min(found, key=lambda cap: cap.n_bytes)
+    return min(caps, key=lambda cap: cap.n_bytes)
 
 
 def free_memory() -> int:
@@ -57,7 +57,7 @@ def free_memory() -> int:
 
 def _groups(cgroups: Path, membership: Path) -> list[tuple[Path, str, str]]:
     """Folder, file of the limit and file of the use of every group that bounds this process."""
-    found = []
+    groups = []
     try:
         lines = membership.read_text().splitlines()
     except OSError:
@@ -72,8 +72,8 @@ def _groups(cgroups: Path, membership: Path) -> list[tuple[Path, str, str]]:
             continue
         inner = top / place.lstrip("/")
         # In a container the path may be the host's, and its own group is mounted at the top.
-        found += [(folder, *names) for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
-    return found
+        groups += [(folder, *names) for folder in (inner, *inner.parents) if folder.is_relative_to(top)]
+    return groups
 
 
 def _number(file: Path) -> int | None:

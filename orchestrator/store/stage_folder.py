@@ -87,10 +87,10 @@ class Stage:
             record = {"stage": self.name, "what": self.what, "inputs": self.inputs, "plan": dict(plan or {})}
             self.store.create(STAGE_FILE, encode_json({**record, "checksum": digest(record["plan"])}))
         try:
-            found = self.store.read_json(STAGE_FILE)
-            if found["checksum"] != digest(found["plan"]):
+            stored = self.store.read_json(STAGE_FILE)
+            if stored["checksum"] != digest(stored["plan"]):
                 raise ValueError(f"{self.folder}/{STAGE_FILE} is damaged: its plan is not the one that was written")
-            return dict(found["plan"])
+            return dict(stored["plan"])
         except (StorageError, KeyError, TypeError, ValueError) as error:
             found_fault = str(error) if isinstance(error, StorageError | ValueError) else f"{STAGE_FILE} is damaged"
             raise StorageError(f"{found_fault}; remove the folder {self.store.uri} to begin the stage again") from error
@@ -193,17 +193,19 @@ class Stage:
             return record if untouched else self.read_shard(index)
 
         indices = self.written_shards()
-        found = zip(indices, side_by_side(self.store, read, indices), strict=True)
-        return {index: record for index, record in found if record is not None}
+        pairs = zip(indices, side_by_side(self.store, read, indices), strict=True)
+        return {index: record for index, record in pairs if record is not None}
 
     def _shard_record(self, index: int) -> dict[str, Any]:
         return self._signed(f"shards/{index:05d}.json")
 
     def _signed(self, name: str) -> dict[str, Any]:
         """A JSON object that equals the checksum it holds."""
-        found = self.store.read_json(name)
-        record = {key: value for key, value in found.items() if key != "checksum"} if isinstance(found, dict) else {}
-        if not isinstance(found, dict) or found.get("checksum") != checksum(encode_json(record)):
+        content = self.store.read_json(name)
+        record = (
+            {key: value for key, value in content.items() if key != "checksum"} if isinstance(content, dict) else {}
+        )
+        if not isinstance(content, dict) or content.get("checksum") != checksum(encode_json(record)):
             raise self._damaged(name, "it does not equal its checksum")
         return record
 

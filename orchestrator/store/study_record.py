@@ -92,8 +92,8 @@ class Study:
             root = f"{root}/studies" if root else "studies"
         storage = Storage(root.removesuffix("/studies") if root != "studies" else ".")
         try:
-            found = storage.read_json(f"studies/{name}/{STUDY_FILE}")
-            return cls(storage, check_record(found, name, storage.locate(f"studies/{name}/{STUDY_FILE}")))
+            content = storage.read_json(f"studies/{name}/{STUDY_FILE}")
+            return cls(storage, check_record(content, name, storage.locate(f"studies/{name}/{STUDY_FILE}")))
         except FileNotFoundError as error:
             known = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
             expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
@@ -130,10 +130,10 @@ class Study:
 
     def views(self, stage: StageName, only: Collection[str] | None = None) -> list[View]:
         """The study's distinct stages of one kind, in the order of its points; with `only`, those of these digests."""
-        found: dict[str, View] = {}
+        views: dict[str, View] = {}
         for point in self.record["points"]:
             stage_digest = point["stages"].get(stage)
-            if stage_digest is None or stage_digest in found or (only is not None and stage_digest not in only):
+            if stage_digest is None or stage_digest in views or (only is not None and stage_digest not in only):
                 continue
             run = self.run_of(point)
             label = point["label"] if stage == "finetune" else describe_run(run)
@@ -141,8 +141,8 @@ class Study:
                 loaded = load_stage(self.storage, stage, stage_digest)
             except AbsentError:  # not begun yet
                 continue
-            found[stage_digest] = View(label, run, loaded, point["axes"])
-        return _distinct_labels(list(found.values()))
+            views[stage_digest] = View(label, run, loaded, point["axes"])
+        return _distinct_labels(list(views.values()))
 
     def table(self, name: str) -> pl.LazyFrame:
         """All rows of a table over the study, with the columns `point`, `model` and `source` in front.

@@ -72,7 +72,7 @@ class PlannedPictures:
 
 def planned_pictures(runs: Sequence[RunConfig]) -> list[PlannedPictures]:
     """Return one row of each model that cuts pictures and each of its data; none where the data are not at hand."""
-    found: list[PlannedPictures] = []
+    planned: list[PlannedPictures] = []
     distinct = {
         canonical_json([run.model.model_dump(mode="json"), run.data.model_dump(mode="json")]): run for run in runs
     }
@@ -82,8 +82,8 @@ def planned_pictures(runs: Sequence[RunConfig]) -> list[PlannedPictures]:
         except VtsweepError:
             continue  # among the plan's problems already
         if row is not None:
-            found.append(row)
-    return list(dict.fromkeys(found))
+            planned.append(row)
+    return list(dict.fromkeys(planned))
 
 
 def _planned(run: RunConfig) -> PlannedPictures | None:

@@ -11,31 +11,46 @@ from typing import Any
 import pytest
 import torch
 
+from orchestrator.ablate.bench import Bench
 from orchestrator.ablate.selection import make_reduction
 from orchestrator.ablate.selectors.check import check_layers, check_model_gives
 from orchestrator.ablate.selectors.entries import ENTRIES
 from orchestrator.ablate.selectors.kinds import Selector
 from orchestrator.ablate.selectors.schedules import depths
 from orchestrator.config import AblateConfig, ModelConfig, ScenesConfig
+from orchestrator.data.mixture import Example
+from orchestrator.data.questions import Question
 from orchestrator.data.render import render
 from orchestrator.data.scenes import make_scene
 from orchestrator.errors import ConfigError
+from orchestrator.models.groups import VISION
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.needs import cannot_have
-from orchestrator.models.reading import attention_module, attention_read
 from orchestrator.models.reduction import Kept
+from tests.models.without_image import greedy_without, logits_without
 
 MODELS = ("reference-joint", "reference-cross")
 QUESTIONS = ("what colour is the circle ?", "how many objects are there ?", "is there a red square ?")
+SCENES = [make_scene(ScenesConfig(seed=4, n_objects=(2, 5)), i) for i in range(3)]
 
 
 @cache
-def asked(name: str) -> tuple[Any, Any, Any]:
-    """A model, a batch of three questions about scenes, and the first of them alone."""
+def asked(name: str) -> tuple[Any, Any, Any, Any]:
+    """A model, a batch of three questions about scenes, the first of them alone, and all three alone."""
     model = load_adapter(ModelConfig(name=name), "cpu")
-    scenes = [make_scene(ScenesConfig(seed=4, n_objects=(2, 5)), i) for i in range(3)]
-    with_image = [model.prepare(render(s), q) for s, q in zip(scenes, QUESTIONS, strict=True)]
-    return model, model.collate(with_image), with_image[0]
+    with_image = [model.prepare(render(s), q) for s, q in zip(SCENES, QUESTIONS, strict=True)]
+    return model, model.collate(with_image), with_image[0], with_image
+
+
+@cache
+@torch.no_grad()
+def text_only(name: str, layer: int) -> tuple[Any, Any]:
+    """Last logits (3, vocabulary) of plain transformers without the image from a layer on; at 0, two ids too."""
+    model, _, _, examples = asked(name)
+    images = [example["groups"][0] == VISION for example in examples]
+    pairs = list(zip(examples, images, strict=True))
+    logits = torch.cat([logits_without(model.model, e, image, layer)[:, -1] for e, image in pairs])
+    return logits, [greedy_without(model.model, e, image, 2) for e, image in pairs] if layer == 0 else None
 
 
 def layers_of(model: Any, selector: Selector) -> list[int]:
@@ -51,7 +66,7 @@ def reduced(model: Any, inputs: Any, selector: Selector, layers: list[int], shar
 @pytest.mark.parametrize("selector", ENTRIES, ids=lambda one: one.name)
 @torch.no_grad()
 def test_a_method_is_exact_at_both_ends_or_refused_before_work(name: str, selector: Selector) -> None:
-    model, inputs, _ = asked(name)
+    model, inputs, _, _ = asked(name)
     layers, model_type = layers_of(model, selector), str(model.config.model_type)
     config = AblateConfig(checks=("rivals",), rivals=(selector.name,))
     if cannot_have(selector.needs_at(layers[0]), model_type):
@@ -65,9 +80,9 @@ def test_a_method_is_exact_at_both_ends_or_refused_before_work(name: str, select
     assert torch.equal(model.run(whole).logits[:, -1], plain[:, -1])
     assert torch.equal(model.generate_ids(whole, 4), ids)
     none = reduced(model, inputs, selector, layers, 0.0)
-    gone = model.drop(inputs, torch.zeros(3, int(model.n_vision(inputs).max()), dtype=torch.bool), layers[0])
-    torch.testing.assert_close(model.run(none).logits[:, -1], model.run(gone).logits[:, -1], rtol=0, atol=5e-5)
-    assert torch.equal(model.generate_ids(none, 4), model.generate_ids(gone, 4))
+    torch.testing.assert_close(model.run(none).logits[:, -1], text_only(name, layers[0])[0], rtol=0, atol=5e-5)
+    if layers[0] == 0:
+        assert model.generate_ids(none, 2).tolist() == text_only(name, 0)[1]
     half = reduced(model, inputs, selector, layers, 0.5)
     model.run(half)
     assert [k.tolist() for k in half["reduction"].kept][-1] == [
@@ -76,17 +91,15 @@ def test_a_method_is_exact_at_both_ends_or_refused_before_work(name: str, select
 
 
 @pytest.mark.parametrize("name", MODELS)
-@torch.no_grad()
-def test_without_any_visual_token_the_answer_is_that_to_the_text_alone(name: str) -> None:
-    """The text of the same prompt without a picture; in joint attention its tokens stay at their positions."""
-    model, _, example = asked(name)
-    gone = model.drop(example, torch.zeros(1, int(model.n_vision(example).max()), dtype=torch.bool))
-    text = model.full_groups(example)[0] != 1
-    inputs = {"input_ids": example["input_ids"][:, text], "attention_mask": torch.ones(1, int(text.sum()))}
-    if name == "reference-joint":
-        inputs["position_ids"] = text.nonzero().T
-    alone = model.model(**inputs, use_cache=False).logits[:, -1]
-    torch.testing.assert_close(model.run(gone).logits[:, -1], alone, rtol=0, atol=2e-4)
+def test_a_smaller_image_is_the_plain_one_at_full_size_and_none_at_no_size(name: str) -> None:
+    model, _, _, _ = asked(name)
+    scenes = [Example(Question(f"q{i}", f"i{i}", "colour", "low", q, "red"), scene=SCENES[i])
+              for i, q in enumerate(QUESTIONS)]  # fmt: skip
+    bench = Bench(model, scenes, 3)
+    assert bench.reduced("downsample", [0], [[1.0] * 3]).predicted == bench.plain.predicted
+    nothing = [model.prepare(None, q) for q in QUESTIONS]
+    expected = [model.texts(model.generate_ids(model.collate([one]), bench.max_new_tokens))[0] for one in nothing]
+    assert bench.reduced("downsample", [0], [[0.0] * 3]).predicted == expected
 
 
 def _last_tokens(wanted: Any) -> Kept:
@@ -98,7 +111,7 @@ def _last_tokens(wanted: Any) -> Kept:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_merging_with_one_hot_weights_equals_selection(name: str) -> None:
-    model, inputs, _ = asked(name)
+    model, inputs, _, _ = asked(name)
     merging = Selector("one_hot", "", "", _last_tokens, merges=True)
     selecting = Selector("plainly", "", "", lambda wanted: Kept(_last_tokens(wanted).index))
     reading = list(getattr(model, "cross_layers", ())) or list(range(model.n_layers))
@@ -108,24 +121,6 @@ def test_merging_with_one_hot_weights_equals_selection(name: str) -> None:
             model.run(merged).logits[:, -1], model.run(selected).logits[:, -1], rtol=0, atol=5e-5
         )
         assert torch.equal(model.generate_ids(merged, 4), model.generate_ids(selected, 4))
-
-
-@torch.no_grad()
-def test_fastv_is_what_a_second_implementation_makes_of_it() -> None:
-    """Eager attention of every layer, then the others hidden by a mask instead of taken out of the sequence."""
-    model, inputs, _ = asked("reference-joint")
-    fastv = next(one for one in ENTRIES if one.name == "fastv")
-    module, seen = attention_module(model.layers[1]), []
-    with attention_read({module: lambda heads: seen.append(heads.weights())}):
-        model.run(inputs)
-    vision = model.full_groups(inputs) == 1
-    keep = torch.zeros(3, int(vision.sum(1).max()), dtype=torch.bool)
-    for row, mask in enumerate(vision):
-        weights = seen[0][row, -1, mask]
-        best = sorted(range(len(weights)), key=lambda i: -float(weights[i]))[: len(weights) // 2]
-        keep[row, best] = True
-    found = model.run(reduced(model, inputs, fastv, [2], 0.5)).logits[:, -1]
-    torch.testing.assert_close(found, model.run(model.drop(inputs, keep, 2)).logits[:, -1], rtol=0, atol=5e-5)
 
 
 def test_layers_that_are_not_there_or_read_no_image_are_refused_before_work() -> None:

@@ -23,6 +23,7 @@ from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.models.reduction import Kept, Seen
 from orchestrator.study.preflight import preflight
+from tests.ablate import plain_methods
 
 V, D, T, E = 24, 10, 5, 6
 
@@ -103,13 +104,7 @@ def test_a_random_order_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("n", [1, 2, 7, V - 1])
 def test_divprune_is_greedy_max_min_of_cosine_distance(n: int) -> None:
     image = seen(2)
-    distance = 1 - cosines(image.states)
-    others = [[distance[i, j] for j in range(V) if j != i] for i in range(V)]
-    chosen = [max(range(V), key=lambda i: min(others[i]))]
-    while len(chosen) < n:
-        free = [i for i in range(V) if i not in chosen]
-        chosen.append(max(free, key=lambda i: min(distance[i, j] for j in chosen)))
-    assert kept("divprune", image, n) == chosen
+    assert kept("divprune", image, n) == plain_methods.divprune(image.states.double().numpy(), n)
 
 
 def test_divprune_of_three_directions_keeps_one_of_each() -> None:
@@ -168,35 +163,10 @@ def test_dart_without_text_beside_the_image_has_pivots_of_the_image_alone() -> N
     assert kept("dart", image, 2, image_pivots=1)[0] == 5
 
 
-def reference_tome(x: np.ndarray, n: int) -> dict[int, tuple[frozenset[int], np.ndarray]]:
-    """Bipartite soft matching by the paper's five steps, with lists: anchor -> (members, mean)."""
-    tokens = [(frozenset([i]), x[i], i) for i in range(len(x))]
-    while len(tokens) > n:
-        a, b = tokens[0::2], tokens[1::2]
-        r = min(len(tokens) - n, len(b))
-        pairs = []
-        for i, (_, u, _) in enumerate(a):
-            likes = [float(u @ w / np.linalg.norm(u) / np.linalg.norm(w)) for _, w, _ in b]
-            pairs.append((max(likes), i, int(np.argmax(likes))))
-        pairs.sort(key=lambda p: -p[0])
-        gone = {i for _, i, _ in pairs[:r]}
-        into: dict[int, list[int]] = {}
-        for _, i, j in pairs[:r]:
-            into.setdefault(j, []).append(i)
-        joined = []
-        for j, (members, mean, anchor) in enumerate(b):
-            total, size = mean * len(members), len(members)
-            for i in into.get(j, []):
-                total, size, members = total + a[i][1] * len(a[i][0]), size + len(a[i][0]), members | a[i][0]
-            joined.append((members, total / size, anchor))
-        tokens = [a[i] for _, i, _ in pairs[r:] if i not in gone] + joined
-    return {anchor: (members, mean) for members, mean, anchor in tokens}
-
-
 @pytest.mark.parametrize("n", [1, 5, 11, 12, 17, 23])
 def test_tome_is_bipartite_soft_matching_with_means_by_size(n: int) -> None:
     image = seen(5)
-    found, wanted = choose("tome", image, n), reference_tome(image.states.double().numpy(), n)
+    found, wanted = choose("tome", image, n), plain_methods.tome(image.states.double().numpy(), n)
     assert set(found.index.tolist()) == set(wanted)
     merged = (found.weights @ image.states).double().numpy()
     for k, anchor in enumerate(found.index.tolist()):

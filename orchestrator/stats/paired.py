@@ -68,7 +68,8 @@ def paired_difference(
         if n_clusters < n:
             scale = effective_size(change, codes) / n
             # few clusters: the quantile of t widens the interval, as fewer pairs do
-            scale *= float((stats.norm.ppf(0.975) / cluster_quantile(codes)) ** 2)
+            normal = stats.norm.ppf((1 + confidence) / 2)
+            scale *= float((normal / cluster_quantile(codes, confidence)) ** 2)
     gained, lost = (scale * float(np.clip(sign * change, 0, None).sum()) for sign in (1, -1))
     low, high = tango_interval(gained, lost, scale * n, confidence)
     return Estimate(float(change.mean()), low, high, n, n_clusters)

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "orchestrator"
 MAX_ENTRIES = 8
-FACES = {"orchestrator", "orchestrator.config", "orchestrator.report", "orchestrator.report.figures"}
+FACES = {"orchestrator", "orchestrator.config", "orchestrator.report.figures"}
 """Packages that hand on names of their modules."""
 
 

@@ -13,9 +13,8 @@ from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
 from orchestrator.progress import Progress
-from orchestrator.report.build import HYPOTHESES
 from orchestrator.report.collect import next_steps
-from orchestrator.report.hypothesis_rules import NOT_MEASURED
+from orchestrator.report.hypothesis_rules import HYPOTHESIS_FILE, NOT_MEASURED
 from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
 from orchestrator.report.summaries import HEADLINE, depth_means, main_tap, strongest_correlations
 from orchestrator.store.study_record import Study, View
@@ -116,10 +115,10 @@ def policy_rows(view: View) -> list[dict[str, Any]]:
 def hypothesis_rows(study: Study) -> list[dict[str, Any]]:
     """Rows of table `hypotheses` that were measured, as the study's report wrote it; none without a report."""
     folder = study.folder.sub("report")
-    if not folder.exists(HYPOTHESES):
+    if not folder.exists(HYPOTHESIS_FILE):
         return []
     schema = {name: column.dtype for name, column in TABLES["hypotheses"].columns.items()}
-    table = pl.read_csv(folder.read(HYPOTHESES), schema=schema)
+    table = pl.read_csv(folder.read(HYPOTHESIS_FILE), schema=schema)
     return table.filter(pl.col("verdict") != NOT_MEASURED).to_dicts()
 
 

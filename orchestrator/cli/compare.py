@@ -20,8 +20,7 @@ def compare_studies(studies: Sequence[Study], out: str, quiet: bool = False) -> 
     Raises:
         StorageError: fewer than two are named.
     """
-    from orchestrator.report import make_comparison
-    from orchestrator.report.build import compared
+    from orchestrator.report.build import compared, make_comparison
     from orchestrator.report.collect import gather_results
     from orchestrator.report.contrast import agreements, differences
     from orchestrator.report.model import distinct_points

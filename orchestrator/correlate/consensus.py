@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import numpy as np
 import polars as pl
+import scipy
 from jaxtyping import Float
-from scipy.stats import rankdata
 
 from orchestrator.compression.depth import third_expression
 from orchestrator.compression.entries import Metric
@@ -93,7 +93,7 @@ def _scaled_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     ranks = np.full(len(values), np.nan)
     known = np.isfinite(values)
     if known.sum() > 1:
-        ranked = rankdata(values[known])
+        ranked = scipy.stats.rankdata(values[known])
         spread = ranked.std()
         if spread > 0:
             ranks[known] = (ranked - ranked.mean()) / spread

@@ -23,9 +23,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import gammaln
 
 from orchestrator.config import CorrelateConfig
 from orchestrator.correlate.columns import KEYS, Columns, blocks, matrix, patterns, take, wide
@@ -123,8 +122,8 @@ def _spearman(x: Columns, y: Columns, config: CorrelateConfig) -> pl.DataFrame:
         return _frame(x, y, "spearman", n, reason=np.full((len(x.names), len(y.names)), f"only {n} images have both"))
     rho, spread = _statistics(x, y, config)
     with np.errstate(invalid="ignore", divide="ignore"):
-        p = 2 * stats.t.sf(np.abs(rho) * np.sqrt((n - 2) / (1 - rho**2)), n - 2)
-    p = np.maximum(p, 2 * np.exp(-gammaln(n + 1)))
+        p = 2 * scipy.stats.t.sf(np.abs(rho) * np.sqrt((n - 2) / (1 - rho**2)), n - 2)
+    p = np.maximum(p, 2 * np.exp(-scipy.special.gammaln(n + 1)))
     shapes = [monotonicity(x.values, column) for column in y.values.T]
     shape = {
         name: np.stack([getattr(found, field) for found in shapes], axis=1)
@@ -202,7 +201,7 @@ def _categorical(x: Columns, attribute: str, values: pl.Series, config: Correlat
             resampled = ranks.epsilon_squared(resampled, n, n_categories)
         spread = tuple(side[:, None] for side in percentile_interval(resampled, config.confidence))
     reason = np.where(np.isnan(value), "metric is constant", "")[:, None]
-    p = stats.chi2.sf(share * (n - 1), n_categories - 1)[:, None]
+    p = scipy.stats.chi2.sf(share * (n - 1), n_categories - 1)[:, None]
     return _frame(x, y, "epsilon_squared", n, value[:, None], p, spread, reason)
 
 

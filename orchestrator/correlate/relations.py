@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy import stats as scipy_stats
+import scipy
 
 from orchestrator.correlate.consensus import MEMBERS, SIGNIFICANT, compression_scores
 from orchestrator.stats import ranks
@@ -134,7 +134,7 @@ def branch_interval(rho: float, n: int) -> tuple[float, float]:
     """95 % interval of Spearman's rho in one branch of n images (Fisher's z with the variance of Bonett and Wright)."""
     if n < 5 or not np.isfinite(rho):
         return float("nan"), float("nan")
-    half = scipy_stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
+    half = scipy.stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (n - 3))
     centre = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
     return float(np.tanh(centre - half)), float(np.tanh(centre + half))
 

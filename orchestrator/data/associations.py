@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import spearmanr
+import scipy
 
 from orchestrator.data.sample import Source
 
@@ -45,7 +45,7 @@ def associations(columns: Mapping[str, Sequence[Any]], roles: Mapping[str, str])
         both = np.isfinite(values[first]) & np.isfinite(values[second])
         pair = values[first][both], values[second][both]
         if both.sum() >= MIN_IMAGES and all(np.ptp(one) > 0 for one in pair):
-            rho = float(spearmanr(*pair).statistic)
+            rho = float(scipy.stats.spearmanr(*pair).statistic)
             ends = (roles.get(first, "measured"), roles.get(second, "measured"))
             found.append(Pair(first, second, *ends, rho, int(both.sum())))
     return sorted(found, key=lambda one: -abs(one.rho))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+import scipy
 
 from orchestrator.errors import DataError
 from orchestrator.stats.intervals import MIN_SEEDS, student_interval
@@ -134,7 +134,7 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
                 "effect": interval.value if len(changes) else None,
                 "ci_low": interval.low,
                 "ci_high": interval.high,
-                "p": float(stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread > 0 else None,
+                "p": float(scipy.stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread > 0 else None,
                 "n_seeds": len(changes),
                 "smallest": smallest,
                 "verdict": judgement if is_primary and enough else None,

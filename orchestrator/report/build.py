@@ -14,6 +14,7 @@ from orchestrator.report import figures
 from orchestrator.report.answer import answers
 from orchestrator.report.figures.base import save
 from orchestrator.report.hypotheses import hypothesis_table
+from orchestrator.report.hypothesis_rules import HYPOTHESIS_FILE
 from orchestrator.report.intervals import curves_of
 from orchestrator.report.model import PointResults, StudyResults, distinct_points, merged_trials
 from orchestrator.report.page import render_page
@@ -24,8 +25,6 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"
-HYPOTHESES = "tables/hypotheses.csv"
-"""Table `hypotheses` within the report's folder."""
 ANSWERS = "answers.json"
 """The sentences of the page's first screen, for lists of studies."""
 Drawing = tuple[str, Callable[[], Figure]]
@@ -48,9 +47,9 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
         written += save(draw(), folder, f"figures/{name}")
     points = distinct_points(results.points)
     if points:
-        note(HYPOTHESES)
-        folder.write(HYPOTHESES, hypothesis_table(points).write_csv().encode())
-        written.append(HYPOTHESES)
+        note(HYPOTHESIS_FILE)
+        folder.write(HYPOTHESIS_FILE, hypothesis_table(points).write_csv().encode())
+        written.append(HYPOTHESIS_FILE)
     note(REPORT)
     folder.write(REPORT, render_page(results).encode())
     folder.write_json(ANSWERS, [asdict(answer) for answer in answers(results, summary(results))])

@@ -21,6 +21,8 @@ from orchestrator.report.probe_views import best_linear, vision_tap
 from orchestrator.stats.intervals import student_interval
 from orchestrator.stats.verdict import exceeds, verdict
 
+HYPOTHESIS_FILE = "tables/hypotheses.csv"
+"""Table `hypotheses` within the report's folder."""
 NOT_MEASURED = "not measured"
 SMALLEST_LOSS = 0.2
 """Of accuracy under deletion: 20 points."""

@@ -20,8 +20,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import stats
 
 from orchestrator.stats.curves import Curves, Fitted
 
@@ -90,13 +90,13 @@ def _within_blocks(curves: Curves, x: Fitted, y: Fitted, confidence: float) -> A
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = np.where(gone, np.nan, np.clip(sums / np.sqrt(total_a[:, None] * total_b[None, :]), -1, 1))
         z = np.where(gone, np.nan, sums / np.sqrt(variance))
-        p = 2 * stats.t.sf(np.abs(z), dof)
+        p = 2 * scipy.stats.t.sf(np.abs(z), dof)
         # influence of each image on rho (delta method), from normalised residuals
         u, v = a / np.sqrt(total_a), b / np.sqrt(total_b)
         square = (u**2).T @ v**2 - rho * ((u**3).T @ v + u.T @ v**3)
         square += rho**2 / 4 * ((u**4).sum(0)[:, None] + (v**4).sum(0)[None, :] + 2 * (u**2).T @ v**2)
         error = np.sqrt(np.maximum(square * inflation * n / dof, 0))
-        half = stats.t.ppf((1 + confidence) / 2, dof) * error / np.maximum(1 - rho**2, 1e-6)
+        half = scipy.stats.t.ppf((1 + confidence) / 2, dof) * error / np.maximum(1 - rho**2, 1e-6)
         centre = np.arctanh(np.clip(rho, -1 + 1e-9, 1 - 1e-9))
     return Association(rho, np.tanh(centre - half), np.tanh(centre + half), p, x.explained, y.explained, n)
 

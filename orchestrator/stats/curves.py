@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import scipy
 from jaxtyping import Bool, Float, Int
-from scipy import stats
-from sklearn.preprocessing import SplineTransformer
 
 from orchestrator.stats.blocks import BLOCK, neighbours
 
@@ -171,7 +170,7 @@ def _ranks(columns: Float[np.ndarray, "n C"]) -> Float[np.ndarray, "n C"]:
     """Average ranks, centred and scaled to (-1/2, 1/2)."""
     if not columns.shape[1]:
         return columns
-    return (stats.rankdata(columns, axis=0) - (len(columns) + 1) / 2) / len(columns)
+    return (scipy.stats.rankdata(columns, axis=0) - (len(columns) + 1) / 2) / len(columns)
 
 
 def _bases(scaled: Float[np.ndarray, "n q"]) -> list[np.ndarray]:
@@ -200,6 +199,8 @@ def _splines(values: Float[np.ndarray, " n"], degree: int, knots: int) -> np.nda
     if degree == 0:
         edges = np.unique(np.quantile(values, np.linspace(0, 1, knots + 1)[1:-1]))
         return np.eye(len(edges) + 1)[np.searchsorted(edges, values, side="left")]
+    from sklearn.preprocessing import SplineTransformer  # half a second, for one function
+
     return SplineTransformer(n_knots=knots, degree=degree, knots="uniform").fit_transform(values[:, None])
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 MIN_SEEDS = 3
@@ -34,13 +34,13 @@ def student_interval(values: Sequence[float] | NDArray, confidence: float = CONF
     mean = float(x.mean()) if len(x) else float("nan")
     if len(x) < MIN_SEEDS:
         return Estimate(mean, None, None, len(x))
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
+    half = scipy.stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
     return Estimate(mean, float(mean - half), float(mean + half), len(x))
 
 
 def wilson(k: float, n: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Wilson score interval of a share k / n of independent answers (Wilson 1927); k and n may be effective counts."""
-    return _wilson(k / n, n, float(stats.norm.ppf((1 + confidence) / 2)))
+    return _wilson(k / n, n, float(scipy.stats.norm.ppf((1 + confidence) / 2)))
 
 
 def _wilson(p: float, n: float, z: float) -> tuple[float, float]:
@@ -87,7 +87,7 @@ def effective_clusters(codes: NDArray) -> float:
 
 def cluster_quantile(codes: NDArray, confidence: float = CONFIDENCE) -> float:
     """Quantile of Student's t for a mean over clusters (Satterthwaite's degrees of freedom for unequal sizes)."""
-    return float(stats.t.ppf((1 + confidence) / 2, max(1.0, effective_clusters(codes) - 1)))
+    return float(scipy.stats.t.ppf((1 + confidence) / 2, max(1.0, effective_clusters(codes) - 1)))
 
 
 def effective_size(values: NDArray, codes: NDArray) -> float:

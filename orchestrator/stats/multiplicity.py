@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
@@ -13,7 +13,7 @@ def benjamini_hochberg(p: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
     q = np.full(p.shape, np.nan)
     known = np.isfinite(p)
     if known.any():
-        q[known] = stats.false_discovery_control(p[known])
+        q[known] = scipy.stats.false_discovery_control(p[known])
     return q
 
 

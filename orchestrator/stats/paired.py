@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.optimize import brentq
 
 from orchestrator.stats.intervals import CONFIDENCE, Estimate, cluster_quantile, effective_size
 
@@ -25,7 +24,7 @@ def tango_interval(gained: float, lost: float, n: float, confidence: float = CON
             counts), which makes the interval wider, never narrower.
         n: pairs.
     """
-    z = float(stats.norm.ppf((1 + confidence) / 2))
+    z = float(scipy.stats.norm.ppf((1 + confidence) / 2))
 
     def score(delta: float) -> float:
         """Tango's statistic: (b - c - n delta) over its deviation under that difference."""
@@ -38,8 +37,8 @@ def tango_interval(gained: float, lost: float, n: float, confidence: float = CON
 
     point = (gained - lost) / n
     edge = 1 - 1e-9
-    low = -1.0 if point <= -edge else brentq(lambda d: score(d) - z, -edge, point)
-    high = 1.0 if point >= edge else brentq(lambda d: score(d) + z, point, edge)
+    low = -1.0 if point <= -edge else scipy.optimize.brentq(lambda d: score(d) - z, -edge, point)
+    high = 1.0 if point >= edge else scipy.optimize.brentq(lambda d: score(d) + z, point, edge)
     return float(low), float(high)
 
 
@@ -68,7 +67,7 @@ def paired_difference(
         if n_clusters < n:
             scale = effective_size(change, codes) / n
             # few clusters: the quantile of t widens the interval, as fewer pairs do
-            normal = stats.norm.ppf((1 + confidence) / 2)
+            normal = scipy.stats.norm.ppf((1 + confidence) / 2)
             scale *= float((normal / cluster_quantile(codes, confidence)) ** 2)
     gained, lost = (scale * float(np.clip(sign * change, 0, None).sum()) for sign in (1, -1))
     low, high = tango_interval(gained, lost, scale * n, confidence)

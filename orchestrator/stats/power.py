@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
+import scipy
 
 REFERENCE_EFFECT = 1.0
 """Effect that a plan states the power for: about what half of complex examples does to the compression of vision tokens
@@ -19,9 +18,9 @@ def paired_power(effect: float, n_pairs: int, alpha: float = 0.05) -> float:
     if n_pairs < 2:
         return 0.0
     shift, dof = effect * np.sqrt(n_pairs), n_pairs - 1
-    critical = stats.t.ppf(1 - alpha / 2, dof)
+    critical = scipy.stats.t.ppf(1 - alpha / 2, dof)
     with np.errstate(all="ignore"):
-        power = stats.nct.sf(critical, dof, shift) + stats.nct.cdf(-critical, dof, shift)
+        power = scipy.stats.nct.sf(critical, dof, shift) + scipy.stats.nct.cdf(-critical, dof, shift)
     return float(power) if np.isfinite(power) else 1.0  # scipy gives NaN where nothing is left of 1 - power
 
 
@@ -29,11 +28,11 @@ def detectable_effect(n_pairs: int, power: float = 0.8, alpha: float = 0.05) -> 
     """Smallest effect, in deviations of the paired differences, seen with `power`; None for fewer than two pairs."""
     if n_pairs < 2:
         return None
-    return float(brentq(lambda d: paired_power(d, n_pairs, alpha) - power, 0.0, _LARGEST))
+    return float(scipy.optimize.brentq(lambda d: paired_power(d, n_pairs, alpha) - power, 0.0, _LARGEST))
 
 
 def correlation_detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
     """Smallest absolute correlation that n images show with `power` (Fisher's z); None for fewer than five."""
     if n < 5:
         return None
-    return float(np.tanh((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) / np.sqrt(n - 3)))
+    return float(np.tanh((scipy.stats.norm.ppf(1 - alpha / 2) + scipy.stats.norm.ppf(power)) / np.sqrt(n - 3)))

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
 from numpy.typing import DTypeLike
-from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Ordered:
         values = np.ascontiguousarray(columns.T)
         return cls(
             np.argsort(values, axis=1, kind="stable"),
-            rankdata(values, method="min", axis=1).astype(np.intp) - 1,
-            rankdata(values, method="max", axis=1).astype(np.intp),
+            scipy.stats.rankdata(values, method="min", axis=1).astype(np.intp) - 1,
+            scipy.stats.rankdata(values, method="max", axis=1).astype(np.intp),
         )
 
     def part(self, columns: slice) -> Ordered:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import stats
 
 MIN_BRANCH = 10
 """Fewest images in a branch."""
@@ -73,13 +73,13 @@ def monotonicity(columns: Float[np.ndarray, "n C"], attribute: Float[np.ndarray,
 def _spearman(columns: Float[np.ndarray, "m C"], attribute: Float[np.ndarray, " m"]) -> tuple[np.ndarray, np.ndarray]:
     """Spearman's rho of each column with the attribute, and its z value (0 where either is constant)."""
     m = len(attribute)
-    ranks = stats.rankdata(columns, axis=0) - (m + 1) / 2
-    other = stats.rankdata(attribute) - (m + 1) / 2
+    ranks = scipy.stats.rankdata(columns, axis=0) - (m + 1) / 2
+    other = scipy.stats.rankdata(attribute) - (m + 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         rho = (other @ ranks) / np.sqrt((other**2).sum() * (ranks**2).sum(0))
     rho = np.clip(np.where(np.isfinite(rho), rho, 0.0), -1, 1)
     t = rho * np.sqrt((m - 2) / np.maximum(1 - rho**2, 1e-12))
-    return rho, np.sign(t) * np.minimum(stats.norm.isf(stats.t.sf(np.abs(t), m - 2)), 37.0)
+    return rho, np.sign(t) * np.minimum(scipy.stats.norm.isf(scipy.stats.t.sf(np.abs(t), m - 2)), 37.0)
 
 
 @lru_cache(maxsize=256)

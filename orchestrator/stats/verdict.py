@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from orchestrator.stats.multiplicity import benjamini_hochberg
 
@@ -96,11 +96,11 @@ def family_verdicts(
     """
     scale = (lambda v: np.arctanh(np.clip(v, -1 + 1e-9, 1 - 1e-9))) if bound else (lambda v: v)
     effect, low, high = (scale(np.asarray(part, dtype=np.float64)) for part in (effects, lows, highs))
-    error = np.maximum((high - low) / (2 * stats.norm.ppf(0.975)), 1e-12)
+    error = np.maximum((high - low) / (2 * scipy.stats.norm.ppf(0.975)), 1e-12)
     limit = float(scale(np.asarray(smallest)))
-    above = stats.norm.sf((effect - limit) / error)
-    below = stats.norm.sf((-effect - limit) / error)
-    inside = np.maximum(stats.norm.sf((effect + limit) / error), stats.norm.sf((limit - effect) / error))
+    above = scipy.stats.norm.sf((effect - limit) / error)
+    below = scipy.stats.norm.sf((-effect - limit) / error)
+    inside = np.maximum(scipy.stats.norm.sf((effect + limit) / error), scipy.stats.norm.sf((limit - effect) / error))
     q = [benjamini_hochberg(p) for p in (above, below, inside)]
     found: list[Verdict] = []
     for k in range(len(effect)):

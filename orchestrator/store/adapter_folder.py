@@ -37,7 +37,7 @@ def _checked(uri: str, states: tuple[tuple[str, FileState], ...], is_local: bool
         for name in files:
             trial.read_file(f"adapter/{name}")
     if is_local:
-        return Path(uri)
+        return Path(storage.path("") if "://" in uri else uri)
     place = Path(tempfile.mkdtemp(prefix="adapter-", dir=scratch_folder()))
     for name in files:
         (place / name).write_bytes(trial.read_file(f"adapter/{name}") if trial else storage.read(name))

@@ -135,7 +135,7 @@ def search_of(sweep: Sweep, stage: StageName) -> dict[str, SearchAxis]:
 
 def write_report(study: Study, *, quiet: bool = False) -> list[str]:
     """Write the HTML report, figures and tables of a study from its files; returns their paths, the page first."""
-    from orchestrator.report import make_report
+    from orchestrator.report.build import make_report
     from orchestrator.report.collect import gather_results
 
     with Progress("report", None, "files", quiet=quiet) as progress:

@@ -9,9 +9,8 @@ import pytest
 
 from orchestrator.compression.registry import METRIC_NAMES
 from orchestrator.errors import DataError
-from orchestrator.report import make_comparison, make_report
 from orchestrator.report import style as report_style
-from orchestrator.report.build import compared
+from orchestrator.report.build import compared, make_comparison, make_report
 from orchestrator.report.collect import mean_of_pictures
 from orchestrator.report.page import render_page
 from orchestrator.report.payload import encode, payload

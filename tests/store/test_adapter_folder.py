@@ -44,3 +44,4 @@ def test_a_folder_of_other_people_is_taken_as_it_is(tmp_path: Path, monkeypatch:
     (tmp_path / "finetune" / ("0" * 16) / "adapter").mkdir(parents=True)
     for name in ("finetune/" + "0" * 16 + "/adapter", "elsewhere", "~/none"):
         assert adapter_folder(name) == Path(name).expanduser()
+    assert adapter_folder(f"file://{tmp_path}/50%41 x#1") == tmp_path / "50%41 x#1"

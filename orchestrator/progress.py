@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, NamedTuple, TextIO
 
@@ -36,6 +37,8 @@ class Reading(NamedTuple):
     unit: str
     rate: float
     """Units per second, without those of earlier runs."""
+    values: Mapping[str, Sequence[tuple[int, float]]] = {}
+    """Name -> (units done, value): what single units gave."""
 
 
 class Progress:
@@ -59,6 +62,7 @@ class Progress:
         self._about = about
         self._skipped = done
         self._note = ""
+        self._values: dict[str, list[tuple[int, float]]] = {}
         self._stream: TextIO = sys.stderr
         self._bar: RichProgress | None = None
 
@@ -88,10 +92,12 @@ class Progress:
             self._print(f"{self.step}: starting, {self.unit}{known}{resumed}")
         return self
 
-    def advance(self, n: int = 1, note: str = "") -> None:
-        """Record `n` more finished units; `note` is shown after the rate."""
+    def advance(self, n: int = 1, note: str = "", **values: float) -> None:
+        """Record `n` more finished units; `note` is shown after the rate, `values` by who follows (`reading`)."""
         interrupt.check()
         self.done += n
+        for name, value in values.items():
+            self._values.setdefault(name, []).append((self.done, value))
         self._note = note or self._note
         if self.quiet:
             return
@@ -119,7 +125,10 @@ class Progress:
     def reading(cls, about: str) -> Reading | None:
         """Progress of a stage in this process; None if it is not running."""
         progress = cls._open.get(about)
-        return None if progress is None else Reading(progress.done, progress.total, progress.unit, progress._rate())
+        if progress is None:
+            return None
+        values = {name: list(points) for name, points in list(progress._values.items())}
+        return Reading(progress.done, progress.total, progress.unit, progress._rate(), values)
 
     def _rate(self) -> float:
         return (self.done - self._skipped) / max(time.monotonic() - self._started, 1e-9)

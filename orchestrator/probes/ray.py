@@ -37,7 +37,6 @@ from orchestrator.probes.search import (
     load_search_data,
 )
 from orchestrator.progress import Progress
-from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import check_table
@@ -84,7 +83,7 @@ def run_probe_stage(
         return finish(work)
     data = load_search_data(work)
     space = search_space or default_space(data)
-    table = _search_here(data, space, run, quiet) if local else _search_on_ray(data, space, run, stage.store, quiet)
+    table = (_search_here if local else _search_on_ray)(data, space, run, stage, quiet)
     stage.write_shard(len(work.blocks), {"probe_search": table})
     best = table.filter("best").row(0, named=True)
     return finish(work, {"search": {key: value for key, value in best.items() if value is not None}})
@@ -177,22 +176,29 @@ def _draw(space: dict[str, SearchAxis], run: RunConfig) -> list[dict[str, Any]]:
     return [{name: draw(axis, random) for name, axis in space.items()} for _ in range(run.probe.search_trials)]
 
 
-def _search_here(data: SearchData, space: dict[str, SearchAxis], run: RunConfig, quiet: bool) -> pl.DataFrame:
+def _advance(progress: Progress, evaluation: Evaluation, skill: float) -> None:
+    """Count a fit, and keep its skill on validation images for who follows the search."""
+    progress.advance(**({} if evaluation.held_out else {"skill": skill}))
+
+
+def _search_here(
+    data: SearchData, space: dict[str, SearchAxis], run: RunConfig, stage: Stage, quiet: bool
+) -> pl.DataFrame:
     samples = _draw(space, run)
-    with Progress("probe search", None, "fits", quiet=quiet) as progress:
+    with Progress("probe search", None, "fits", quiet=quiet, about=stage.digest) as progress:
 
         def judge_all(evaluations: list[Evaluation]) -> list[float]:
             skills = []
             for evaluation in evaluations:
                 skills.append(evaluate(data, evaluation))
-                progress.advance()
+                _advance(progress, evaluation, skills[-1])
             return skills
 
         return search_table(data, halve(data, samples, judge_all), judge_all)
 
 
 def _search_on_ray(
-    data: SearchData, space: dict[str, SearchAxis], run: RunConfig, store: Storage, quiet: bool
+    data: SearchData, space: dict[str, SearchAxis], run: RunConfig, stage: Stage, quiet: bool
 ) -> pl.DataFrame:
     import ray
 
@@ -200,7 +206,10 @@ def _search_on_ray(
     from orchestrator.cluster.session import session
 
     samples, patience = _draw(space, run), run.how.no_progress_timeout_s
-    with session(run.how, store) as cluster, Progress("probe search", None, "fits", quiet=quiet) as progress:
+    with (
+        session(run.how, stage.store) as cluster,
+        Progress("probe search", None, "fits", quiet=quiet, about=stage.digest) as progress,
+    ):
         cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 else 1.0
         task = ray.remote(num_cpus=cpus, max_retries=run.how.max_retries)(_judge_task)
         shared = ray.put(data)
@@ -221,7 +230,7 @@ def _search_on_ray(
                         raise StageError(
                             f"probe search: {evaluations[places[reference]].settings}: {reason}"
                         ) from error
-                    progress.advance()
+                    _advance(progress, evaluations[places[reference]], skills[places[reference]])
             return [skills[i] for i in range(len(evaluations))]
 
         return search_table(data, halve(data, samples, judge_all), judge_all)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from orchestrator.config import RunConfig, SearchAxis, StageName
@@ -56,8 +55,8 @@ def run_study(
             started = time.monotonic()
             todo = distinct(points, stage)
             pending = [stage_.digest for stage_ in (p.stages[stage] for p in todo) if not stage_.is_done()]
-            with streamed(tracker, study, stage, pending):
-                done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet)
+            with streamed(tracker, study, stage, pending) as watch:
+                done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet, watch)
             add_samples(study, stage, [point for point in done if point not in todo])
             if pending or stage not in study.record["seconds"]:
                 study.record["seconds"][stage] = round(time.monotonic() - started, 2)
@@ -114,9 +113,8 @@ def open_study(
 
 def add_samples(study: Study, stage: StageName, samples: Sequence[ResolvedPoint]) -> None:
     """Record the points that a hyperparameter search added to a stage."""
-    for number, sample in enumerate(samples):
-        point = replace(sample, label=f"sample {number}", axes={})
-        study.record["points"].append(_entry(point, [stage], point.run))
+    for sample in samples:
+        study.record["points"].append(_entry(sample, [stage], sample.run))
     if samples:
         study.folder.write_json(STUDY_FILE, study.record)
 

@@ -15,6 +15,8 @@ from orchestrator.probes.probe_stage import probe_stage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
+Watch = Callable[[ResolvedPoint, str], None]
+"""Called with the point of a search's sample, and `running` or how it ended."""
 Search = Mapping[str, SearchAxis]
 """Dotted key -> space: the searched keys of one stage."""
 
@@ -25,11 +27,11 @@ class StageKind:
 
     `name_stages` gives the stages of a point whose inputs are resolved, without work; the kind's own stage is last.
     `run` executes several distinct points and skips finished work; it may be called again after any interruption. It
-    returns the executed points, including those that a search added.
+    returns the executed points, including those that a search added; `Watch` is told of these while they run.
     """
 
     name_stages: Callable[[ResolvedPoint], Sequence[Stage]]
-    run: Callable[[Sequence[ResolvedPoint], Search, bool], Sequence[ResolvedPoint]]
+    run: Callable[[Sequence[ResolvedPoint], Search, bool, Watch], Sequence[ResolvedPoint]]
     inputs: tuple[StageName, ...] = ()
     uses_ray: bool = True
 
@@ -40,27 +42,29 @@ def _each(run: Callable[..., Any], points: Sequence[ResolvedPoint], **options: A
     return points
 
 
-def _run_capture(points: Sequence[ResolvedPoint], _: Search, quiet: bool) -> Sequence[ResolvedPoint]:
+def _run_capture(points: Sequence[ResolvedPoint], _: Search, quiet: bool, __: Watch) -> Sequence[ResolvedPoint]:
     return _each(run_capture, points, quiet=quiet)
 
 
-def _run_correlate(points: Sequence[ResolvedPoint], _: Search, quiet: bool) -> Sequence[ResolvedPoint]:
+def _run_correlate(points: Sequence[ResolvedPoint], _: Search, quiet: bool, __: Watch) -> Sequence[ResolvedPoint]:
     return _each(run_correlate, points, quiet=quiet)
 
 
-def _run_probe(points: Sequence[ResolvedPoint], search: Search, quiet: bool) -> Sequence[ResolvedPoint]:
+def _run_probe(points: Sequence[ResolvedPoint], search: Search, quiet: bool, _: Watch) -> Sequence[ResolvedPoint]:
     from orchestrator.probes.ray import run_probe_stage
 
     return _each(run_probe_stage, points, search=search, quiet=quiet)
 
 
-def _run_finetune(points: Sequence[ResolvedPoint], search: Search, quiet: bool) -> Sequence[ResolvedPoint]:
+def _run_finetune(
+    points: Sequence[ResolvedPoint], search: Search, quiet: bool, watch: Watch
+) -> Sequence[ResolvedPoint]:
     from orchestrator.finetune.ray.trials import run_trials
 
-    return run_trials(points, search=search, quiet=quiet)
+    return run_trials(points, search=search, quiet=quiet, watch=watch)
 
 
-def _run_ablate(points: Sequence[ResolvedPoint], _: Search, quiet: bool) -> Sequence[ResolvedPoint]:
+def _run_ablate(points: Sequence[ResolvedPoint], _: Search, quiet: bool, __: Watch) -> Sequence[ResolvedPoint]:
     from orchestrator.ablate.ray import run_ablate_stage
 
     return _each(run_ablate_stage, points, quiet=quiet)

@@ -6,7 +6,7 @@ Nothing rests on what is shown: results are logged from finished stage folders, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import Event, Thread
 
@@ -14,6 +14,7 @@ from orchestrator.config import StageName
 from orchestrator.progress import Progress
 from orchestrator.report.summaries import run_params, thinned
 from orchestrator.store.live_file import read_live
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.study_record import Study, View
 from orchestrator.tracking.content import Beat
 from orchestrator.tracking.entries import view_entry
@@ -22,25 +23,35 @@ from orchestrator.tracking.tracker import Tracker
 FIRST_S, EVERY_S, LONGEST_S = 2.0, 4.0, 300.0
 """Seconds until the first look, between two, and at most between two where MLflow cannot be reached."""
 _JOIN_S = 60.0
+_ENDED = ("pruned", "diverged", "failed")
+"""States of samples that leave no finished stage folder."""
 
 
 @contextmanager
-def streamed(tracker: Tracker, study: Study, name: StageName, digests: Collection[str]) -> Iterator[None]:
+def streamed(
+    tracker: Tracker, study: Study, name: StageName, digests: Collection[str]
+) -> Iterator[Callable[[ResolvedPoint, str], None]]:
     """Show the study's unfinished stages of one kind for the length of a `with` block.
 
-    A block that ends with an error leaves their runs as stopped or failed; the next attempt continues them.
+    Gives a function that is told of a search's samples, which are not in the study's record before they are done: with
+    the sample's point, and `running` or how it ended. A block that ends with an error leaves the runs of its stages as
+    stopped or failed; the next attempt continues them.
     """
     if not digests or not tracker.is_streamed:
-        yield
+        yield _unwatched
         return
     follower = _Follower(tracker, study, name, set(digests))
     follower.start()
     try:
-        yield
+        yield follower.watch
     except BaseException as error:
         follower.end(None if isinstance(error, Exception) else "stopped")
         raise
     follower.end(None)
+
+
+def _unwatched(point: ResolvedPoint, state: str) -> None:
+    """What is told of samples that nobody follows."""
 
 
 class _Follower(Thread):
@@ -49,7 +60,13 @@ class _Follower(Thread):
     def __init__(self, tracker: Tracker, study: Study, name: StageName, left: set[str]) -> None:
         super().__init__(name=f"mlflow {name}", daemon=True)
         self.tracker, self.study, self.kind, self.left = tracker, study, name, left
+        self._samples: dict[str, tuple[View, str]] = {}
         self._stop_asked = Event()
+
+    def watch(self, point: ResolvedPoint, state: str) -> None:
+        """Take note of a search's sample that has started, or ended as `state`; the next look shows it."""
+        stage = point.stages[self.kind]
+        self._samples[stage.digest] = View(point.label, point.run, stage, {}), state
 
     def run(self) -> None:
         pause = FIRST_S
@@ -60,15 +77,28 @@ class _Follower(Thread):
         """One round; False where storage or MLflow did not answer."""
         try:
             begun = self.left & set(self.study.storage.files(self.kind))
-            views = self.study.views(self.kind, begun)
+            samples = dict(self._samples)
+            views = [*self.study.views(self.kind, begun), *(view for view, _ in samples.values())]
             done = [view for view in views if view.stage.is_done()]
             beats = [(view, beat_of(self.kind, view)) for view in views if view not in done]
             if done and not self.tracker.log(view_entry(self.study, self.kind, view) for view in done).waiting:
-                self.left -= {view.stage.digest for view in done}
+                self._forget(view.stage.digest for view in done)
             told = [(view_entry(self.study, self.kind, view), beat) for view, beat in beats if beat is not None]
-            return self.tracker.stream(told)
+            return self.tracker.stream(told) and all(self._end_samples(samples, state) for state in _ENDED)
         except Exception:  # nothing here may end a study
             return False
+
+    def _end_samples(self, samples: Mapping[str, tuple[View, str]], state: str) -> bool:
+        digests = [digest for digest, (_, ended) in samples.items() if ended == state]
+        reached = not digests or self.tracker.end_streams(state, digests)
+        if reached:
+            self._forget(digests)
+        return reached
+
+    def _forget(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            self.left.discard(digest)
+            self._samples.pop(digest, None)
 
     def end(self, state: str | None) -> None:
         """Stop looking; runs whose stage is not finished end as `state`, or as failed."""
@@ -87,8 +117,9 @@ def beat_of(name: StageName, view: View) -> Beat | None:
             return None
         known = f" of {reading.total}" if reading.total else ""
         state = f"{reading.done}{known} {reading.unit}, {reading.rate:.3g} a second"
-        values = {f"live/{reading.unit}": float(reading.done), f"live/{reading.unit}_per_second": reading.rate}
-        return Beat(state, run_params(name, view.run), {key: [(reading.done, value)] for key, value in values.items()})
+        values = {reading.unit: float(reading.done), f"{reading.unit}_per_second": reading.rate}
+        curves = {key: [(reading.done, value)] for key, value in values.items()} | dict(reading.values)
+        return Beat(state, run_params(name, view.run), {f"live/{key}": curve for key, curve in curves.items()})
     live = read_live(view.stage.store)
     if live is None:
         return None

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +41,8 @@ _OF_MODEL = ("accuracy/", "drift/")
 """Metrics that describe a trained adapter, and so its logged model."""
 
 
+_STOPPED = ("stopped", "pruned")
+"""States of runs that were ended on purpose."""
 _FILLING = "filling"
 """Tag of a run whose results are being sent: cut short, it is made anew."""
 
@@ -148,14 +150,14 @@ class Sender:
         stream.seen.update(row[:2] for row in rows)
         stream.state, stream.has_params = beat.state, True
 
-    def end_streams(self, state: str) -> None:
-        """Close the runs of stages that are not finished; the next attempt continues them."""
+    def end_streams(self, state: str, digests: Collection[str] | None = None) -> None:
+        """Close the runs of stages that are not finished, or those of `digests`; the next attempt continues them."""
         with no_proxy(self.uri):
-            for stream in self._streams.values():
-                self.client.set_tag(stream.run.info.run_id, "state", state)
-                status = "KILLED" if state == "stopped" else "FAILED"
-                self.client.set_terminated(stream.run.info.run_id, status)
-        self._streams.clear()
+            for digest in [d for d in self._streams if digests is None or d in digests]:
+                run_id = self._streams[digest].run.info.run_id
+                self.client.set_tag(run_id, "state", state)
+                self.client.set_terminated(run_id, "KILLED" if state in _STOPPED else "FAILED")
+                del self._streams[digest]
 
     def _seen(self, run: Run) -> set[tuple[str, int]]:
         """(name, step) of every value that a run has."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -89,10 +89,12 @@ class Tracker:
         found = [*beats]
         return not found or self._attempt(lambda: self._sender.stream(found))
 
-    def end_streams(self, state: str) -> None:
-        """Close the runs that were streamed and are not complete: `stopped` or `failed`. Never raises."""
-        if "_sender" in vars(self):
-            self._attempt(lambda: self._sender.end_streams(state))
+    def end_streams(self, state: str, digests: Collection[str] | None = None) -> bool:
+        """Close the runs that were streamed and are not complete, or those of `digests`: `stopped`, `failed`, `pruned`.
+
+        Never raises; False where MLflow was not reached.
+        """
+        return "_sender" not in vars(self) or self._attempt(lambda: self._sender.end_streams(state, digests))
 
     @property
     def is_streamed(self) -> bool:

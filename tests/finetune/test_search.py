@@ -71,9 +71,12 @@ def test_a_sample_that_fails_fails_the_search_and_the_others_are_kept(
         return whole(one)
 
     fixed: list[bool] = []
+    told: list[tuple[str, str]] = []
     monkeypatch.setattr(trials, "run_trial", broken)
     with pytest.raises(StageError, match=r"1 of 3 samples failed(.|\n)*no memory left"):
-        run_trials([run], storage, search=SPACE, quiet=True)
+        run_trials([run], storage, search=SPACE, quiet=True, watch=lambda p, state: told.append((p.label, state)))
+    ends = ("done", "failed", "done")
+    assert told == [(f"sample {i}", state) for i, end in enumerate(ends) for state in ("running", end)]
     fixed.append(True)
     assert len(run_trials([run], storage, search=SPACE, quiet=True)) == 3
     assert len(trained) == 4, "two before, the failed one again, and none twice"
@@ -146,6 +149,34 @@ def test_a_sample_that_fails_under_optuna_fails_the_search_and_only_it_is_tried_
     assert len(trials._search_on_ray([point], work, "optuna")) == 2
     assert len(trials._search_on_ray([point], work, "optuna")) == 2
     assert asked == [[0, 1, 2], [1]]
+
+
+def test_who_follows_a_search_is_told_of_samples_whose_values_are_proposed_as_it_goes(
+    make_run: MakeRun, storage: Storage
+) -> None:
+    """Tune's calls of one experiment: a trial that starts again keeps its number, and its record has the same."""
+    (base, *_) = draw_samples([trial_point(make_run(search_trials=2), storage)], SPACE)
+    folder = search_folder([base], SPACE, "optuna")
+    told: list[tuple[str, float, str]] = []
+
+    def watch(point: ResolvedPoint, state: str) -> None:
+        told.append((point.label, point.run.finetune.dropout, state))
+
+    watcher = experiment._watcher(None, 60.0, folder, [0, 1], watch)
+    work = experiment.Experiment(base.base.run.how, experiment.TrialResources(1, 1.0, 0.0, 1), quiet=True)
+    entry = work._entry("trial", base.base, base.point)
+    first, second = (
+        SimpleNamespace(trial_id=name, config={"entry": entry, "search/finetune.dropout": dropout}, last_result={})
+        for name, dropout in (("a", 0.0), ("b", 0.1))
+    )
+    second.last_result = {"end": "done", "score": 0.5}
+    for trial in (first, second, first):
+        watcher.on_trial_start(0, [], trial)
+    for trial in (second, first):
+        watcher.on_trial_complete(0, [], trial)
+    started = [("sample 0", 0.0, "running"), ("sample 1", 0.1, "running"), ("sample 0", 0.0, "running")]
+    assert told == [*started, ("sample 1", 0.1, "done"), ("sample 0", 0.0, "pruned")]
+    assert {key[1]: record.state for key, record in folder.read().items()} == {1: "done", 0: "pruned"}
 
 
 def test_a_record_that_speaks_of_a_trial_that_is_not_there_is_tried_again(

@@ -13,6 +13,7 @@ from orchestrator.progress import Progress
 from orchestrator.report.summaries import _shown, thinned
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.live_file import LIVE_FILE, Live, LiveWriter, read_live
+from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import Study, View
 from orchestrator.tracking.content import Beat, Content, Entry
@@ -170,6 +171,35 @@ def test_the_driver_follows_what_a_worker_writes_and_leaves_the_run_stopped(stor
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "stopped")
 
 
+def _sample(storage: Storage, number: int) -> ResolvedPoint:
+    stage = Stage(storage, "finetune", {"finetune": {"sample": number}})
+    return ResolvedPoint(RunConfig(), storage, {}, {}, stages={"finetune": stage}, label=f"sample {number}")
+
+
+def test_samples_of_a_search_are_shown_from_their_start_and_end_as_they_ended(storage):
+    study, stage = _study(storage)
+    follower = _Follower(Tracker(TrackConfig(), "study", storage), study, "finetune", {stage.digest})
+    samples = [_sample(storage, number) for number in range(3)]
+    for number, sample in enumerate(samples[:2]):
+        sample.stages["finetune"].open()
+        LiveWriter(sample.stages["finetune"].store, every_s=0.0).step(1, 2.0 + number)
+        follower.watch(sample, "running")
+    follower.watch(samples[2], "running")  # nothing is known of it yet
+    assert follower.look()
+    runs = {run.info.run_name: run for run in _trials(storage)}
+    assert {name: run.info.status for name, run in runs.items()} == {"sample 0": "RUNNING", "sample 1": "RUNNING"}
+    assert runs["sample 1"].data.metrics["loss"] == 3.0
+    LiveWriter(samples[0].stages["finetune"].store, every_s=0.0).step(2, 1.5)
+    follower.watch(samples[0], "pruned")
+    follower.watch(samples[2], "diverged")
+    assert follower.look()
+    follower.start()
+    follower.end("stopped")
+    ended = {run.info.run_name: (run.info.status, run.data.tags["state"]) for run in _trials(storage)}
+    assert ended == {"sample 0": ("KILLED", "pruned"), "sample 1": ("KILLED", "stopped")}
+    assert _steps(storage, runs["sample 0"]) == [1, 2], "the last steps before its end as well"
+
+
 def test_an_error_of_the_work_passes_through_and_nothing_of_tracking_does(storage, monkeypatch):
     study, stage = _study(storage)
     stage.open()
@@ -186,12 +216,14 @@ def test_a_stage_with_progress_says_units_and_rate(tmp_path):
     view = View("a model", RunConfig(), stage, {})
     assert beat_of("capture", view) is None
     with Progress("capture", 10, "images", quiet=True, about=stage.digest) as progress:
-        progress.advance(4)
+        progress.advance(3)
+        progress.advance(1, skill=0.25)
         beat = beat_of("capture", view)
     assert beat is not None
     assert beat.state.startswith("4 of 10 images, ")
     assert beat.curves["live/images"] == [(4, 4.0)]
     assert beat.curves["live/images_per_second"][0][1] > 0
+    assert beat.curves["live/skill"] == [(4, 0.25)]
     assert beat_of("capture", view) is None
 
 

@@ -22,7 +22,7 @@ from orchestrator.errors import DivergedError, ResourceError, VtsweepError
 from orchestrator.finetune.ray.entry import Entry, enter_folder, read_entry
 from orchestrator.finetune.ray.processes import train_together
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
-from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, State
+from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, State, Watch, sample_point, unwatched
 from orchestrator.finetune.trial import run_baseline, run_trial
 from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
@@ -49,6 +49,7 @@ class Experiment:
     quiet: bool
     search: dict[str, SearchAxis] = field(default_factory=dict)
     folder: SearchFolder | None = None
+    watch: Watch = unwatched
 
     def run_points(self, points: Sequence[ResolvedPoint]) -> dict[str, str]:
         """Run every point's trial; returns failures: trial -> last line of its error."""
@@ -114,7 +115,7 @@ class Experiment:
             Progress("finetune", total=n, unit="trials", quiet=self.quiet) as progress,
             temporary_folder("tune-") as storage_path,
         ):
-            watcher = _watcher(progress, self.how.no_progress_timeout_s, self.folder, numbers)
+            watcher = _watcher(progress, self.how.no_progress_timeout_s, self.folder, numbers, self.watch)
             tune.Tuner(
                 tune.with_resources(TRAINABLE, resources),
                 param_space=space,
@@ -220,7 +221,11 @@ TRAINABLE = tune_trial
 
 
 def _watcher(
-    progress: Progress | None, patience: float, folder: SearchFolder | None, numbers: Sequence[int] = ()
+    progress: Progress | None,
+    patience: float,
+    folder: SearchFolder | None,
+    numbers: Sequence[int] = (),
+    watch: Watch = unwatched,
 ) -> Any:
     """Tune callback: records outcomes and failures, shows progress, and raises if no trial can run any more."""
     from ray.tune import Callback
@@ -230,6 +235,7 @@ def _watcher(
             self.failures: dict[str, str] = {}
             self.rungs: dict[str, list[tuple[int, float]]] = {}
             self.shown, self.folder, self.free = shown, folder, free
+            self.numbers: dict[str, int] = {}
 
         def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks into its own temporary folder
             return {}
@@ -248,6 +254,9 @@ def _watcher(
                     "lost or full. Finished trials are kept; run the same command again to resume."
                 )
 
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self._tell(trial, read_entry(trial.config), "running")
+
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
         ) -> None:
@@ -262,10 +271,23 @@ def _watcher(
                 self.failures[entry.name] = str(last.get("reason"))
             elif entry.point and self.folder is not None:
                 self._record(self.folder, entry, state, trial)
+            self._tell(trial, entry, state)
             self._show(trials, entry)
 
+        def _number(self, entry: Entry, trial: Any) -> int:
+            """The number of a trial's sample; one whose values were proposed takes the next free one."""
+            if entry.number >= 0:
+                return entry.number
+            if trial.trial_id not in self.numbers:
+                self.numbers[trial.trial_id] = self.free.pop(0)
+            return self.numbers[trial.trial_id]
+
+        def _tell(self, trial: Any, entry: Entry, state: str) -> None:
+            if entry.point:
+                watch(sample_point(entry.resolved, self._number(entry, trial), {}), state)
+
         def _record(self, folder: SearchFolder, entry: Entry, state: State, trial: Any) -> None:
-            number = entry.number if entry.number >= 0 else self.free.pop(0)
+            number = self._number(entry, trial)
             objective = float((trial.last_result or {}).get("score") or 0.0)
             rungs = self.rungs.get(trial.trial_id, [])
             folder.write(
@@ -277,6 +299,7 @@ def _watcher(
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             entry = read_entry(trial.config)
             self.failures[entry.name] = _last_line(trial)
+            self._tell(trial, entry, "failed")
             self._show(trials, entry)
 
         def _show(self, trials: list[Any], entry: Entry) -> None:

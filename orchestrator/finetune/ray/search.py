@@ -8,8 +8,8 @@ record marks it as tried, so that an interrupted search resumes with the remaini
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,12 @@ from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import digest
 
 State = Literal["done", "pruned", "diverged"]
+Watch = Callable[[ResolvedPoint, str], None]
+"""Called in the driver with a sample's point: `running` when its trial starts, then its `State` or `failed`."""
+
+
+def unwatched(point: ResolvedPoint, state: str) -> None:
+    """The `Watch` of a search that nobody follows."""
 
 
 class SampleRecord(BaseModel):
@@ -55,7 +61,13 @@ class Sample:
     @property
     def resolved(self) -> ResolvedPoint:
         """The trial's point with the sample's values."""
-        return sampled_point(self.base, self.values or {})
+        return sample_point(self.base, self.number, self.values or {})
+
+
+def sample_point(base: ResolvedPoint, number: int, values: Mapping[str, Any]) -> ResolvedPoint:
+    """The point of a sample, with its own label: it lies on no axis of the study."""
+    of = f" of {base.label}" if base.axes else ""
+    return replace(sampled_point(base, values), label=f"sample {number}{of}", axes={})
 
 
 def draw_samples(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis]) -> list[Sample]:
@@ -126,7 +138,7 @@ def check_samples(
                 problems[name] = "it ended without a result"
             continue
         if record.state == "done":
-            trial = sampled_point(sample.base, record.values)
+            trial = sample_point(sample.base, sample.number, record.values)
             if trial.stages["finetune"].is_done():
                 done[sample.point].append(trial)
             else:

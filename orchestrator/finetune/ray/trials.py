@@ -18,19 +18,33 @@ from orchestrator.errors import ConfigError, DivergedError, StageError, VtsweepE
 from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray.entry import describe
 from orchestrator.finetune.ray.experiment import Experiment, TrialResources, score
-from orchestrator.finetune.ray.search import Sample, SampleRecord, SearchFolder, check_samples, draw_samples
+from orchestrator.finetune.ray.search import (
+    Sample,
+    SampleRecord,
+    SearchFolder,
+    State,
+    Watch,
+    check_samples,
+    draw_samples,
+    unwatched,
+)
 from orchestrator.finetune.trial import run_trial
 from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint
 
 
 def run_trials(
-    points: Sequence[ResolvedPoint], *, search: Mapping[str, SearchAxis] | None = None, quiet: bool = False
+    points: Sequence[ResolvedPoint],
+    *,
+    search: Mapping[str, SearchAxis] | None = None,
+    quiet: bool = False,
+    watch: Watch = unwatched,
 ) -> list[ResolvedPoint]:
     """Run every trial that is not done; returns all trials, including the samples of a search.
 
     Args:
         search: dotted key -> axis of the space; `finetune.search_trials` samples are run at each point.
+        watch: told of each sample that starts and ends.
 
     Raises:
         ResourceError: the cluster is too small for one trial.
@@ -40,8 +54,8 @@ def run_trials(
     if not space and not _unfinished(points):
         return list(points)
     if points[0].run.how.backend == "ray":
-        return _run_ray(points, space, quiet)
-    return _search_local(points, space, quiet) if space else _run_local(points, quiet)
+        return _run_ray(points, space, quiet, watch)
+    return _search_local(points, space, quiet, watch) if space else _run_local(points, quiet)
 
 
 def _run_local(points: Sequence[ResolvedPoint], quiet: bool) -> list[ResolvedPoint]:
@@ -58,7 +72,7 @@ def _run_local(points: Sequence[ResolvedPoint], quiet: bool) -> list[ResolvedPoi
 
 
 def _search_local(
-    points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool
+    points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool, watch: Watch
 ) -> list[ResolvedPoint]:
     samples = draw_samples(points, search)
     folder = search_folder(samples, search, "random")
@@ -71,13 +85,18 @@ def _search_local(
                 "number": sample.number,
                 "values": dict(sample.values or {}),
             }
+            watch(trial, "running")
+            ended: State | None = None
             try:
-                stage = run_trial(trial)
-                folder.write(SampleRecord(**fields, rungs=[], state="done", score=score(stage)))
+                objective = score(run_trial(trial))
+                ended = "done"
             except DivergedError:
-                folder.write(SampleRecord(**fields, rungs=[], state="diverged", score=0.0))
+                objective, ended = 0.0, "diverged"
             except VtsweepError as error:
                 failures[f"sample {sample.number} of point {sample.point[:6]} {describe(trial.run)}"] = str(error)
+            if ended:
+                folder.write(SampleRecord(**fields, rungs=[], state=ended, score=objective))
+            watch(trial, ended or "failed")
             progress.advance(note=describe(trial.run))
     return check_samples(samples, folder.read(), failures)
 
@@ -129,7 +148,9 @@ def trial_pool(
     )
 
 
-def _run_ray(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool) -> list[ResolvedPoint]:
+def _run_ray(
+    points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], quiet: bool, watch: Watch
+) -> list[ResolvedPoint]:
     from orchestrator.cluster.placement import n_cores
     from orchestrator.cluster.session import session
 
@@ -140,7 +161,8 @@ def _run_ray(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis], 
         resources, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])
         if search:
-            return _search_on_ray(points, Experiment(how, resources, quiet, dict(search)), algorithm)
+            experiment = Experiment(how, resources, quiet, dict(search), watch=watch)
+            return _search_on_ray(points, experiment, algorithm)
         left = _unfinished(points)
         failures = Experiment(how, resources, quiet).run_points(left)
         for point in _unfinished(points):

@@ -178,7 +178,10 @@ def _draw(space: dict[str, SearchAxis], run: RunConfig) -> list[dict[str, Any]]:
 
 def _advance(progress: Progress, evaluation: Evaluation, skill: float) -> None:
     """Count a fit, and keep its skill on validation images for who follows the search."""
-    progress.advance(**({} if evaluation.held_out else {"skill": skill}))
+    if evaluation.held_out:
+        progress.advance()
+    else:
+        progress.advance(skill=skill)
 
 
 def _search_here(

@@ -142,6 +142,14 @@ def test_detectable_effects_have_the_power_that_they_name() -> None:
     assert paired_power(0.0, 5) == pytest.approx(0.05)
     assert paired_power(40.0, 200) == 1.0
     assert paired_power(-1.0, 5) == pytest.approx(paired_power(1.0, 5))
+    for n in (2, 3, 4, 10):  # the t statistic's tails integrated over the deviation
+        critical = stats.t.ppf(0.975, n - 1)
+        s, step = np.linspace(1e-6, 8, 40_001, retstep=True)
+        weight = 2 * s * (n - 1) * stats.chi2.pdf((n - 1) * s**2, n - 1) * step
+        for effect in np.linspace(0, 12, 25):
+            shift = effect * np.sqrt(n)
+            tails = stats.norm.sf(critical * s - shift) + stats.norm.cdf(-critical * s - shift)
+            assert paired_power(effect, n) == pytest.approx(float(tails @ weight), abs=2e-4), (effect, n)
     smallest = detectable_effect(2)
     assert smallest is not None
     assert paired_power(smallest, 2) == pytest.approx(0.8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.stats.intervals import clustered_share, effective_clusters, effective_size
+from orchestrator.stats.intervals import cluster_quantile, clustered_share, effective_clusters, effective_size
 from orchestrator.stats.multiplicity import familywise_confidence
 from orchestrator.stats.power import correlation_detectable, detectable_effect, paired_power
 from orchestrator.stats.resample import percentile_interval, resample_weights
@@ -165,6 +165,8 @@ def test_alike_answers_of_an_image_count_once_and_unlike_ones_in_full() -> None:
     assert effective_clusters(np.array([0, 0, 0, 1])) == pytest.approx(16 / 10)
     sizes = [effective_size((rng.random(80) < 0.5).astype(float), codes) for _ in range(60)]
     assert 40 < np.median(sizes) <= 80
+    for k in (2, 3, 10):  # Student's quantile with one degree of freedom fewer than there are images
+        assert cluster_quantile(np.repeat(np.arange(k), 4)) == pytest.approx(stats.t.ppf(0.975, k - 1))
     one = clustered_share(np.ones(5), np.zeros(5))
     assert (one.low, one.high, one.n_clusters) == (None, None, 1)
     with pytest.raises(ValueError, match="no answers"):

@@ -20,7 +20,7 @@ from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
-VERSION = 5
+VERSION = 6
 """Incremented whenever the same configuration gives different tables; part of the digest."""
 
 

@@ -55,14 +55,17 @@ class Outbound:
 
     def __init__(self) -> None:
         self._tensors: list[Tensor] = []
+        self._numbers: dict[int, int] = {}
         self._arrays: list[np.ndarray] = []
         self._events: list[Any] = []
         self._hosts: list[tuple[list[int], Tensor]] = []
 
     def add(self, tensor: Tensor) -> int:
-        """Add a tensor to the transfer; returns the number by which `get` finds it."""
-        self._tensors.append(tensor)
-        return len(self._tensors) - 1
+        """Add a tensor to the transfer, once; returns the number by which `get` finds it."""
+        if id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self._tensors)
+            self._tensors.append(tensor)
+        return self._numbers[id(tensor)]
 
     def send(self) -> None:
         """Start the copies; no tensor may be added afterwards."""
@@ -180,10 +183,13 @@ class Pending:
     ) -> None:
         get = self.outbound.get
         max_ranks = {group: np.tile(counts, len(part.layers)) for group, counts in part.counts.items()}
-        solved = {
-            (group, variant): finish.solve(get(n[2]), get(n[3]), max_ranks[group] - int(variant.centred))
-            for (group, variant), n in part.blocks.items()
-        }
+        distinct: dict[tuple[int, bool], finish.Ritz] = {}  # variants of the same matrices have the same numbers
+        solved = {}
+        for (group, variant), n in part.blocks.items():
+            key = n[2], variant.centred
+            if key not in distinct:
+                distinct[key] = finish.solve(get(n[2]), get(n[3]), max_ranks[group] - int(variant.centred))
+            solved[group, variant] = distinct[key]
         for group, (column_names, number) in part.columns.items():
             n_images = len(part.counts[group])
             variants = {v: n for (g, v), n in part.blocks.items() if g == group}

@@ -10,6 +10,7 @@ Shapes: B images, N tokens, T kept tokens, D width, C layers of a buffer.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ from orchestrator.capture.pass_record import Outbound, PassRecord, Pending, Sent
 from orchestrator.capture.taps import State
 from orchestrator.capture.token_layout import GroupLayout, TokenLayout, make_layout
 from orchestrator.compression.gram import Variant
-from orchestrator.compression.metrics import Launched, measure
+from orchestrator.compression.metrics import Launched, measure, split
 from orchestrator.compression.registry import ALIGNMENTS, METRICS
 from orchestrator.config import CaptureConfig
 from orchestrator.errors import ModelError
@@ -123,18 +124,27 @@ class Recorder:
 
     # ------------------------------------------------------------ metrics and features of the buffered layers
 
-    def _flush(self, tap: str) -> None:
-        buffer = self._buffers.get(tap)
-        if buffer is None or not buffer.layers:
-            return
+    def _flush(self, *taps: str) -> None:
+        """Measure what these taps have buffered, in one batch where shapes allow, and add all to the transfer."""
+        filled = [(tap, self._buffers[tap]) for tap in taps if tap in self._buffers and self._buffers[tap].layers]
+        parts = [
+            (part, buffer.tokens[: len(buffer.layers), :, part.start : part.end])
+            for _, buffer in filled
+            for part in buffer.layout.groups.values()
+        ]
+        measured = iter(self._measure(parts))
+        for tap, buffer in filled:
+            self._add(tap, buffer, {group: next(measured) for group in buffer.layout.groups})
+            buffer.layers.clear()
+
+    def _add(self, tap: str, buffer: _Buffer, launched: Mapping[str, Launched]) -> None:
         layout, tokens = buffer.layout, buffer.tokens[: len(buffer.layers)]
         counts = {group: part.counts for group, part in layout.groups.items()}
         sent = SentLayers(tap, list(buffer.layers), counts, tokens.shape[3])
-        launched: dict[str, Launched] = {}
         kept: list[Tensor] = []
         for group, part in layout.groups.items():
             states = tokens[:, :, part.start : part.end]
-            launched[group] = self._measure(sent, group, part, states)
+            self._add_metrics(sent, group, launched[group])
             mean = _means(states, part)
             sent.finite.append(self._outbound.add(mean.isfinite().all(2)))
             if group == "vision" and tap in MAP_TAPS:
@@ -154,19 +164,36 @@ class Recorder:
             self._names.setdefault(tap, names)
         self._compare(sent, launched)
         self._sent.append(sent)
-        buffer.layers.clear()
 
-    def _measure(self, sent: SentLayers, group: str, part: GroupLayout, states: Tensor) -> Launched:
-        n_layers = states.shape[0]
-        launched = measure(states.flatten(0, 1), part.device_counts.repeat(n_layers), self.metrics, full=part.full)
-        names = tuple(launched.columns)
-        table = torch.stack([launched.columns[n] for n in names]) if names else states.new_empty(0, launched.n_rows)
-        sent.columns[group] = names, self._outbound.add(table)
+    def _measure(self, parts: Sequence[tuple[GroupLayout, Tensor]]) -> list[Launched]:
+        """Metrics of each part's states (L, B, T, D); parts of equal B, T and D are measured together if they are
+        small."""
+        together: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for number, (part, states) in enumerate(parts):
+            small = 2 * states.numel() <= HELD.get(states.device.type, HELD["cuda"])
+            key = part.full, states.shape[1:], states.dtype, states.device
+            together[key if small else (number,)].append(number)
+        measured: dict[int, Launched] = {}
+        for numbers in together.values():
+            some = [parts[number] for number in numbers]
+            states = torch.cat([states for _, states in some]) if len(some) > 1 else some[0][1]
+            counts = torch.cat([part.device_counts.repeat(len(states)) for part, states in some])
+            launched = measure(states.flatten(0, 1), counts, self.metrics, full=some[0][0].full)
+            sizes = [len(states) * states.shape[1] for _, states in some]
+            measured |= zip(numbers, split(launched, sizes) if len(some) > 1 else [launched], strict=True)
+        return [measured[number] for number in range(len(parts))]
+
+    def _add_metrics(self, sent: SentLayers, group: str, launched: Launched) -> None:
+        add, names = self._outbound.add, tuple(launched.columns)
+        table = torch.stack([launched.columns[n] for n in names]) if names else torch.empty(0, launched.n_rows)
+        sent.columns[group] = names, add(table)
         for variant, leading in launched.leading.items():
-            add = self._outbound.add
-            numbers = add(leading.trace), add(leading.frobenius), add(leading.ritz), add(leading.metric)
-            sent.blocks[group, variant] = numbers
-        return launched
+            sent.blocks[group, variant] = (
+                add(leading.trace),
+                add(leading.frobenius),
+                add(leading.ritz),
+                add(leading.metric),
+            )
 
     def _class_means(self, own: Tensor, part: GroupLayout, classes: Sequence[Bool[Tensor, "2 V"]]) -> Tensor:
         """Means over the vision tokens of each class, (L, B, 2, D) float32."""
@@ -178,26 +205,33 @@ class Recorder:
 
     def _compare(self, sent: SentLayers, launched: Mapping[str, Launched]) -> None:
         """Products of leading bases: vision with text, and each layer with the next."""
+        products: dict[tuple[int, ...], Tensor] = {}  # variants of the same matrices share a basis
         if len(launched) == 2:
             for variant in self._pairs["top5_alignment_text"]:
                 vision, text = (launched[group].leading[variant].basis for group in ("vision", "text"))
-                sent.with_text[variant] = self._outbound.add(vision.mT @ text)
+                key = id(vision), id(text)
+                if key not in products:
+                    products[key] = vision.mT @ text
+                sent.with_text[variant] = self._outbound.add(products[key])
+        ends: dict[int, Tensor] = {}
         for group, measured in launched.items():
             n_images = len(sent.counts[group])
             for variant in self._pairs["top5_alignment_next"]:
                 basis = measured.leading[variant].basis
                 last = self._last.get((sent.tap, group, variant))
-                first = basis if last is None else torch.cat([last.to(basis.device), basis])
-                later = basis[n_images:] if last is None else basis
-                sent.with_next[group, variant] = self._outbound.add(first[:-n_images].mT @ later)
-                self._last[sent.tap, group, variant] = basis[-n_images:]
+                key = id(basis), id(last)
+                if key not in products:
+                    first = basis if last is None else torch.cat([last.to(basis.device), basis])
+                    later = basis[n_images:] if last is None else basis
+                    products[key] = first[:-n_images].mT @ later
+                sent.with_next[group, variant] = self._outbound.add(products[key])
+                self._last[sent.tap, group, variant] = ends.setdefault(id(basis), basis[-n_images:])
 
     # ------------------------------------------------------------ the end of the pass
 
     def launch(self) -> Pending:
         """Compute what is still buffered and start the copy to the host; the recorder must not be used afterwards."""
-        for tap in list(self._buffers):
-            self._flush(tap)
+        self._flush(*self._buffers)
         self._outbound.send()
         self._buffers.clear()
         self._last.clear()

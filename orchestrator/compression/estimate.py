@@ -52,7 +52,7 @@ def estimate(grams: Grams, variant: Variant) -> Estimate:
     else:
         present = torch.ones(matrix.shape[:2], dtype=matrix.dtype, device=matrix.device)
     constant = variant.centred and grams.by_tokens  # centred tokens sum to zero: one direction less
-    return quadrature(matrix, present, constant, lambda block: grams.turned(block, variant))
+    return quadrature(matrix, present, constant, lambda block: grams.turned(block.mT, variant).mT)
 
 
 def quadrature(

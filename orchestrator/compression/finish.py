@@ -51,7 +51,8 @@ def solve(
     is_present = (values[:, :TOP] > ABSENT * values[:, :1]) & finite[:, None] & (values[:, :1] > 0)
     if max_directions is not None:
         is_present &= np.arange(is_present.shape[1]) < max_directions[:, None]
-    lengths = np.einsum("rik,rij,rjk->rk", vectors, np.where(finite[:, None, None], metric, 0.0), vectors)
+    rows = vectors.swapaxes(1, 2)
+    lengths = ((rows @ np.where(finite[:, None, None], metric, 0.0).astype(np.float64)) * rows).sum(2)
     scale = np.where(is_present, 1 / np.sqrt(np.where(is_present & (lengths > 0), lengths, 1.0)), 0.0)
     values = np.where(finite[:, None], values.clip(min=0), np.nan)
     return Ritz(values, vectors * scale[:, None, :], is_present.sum(1))

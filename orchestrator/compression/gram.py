@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from orchestrator.compression.halves import LEAN, halves_product, self_product
-from orchestrator.compression.subspace import leading_block, leading_blocks, products
+from orchestrator.compression.subspace import leading_rows
 
 
 class Variant(NamedTuple):
@@ -106,11 +106,9 @@ class Grams:
         """Products of tokens with columns. On a GPU the tokens are read in place, without a scaled copy."""
         return (self._differences @ columns) * self._factor[..., None] if self._halves else self.tokens @ columns
 
-    def _down(self, columns: Float[Tensor, "R N k"]) -> Float[Tensor, "R D k"]:
-        """Sums of tokens weighted by columns."""
-        if self._halves:
-            return self._differences.mT @ (columns * self._factor[..., None])
-        return self.tokens.mT @ columns
+    def _down(self, rows: Float[Tensor, "R k N"]) -> Float[Tensor, "R k D"]:
+        """Sums of tokens weighted by rows."""
+        return (rows * self._factor[:, None]) @ self._differences if self._halves else rows @ self.tokens
 
     def counts(self, variant: Variant) -> Int64[Tensor, " R"]:
         """Mask of the tokens of a variant."""
@@ -139,34 +137,40 @@ class Grams:
 
     def _matrix_leading(self, variants: Sequence[Variant]) -> dict[Variant, Leading]:
         """The same from explicit matrices, in one batch: fastest while they stay in a processor's caches."""
-        matrix = torch.cat([self.matrix(variant) for variant in variants])
-        block = leading_block(matrix)
-        parts = [block.mT @ (matrix @ block), torch.linalg.matrix_norm(matrix)]
-        parts.append(matrix.diagonal(dim1=1, dim2=2).sum(1))
+        matrices = [self.matrix(variant) for variant in variants]
         n = len(self.mask)
+
+        def apply(x: Tensor) -> Tensor:
+            y = torch.empty_like(x)
+            for matrix, some, out in zip(matrices, x.split(n), y.split(n), strict=True):
+                torch.bmm(some, matrix, out=out)
+            return y
+
+        block = leading_rows(apply, n * len(variants), matrices[0].shape[1], matrices[0]).contiguous()
+        projected = (apply(block) @ block.mT).split(n)
         leading = {}
-        for k, variant in enumerate(variants):
-            ritz, norm, trace = (part[k * n : (k + 1) * n] for part in parts)
-            basis = self.turned(block[k * n : (k + 1) * n], variant)
+        for variant, matrix, ritz, some in zip(variants, matrices, projected, block.split(n), strict=True):
+            trace, norm = matrix.diagonal(dim1=1, dim2=2).sum(1), torch.linalg.matrix_norm(matrix)
+            basis = self.turned(some, variant)
             if self.by_tokens:
-                leading[variant] = Leading(trace, norm, ritz, ritz, self._spread(basis, variant))
-            else:
-                leading[variant] = Leading(trace, norm, ritz, basis.mT @ basis, basis)
+                basis = self._spread(basis, variant)
+            # not `ritz` of tokens: beside a massive one its rounding error exceeds a faint direction's squared length
+            leading[variant] = Leading(trace, norm, ritz, basis @ basis.mT, basis.mT)
         return leading
 
-    def _spread(self, block: Float[Tensor, "R N b"], variant: Variant) -> Float[Tensor, "R D b"]:
-        """H^T U of the variant's tokens H, for columns U."""
+    def _spread(self, rows: Float[Tensor, "R b N"], variant: Variant) -> Float[Tensor, "R b D"]:
+        """U H of the variant's tokens H, for weights U."""
         if variant.trimmed:
-            block = block * self.kept[..., None]
-        basis = self._down(block)
+            rows = rows * self.kept[:, None]
+        basis = self._down(rows)
         if not variant.centred:
-            basis = basis + self.pivot[:, :, None] * (block * self.mask[..., None]).sum(1, keepdim=True)
+            basis = torch.addcmul(basis, (rows * self.mask[:, None]).sum(2, keepdim=True), self.pivot[:, None])
         return basis
 
-    def turned(self, block: Float[Tensor, "R K b"], variant: Variant) -> Float[Tensor, "R K b"]:
-        """Columns from the coordinates of `matrix` to those of tokens (or dimensions), or back."""
+    def turned(self, rows: Float[Tensor, "R b K"], variant: Variant) -> Float[Tensor, "R b K"]:
+        """Vectors from the coordinates of `matrix` to those of tokens (or dimensions), or back."""
         mirror = self._mirrors.get(self.plain(variant))
-        return block if mirror is None else block - 2 * mirror[..., None] * (mirror[:, None] @ block)
+        return rows if mirror is None else torch.addcmul(rows, rows @ mirror[..., None], mirror[:, None], value=-2)
 
     def _with_mean(self, variant: Variant, gram: Tensor, axis: Tensor, border: Tensor) -> Float[Tensor, "R K K"]:
         """gram + axis border^T + border axis^T, in coordinates whose first one is the unit vector `axis`.
@@ -174,13 +178,13 @@ class Grams:
         A large mean then affects one row and column only, and does not reduce the precision of the other entries.
         """
         mirror = self._mirror(variant, axis)
-        half = gram @ mirror[..., None]  # R, K, 1
-        cross = 2 * (half - mirror[..., None] * (mirror[:, None] @ half)) @ mirror[:, None]
-        gram = gram - cross - cross.mT
-        border = self.turned(border[..., None], variant)[..., 0]
-        gram[:, 0] += border
-        gram[:, :, 0] += border
-        return gram
+        half = (gram @ mirror[..., None])[..., 0]
+        half = half - mirror * (mirror * half).sum(1, keepdim=True)
+        border = self.turned(border[:, None], variant)[:, 0]
+        first = torch.zeros_like(axis)
+        first[:, 0] = 1.0
+        left = torch.stack([-2 * half, -2 * mirror, first, border], 2)
+        return torch.baddbmm(gram, left, torch.stack([mirror, half, border, first], 1))
 
     def _mirror(self, variant: Variant, axis: Float[Tensor, "R K"]) -> Float[Tensor, "R K"]:
         """Unit normal of the reflection that takes the unit vector `axis` to the first coordinate."""
@@ -233,31 +237,32 @@ class Grams:
         and the border of the mean (`_with_mean`); centred with massive tokens, the same with (I - w w^T), w the
         normalised ones; centred without them, m P m.
         """
-        gram = self._product
+        gram, n_variants = self._product, len(variants)
         frames = [self._frame(variant) for variant in variants]
-        present, side, border = (torch.stack(parts, 2)[..., None] for parts in zip(*frames, strict=True))  # R N V 1
+        present, side, border = (torch.stack(parts, 1)[:, :, None] for parts in zip(*frames, strict=True))  # R V 1 N
 
         def inside(x: Tensor) -> Tensor:
-            return present * (x - side * (side * x).sum(1, keepdim=True))
+            return present * (x - side * (side * x).sum(3, keepdim=True))
 
-        def apply(x: Tensor) -> Tensor:
-            y = present * (gram @ inside(x).flatten(2)).view_as(x)
-            y = y - side * (side * y).sum(1, keepdim=True)
-            y = torch.addcmul(y, border, x[:, :1])
-            y[:, :1] += (border * x).sum(1, keepdim=True)
-            return y
+        def apply(rows: Tensor) -> Tensor:
+            x = rows.unflatten(0, (-1, n_variants))  # R V b N
+            y = present * (inside(x).flatten(1, 2) @ gram).view_as(x)
+            y = y - side * (side * y).sum(3, keepdim=True)
+            y = torch.addcmul(y, border, x[..., :1])
+            y[..., :1] += (border * x).sum(3, keepdim=True)
+            return y.flatten(0, 1)
 
-        block = leading_blocks(apply, len(gram), gram.shape[1], len(variants), gram)
-        ritz = products(block, apply(block))
-        back = inside(block)
-        basis = self._down(back.flatten(2)).unflatten(2, block.shape[2:])
-        shares = back.sum(1)  # R V b
+        block = leading_rows(apply, len(gram) * n_variants, gram.shape[1], gram)
+        ritz = (apply(block) @ block.mT).unflatten(0, (-1, n_variants))
+        back = inside(block.unflatten(0, (-1, n_variants)))
+        basis = self._down(back.flatten(1, 2)).view(*back.shape[:3], -1)  # R V b D
+        shares = back.sum(3)
         for k, variant in enumerate(variants):
             if not variant.centred:
-                basis[:, :, k].add_(self.pivot[:, :, None] * shares[:, None, k])
-        traces, norms = self._sizes(variants, gram, present[..., 0])
+                basis[:, k].addcmul_(shares[:, k, :, None], self.pivot[:, None])
+        traces, norms = self._sizes(variants, gram, present[:, :, 0].mT)
         return {
-            variant: Leading(traces[:, k], norms[:, k], ritz[:, k], ritz[:, k], basis[:, :, k])
+            variant: Leading(traces[:, k], norms[:, k], ritz[:, k], basis[:, k] @ basis[:, k].mT, basis[:, k].mT)
             for k, variant in enumerate(variants)
         }
 
@@ -268,7 +273,7 @@ class Grams:
         if not variant.centred:
             axis, border = self._mean_terms(variant)
             mirror = self._mirror(variant, axis)
-            return present, math.sqrt(2) * mirror, self.turned(border[..., None], variant)[..., 0]
+            return present, math.sqrt(2) * mirror, self.turned(border[:, None], variant)[:, 0]
         if self.trimmed and not variant.trimmed:
             return present, torch.nn.functional.normalize(present, dim=1), none
         return present, none, none

@@ -131,10 +131,13 @@ def _measure(hidden: Tensor, counts: Tensor, names: Sequence[str], full: bool) -
         if name not in METRICS:
             values = load_user_metric(name).function(tokens.hidden, tokens.mask, tokens)
             launched.columns[name] = values.float().masked_fill(~finite | (counts == 0), torch.nan)
-    launched.leading = {
-        v: Leading(leading.trace.masked_fill(~finite, torch.nan), *_fields(leading)[1:])
-        for v, leading in launched.leading.items()
+    # variants that are the same matrices stay one object: later steps do their work once
+    distinct = {id(leading): leading for leading in launched.leading.values()}
+    cleaned = {
+        key: Leading(leading.trace.masked_fill(~finite, torch.nan), *_fields(leading)[1:])
+        for key, leading in distinct.items()
     }
+    launched.leading = {v: cleaned[id(leading)] for v, leading in launched.leading.items()}
     return launched
 
 
@@ -155,11 +158,28 @@ def _fields(leading: Leading) -> tuple[Tensor, ...]:
 def _join(parts: Sequence[Launched]) -> Launched:
     first = parts[0]
     columns = {name: torch.cat([part.columns[name] for part in parts]) for name in first.columns}
-    leading = {
-        v: Leading(*(torch.cat(some) for some in zip(*(_fields(part.leading[v]) for part in parts), strict=True)))
-        for v in first.leading
-    }
+    joined: dict[tuple[int, ...], Leading] = {}
+    leading = {}
+    for v in first.leading:
+        some = [part.leading[v] for part in parts]
+        key = tuple(id(one) for one in some)
+        if key not in joined:
+            joined[key] = Leading(*(torch.cat(fields) for fields in zip(*map(_fields, some), strict=True)))
+        leading[v] = joined[key]
     return Launched(sum(part.n_rows for part in parts), columns, leading)
+
+
+def split(launched: Launched, sizes: Sequence[int]) -> list[Launched]:
+    """The metrics of each of some sets of rows that were measured together."""
+    columns = {name: column.split(sizes) for name, column in launched.columns.items()}
+    distinct = {id(leading): leading for leading in launched.leading.values()}
+    fields = {key: [field.split(sizes) for field in _fields(leading)] for key, leading in distinct.items()}
+    parts = []
+    for k, n in enumerate(sizes):
+        leading = {key: Leading(*(field[k] for field in some)) for key, some in fields.items()}
+        by_variant = {v: leading[id(one)] for v, one in launched.leading.items()}
+        parts.append(Launched(n, {name: some[k] for name, some in columns.items()}, by_variant))
+    return parts
 
 
 def from_blocks(

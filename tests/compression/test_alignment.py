@@ -1,5 +1,7 @@
 """Subspace alignment, CKA and drift against numpy in float64."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,9 @@ from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import State
 from orchestrator.compression import finish
 from orchestrator.compression.alignment import linear_cka, relative_drift, top5_alignment
+from orchestrator.compression.gram import Variant
+from orchestrator.compression.metrics import Launched, measure
+from orchestrator.compression.registry import default_names
 from orchestrator.config import CaptureConfig
 from orchestrator.errors import DataError
 
@@ -52,6 +57,17 @@ def test_faint_directions_beside_a_large_mean_or_token_are_told_apart(
     for centred in (False, True):
         got = float(top5_alignment(a, everything(a), b, everything(b), centred=centred))
         assert got == pytest.approx(svd_alignment(*sides, centred), abs=2e-3)
+
+
+@pytest.mark.parametrize("n", [6, 30])
+def test_directions_beside_a_massive_token_have_unit_length(n: int) -> None:
+    """Taken from the Gram matrix, a faint direction's length is off by rounding: hundreds of times too long."""
+    tokens = states(20, n, 96, 5, 2.0)
+    tokens[:, 2] *= 1000
+    side = measure(tokens, torch.full((20,), n), ("top5_alignment_text_centred",), full=True).leading[Variant(True)]
+    ritz = finish.solve(side.ritz.numpy(), side.metric.numpy(), np.full(20, n - 1))
+    directions = side.basis.double().numpy() @ ritz.directions
+    assert np.linalg.norm(directions, axis=1)[:, : ritz.present.min()] == pytest.approx(1, abs=1e-3)
 
 
 def test_centred_alignment_does_not_count_the_mean_that_both_share() -> None:
@@ -158,6 +174,44 @@ def test_a_captured_pass_has_the_alignment_columns(n_layers: int, centred: bool)
             want = align(hidden[layer], mask, hidden[layer + 1], mask)
             assert rows[layer, group][2] == pytest.approx(want)
     assert np.isnan(rows[2, "vision"][2]).all()
+
+
+def test_taps_measured_together_have_their_own_values_and_variants_of_equal_matrices_are_solved_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = {"measure": 0, "solve": 0}
+    solve = finish.solve
+
+    def counted_measure(*args: Any, **kwargs: Any) -> Launched:
+        calls["measure"] += 1
+        return measure(*args, **kwargs)
+
+    def counted_solve(*args: Any) -> finish.Ritz:
+        calls["solve"] += 1
+        return solve(*args)
+
+    monkeypatch.setattr("orchestrator.capture.recorder.measure", counted_measure)
+    monkeypatch.setattr(finish, "solve", counted_solve)
+    vision, text = torch.arange(16).expand(2, 16) < 7, torch.arange(16).expand(2, 16) >= 7
+    every = torch.ones(2, 7, dtype=torch.bool)
+    taken = [State("projector", 0, states(2, 7, 16, 9), every, None)]
+    taken += [State("decoder", layer, states(2, 16, 16, layer, 0.3), vision, text) for layer in range(3)]
+
+    def record(*taps: str) -> dict[tuple[str, int, str], np.ndarray]:
+        config, n_layers = CaptureConfig(keep_features=False), {"decoder": 3, "projector": 1}
+        recorder = Recorder(config, default_names(), np.linspace(0, 1, 4), n_layers)
+        for state in taken:
+            if state.tap in taps:
+                recorder(state)
+        return {(row.tap, row.layer, row.group): row.values for row in recorder.finish().rows}
+
+    together = record("projector", "decoder")
+    # vision of both taps, and text; raw and centred of each group of a tap, as no token is massive
+    assert calls == {"measure": 2, "solve": 6}
+    alone = record("projector") | record("decoder")
+    assert together.keys() == alone.keys()
+    for key, values in alone.items():
+        assert together[key] == pytest.approx(values, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
 def test_centred_tokens_have_one_direction_less_than_there_are_tokens() -> None:

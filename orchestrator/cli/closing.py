@@ -176,8 +176,7 @@ def print_outcome(study: Study, report: str | None = None) -> None:
 
 def view_links(study: Study) -> dict[str, str]:
     """Title -> address of the study's shared MLflow views; of a database on a disk while `vtsweep ui` serves it."""
-    from orchestrator.tracking.ui import FIRST_PORT
-    from orchestrator.tracking.views import page
+    from orchestrator.tracking.views import FIRST_PORT, page
 
     found = study.record.get("mlflow") or {}
     address = found.get("address") or f"http://127.0.0.1:{FIRST_PORT}"

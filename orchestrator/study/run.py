@@ -89,10 +89,19 @@ def finished_study(sweep: Sweep, stages: Sequence[StageName] | None = None) -> S
     if not set(names) <= set(study.stages) or not study.folder.exists(REPORT_FILE):
         return None
     planned = {d for point in record["points"] for stage, d in point["stages"].items() if stage in names}
-    for point in resolve(sweep, names):
-        if any(point.stages[name].digest not in planned or not point.stages[name].is_done() for name in names):
-            return None
+    points = resolve(sweep, names)
+    if any(point.stages[name].digest not in planned for point in points for name in names):
+        return None
+    if not all(_is_complete(name, points, search_of(sweep, name)) for name in names):
+        return None
     return study if all(view.stage.is_done() for stage in names for view in study.views(stage)) else None
+
+
+def _is_complete(name: StageName, points: Sequence[ResolvedPoint], search: dict[str, SearchAxis]) -> bool:
+    is_searched = STAGE_KINDS[name].is_searched
+    if is_searched and search and any(point.run.finetune.search_trials for point in points):
+        return is_searched(distinct(points, name), search)
+    return all(point.stages[name].is_done() for point in points)
 
 
 def open_study(

@@ -11,6 +11,7 @@ from orchestrator.capture.capture_stage import capture_stage, run_capture
 from orchestrator.config import SearchAxis, StageName
 from orchestrator.correlate.correlate_stage import correlate_stage, run_correlate
 from orchestrator.finetune.finetune_stage import trial_stages
+from orchestrator.finetune.ray.search import is_searched
 from orchestrator.probes.probe_stage import probe_stage
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
@@ -34,6 +35,8 @@ class StageKind:
     run: Callable[[Sequence[ResolvedPoint], Search, bool, Watch], Sequence[ResolvedPoint]]
     inputs: tuple[StageName, ...] = ()
     uses_ray: bool = True
+    is_searched: Callable[[Sequence[ResolvedPoint], Search], bool] | None = None
+    """Whether a search is complete that runs samples instead of the points' own stages."""
 
 
 def _each(run: Callable[..., Any], points: Sequence[ResolvedPoint], **options: Any) -> Sequence[ResolvedPoint]:
@@ -74,7 +77,7 @@ STAGE_KINDS: dict[StageName, StageKind] = {
     "capture": StageKind(lambda point: [capture_stage(point)], _run_capture),
     "correlate": StageKind(lambda point: [correlate_stage(point)], _run_correlate, ("capture",), uses_ray=False),
     "probe": StageKind(lambda point: [probe_stage(point)], _run_probe, ("capture",)),
-    "finetune": StageKind(trial_stages, _run_finetune),
+    "finetune": StageKind(trial_stages, _run_finetune, is_searched=is_searched),
     "ablate": StageKind(lambda point: [ablate_stage(point)], _run_ablate),
 }
 

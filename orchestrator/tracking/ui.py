@@ -26,7 +26,6 @@ from orchestrator.tracking import views
 from orchestrator.tracking.landing import landing_server
 from orchestrator.tracking.tracker import default_uri
 
-FIRST_PORT = 5000
 LANDING_PORT = 4990
 """Of the page over all studies; another free one where it is taken."""
 _START_SECONDS = 120.0
@@ -199,7 +198,7 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    for port in range(FIRST_PORT, FIRST_PORT + 100):
+    for port in range(views.FIRST_PORT, views.FIRST_PORT + 100):
         if _is_free(port):
             return port
-    raise ResourceError(f"no free port from {FIRST_PORT} to {FIRST_PORT + 99}; choose one with --port")
+    raise ResourceError(f"no free port from {views.FIRST_PORT} to {views.FIRST_PORT + 99}; choose one with --port")

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+FIRST_PORT = 5000
+"""Of the server that `vtsweep ui` starts; the next free one where it is taken."""
 TAG = "mlflow.sharedViewState."
 
 

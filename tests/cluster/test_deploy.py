@@ -170,6 +170,13 @@ def test_every_mounted_volume_of_the_kubernetes_job_exists():
         assert {mount["name"] for container in pod["containers"] for mount in container["volumeMounts"]} == volumes
 
 
+def test_models_of_the_hub_go_to_the_volume_that_is_mounted_for_them():
+    cluster = read("deploy/kuberay-rayjob.yaml")["spec"]["rayClusterSpec"]
+    (worker,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    places = {mount["name"]: mount["mountPath"] for mount in worker["volumeMounts"]}
+    assert places["models"] == {entry["name"]: entry.get("value") for entry in worker["env"]}["HF_HOME"]
+
+
 def test_the_kubernetes_job_runs_this_package_s_command_with_results_outside_the_pod():
     spec = read("deploy/kuberay-rayjob.yaml")["spec"]
     assert spec["entrypoint"].startswith("python -m orchestrator run ")

@@ -14,8 +14,7 @@ from orchestrator.errors import DivergedError, StageError
 from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray import experiment, trials
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
-from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples
-from orchestrator.finetune.ray.trials import search_folder
+from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples, is_searched, search_folder
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from tests.points import run_trials, trial_point, trial_stage
@@ -183,8 +182,12 @@ def test_a_record_that_speaks_of_a_trial_that_is_not_there_is_tried_again(
     make_run: MakeRun, storage: Storage, trained: list[float]
 ) -> None:
     run = make_run(search_trials=2)
+    assert not is_searched([trial_point(run, storage)], SPACE)
     done = run_trials([run], storage, search=SPACE, quiet=True)
+    assert is_searched([trial_point(run, storage)], SPACE)
+    assert not is_searched([trial_point(make_run(search_trials=3), storage)], SPACE), "one sample more"
     trial_stage(done[0], storage).store.remove("_SUCCESS")
+    assert not is_searched([trial_point(run, storage)], SPACE)
     (record, *_) = storage.files(folder := "search/" + storage.files("search")[0])
     damaged = storage.read(f"{folder}/{record}").replace(b'"number": 0', b'"number": 1')
     storage.write(f"{folder}/{record}", damaged)

@@ -19,6 +19,7 @@ from orchestrator.probes.ray import search_table
 from orchestrator.probes.search import Evaluation, groups, halve, judge, load_search_data, validation_split
 from orchestrator.probes.search import Trial as Tried
 from orchestrator.probes.split import make_split
+from orchestrator.progress import Progress
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import Stage
 from tests.points import open_probes, probe_stage, run_probe_stage, run_probes
@@ -180,9 +181,12 @@ def test_a_fit_that_fails_fails_the_search_and_the_next_run_draws_the_same_setti
 ) -> None:
     run = make_run(search_trials=3, seed=11)
     judged: list[dict[str, Any]] = []
+    shown: list[int] = []
 
     def broken(data: Any, one: Any) -> float:
         judged.append(dict(one.settings))
+        reading = Progress.reading(probe_stage(run, storage, capture).digest)
+        shown.append(len(reading.values.get("skill", ())) if reading else -1)
         if len(judged) == 3:
             raise StageError("worker lost")
         return judge_whole(data, one)
@@ -194,6 +198,7 @@ def test_a_fit_that_fails_fails_the_search_and_the_next_run_draws_the_same_setti
     stage = probe_stage(run, storage, capture)
     assert not stage.is_done()
     assert not stage.store.files("probe_search"), "no smaller result"
+    assert shown == [0, 1, 2], "who follows the search sees the skill of each fit"
     first = judged[:3]
     judged.clear()
     judged.extend([{}] * 3)

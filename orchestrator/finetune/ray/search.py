@@ -8,7 +8,7 @@ record marks it as tried, so that an interrupted search resumes with the remaini
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -118,6 +118,45 @@ class SearchFolder:
             if self._name(record.point, record.number).rpartition("/")[2] == name:
                 records[record.point, record.number] = record
         return records
+
+
+def search_folder(samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str) -> SearchFolder:
+    """The folder of the samples' records."""
+    storage = samples[0].base.storage
+    return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
+
+
+def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
+    """Samples without a record, and those whose record names a trial that does not exist."""
+
+    def settled(sample: Sample) -> bool:
+        record = known.get((sample.point, sample.number))
+        if record is None or (sample.values is not None and record.values != dict(sample.values)):
+            return False
+        trial = sampled_point(sample.base, record.values).stages["finetune"]
+        return record.state != "done" or trial.is_done()
+
+    return [sample for sample in samples if not settled(sample)]
+
+
+def searches(
+    samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str
+) -> Iterator[tuple[list[Sample], SearchFolder]]:
+    """The searches that samples belong to: one, or one a point where `algorithm` proposes values from known scores."""
+    if algorithm != "optuna":
+        yield list(samples), search_folder(samples, search, algorithm)
+        return
+    for point in dict.fromkeys(sample.point for sample in samples):
+        requested = [replace(sample, values=None) for sample in samples if sample.point == point]
+        yield requested, search_folder(requested, search, algorithm)
+
+
+def is_searched(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis]) -> bool:
+    """Whether every sample of a search has its outcome, from the records and the names of finished trials alone."""
+    first = points[0].run
+    algorithm = first.finetune.search_algorithm if first.how.backend == "ray" else "random"
+    found = searches(draw_samples(points, search), search, algorithm)
+    return not any(unfinished_samples(samples, folder.read()) for samples, folder in found)
 
 
 def check_samples(

@@ -15,17 +15,17 @@ from typing import Any
 from orchestrator.cluster.placement import Node, Pool, n_places
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.errors import ConfigError, DivergedError, StageError, VtsweepError
-from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray.entry import describe
 from orchestrator.finetune.ray.experiment import Experiment, TrialResources, score
 from orchestrator.finetune.ray.search import (
-    Sample,
     SampleRecord,
-    SearchFolder,
     State,
     Watch,
     check_samples,
     draw_samples,
+    search_folder,
+    searches,
+    unfinished_samples,
     unwatched,
 )
 from orchestrator.finetune.trial import run_trial
@@ -101,25 +101,6 @@ def _search_local(
     return check_samples(samples, folder.read(), failures)
 
 
-def search_folder(samples: Sequence[Sample], search: Mapping[str, SearchAxis], algorithm: str) -> SearchFolder:
-    """The folder of the samples' records."""
-    storage = samples[0].base.storage
-    return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
-
-
-def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
-    """Samples without a record, and those whose record names a trial that does not exist."""
-
-    def settled(sample: Sample) -> bool:
-        record = known.get((sample.point, sample.number))
-        if record is None or (sample.values is not None and record.values != dict(sample.values)):
-            return False
-        trial = sampled_point(sample.base, record.values).stages["finetune"]
-        return record.state != "done" or trial.is_done()
-
-    return [sample for sample in samples if not settled(sample)]
-
-
 def plan_resources(how: HowConfig, n_cores: int, n_gpus: float) -> TrialResources:
     """Resources of a trial's process: a GPU if there are any, else an equal share of the cores.
 
@@ -180,9 +161,7 @@ def _search_on_ray(points: Sequence[ResolvedPoint], experiment: Experiment, algo
         failures = replace(experiment, folder=folder).run_samples(left, known) if left else {}
         return check_samples(samples, folder.read(), failures)
     done: list[ResolvedPoint] = []
-    for point in dict.fromkeys(sample.point for sample in samples):  # an adaptive algorithm runs one point at a time
-        requested = [replace(sample, values=None) for sample in samples if sample.point == point]
-        folder = search_folder(requested, experiment.search, algorithm)
+    for requested, folder in searches(samples, experiment.search, algorithm):  # one point at a time
         known = folder.read()
         left = unfinished_samples(requested, known)
         kept = {key: record for key, record in known.items() if key[1] not in {s.number for s in left}}

@@ -70,6 +70,12 @@ def check_model(
     return True
 
 
+_WORDS_OF_SHIPPED = (
+    " A shipped model knows the words of its own questions alone ('how many red circles are there ?'): ask in them, or"
+    " name another model (model.name)."
+)
+
+
 def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> int:
     """Refuse texts with words that a folder's tokeniser has no token for, without transformers.
 
@@ -89,7 +95,8 @@ def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> int:
     for text in texts:
         if unknown in (encoded := words.encode(text)).tokens:
             start, end = encoded.offsets[encoded.tokens.index(unknown)]
-            raise ModelError(f"{name}: the tokeniser has no token for {text[start:end]!r} in {text!r}.")
+            hint = _WORDS_OF_SHIPPED if is_shipped(folder) else ""
+            raise ModelError(f"{name}: the tokeniser has no token for {text[start:end]!r} in {text!r}.{hint}")
         longest = max(longest, len(encoded.ids))
     return longest
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import entry_points
 
 
 def registered_by(group: str, names: Iterable[str] | None = None) -> dict[str, str]:
@@ -20,12 +19,6 @@ def registered_by(group: str, names: Iterable[str] | None = None) -> dict[str, s
 
 
 @cache
-def _all(path: tuple[str, ...]) -> EntryPoints:  # noqa: ARG001
-    """Entry points of all packages on the path: one look at their metadata serves every group."""
-    return entry_points()
-
-
-@cache
 def _packages(group: str) -> dict[str, str]:
-    points = _all(tuple(sys.path)).select(group=group)
+    points = entry_points(group=group)
     return {point.name: f"{point.dist.name} {point.dist.version}" if point.dist else "unknown" for point in points}

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
+from scipy.stats import t as student
 
 from orchestrator.stats.blocks import neighbours
 from orchestrator.stats.conditional import conditional_association
@@ -93,3 +95,41 @@ def test_residuals_are_leave_one_out() -> None:
     part = basis[others]
     weights = np.linalg.solve(part.T @ part + _PENALTIES[-1] * _penalty(basis), part.T @ column[others])
     assert curves._residuals(k, column)[17, 0] == pytest.approx(float((column[17] - basis[17] @ weights)[0]), abs=1e-8)
+
+
+def test_the_interval_is_that_of_the_images_influence_on_a_correlation() -> None:
+    """Delta method: the influence on r = Sab / sqrt(Saa Sbb) is ab / sqrt(Saa Sbb) - r / 2 (aa / Saa + bb / Sbb)."""
+    rng = np.random.default_rng(8)
+    n = 90
+    x = rng.standard_normal((n, 1))
+    mixed = np.stack(
+        [w * x[:, 0] + np.sqrt(1 - w**2) * rng.standard_normal(n) for w in (-0.95, -0.5, 0, 0.3, 0.8)], axis=1
+    )
+    found = conditional_association(x, mixed, np.ones((n, 1)))
+    factors = []
+    for k in range(mixed.shape[1]):
+        a, b = (rankdata(column) - (n + 1) / 2 for column in (x[:, 0], mixed[:, k]))
+        aa, bb = float(a @ a), float(b @ b)
+        r = float(a @ b) / np.sqrt(aa * bb)
+        influence = a * b / np.sqrt(aa * bb) - r / 2 * (a**2 / aa + b**2 / bb)
+        half = (np.arctanh(found.high[0, k]) - np.arctanh(found.low[0, k])) / 2
+        assert np.arctanh(found.high[0, k]) - half == pytest.approx(np.arctanh(r))
+        factors.append(half * (1 - r**2) / np.sqrt((influence**2).sum()))
+    assert factors == pytest.approx([factors[0]] * 5, rel=1e-6)
+    least = student.ppf(0.975, n - 2) * np.sqrt(1.12 * n / (n - 2))  # with the allowance for the curves
+    assert 1 <= factors[0] / least < 1.1
+    wide = conditional_association(x, mixed, np.ones((n, 1)), confidence=0.998)
+    ratio = np.arctanh(wide.high)[0, 2] - np.arctanh(wide.rho)[0, 2]
+    ratio /= np.arctanh(found.high)[0, 2] - np.arctanh(found.rho)[0, 2]
+    assert ratio == pytest.approx(student.ppf(0.999, n - 2) / student.ppf(0.975, n - 2))
+
+
+def test_too_few_images_and_values_that_are_not_finite() -> None:
+    few = conditional_association(np.ones((19, 1)), np.ones((19, 2)), np.ones((19, 1)))
+    assert few.rho.shape == (1, 2)
+    assert np.isnan(few.rho).all()
+    assert few.n == 19
+    rng = np.random.default_rng(0)
+    assert np.isfinite(conditional_association(*rng.standard_normal((2, 20, 1)), np.ones((20, 1))).rho).all()
+    with pytest.raises(ValueError, match="covariates"):
+        conditional_association(np.ones((30, 1)), np.ones((30, 1)), np.full((30, 1), np.nan))

@@ -16,6 +16,7 @@ from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.kinds import Settings
 from orchestrator.answers.evaluate import answer_limit
 from orchestrator.answers.judging import judge
+from orchestrator.answers.places import as_judged, window_of
 from orchestrator.data.mixture import Example
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
@@ -101,6 +102,7 @@ class Bench:
         self.texts = [f"{item.question.text} {instruction}".strip() for item in self.asked]
         images = (item.image() for item in self.asked)
         self.inputs = [adapter.prepare(image, text) for image, text in zip(images, self.texts, strict=True)]
+        self.windows = [window_of(adapter, item) for item in self.asked]
         self.max_new_tokens = answer_limit(adapter, [item.question for item in self.asked])
 
     # ------------------------------------------------------------ asking
@@ -135,7 +137,8 @@ class Bench:
             _add(sums, answered, generated)
             if device.type == "cuda":
                 sums.peak = max(sums.peak or 0, torch.cuda.max_memory_allocated(device))
-            predicted.update(zip(chunk, texts, strict=True))
+            for i, text in zip(chunk, texts, strict=True):
+                predicted[i] = as_judged(self.asked[i].question, text, self.windows[i])
             kept.update(zip(chunk, self._kept(answered), strict=True))
 
         retry_with_smaller_batch(self.batches(numbers, inputs), ask_some)

@@ -15,7 +15,8 @@ import numpy as np
 import polars as pl
 
 from orchestrator.answers.judging import is_valid, judge, judge_place, read_answer
-from orchestrator.answers.prepared import Asked, Prepared
+from orchestrator.answers.places import Asked, as_judged, window_of
+from orchestrator.answers.prepared import Prepared
 from orchestrator.data.files.scoring import LETTERS, SOFT, listed_place, position_bias, yes_no_summary
 from orchestrator.data.questions import Question
 from orchestrator.models.adapter import Adapter
@@ -32,7 +33,7 @@ MAX_SENTENCE_TOKENS = 48
 
 @dataclass(frozen=True)
 class Reply:
-    """What a model answered."""
+    """What a model answered; a point or box in hundredths of the picture itself, whatever part of it was seen."""
 
     predicted: str
     """The answer that is judged: the most probable choice, or what was generated."""
@@ -70,7 +71,8 @@ def predict(
     def answer(chunk: Sequence[int]) -> None:
         choices = [asked[i].question.choices if by == "score" else None for i in chunk]
         answered = adapter.answer(adapter.collate([examples[i] for i in chunk]), choices, max_new_tokens=limit)
-        for i, (generated, chosen) in zip(chunk, answered, strict=True):
+        for i, (written, chosen) in zip(chunk, answered, strict=True):
+            generated = as_judged(asked[i].question, written, window_of(adapter, asked[i]))
             replies[i] = Reply(generated if chosen is None else chosen, generated)
 
     retry_with_smaller_batch(prepared.batches(examples, batch_size), answer)

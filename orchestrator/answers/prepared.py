@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from orchestrator.data.questions import Question
+from orchestrator.answers.places import Asked, as_seen, window_of
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
-from orchestrator.models.preparation import Pictures
 
 K = TypeVar("K", bound=Hashable)
-
-
-class Asked(Protocol):
-    """A question and its images."""
-
-    @property
-    def question(self) -> Question: ...
-
-    def image(self) -> Pictures:
-        """uint8 (H, W, 3), several of them, or None for a question without an image."""
-        ...
 
 
 class Prepared:
@@ -42,8 +30,13 @@ class Prepared:
         return self._get(asked, None)
 
     def with_answer(self, asked: Asked, answer: str | None = None) -> Batch:
-        """Inputs with the right answer, or the given one, and `labels` on its tokens alone."""
-        return self._get(asked, asked.question.answer if answer is None else answer)
+        """Inputs with the right answer, or the given one, and `labels` on its tokens alone.
+
+        A right place is that in the picture that the model sees.
+        """
+        if answer is None:
+            answer = as_seen(asked.question, window_of(self.adapter, asked))
+        return self._get(asked, answer)
 
     def _get(self, asked: Asked, answer: str | None) -> Batch:
         question = asked.question

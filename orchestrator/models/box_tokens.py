@@ -14,11 +14,9 @@ from torch import Tensor
 
 from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
-from orchestrator.models.fitting import cut_shape
+from orchestrator.models.fitting import WHOLE, Window, shown_window
 from orchestrator.models.geometry import Grid
 
-Window = tuple[float, float, float, float]
-WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 STRETCHED = ("llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl", "molmo2")
 """Families each of whose grids (thumbnail, crops, frames) covers the whole picture."""
 EDGE = 1e-6
@@ -78,7 +76,7 @@ def tile_windows(adapter: Adapter, grid: Grid, size: tuple[int, int]) -> dict[in
     if family in STRETCHED:
         return dict.fromkeys(tiles, WHOLE)
     if len(tiles) == 1:
-        return {tiles[0]: _cut(adapter, size)}
+        return {tiles[0]: shown_window(adapter.processor, adapter.fit, *size)}
     if family == "internvl":
         shape = _internvl_tiles(adapter.processor, size)
     elif family in ("idefics3", "smolvlm"):
@@ -96,17 +94,6 @@ def _mosaic(tiles: list[int], rows: int, cols: int) -> dict[int, Window]:
         tile: (number % cols / cols, number // cols / rows, (number % cols + 1) / cols, (number // cols + 1) / rows)
         for number, tile in enumerate(tiles)
     }
-
-
-def _cut(adapter: Adapter, size: tuple[int, int]) -> Window:
-    """The part of the picture that a processor of one tile sees, after `fit_picture`."""
-    cut = cut_shape(adapter.processor)
-    if cut is None or adapter.fit == "stretch":
-        return WHOLE
-    ratio = (size[1] / size[0]) / (cut[1] / cut[0])
-    wide = max(1.0, 1 / ratio) if adapter.fit == "pad" else min(1.0, 1 / ratio)
-    high = max(1.0, ratio) if adapter.fit == "pad" else min(1.0, ratio)
-    return (0.5 - wide / 2, 0.5 - high / 2, 0.5 + wide / 2, 0.5 + high / 2)
 
 
 def _padded(grid: Grid, size: tuple[int, int]) -> Window:

@@ -12,6 +12,9 @@ from typing import Any, Literal
 import numpy as np
 
 Fit = Literal["pad", "crop", "stretch"]
+Window = tuple[float, float, float, float]
+"""Part of a picture as shares of it, (x0, y0, x1, y1) from the top left; below 0 and above 1 is padding."""
+WHOLE: Window = (0.0, 0.0, 1.0, 1.0)
 
 
 def cut_shape(processor: Any) -> tuple[int, int] | None:
@@ -45,6 +48,17 @@ def seen_window(height: int, width: int, cut: tuple[int, int], fit: Fit) -> tupl
     seen_height, seen_width = min(height, width * cut[0] / cut[1]), min(width, height * cut[1] / cut[0])
     top, left = (height - seen_height) / 2, (width - seen_width) / 2
     return top, left, top + seen_height, left + seen_width
+
+
+def shown_window(processor: Any, fit: Fit, height: int, width: int) -> Window:
+    """Return what a model sees of a picture after `fit_picture`: the padded, the cropped or the whole picture."""
+    cut = cut_shape(processor)
+    if cut is None or fit == "stretch":
+        return WHOLE
+    ratio = (width / height) / (cut[1] / cut[0])
+    wide = max(1.0, 1 / ratio) if fit == "pad" else min(1.0, 1 / ratio)
+    high = max(1.0, ratio) if fit == "pad" else min(1.0, ratio)
+    return 0.5 - wide / 2, 0.5 - high / 2, 0.5 + wide / 2, 0.5 + high / 2
 
 
 def unseen_share(processor: Any, height: int, width: int) -> float:

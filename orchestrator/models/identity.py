@@ -15,6 +15,7 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import ADAPTER_GROUP, Entry, check_lora, digest_folder, resolve
 from orchestrator.models.checkpoint import read_json
+from orchestrator.models.cuts import known_cut
 from orchestrator.models.known_config import read_config
 from orchestrator.models.prompts import family_rules, prompt_fingerprint, render
 from orchestrator.plugins import registered_by
@@ -40,6 +41,8 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     parts |= prompt_texts(config, entry, parts.get("content", ""))
     parts["rendering"] = prompt_fingerprint(config, entry.family)
     parts["fit"] = config.fit
+    if known_cut(config) is not None:
+        parts["places"] = "of what is seen"  # points and boxes of training are those of the padded or cut picture
     if config.adapter is not None:
         parts["adapter"] = digest_folder(check_lora(config.adapter))
     # A repository whose family is not known yet may turn out to be any of them.

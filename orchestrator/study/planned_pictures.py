@@ -39,7 +39,7 @@ class PlannedPictures:
     n_partly: int
     """Of these, cut through."""
     n_moved: int
-    """Of these, at other hundredths of the picture that the model sees: it was filled up."""
+    """Of these, at other hundredths of the picture that the model sees: it was filled up or cut."""
 
     @property
     def words(self) -> str:
@@ -49,15 +49,15 @@ class PlannedPictures:
             return f"{start} are squeezed into the shape its processor takes; nothing is cut off or moved"
         if self.fit == "pad":
             moved = (
-                f"; {self.n_moved} of {self.n_places} objects, boxes and points lie at other hundredths of it, and are"
-                " asked for in hundredths of the picture itself"
+                f"; {self.n_moved} of {self.n_places} objects, boxes and points lie at other hundredths of it, in which"
+                " places are trained and answered; tables and judgements are in hundredths of the picture itself"
                 if self.n_places
                 else ""
             )
             return f"{start} are filled up to the shape its processor takes; nothing is cut off{moved}"
         cut = (
             f" {self.n_outside} of {self.n_places} objects, boxes and points lie outside and {self.n_partly} are cut"
-            " through;"
+            " through; places are trained and answered in hundredths of what is seen, those outside at its edge;"
             if self.n_places
             else ""
         )
@@ -99,7 +99,7 @@ def _planned(run: RunConfig) -> PlannedPictures | None:
         unseen.append(1 - (bottom - top) * (right - left) / (height * width))
         for x0, y0, x1, y1 in asked_places(source, index):
             n_places += 1
-            moved += other_shape and run.model.fit == "pad"
+            moved += other_shape and run.model.fit != "stretch"
             across, down = min(x1, right) - max(x0, left), min(y1, bottom) - max(y0, top)
             if across < 0 or down < 0 or (across * down == 0 and x1 > x0 and y1 > y0):
                 outside += 1

@@ -183,6 +183,8 @@ def test_what_is_cut_off_is_counted_and_said_by_plan(tmp_path: Path) -> None:
     crop = rows["crop"]
     assert (crop.n_pictures, crop.n_changed, crop.n_places, crop.n_outside, crop.n_partly) == (2, 2, 6, 2, 2)
     assert crop.unseen_share == pytest.approx(1 / 3)
+    assert crop.n_moved == 6
+    assert "those outside at its edge" in crop.words
     assert "2 of 6 objects, boxes and points lie outside and 2 are cut through" in crop.words
     for fit in ("pad", "stretch"):
         assert (rows[fit].n_changed, rows[fit].n_outside, rows[fit].n_partly, rows[fit].unseen_share) == (2, 0, 0, 0)

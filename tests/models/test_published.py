@@ -38,7 +38,6 @@ from tests.models.published import build, has_torchvision, save_family, stand_in
 PUBLISHED = ("llava15", "granite", "qwen25vl", "molmo", "molmo_o")
 NATIVE = PUBLISHED[:3]
 ASKED = (("What colour is it?", "red"), ("How many are there?", "3"), ("Is there a dog?", "yes"), ("Where?", "left"))
-VIDEOS = ("llava_onevision", "qwen2_5_vl", "qwen3_vl", "idefics3", "smolvlm", "internvl")
 ALL_FAMILIES = (
     *FAMILIES,
     pytest.param("molmo2", marks=pytest.mark.skipif(not has_torchvision(), reason="its processor needs torchvision")),
@@ -268,7 +267,7 @@ def test_every_family_is_loaded_from_a_folder_of_its_files(family: str, tmp_path
     """Doctor, plan, a pass equal to plain transformers', deletion and text alone, for each with its own processor."""
     from transformers import AutoModelForImageTextToText
 
-    if family in VIDEOS and not has_torchvision():
+    if loading.FAMILY_EXTRAS.get(family) and not has_torchvision():
         pytest.skip("the video part of its processor needs torchvision (pip install 'vtsweep[vision]')")
     config = ModelConfig(name=str(save_family(family, tmp_path / "model")))
     assert check_model(config, text_only=True, size=(36, 20))

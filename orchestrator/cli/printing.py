@@ -56,7 +56,7 @@ def print_plan(plan: Plan) -> None:
             console.print(line, highlight=False)
     for pictures in plan.pictures:
         console.print(pictures.words, highlight=False)
-    for words in plan.without_image:
+    for words in (*plan.without_image, *plan.across):
         console.print(words, highlight=False)
     console.print(f"workers: {plan.pools}")
     if plan.probes:

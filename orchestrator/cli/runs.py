@@ -49,6 +49,10 @@ def _run(
         say("nothing to do: every stage, the report and the MLflow runs are there", quiet or as_json)
         study, report = done, done.folder.locate(REPORT_FILE)
     else:
+        from orchestrator.study.across import across_words
+
+        for words in across_words([point.run for point in sweep.points], stages or sweep.study.stages):
+            say(words, quiet or as_json)
         command = shlex.join(["vtsweep", name, file, *(overrides or ())])
         study, report = run_study(sweep, stages=stages, quiet=quiet or as_json, command=command)
     if study.name != sweep.study.name:

@@ -23,6 +23,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.store.study_record import describe_run
+from orchestrator.study.across import across_words
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, probe_placement, stage_seconds, this_machine
 from orchestrator.study.planned_design import PlannedDesign, planned_designs
@@ -96,6 +97,8 @@ class Plan:
     """Device that the probes would use on this machine, with the estimates that decide it; empty without probes."""
     without_image: Sequence[str] = ()
     """Rows of question files without an image: how many, and what each stage does with them."""
+    across: Sequence[str] = ()
+    """What of the causal checks does not apply to models with cross-attention."""
     card: CardPlan | None = None
     """The estimate for the requested GPU model, independent of this machine."""
 
@@ -158,6 +161,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         selection=_selection([point.run for point in sweep.points]) if "ablate" in stage_names else (),
         probes=_probes_on(points) if "probe" in stage_names else "",
         without_image=rows_without_image(by_questions(runs), stage_names),
+        across=across_words(runs, stage_names),
         card=_on_cards(sweep, stages, points, card, n_gpus) if card else None,
     )  # fmt: skip
 

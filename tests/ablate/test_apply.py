@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -22,6 +23,8 @@ from orchestrator.models.export import export_model, merge_lora
 from orchestrator.models.loading import load_adapter
 from orchestrator.models.random_models import random_adapter, random_example
 from orchestrator.study.resolve import resolve
+from tests.models.published import save_family
+from tests.models.trained import trained_adapter
 
 NAMES = ("reference-joint", "reference-cross")
 NOT_OF_A_PROCESSOR = ("groups", "vision_grid", "n_encoder_rows")
@@ -135,29 +138,27 @@ def test_a_policy_knows_its_model_by_weights_and_not_by_name(tmp_path: Path) -> 
         evaluate_points(resolve(make_sweep(study), ["ablate"]), str(file))
 
 
-def test_an_exported_checkpoint_is_the_model_with_its_adapter(tmp_path: Path) -> None:
-    import peft
+@pytest.mark.parametrize("name", ["reference-joint", "reference-cross", "gemma3"])
+@torch.no_grad()
+def test_an_exported_checkpoint_is_the_model_with_its_adapter(name: str, tmp_path: Path) -> None:
+    """As plain transformers loads it, by its own classes and without remote code."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    base = load_adapter(ModelConfig(name="reference-joint"))
-    settings = peft.LoraConfig(r=2, target_modules=base.linear_modules(["language"], ["q_proj", "up_proj"]))
-    tuned = peft.get_peft_model(base.model, settings)
-    draw = torch.Generator().manual_seed(0)
-    for name, parameter in tuned.named_parameters():
-        if "lora_B" in name:
-            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=draw))
-    tuned.save_pretrained(str(tmp_path / "adapter"))
-    config = ModelConfig(name="reference-joint", adapter=str(tmp_path / "adapter"))
+    base = name if name in NAMES else str(save_family(name, tmp_path / "base"))
+    config = ModelConfig(name=base, adapter=str(trained_adapter(tmp_path / "adapter", base)))
     place = export_model(config, tmp_path / "merged")
-    carried, merged, plain = (
-        load_adapter(c) for c in (config, ModelConfig(name=str(place)), ModelConfig(name="reference-joint"))
-    )
-    picture = torch.randint(0, 255, (112, 112, 3), generator=draw).numpy().astype("uint8")
-    logits = [
-        a.run(a.collate([a.prepare(picture, "how many circles are there?")])).logits for a in (carried, merged, plain)
-    ]
-    torch.testing.assert_close(logits[1], logits[0], rtol=0, atol=1e-4)
-    assert not torch.allclose(logits[2], logits[0], atol=1e-2)
-    assert not [name for name, _ in merged.model.named_parameters() if "lora" in name]
+    carried, plain = load_adapter(config), load_adapter(ModelConfig(name=base))
+    picture = np.random.default_rng(0).integers(0, 255, (112, 112, 3), dtype=np.uint8)
+    example = carried.collate([carried.prepare(picture, "how many circles are there?")])
+    expected = carried.run(example).logits
+    merged, info = AutoModelForImageTextToText.from_pretrained(place, output_loading_info=True)
+    assert not any(info.values()), info
+    inputs = {key: value for key, value in example.items() if key not in NOT_OF_A_PROCESSOR}
+    found = merged.eval()(**inputs).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert not torch.allclose(plain.run(example).logits, expected, atol=1e-2)
+    assert not [one for one, _ in merged.named_parameters() if "lora" in one]
+    assert type(AutoProcessor.from_pretrained(place)) is type(plain.processor)
     with pytest.raises(ModelError, match="not empty"):
         export_model(config, place)
 

@@ -56,14 +56,52 @@ def test_tokens_of_a_box_are_those_whose_pixels_show_it(family: str, size: tuple
     assert (share[shown] > 0.02).mean() > 0.6, "and what is in the box is bright but at its rim"
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
-def test_a_native_grid_covers_the_picture(family: str) -> None:
-    model, picture = adapter(family), np.zeros((32, 64, 3), np.uint8)
-    grid = model.vision_grid(model.prepare(picture, "a?"))[0]
-    rows, cols = (grid[:, :2].max(0).values + 1).tolist()
-    half = box_tokens(model, grid, torch.tensor([[0.0, 0.0, 0.5, 1.0]]), (32, 64))
-    assert int(half.sum()) == rows * cols // 2
-    assert int(grid[half, 1].max()) < cols / 2 <= int(grid[~half, 1].min())
+def packed(model, change: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Change of each patch's pixels, carried to visual tokens by the model's own packing of thumbnail and crops.
+
+    Args:
+        change: (1 + crops, H, W) of the processor's pixels.
+    """
+    side = model.config.vision_config.patch_size
+    patches = change.unfold(1, side, side).unfold(2, side, side).mean((-1, -2)).flatten(1)[..., None]
+    pack = model.model.model.pack_image_features
+    sizes, newline = torch.tensor([size]), torch.full((1,), -1.0)
+    if model.family == "llava_next":
+        tokens = pack([patches], sizes, "default", image_newline=newline)[0]
+    else:
+        tokens = pack([patches], sizes, image_newline=newline)[0]
+    values = torch.cat(list(tokens))[:, 0]
+    return values[values >= 0]
+
+
+def merged(model, change: torch.Tensor) -> torch.Tensor:
+    """Change of each visual token's pixels: a token is made of as many consecutive rows of patches as are merged."""
+    return change.mean(1).view(-1, model.config.vision_config.spatial_merge_size**2).mean(1)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("size", [(32, 32), (24, 60), (70, 30)])
+def test_tokens_of_crops_and_native_grids_are_those_whose_pixels_change(family: str, size: tuple[int, int]) -> None:
+    model, (height, width) = adapter(family), size
+    picture = np.zeros((height, width, 3), np.uint8)
+    x0, y0, x1, y1 = width // 2, height // 4, round(0.9 * width), round(0.6 * height)
+    blank = model.prepare(picture, "a?")
+    picture[y0:y1, x0:x1] = 255
+    example = model.prepare(picture, "a?")
+    change = (example["pixel_values"] - blank["pixel_values"]).abs()
+    if "image_grid_thw" in example:
+        share = merged(model, change) / change.max()
+    else:
+        share = packed(model, change[0].mean(1) / change.max(), size)
+    grid = model.vision_grid(example)[0]
+    shown = box_tokens(model, grid, torch.tensor([[x0 / width, y0 / height, x1 / width, y1 / height]]), size)
+    assert len(share) == len(grid)
+    for tile in grid[:, 2].unique():
+        own = grid[:, 2] == tile
+        assert shown[own].any()
+        assert shown[own & (share > 0.3)].all(), "what changes is in the box"
+        assert (share[own & ~shown] < 0.3).all()
+        assert (share[own & shown] > 0.02).float().mean() > 0.6, "and what is in the box changes but at its rim"
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])

@@ -43,11 +43,11 @@ def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]
     statements = [s for _, part in summary for s in part]
     statements = [s for s in statements if s.topic != "population"] or statements
     best = next((s for s in statements if s.verdict), next(iter(statements), None))
-    return (
-        []
-        if best is None
-        else [Answer(f"{best.text} ({best.evidence})", ((best.topic, best.verdict),) * bool(best.verdict))]
-    )
+    if best is None:
+        return []
+    # a claim alone reads as if it held
+    said = f"{best.verdict.capitalize()}: {best.text}" if best.verdict and best.topic == "hypothesis" else best.text
+    return [Answer(f"{said} ({best.evidence})", ((best.topic, best.verdict),) * bool(best.verdict))]
 
 
 def _of_ratio(model: str, sweep: Mapping[str, Any], held: tuple[int, int] | None) -> Answer:

@@ -45,6 +45,8 @@ def test_a_study_of_neither_is_answered_by_its_first_verdict() -> None:
     study = replace(fake_study(1), points=(replace(fake_point(), findings=None, trials=None, sweep={}),))
     said = [("", [Statement("Measured.", "n = 3"), Statement("Found.", "[1, 2]", "supported", "deletion")])]
     assert answers(study, said)[0].sentence == "Found. ([1, 2])"
+    claim = [("", [Statement("Energy is spread.", "n = 3", "equivalent to nothing", "hypothesis")])]
+    assert answers(study, claim)[0].sentence == "Equivalent to nothing: Energy is spread. (n = 3)"
     assert answers(study, []) == []
 
 

@@ -7,10 +7,13 @@ so that the tables do not depend on the backend.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+from orchestrator.capture.first_shard import FirstShard
 from orchestrator.capture.loading import load_shard
 from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, Worker
 from orchestrator.compression.registry import chosen_names
@@ -20,6 +23,8 @@ from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
+FIRST_SHARD = "first_shard_s"
+"""Entry of the stage's summary: seconds from the command to the first finished shard, by part (`first_shard.PARTS`)."""
 VERSION = 6
 """Incremented whenever the same configuration gives different tables; part of the digest."""
 
@@ -54,6 +59,7 @@ def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeW
     run, stage = point.run, point.stages["capture"]
     if stage.is_done():
         return stage
+    first = FirstShard()
     with _backend(point) as stream:
         source = make_source(run.data)
         plan = stage.open({"n_images": point.n_images, "shard_size": run.how.shard_size})
@@ -63,11 +69,14 @@ def run_capture(point: ResolvedPoint, *, quiet: bool = False, make_worker: MakeW
         done = tally.n_images + tally.n_rejected
         title, about = f"capture {run.model.label}", stage.digest
         with Progress(title, len(source), "images", done=done, quiet=quiet, about=about) as progress:
+            first.ask()
             for stats in stream(job, source, todo) if todo else ():
+                first.finished(stats)
                 tally.add(stats)
                 progress.advance(stats.n_images + stats.n_rejected, _note(tally))
     tally.close()
-    stage.mark_done({**plan, "n_shards": job.n_shards, "n_captured": tally.n_images, "n_rejected": tally.n_rejected})
+    counts = {"n_shards": job.n_shards, "n_captured": tally.n_images, "n_rejected": tally.n_rejected}
+    stage.mark_done({**plan, **counts, **({FIRST_SHARD: first.seconds} if first.seconds else {})})
     return stage
 
 
@@ -111,11 +120,13 @@ def _backend(point: ResolvedPoint) -> Iterator[Stream]:
 
 def stream_local(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:
     """Capture `shards` in this process, in order; the images of the next shard are prefetched by a thread."""
+    started = time.time()
     worker = job.make_worker(job, job.run.how.torch_threads)
+    ready = time.time()
     with ThreadPoolExecutor(1, "loading") as executor:
         prefetched = executor.submit(load_shard, source, job.images_of(shards[0]))
         for position, shard in enumerate(shards):
             images = prefetched.result()
             if position + 1 < len(shards):
                 prefetched = executor.submit(load_shard, source, job.images_of(shards[position + 1]))
-            yield job.finish(shard, worker, images)
+            yield replace(job.finish(shard, worker, images), worker_started=started, worker_ready=ready)

@@ -10,7 +10,9 @@ import contextlib
 import logging
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,8 +40,10 @@ class CaptureActor:
     def __init__(self, job: Job, threads: int) -> None:
         self.job = job
         self.error: VtsweepError | None = None
+        self.times = {"worker_started": time.time()}
         try:
             self.worker = job.make_worker(job, threads)
+            self.times["worker_ready"] = time.time()
         except VtsweepError as error:
             self.error = error
 
@@ -47,7 +51,7 @@ class CaptureActor:
         shard, images = from_row(row)
         if self.error is None:
             try:
-                return _report(self.job.finish(shard, self.worker, images))
+                return _report(replace(self.job.finish(shard, self.worker, images), **self.times))
             except VtsweepError as error:
                 return _report(ShardStats(shard, 0, 0), error)
         return _report(ShardStats(shard, 0, 0), self.error)
@@ -55,7 +59,7 @@ class CaptureActor:
 
 def _report(stats: ShardStats, error: VtsweepError | None = None) -> pa.Table:
     """A shard's result as a one-row table: its counts, or the error's type and message."""
-    columns = {name: pa.array([value], pa.int64()) for name, value in vars(stats).items()}
+    columns = {name: pa.array([value]) for name, value in vars(stats).items()}
     kind, message = (type(error).__name__, str(error)) if error else ("", "")
     return pa.table({**columns, "error": pa.array([kind]), "message": pa.array([message])})
 
@@ -64,7 +68,7 @@ def _stats(row: dict[str, Any]) -> ShardStats:
     """The inverse of `_report`; raises the error it holds."""
     if row["error"]:
         raise getattr(errors, row["error"], StageError)(row["message"])
-    return ShardStats(row["shard"], row["n_images"], row["n_rejected"])
+    return ShardStats(**{field.name: row[field.name] for field in fields(ShardStats)})
 
 
 _source: tuple[str, Source] | None = None

@@ -23,6 +23,10 @@ class ShardStats:
     shard: int
     n_images: int
     n_rejected: int
+    worker_started: float = 0.0
+    """When construction of the shard's worker began, s since the epoch; 0 if not known."""
+    worker_ready: float = 0.0
+    """When its model was loaded."""
 
 
 class Worker(Protocol):

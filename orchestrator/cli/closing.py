@@ -9,10 +9,12 @@ import polars as pl
 from rich.console import Console
 from rich.markup import escape
 
+from orchestrator.capture.capture_stage import FIRST_SHARD
+from orchestrator.capture.first_shard import PARTS
 from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS
-from orchestrator.progress import Progress
+from orchestrator.progress import Progress, format_seconds
 from orchestrator.report.collect import next_steps
 from orchestrator.report.hypothesis_rules import HYPOTHESIS_FILE, NOT_MEASURED
 from orchestrator.report.probe_views import by_kind, first_layers, vision_tap
@@ -34,6 +36,7 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         "report": report,
         "views": view_links(study),
         "seconds": study.record["seconds"],
+        "first_shard_s": {v.label: parts for v in finished(study, "capture") if (parts := first_shard(v))},
         "stages": [
             {"stage": name, "point": view.label, "digest": view.stage.digest, "path": view.stage.store.uri}
             for name in study.stages
@@ -46,6 +49,18 @@ def outcome(study: Study, report: str | None = None) -> dict[str, Any]:
         "hypotheses": hypothesis_rows(study) if report else [],
         "policies": {v.label: policy_rows(v) for v in finished(study, "ablate")},
     }
+
+
+def first_shard(view: View) -> dict[str, float]:
+    """Seconds from the command to a capture's first finished shard, by part and in `total`; empty if not recorded."""
+    seconds = view.stage.summary().get(FIRST_SHARD, {})
+    return {name: seconds[name] for name in (*PARTS, "total") if name in seconds}
+
+
+def first_shard_line(label: str, parts: dict[str, float]) -> str:
+    """One line: the time to the first shard, and where it went."""
+    shares = ", ".join(f"{name} {format_seconds(s)}" for name, s in parts.items() if name != "total")
+    return f"First shard of {label} {format_seconds(parts['total'])} after the command: {shares}"
 
 
 def depth_rows(view: View) -> list[dict[str, Any]]:
@@ -141,6 +156,8 @@ def print_outcome(study: Study, report: str | None = None) -> None:
     for view in finished(study, "capture"):
         title = f"Compression of visual tokens by depth ({view.label}, {main_tap(view)})"
         print_rows(title, depth_rows(view), console)
+        if parts := first_shard(view):
+            console.print(f"[dim]{escape(first_shard_line(view.label, parts))}[/]", highlight=False)
     for view in finished(study, "correlate"):
         rows = strongest_correlations(view).to_dicts()
         if rows:

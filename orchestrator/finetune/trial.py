@@ -84,9 +84,14 @@ def run_trial(point: ResolvedPoint, report: Report | None = None) -> Stage:
     stage = point.stages["finetune"]
     if stage.is_done():
         return stage
-    result = train_and_measure(point, report)
-    if result is not None:  # the main process measures and writes
-        write_trial(point, result, run_baseline(point))
+    from orchestrator.store.memory import return_freed_memory
+
+    try:
+        result = train_and_measure(point, report)
+        if result is not None:  # the main process measures and writes
+            write_trial(point, result, run_baseline(point))
+    finally:
+        return_freed_memory()
     return stage
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,3 +95,15 @@ def object_store_gb(how: HowConfig, total_gb: float | None = None) -> float:
     shm = os.statvfs("/dev/shm") if Path("/dev/shm").is_dir() else None
     room = shm.f_bavail * shm.f_frsize * 0.8 / 1e9 if shm else total
     return max(0.2, min(total / 8, 8.0, room))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the system, on Linux with glibc; elsewhere nothing happens.
+
+    Blocks of 100 KB to 32 MB, as inputs and activations are, stay in the allocator's 64 MB arenas when freed, and an
+    arena shrinks at its end only: without this a process that runs many trials grows by hundreds of megabytes.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        gc.collect()
+        trim(0)

@@ -12,7 +12,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.simulated import Simulation
-from orchestrator.capture.shard_job import Job, Tally
+from orchestrator.capture.first_shard import PARTS, FirstShard
+from orchestrator.capture.shard_job import Job, ShardStats, Tally
+from orchestrator.cli.closing import first_shard_line
 from orchestrator.errors import ConfigError, StageError
 from orchestrator.models.planning import METRIC_COLUMNS, footprint
 from orchestrator.store.filesystem import Storage
@@ -76,6 +78,24 @@ def test_every_image_is_there_once_and_in_order(tmp_path):
     assert set(metrics["image_id"]) == set(images["image_id"])
     assert sum(len(part) for part in stage.arrays("features/decoder")) == 12
     assert stage.summary()["n_captured"] == 12
+
+
+def test_time_to_the_first_shard_is_recorded_with_where_it_went(tmp_path):
+    stage = run_simulated(make_run(), tmp_path)
+    seconds = stage.summary()["first_shard_s"]
+    assert seconds.keys() == {*PARTS, "total"}
+    assert min(seconds.values()) >= 0
+    assert sum(seconds[part] for part in PARTS) == pytest.approx(seconds["total"], abs=0.05)
+
+
+def test_the_first_shard_is_that_of_the_worker_that_was_first(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 131.0)
+    first = FirstShard(command=100.0, stage=106.5, asked=112.0)
+    first.finished(ShardStats(3, 8, 0, worker_started=116.0, worker_ready=121.0))
+    first.finished(ShardStats(0, 8, 0, worker_started=1.0, worker_ready=2.0))
+    assert first.seconds == dict(zip((*PARTS, "total"), (6.5, 5.5, 4.0, 5.0, 10.0, 31.0), strict=True))
+    line = "First shard of a 31s after the command: before the stage 6.5s, ray and preparation 5.5s, worker start 4.0s"
+    assert first_shard_line("a", first.seconds).startswith(line)
 
 
 def test_resume_writes_no_finished_shard_twice(tmp_path):

@@ -30,6 +30,7 @@ def test_tables_equal_those_of_the_local_backend(tmp_path):
     ray = run_capture(on_ray(how__n_actors=2), Storage(str(tmp_path / "ray")), quiet=True)
     assert ray.digest == local.digest
     assert_equal(ray, local, rel_tol=1e-6)
+    assert ray.summary()["first_shard_s"]["worker start"] > 0
 
 
 def test_resume_on_another_number_of_actors_computes_only_what_is_missing(tmp_path):

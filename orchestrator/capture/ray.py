@@ -40,10 +40,10 @@ class CaptureActor:
     def __init__(self, job: Job, threads: int) -> None:
         self.job = job
         self.error: VtsweepError | None = None
-        self.times = {"worker_started": time.time()}
+        self.started = time.time()
         try:
             self.worker = job.make_worker(job, threads)
-            self.times["worker_ready"] = time.time()
+            self.ready = time.time()
         except VtsweepError as error:
             self.error = error
 
@@ -51,7 +51,8 @@ class CaptureActor:
         shard, images = from_row(row)
         if self.error is None:
             try:
-                return _report(replace(self.job.finish(shard, self.worker, images), **self.times))
+                stats = self.job.finish(shard, self.worker, images)
+                return _report(replace(stats, worker_started=self.started, worker_ready=self.ready))
             except VtsweepError as error:
                 return _report(ShardStats(shard, 0, 0), error)
         return _report(ShardStats(shard, 0, 0), self.error)

@@ -61,7 +61,7 @@ def lens_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
         rows = [
             [row["lens"], row["tier"], "all families" if row["family"] == "all" else style.name_of(row["family"]),
              _layer(row["first"]), f"{_layer(row['first_quarter'])} to {_layer(row['first_three_quarters'])}",
-             _layer(row["for_good"]), f"{row['never_share']:.0%}", str(row["n"])]
+             _layer(row["for_good"]), _share(row["never_share"]), str(row["n"])]
             for row in table.iter_rows(named=True)
         ]  # fmt: skip
         head = ["lens", "tier", "questions", "first above (median)", "middle half", "for good (median)", "never", "n"]
@@ -70,3 +70,7 @@ def lens_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
 
 def _layer(value: float | None) -> str:
     return "n/a" if value is None else f"{value:g}"
+
+
+def _share(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.0%}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from orchestrator.cli.status import print_status, study_status
 from orchestrator.report.collect import gather_results
 from orchestrator.report.hypotheses import hypothesis_table
 from orchestrator.report.page import render_page
+from orchestrator.report.shown_tables import lens_tables
 from orchestrator.report.summaries import summarise
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import TABLE_STAGE, Study
@@ -55,14 +57,20 @@ def invented(name: str, n: int = 4) -> pl.DataFrame:
         else:
             values = [i + 1 for i in range(n)]
         columns[column] = pl.Series(column, values).cast(spec.dtype)
+    if name.endswith("_metrics"):  # one column a metric
+        columns["gini"] = pl.Series("gini", [0.1 + 0.1 * i for i in range(n)])
     return check_table(pl.DataFrame(columns), name)
 
 
+def declared_nullable(name: str) -> set[str]:
+    """Columns whose declaration says that they can be null, those of the key too."""
+    return {c for c, spec in TABLES[name].columns.items() if "null" in spec.meaning}
+
+
 def nullable(name: str, table: pl.DataFrame) -> list[str]:
-    """Columns that may be absent: measured numbers, and what its declaration says can be null."""
-    declared, key = TABLES[name].columns, {*TABLES[name].key, *FIXED}
-    said = [c for c, spec in declared.items() if "null" in spec.meaning]
-    return [c for c, dtype in table.schema.items() if c not in key and (dtype.is_float() or c in said)]
+    """Columns that may be absent: what is declared so, and all measured numbers."""
+    known, said = {*TABLES[name].key, *FIXED}, declared_nullable(name)
+    return [c for c, dtype in table.schema.items() if c in said or (dtype.is_float() and c not in known)]
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +160,27 @@ def test_everything_is_shown_where_nothing_is_absent(study: Study, told: Callabl
     all_shown(study, told)
 
 
+def test_every_table_and_every_nullable_column_is_drawn(study: Study) -> None:
+    drawn = choices(study)
+    measured = {name for name in TABLE_STAGE if any(c.dtype == pl.Float64 for c in TABLES[name].columns.values())}
+    assert {name for name in TABLE_STAGE if name not in drawn} == {"rejected", "trial_rejected", "ablate_rejected"}
+    assert set(drawn) >= measured | {name for name in TABLE_STAGE if declared_nullable(name)}
+    for name, columns in drawn.items():
+        assert set(columns) >= declared_nullable(name)
+
+
 @pytest.mark.parametrize("table", ["attribute_correlations", "images"])
 def test_all_values_of_a_table_may_be_absent(
     study: Study, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch, table: str
 ) -> None:
     monkeypatch.setattr(Stage, "scan", with_absent({table: choices(study)[table]}, [True]))
     all_shown(study, told)
+
+
+def test_the_table_of_lenses_takes_absent_values() -> None:
+    whole = invented("lens_layers")
+    names = nullable("lens_layers", whole)
+    absent = whole.with_columns(pl.lit(None, whole.schema[name]).alias(name) for name in names)
+    point = replace(fake_study(1).points[0], further={"lens_layers": absent})
+    (table,) = lens_tables([point])
+    assert {"n/a"} == {cell for row in table.rows for cell in (row[3], *row[5:7])}

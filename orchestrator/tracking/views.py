@@ -91,6 +91,7 @@ def encode(view: SharedView, now_ms: int) -> str:
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
+        "runsHiddenMode": "SHOWALL",  # charts of MLflow's own choice show the first ten runs
         "groupBy": None,
         "isAccordionReordered": True,
         "compareRunSections": [

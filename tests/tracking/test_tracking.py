@@ -1,8 +1,11 @@
+import base64
+import json
 import multiprocessing
 import sqlite3
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
 import polars as pl
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from orchestrator.config import RunConfig, TrackConfig
 from orchestrator.store.filesystem import Storage
+from orchestrator.tracking import views
 from orchestrator.tracking.content import Content, Entry, finite_metrics, server_names
 from orchestrator.tracking.tracker import Sent, Tracker, default_uri
 from orchestrator.tracking.views import TAG
@@ -306,6 +310,14 @@ def test_credentials_never_reach_the_database_or_the_artifacts(storage):
     assert "***" in text
     assert "plain-secret" not in text
     assert "hf_plainsecret" not in text
+
+
+def test_a_shared_view_shows_all_runs_of_a_sweep():
+    """MLflow's own choice is the first ten, which leaves out the highest ratios."""
+    (view, *_) = views.study_views({"finetune": ["accuracy/high"]})
+    state = json.loads(views.encode(view, 0))["state"].removeprefix("deflate;")
+    shown = json.loads(zlib.decompress(base64.b64decode(state)))
+    assert (shown["runsHidden"], shown["runsHiddenMode"]) == ([], "SHOWALL")
 
 
 def test_shared_views_are_written_once(storage):

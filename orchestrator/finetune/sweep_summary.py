@@ -9,7 +9,7 @@ tested as one family; all other outcomes are exploratory, with q values over all
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ SMALLEST_RELATIVE = 0.05
 _KINDS = ("accuracy", "drift", "delta", "alignment", "cka", "count_error", "point_distance")
 """Kinds of outcome; of what is measured on the held-out questions' own images (`asked/TIER/...`) the changes."""
 _ENDS = ("_low", "_high")
+_NO_SPREAD = 1e-12
+"""Seeds that agree to this (a tier at its ceiling) do not tell how far seeds differ: no interval, no detectable effect."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,8 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
         interval = student_interval(changes, confidence if is_primary else 0.95)
         smallest = smallest_effect(trials, column, by_ratio)
         spread, detectable = float(changes.std(ddof=1)) if len(changes) > 1 else 0.0, detectable_effect(len(changes))
+        if spread < _NO_SPREAD:
+            interval = replace(interval, low=None, high=None)
         enough = len(changes) >= MIN_SEEDS
         judgement = verdict(interval.value, interval.low, interval.high, smallest) if smallest else "undecided"
         rows.append(
@@ -134,11 +138,13 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
                 "effect": interval.value if len(changes) else None,
                 "ci_low": interval.low,
                 "ci_high": interval.high,
-                "p": float(scipy.stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread > 0 else None,
+                "p": float(scipy.stats.ttest_1samp(changes, 0.0).pvalue) if enough and spread >= _NO_SPREAD else None,
                 "n_seeds": len(changes),
                 "smallest": smallest,
                 "verdict": judgement if is_primary and enough else None,
-                "detectable": spread * detectable if enough and detectable is not None else None,
+                "detectable": spread * detectable
+                if enough and spread >= _NO_SPREAD and detectable is not None
+                else None,
             }
         )
     if not rows:

@@ -96,6 +96,15 @@ def test_the_best_of_many_explored_outcomes_is_rarely_called_found() -> None:
     assert found <= 3
 
 
+def test_seeds_that_agree_exactly_give_no_interval_of_no_width() -> None:
+    """A tier that every trial answers fully right: nothing says how far other seeds would differ."""
+    trials = trials_with(4).with_columns(pl.lit(1.0).alias("accuracy/low"))
+    row = contrasts(trials, ("accuracy/low",)).row(by_predicate=pl.col("outcome") == "accuracy/low", named=True)
+    assert (row["effect"], row["n_seeds"]) == (0.0, 4)
+    assert [row[k] for k in ("ci_low", "ci_high", "p", "detectable")] == [None] * 4
+    assert row["verdict"] == "undecided"
+
+
 def test_trials_of_different_questions_are_refused() -> None:
     frames = answers_with({0.0: 0.1, 1.0: 0.9})
     frames[1.0, 1] = frames[1.0, 1].with_columns(pl.col("question_id") + "x")

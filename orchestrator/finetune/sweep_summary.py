@@ -34,7 +34,7 @@ _KINDS = ("accuracy", "drift", "delta", "alignment", "cka", "count_error", "poin
 """Kinds of outcome; of what is measured on the held-out questions' own images (`asked/TIER/...`) the changes."""
 _ENDS = ("_low", "_high")
 _NO_SPREAD = 1e-12
-"""Seeds that agree to this (a tier at its ceiling) do not tell how far seeds differ: no interval, no detectable effect."""
+"""Seeds that agree to this (a tier at its ceiling) do not tell how far seeds differ: no interval."""
 
 
 @dataclass(frozen=True)

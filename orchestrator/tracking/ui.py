@@ -74,7 +74,8 @@ def serve_ui(place: str, port: int | None = None, open_page: bool = False) -> No
         if open_page and page:
             webbrowser.open(page)
         try:
-            process.wait()
+            while process.poll() is None:  # a signal that another thread receives does not end a wait of this one
+                time.sleep(0.5)
         except KeyboardInterrupt:
             print("stopped")
 

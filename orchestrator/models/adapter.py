@@ -22,7 +22,7 @@ from orchestrator.models import special_ids
 from orchestrator.models.batching import NOT_MODEL_INPUTS, Batch, collate
 from orchestrator.models.choosing import ChoiceTrees, choose
 from orchestrator.models.decoder_config import context_length
-from orchestrator.models.decoding import Generated, continue_greedily, greedy, prompted
+from orchestrator.models.decoding import Generated, Prompts, cached_pass, continue_greedily, greedy, prompted
 from orchestrator.models.fitting import Fit
 from orchestrator.models.grids import join_grids
 from orchestrator.models.groups import OTHER, PADDING, TEXT, VISION
@@ -260,6 +260,10 @@ class Adapter(Parts, ABC):
     def choice_trees(self) -> ChoiceTrees:
         """Closed sets of answers as this model's tokens."""
         return ChoiceTrees(self.processor, self.family)
+
+    def prompt_pass(self, batch: Batch) -> contextlib.AbstractContextManager[Prompts]:
+        """Run prompts and keep what decoding needs of their pass, while the context lasts."""
+        return cached_pass(self, batch)
 
     def generate_ids(self, batch: Batch, max_new_tokens: int = 16) -> Int[Tensor, "B T"]:
         """Return the greedily generated token ids on the CPU, padded after the end token."""

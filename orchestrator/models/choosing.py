@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import ModelError
-from orchestrator.models.decoding import Prompted
+from orchestrator.models.decoding import Prompts
 from orchestrator.models.prompts import render
 
 Ids = tuple[int, ...]
@@ -102,7 +102,7 @@ def branch_probabilities(branch: Branch, logits: Tensor) -> dict[int | None, flo
 
 
 @torch.no_grad()
-def choose(prompts: Prompted, trees: Sequence[Branch | int | None]) -> list[tuple[int, float] | None]:
+def choose(prompts: Prompts, trees: Sequence[Branch | int | None]) -> list[tuple[int, float] | None]:
     """Return the number and score of the best answer of each row; None for a row without a tree.
 
     Needs no pass if all answers of a row differ in their first token, else one decoding step per token of the
@@ -124,7 +124,7 @@ def choose(prompts: Prompted, trees: Sequence[Branch | int | None]) -> list[tupl
 
 @torch.no_grad()
 def scores_of(
-    prompts: Prompted, trees: Sequence[Branch | int | None], numbers: Sequence[int | None]
+    prompts: Prompts, trees: Sequence[Branch | int | None], numbers: Sequence[int | None]
 ) -> list[float | None]:
     """Return the score of one answer of each row, `choose`'s for the best; None for a row without a tree or number.
 

@@ -40,10 +40,24 @@ class Decoder(Protocol):
     def key_mask(self, batch: Batch) -> Bool[Tensor, "B S"]: ...
     def forward_inputs(self, batch: Batch) -> dict[str, Any]: ...
     def step_inputs(self, batch: Batch) -> dict[str, Any]: ...
+    def prompt_pass(self, batch: Batch) -> AbstractContextManager[Prompts]: ...
+
+
+class Prompts(Protocol):
+    """A batch of prompts after its pass, so that continuations can be evaluated."""
+
+    adapter: Decoder
+    logits: Tensor
+    """Logits of the first token after each prompt, (B, vocabulary)."""
+
+    @property
+    def cache_bytes(self) -> int: ...
+    def step(self, token: Int[Tensor, " B"]) -> Tensor: ...
+    def rewind(self) -> None: ...
 
 
 class Prompted:
-    """A batch of prompts after its pass, with its key/value cache, so that continuations can be evaluated."""
+    """Prompts whose keys and values are in a transformers cache."""
 
     def __init__(self, adapter: Decoder, batch: Batch, masks: _StepMasks) -> None:
         self.adapter, self._batch, self._masks = adapter, batch, masks
@@ -83,16 +97,22 @@ class Prompted:
 
 
 @contextmanager
-def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompted]:
+def prompted(adapter: Decoder, batch: Batch) -> Iterator[Prompts]:
     """Run a batch of prompts, padded on the left as `collate` does, and keep it for decoding. Labels are ignored."""
     batch = {key: value for key, value in batch.items() if key != "labels"}
-    with adapter.activated(batch, decoding=True), adapter.deleting(batch):
-        masks = _StepMasks(adapter, batch)
-        handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
-        try:
-            yield Prompted(adapter, batch, masks)
-        finally:
-            handle.remove()
+    with adapter.activated(batch, decoding=True), adapter.deleting(batch), adapter.prompt_pass(batch) as prompts:
+        yield prompts
+
+
+@contextmanager
+def cached_pass(adapter: Decoder, batch: Batch) -> Iterator[Prompts]:
+    """Run prompts with a cache of transformers; see `Adapter.prompt_pass`."""
+    masks = _StepMasks(adapter, batch)
+    handle = adapter.decoder.register_forward_pre_hook(masks, with_kwargs=True)
+    try:
+        yield Prompted(adapter, batch, masks)
+    finally:
+        handle.remove()
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,7 @@ class Generated:
     decode_seconds: float
     """Time of the decoding steps, s."""
     cache_bytes: int | None
-    """Size of the prompts' key/value cache; None if the model has its own cache format."""
+    """Size of the prompts' key/value cache; None where it was not measured."""
 
 
 def greedy(adapter: Decoder, batch: Batch, max_new_tokens: int) -> Generated:
@@ -136,7 +156,7 @@ class Clock:
         return seconds
 
 
-def continue_greedily(prompts: Prompted, max_new_tokens: int) -> Int[Tensor, "B T"]:
+def continue_greedily(prompts: Prompts, max_new_tokens: int) -> Int[Tensor, "B T"]:
     """`greedy` after prompts whose pass is done."""
     adapter, logits = prompts.adapter, prompts.logits
     end = torch.tensor(sorted(adapter.eos_token_ids), device=adapter.device)

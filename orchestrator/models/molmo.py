@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from orchestrator.models import anatomy
 from orchestrator.models.batching import Batch
 from orchestrator.models.catalogue import Entry
-from orchestrator.models.decoding import Clock, Generated
 from orchestrator.models.preparation import Pictures, listed
 from orchestrator.models.prompts import family_rules
 from orchestrator.models.sequence import SequenceAdapter
@@ -208,36 +207,46 @@ class MolmoAdapter(SequenceAdapter):
         past = kwargs.get("layer_past")
         return 0 if past is None else int(past[0].shape[-2])
 
-    @torch.no_grad()
-    def generate_measured(self, batch: Batch, max_new_tokens: int = 16) -> Generated:
-        """Return the greedily generated token ids on the CPU, padded after the end token, with what they took."""
-        clock = Clock(self.device)
-        batch = {key: value for key, value in batch.items() if key != "labels"}
-        end = torch.tensor(sorted(self.eos_token_ids), device=self.device)
-        tokens: list[Tensor] = []
-        with self.activated(batch, decoding=True), self.deleting(batch):
-            positions = batch["attention_mask"].sum(dim=1, keepdim=True).to(self.device) - 1
-            output = self.model(**self.forward_inputs(batch), use_cache=True, last_logits_only=True)
-            prefill = clock.lap()
-            mask = self.key_mask(batch).long().to(self.device)  # known once a reduction has chosen
-            done = torch.zeros(len(mask), dtype=torch.bool, device=self.device)
-            while True:
-                token = torch.where(done, self.pad_token_id, output.logits[:, -1].argmax(dim=-1))
-                tokens.append(token)
-                done = done | torch.isin(token, end)
-                if len(tokens) >= max_new_tokens or bool(done.all()):
-                    break
-                mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-                positions = positions + 1
-                output = self.model(
-                    input_ids=token[:, None],
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=output.past_key_values,
-                    use_cache=True,
-                    last_logits_only=True,
-                )
-        return Generated(torch.stack(tokens, dim=1).cpu(), prefill, clock.lap(), None)
+    @contextlib.contextmanager
+    def prompt_pass(self, batch: Batch) -> Iterator[TuplePrompts]:
+        """Run prompts through Molmo's own code, whose caches are tuples."""
+        yield TuplePrompts(self, batch)
+
+
+class TuplePrompts:
+    """Prompts whose keys and values are a tuple a block; see `decoding.Prompts`."""
+
+    def __init__(self, adapter: MolmoAdapter, batch: Batch) -> None:
+        self.adapter = adapter
+        output = adapter.model(**adapter.forward_inputs(batch), use_cache=True, last_logits_only=True)
+        self.logits: Tensor = output.logits[:, -1]
+        mask = adapter.key_mask(batch).long().to(adapter.device)  # known once a reduction has chosen
+        positions = batch["attention_mask"].sum(dim=1, keepdim=True).to(adapter.device) - 1
+        self._start = self._state = (output.past_key_values, mask, positions)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Keys and values held now."""
+        return sum(part.nbytes for block in self._state[0] for part in block)
+
+    def step(self, token: Int[Tensor, " B"]) -> Tensor:
+        """Add one token to each row; return the logits of the next one, (B, vocabulary)."""
+        cache, mask, positions = self._state
+        mask, positions = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1), positions + 1
+        output = self.adapter.model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            last_logits_only=True,
+        )
+        self._state = (output.past_key_values, mask, positions)
+        return output.logits[:, -1]
+
+    def rewind(self) -> None:
+        """Forget the tokens after the prompts: a step makes new tuples."""
+        self._state = self._start
 
 
 def grid_of_runs(positions: Int[Tensor, " V"]) -> Int[Tensor, "V 3"]:

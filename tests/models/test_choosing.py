@@ -9,7 +9,8 @@ import torch
 from orchestrator.errors import ModelError
 from orchestrator.models.choosing import Branch, branch_probabilities, choice_ids, choose, make_tree
 from orchestrator.models.decoding import continue_greedily, prompted
-from orchestrator.models.random_models import FAMILIES, random_adapter, random_example
+from orchestrator.models.random_models import random_adapter, random_example
+from tests.models import model_zoo
 
 SETS = (
     [(5,), (9,), (11,)],
@@ -36,12 +37,11 @@ def exhaustive(logits_after, choices: list[tuple[int, ...]]) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", model_zoo.CLASSES)
 @torch.no_grad()
 def test_the_best_answer_is_that_of_scoring_every_one(family: str) -> None:
-    adapter = random_adapter(family)
-    examples = [random_example(adapter, (1, 1), n, seed) for seed, n in enumerate((6, 4, 9))]
-    batch = adapter.collate(examples)
+    adapter = model_zoo.fresh(family)
+    batch = adapter.collate(model_zoo.examples(family))
     # Random models are nearly uniform: sharpen them, so that branches differ.
     with prompted(adapter, batch) as prompts:
         found = choose(prompts, [make_tree(choices) for choices in SETS])

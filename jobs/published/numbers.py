@@ -9,7 +9,20 @@ from typing import Any
 
 import polars as pl
 
-from jobs.published.tables import CARD, FACTORS, FAMILIES, FOLDER, LAYER_METRICS, MODELS, PRIMARY, of_model
+from jobs.published.tables import (
+    CARD,
+    COCO,
+    FACTORS,
+    FAMILIES,
+    FOLDER,
+    LAYER_METRICS,
+    MODELS,
+    PRIMARY,
+    ROOT,
+    SWEEPS,
+    of_model,
+)
+from orchestrator.config.sweep import load_sweep
 from orchestrator.finetune.sweep_summary import contrasts, effect_of_ratio, outcome_by_seed
 from orchestrator.report.probe_views import by_kind
 from orchestrator.stats.intervals import student_interval
@@ -233,6 +246,18 @@ def plan_numbers(folder: Path) -> dict[str, Any]:
 COCO_FACTORS = ("n_objects", "n_categories", "area_mean", "area_spread", "spatial_spread")
 
 
+def hours_from_nothing(runs: list[dict[str, Any]]) -> float:
+    """Hours of all sweeps as their files have them, on two cores: those of each one's newest run there, by points."""
+    hours = 0.0
+    for sweep in (*SWEEPS, COCO[0]):
+        there = [run for run in runs if run["sweep"] == sweep and run["hardware"].startswith("2 cores")]
+        if there:
+            words = COCO[1:] if sweep == COCO[0] else ()
+            points = len(load_sweep(ROOT / "sweeps" / f"{sweep}.yaml", words).points)
+            hours += there[-1]["hours"] * points / int(there[-1]["n"].split()[0])
+    return hours
+
+
 def numbers(folder: Path = FOLDER) -> dict[str, Any]:
     """Everything that the page's template may name; what was not run is none."""
 
@@ -246,6 +271,7 @@ def numbers(folder: Path = FOLDER) -> dict[str, Any]:
         "models": MODELS,
         "study": (runs := json.loads((folder / "study.json").read_text())),
         "hours": sum(run["hours"] for run in runs),
+        "hours_from_nothing": hours_from_nothing(runs),
         "claims": claims_numbers(folder),
         "relations": relation_numbers(folder),
         "n_images": pl.read_parquet(folder / "layers.parquet")["n"].max(),

@@ -169,8 +169,7 @@ def _rows(
 
 
 def _agreement(rows: pl.DataFrame, sign: float) -> float | None:
-    if rows.is_empty():
-        return None
     direction = pl.col("metric").replace_strict({n: m.direction for n, m in MEMBERS.items()}, return_dtype=pl.Int8)
     agrees = (pl.col("q") < SIGNIFICANT) & ((direction * pl.col("rho")).sign() == sign)
-    return float(rows.select(agrees.mean()).item())
+    share = rows.select(agrees.mean()).item()  # none where no row has a q
+    return None if share is None else float(share)

@@ -5,10 +5,11 @@ import polars as pl
 import pytest
 
 from orchestrator.config import CorrelateConfig
-from orchestrator.correlate.consensus import compression_scores, main_tap
+from orchestrator.correlate.consensus import MEMBERS, compression_scores, main_tap
 from orchestrator.correlate.correlation import correlate
 from orchestrator.correlate.finding import Finding
 from orchestrator.correlate.findings import find
+from orchestrator.correlate.relations import _agreement
 from orchestrator.stats import ranks
 
 KINDS = {"n_objects": "count", "n_categories": "count", "area_spread": "continuous", "coverage": "continuous"}
@@ -234,3 +235,13 @@ def test_scores_order_images_by_planted_compression() -> None:
     assert set(scores["norm"]) == {"early", "middle", "late", "all"}
     order = np.argsort(images["n_objects"].to_numpy())
     assert np.corrcoef(np.argsort(order), scores["norm"]["all"])[0, 1] > 0.98
+
+
+def test_agreement_is_of_the_metrics_that_have_a_q() -> None:
+    rows = pl.DataFrame(
+        {"metric": ["gini"] * 3, "rho": [0.4, 0.5, 0.6], "q": [0.01, 0.9, None]}, schema_overrides={"q": pl.Float64}
+    )
+    sign = MEMBERS["gini"].direction
+    assert _agreement(rows, sign) == 0.5
+    assert _agreement(rows[2:], sign) is None
+    assert _agreement(rows[:0], sign) is None

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from orchestrator.cli.closing import outcome, print_outcome
 from orchestrator.cli.status import print_status, study_status
@@ -169,12 +171,37 @@ def test_every_table_and_every_nullable_column_is_drawn(study: Study) -> None:
         assert set(columns) >= declared_nullable(name)
 
 
-@pytest.mark.parametrize("table", ["attribute_correlations", "images"])
-def test_all_values_of_a_table_may_be_absent(
-    study: Study, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch, table: str
+def test_all_values_of_all_tables_may_be_absent(
+    study: Study, told: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Stage, "scan", with_absent({table: choices(study)[table]}, [True]))
+    monkeypatch.setattr(Stage, "scan", with_absent(choices(study), [True]))
     all_shown(study, told)
+
+
+def test_any_columns_of_any_tables_may_be_absent_in_any_rows(
+    study: Study, told: Callable[[], str], request: pytest.FixtureRequest
+) -> None:
+    known = choices(study)
+    columns = [(table, column) for table, names in known.items() for column in names]
+
+    @settings(
+        max_examples=max(1, request.config.getoption("--fuzz") // 12),
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],  # shrinking takes minutes
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(st.booleans(), min_size=len(columns), max_size=len(columns)), st.lists(st.booleans(), min_size=1))
+    def holds(chosen: list[bool], rows: list[bool]) -> None:
+        absent: dict[str, list[str]] = {}
+        for (table, column), gone in zip(columns, chosen, strict=True):
+            if gone:
+                absent.setdefault(table, []).append(column)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stage, "scan", with_absent(absent, rows))
+            all_shown(study, told)
+
+    holds()
 
 
 def test_the_table_of_lenses_takes_absent_values() -> None:

@@ -176,9 +176,11 @@ def check_lora(name: str) -> Path:
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / file).is_file():
             raise ModelError(f"{place}: no {file}; expected a LoRA folder with safetensors weights.")
-    method = read_json(folder / ADAPTER_CONFIG, place).get("peft_type")
-    if method != "LORA":
+    config = read_json(folder / ADAPTER_CONFIG, place)
+    if (method := config.get("peft_type")) != "LORA":
         raise ModelError(f"{place}: peft_type {method!r}; only LORA adapters can be loaded.")
+    if config.get("megatron_config") is not None:
+        raise ModelError(f"{place}: megatron_config is set; expected null: weights split by Megatron cannot be loaded.")
     header(folder / ADAPTER_WEIGHTS, place)
     return folder
 

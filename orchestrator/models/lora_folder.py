@@ -44,7 +44,7 @@ def attach_lora(adapter: Adapter, name: str, entry: Entry | None = None, allow: 
     on_meta = adapter.device.type == "meta"
     try:
         wrapped = _injected(adapter.model, PeftConfig.from_pretrained(str(folder)), on_meta)
-    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, RuntimeError, AttributeError, ImportError) as error:
         raise ModelError(f"{place}: its settings do not fit the model: {error}") from error
     state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     expected = {key: tuple(tensor.shape) for key, tensor in state.items()}

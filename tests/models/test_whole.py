@@ -277,6 +277,7 @@ HARMED = {
     "no target": (setting("target_modules", ["no_such_layer"]), "settings do not fit the model.*no_such_layer"),
     "unsaved": (setting("modules_to_save", ["multi_modal_projector"]), "whose weights were not saved"),
     "ia3": (setting("peft_type", "IA3"), "peft_type 'IA3'; only LORA"),
+    "megatron": (setting("megatron_config", {}), "megatron_config is set; expected null"),
     "base": (other_base, "was trained on reference-cross"),
 }
 

@@ -120,7 +120,7 @@ def views(cross: PointResults, tmp_path: Path) -> list[View]:
 
 
 def test_probes_that_two_points_share_count_once(cross: PointResults, views: list[View]) -> None:
-    point = _point(views[0].run, {"capture": [], "probe": views}, "cross")
+    point = _point(views[0].run, {"capture": [], "probe": views}, {}, "cross")
     assert point.probes is not None
     assert point.probes.height == cross.probes.height
 

@@ -40,6 +40,8 @@ class WatchedWorker(SimulatedWorker):
     def shard(self, images: Sequence[Loaded]) -> ShardResult:
         with (Path(self.simulation.folder) / "begun").open("a") as log:
             log.write(f"{images[0].index // self.job.shard_size}\n")
+        with (Path(self.simulation.folder) / f"begun.{os.getpid()}").open("a") as log:
+            log.write(f"{images[0].index // self.job.shard_size}\n")
         return super().shard(images)
 
 
@@ -50,7 +52,8 @@ class SlowNode(Watched):
     def __call__(self, job: Job, threads: int | None) -> SimulatedWorker:
         worker = WatchedWorker(job, self)
         try:
-            (Path(self.folder) / "slow").touch(exist_ok=False)
+            with (Path(self.folder) / "slow").open("x") as slow:
+                slow.write(str(os.getpid()))
         except FileExistsError:
             return worker
         worker.simulation = SlowNode(self.seconds * 20, self.n_layers, self.n_positions, self.width, self.folder)

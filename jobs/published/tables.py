@@ -45,15 +45,13 @@ def whole_seeds(trials: pl.DataFrame) -> pl.DataFrame:
     return trials.filter(pl.col("seed").is_in(complete.implode()))
 
 
-SMALL = {
-    "published_ratio": (
-        *("finetune.seed=0,1", "finetune.n_examples=64", "finetune.n_steps=4", "finetune.warmup_share=0.25"),
-        *("finetune.n_eval_per_family=12", "finetune.n_capture_images=16"),
-    ),
-    "published_novelty": (
-        *("finetune.seed=0,1", "finetune.n_examples=64", "finetune.n_steps=4", "finetune.warmup_share=0.25"),
-        *("finetune.n_eval_per_family=12", "finetune.n_capture_images=16"),
-    ),
+SMALL_TRIALS = (
+    *("finetune.seed=0,1", "finetune.n_examples=64", "finetune.n_steps=4", "finetune.warmup_share=0.25"),
+    *("finetune.n_eval_per_family=12", "finetune.n_capture_images=16"),
+)
+SMALL: dict[str, tuple[str, ...]] = {
+    "published_ratio": SMALL_TRIALS,
+    "published_novelty": SMALL_TRIALS,
     "published_claims": ("data.n_images=200", "ablate.n_per_family=12", "ablate.seeds=[0]"),
     "rivals": ("ablate.n_per_family=12", "ablate.seeds=[0]"),
     "routes": ("ablate.n_per_family=12",),

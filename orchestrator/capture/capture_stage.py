@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from orchestrator.capture.first_shard import FirstShard
+from orchestrator.capture.first_shard import FIRST_SHARD, FirstShard
 from orchestrator.capture.loading import load_shard
 from orchestrator.capture.shard_job import Job, MakeWorker, ShardStats, Tally, Worker
 from orchestrator.compression.registry import chosen_names
@@ -23,8 +23,6 @@ from orchestrator.progress import Progress
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 
-FIRST_SHARD = "first_shard_s"
-"""Entry of the stage's summary: seconds from the command to the first finished shard, by part (`first_shard.PARTS`)."""
 VERSION = 6
 """Incremented whenever the same configuration gives different tables; part of the digest."""
 

@@ -8,6 +8,8 @@ from itertools import pairwise
 
 from orchestrator.capture.shard_job import ShardStats
 
+FIRST_SHARD = "first_shard_s"
+"""Entry of the stage's summary: seconds from the command to the first finished shard, by part."""
 PARTS = ("before the stage", "ray and preparation", "worker start", "model", "first images")
 """The parts in order: imports and checks of the command and its earlier stages; the session and the list of work; a
 worker's process; its weights, and what it checks; loading, passes and writing of its first shard."""

@@ -9,8 +9,7 @@ import polars as pl
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.capture.capture_stage import FIRST_SHARD
-from orchestrator.capture.first_shard import PARTS
+from orchestrator.capture.first_shard import FIRST_SHARD, PARTS
 from orchestrator.cli.render import print_rows
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.registry import METRICS

@@ -6,7 +6,12 @@ A message names the place, the found and the expected value, and the closest kno
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+MAX_WORD, MAX_MESSAGE = 300, 4000
+"""Most characters of one word and of a whole message: both may quote a user's file."""
+LONG_WORD = re.compile(rf"\S{{{MAX_WORD},}}")
 
 
 class VtsweepError(Exception):
@@ -15,8 +20,14 @@ class VtsweepError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        """The message in encodable form: unpaired surrogates from a user's file are escaped."""
-        return super().__str__().encode("utf-8", "backslashreplace").decode()
+        """The message, encodable (unpaired surrogates escaped), with very long words and texts cut in the middle."""
+        text = super().__str__().encode("utf-8", "backslashreplace").decode()
+        return cut(LONG_WORD.sub(lambda word: cut(word[0], MAX_WORD), text), MAX_MESSAGE)
+
+
+def cut(text: str, length: int) -> str:
+    """A text of at most `length` characters: what is longer keeps its beginning and its end."""
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[len(text) - length // 2 + 3 :]}"
 
 
 class ConfigError(VtsweepError, ValueError):

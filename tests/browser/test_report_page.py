@@ -44,6 +44,46 @@ def test_every_section_draws_something_and_fits_the_window(watched, url):
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+CLIPPED = """() => [...document.querySelectorAll("svg.chart text")].filter(t => t.textContent).map(t => {
+    const svg = t.closest("svg"), box = t.getBoundingClientRect(), chart = svg.getBoundingClientRect();
+    const over = [chart.left - box.left, box.right - chart.right, chart.top - box.top, box.bottom - chart.bottom];
+    const size = parseFloat(getComputedStyle(t).fontSize) * chart.width / svg.viewBox.baseVal.width;
+    return [t.textContent, Math.round(Math.max(...over)), Math.round(size)];
+})"""
+"""Of every text of every chart: what it says, pixels by which it leaves its chart, and its size on the screen."""
+DRAW_LONG = """() => {
+    const long = "Change of the stable rank (centred) of visual tokens in the middle layers of the model";
+    const point = (x, name) => ({ x, y: x, lines: [name], colour: "red" });
+    const chart = scatterChart({ title: long, hint: `up = more compressed, ${long}`, x: { label: long },
+        y: { label: "y" }, points: [point(0, "low"), point(1, "high")] });
+    chart.id = "long";
+    document.querySelector("#trials .panels").append(chart);
+}"""
+
+
+@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_no_word_of_a_chart_is_cut_or_too_small_to_read(watched, url, width):
+    page = watched(url).page
+    page.set_viewport_size({"width": width, "height": 900})
+    page.reload()
+    texts = page.evaluate(CLIPPED)
+    assert len(texts) > 100
+    assert [text for text in texts if text[1] > 1] == []
+    assert [text for text in texts if text[2] < 9] == []
+
+
+def test_long_words_of_a_chart_are_wrapped_and_its_marks_stay_under_the_pointer(watched, url):
+    page = watched(url).page
+    page.set_viewport_size({"width": 400, "height": 900})
+    before = page.evaluate(CLIPPED)
+    page.evaluate(DRAW_LONG)
+    texts = page.evaluate(CLIPPED)
+    assert len(texts) > len(before) + 5
+    assert [text for text in texts if text[1] > 1] == []
+    page.locator("#long circle.point").nth(1).hover()
+    assert "high" in page.inner_text("#tip")
+
+
 def test_every_control_changes_what_is_drawn(watched, url):
     seen = watched(url)
     page = seen.page

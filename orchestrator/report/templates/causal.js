@@ -160,7 +160,7 @@ function knockoutSection() {
       const places = unique(rows.filter((r) => r.last_layer - r.first_layer === narrow).sort((a, b) => a.first_layer - b.first_layer).map(title));
       const bars = places.map((name) => group(name, rows.filter((r) => r.last_layer - r.first_layer === narrow && title(r) === name)));
       const y = { label: "accuracy", format: formatPercent, domain: [0, 1.02] };
-      const charts = series.length ? [barChart({ title: p.label, hint: "windows of layers", bars, x: { label: "decoder layers in which text cannot attend to vision", name: "layers" }, y, ruleName: "nothing blocked", size: { width: 760, height: 320 } })] : [];
+      const charts = series.length ? [barChart({ title: p.label, hint: "windows of layers", bars, x: { label: "decoder layers in which text cannot attend to vision", name: "layers" }, y, ruleName: "nothing blocked", size: { width: 600, height: 320 } })] : [];
       if (wide > narrow) charts.push(barChart({ title: p.label, hint: "the whole model", bars: [group("all", rows.filter((r) => r.last_layer - r.first_layer === wide))], x: { label: "all layers", name: "layers" }, y, ruleName: "nothing blocked", size: { width: 300, height: 320 } }));
       return charts;
     }).filter((c) => c.length);

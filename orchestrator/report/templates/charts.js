@@ -31,19 +31,52 @@ function frame(root, spec, size, scaleX, scaleY, xTicks, yTicks) {
     axisText(root, scaleX(t), bottom + 16, formatX(t));
   }
   root.append(svg("line", { x1: MARGIN.left, x2: width - MARGIN.right, y1: bottom, y2: bottom, class: "axis" }));
-  axisText(root, (MARGIN.left + width - MARGIN.right) / 2, height - 8, spec.x.label, { class: "label" });
+  const below = wrapped(spec.x.label, width - 8, LABEL_FONT);
+  const halfway = Math.min((MARGIN.left + width - MARGIN.right) / 2, width - 4 - Math.max(...below.map((line) => textWidth(line, LABEL_FONT))) / 2);
+  below.forEach((line, i) => axisText(root, halfway, height - 8 + 13 * i, line, { class: "label" }));
+  grow(root, 0, 13 * (below.length - 1));
   const middle = (MARGIN.top + bottom) / 2;
   const label = svg("text", { class: "label", "text-anchor": "middle", transform: `translate(13 ${middle}) rotate(-90)` }, spec.y.label);
   const room = bottom - MARGIN.top + 30;
   if (spec.y.label.length * 6 > room) label.setAttribute("textLength", room);
   if (spec.y.label.length * 6 > room) label.setAttribute("lengthAdjust", "spacingAndGlyphs");
   root.append(label);
-  heading(root, MARGIN.left, spec);
+  heading(root, MARGIN.left, spec, width);
 }
 
-function heading(root, x, spec) {
-  root.append(svg("text", { x, y: 14, class: "panel-title" }, spec.title || ""));
-  if (spec.hint) root.append(svg("text", { x, y: 29, class: "hint" }, spec.hint));
+const TITLE_FONT = "650 12.5px", LABEL_FONT = "11px";
+const pen = document.createElement("canvas").getContext("2d");
+
+function textWidth(text, font) {
+  pen.font = `${font} ${getComputedStyle(document.body).fontFamily}`;
+  return 1.04 * pen.measureText(text).width; // a drawn letter may be wider than a measured one
+}
+
+// A text as lines no wider than `room`, broken between words.
+function wrapped(text, room, font) {
+  const lines = [];
+  for (const word of String(text).split(" ")) {
+    const longer = lines.length ? `${lines.at(-1)} ${word}` : word;
+    if (lines.length && textWidth(longer, font) <= room) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines;
+}
+
+// More room above and below the drawing; its coordinates stay.
+function grow(root, above, below) {
+  const view = root.viewBox.baseVal;
+  root.setAttribute("viewBox", `${view.x} ${view.y - above} ${view.width} ${view.height + above + below}`);
+}
+
+// Title and hint over the drawing, from `x` on, or from the edge and in several lines where the chart is too narrow.
+function heading(root, x, spec, width) {
+  const widest = Math.max(textWidth(spec.title || "", TITLE_FONT), textWidth(spec.hint || "", LABEL_FONT));
+  const left = widest <= width - x - 4 ? x : 4;
+  const title = wrapped(spec.title || "", width - left - 4, TITLE_FONT), hint = spec.hint ? wrapped(spec.hint, width - left - 4, LABEL_FONT) : [];
+  const above = 15 * Math.max(0, title.length + hint.length - 2);
+  [...title, ...hint].forEach((line, i) => root.append(svg("text", { x: left, y: 14 + 15 * i - above, class: i < title.length ? "panel-title" : "hint" }, line)));
+  grow(root, above, 0);
 }
 
 // As many decimals as the steps between ticks need.
@@ -150,6 +183,7 @@ function barChart(spec) {
   const least = 60 + 30 + spec.bars.reduce((sum, group) => sum + group.values.length * 9 + 12, 0);
   const width = Math.max(roomFor(spec.size?.width || 560), least), height = spec.size?.height || 320;
   const root = chartRoot(width, height, `${spokenTitle(spec)}: ${spec.y.label} by ${spec.x.label}`);
+  root.style.setProperty("--least", `${0.9 * least}px`);
   const [y0, y1] = spec.y.domain;
   const scaleY = (v) => height - MARGIN.bottom - ((v - y0) / (y1 - y0)) * (height - MARGIN.bottom - MARGIN.top);
   frame(root, spec, { width, height }, () => -99, scaleY, [], niceTicks(y0, y1, 5));
@@ -212,9 +246,10 @@ function heatMap(spec) {
   const root = chartRoot(width, height, `${spokenTitle(spec)}: heat map of ${spec.scale.label}, ${spec.rowLabel} by attribute`);
   root.classList.add("heat");
   root.style.maxWidth = Math.max(340, width * 1.25) + "px";
+  root.style.setProperty("--least", `${0.9 * width}px`);
   const cells = spec.rows.map((r) => spec.columns.map((c) => spec.cell(r, c)));
   const x = (c) => left + c * step, y = (r) => top + (spec.rows.length - 1 - r) * tall;
-  heading(root, left, spec);
+  heading(root, left, spec, width);
   cells.forEach((line, r) => line.forEach((cell, c) => {
     const value = cell && cell.value;
     if (!known(value)) {

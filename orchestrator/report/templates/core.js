@@ -151,12 +151,12 @@ const hideTip = () => { tip.hidden = true; };
 function onScreen(root, x, y) {
   const box = root.getBoundingClientRect();
   const view = root.viewBox.baseVal;
-  return [box.left + (x / view.width) * box.width, box.top + (y / view.height) * box.height];
+  return [box.left + ((x - view.x) / view.width) * box.width, box.top + ((y - view.y) / view.height) * box.height];
 }
 function inSvg(root, event) {
   const box = root.getBoundingClientRect();
   const view = root.viewBox.baseVal;
-  return [((event.clientX - box.left) / box.width) * view.width, ((event.clientY - box.top) / box.height) * view.height];
+  return [view.x + ((event.clientX - box.left) / box.width) * view.width, view.y + ((event.clientY - box.top) / box.height) * view.height];
 }
 
 function niceTicks(low, high, count = 5, whole = false) {

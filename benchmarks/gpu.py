@@ -18,8 +18,9 @@ an interrupted run keeps its results; the last line has the figures of all compl
                             time times the card's dense bfloat16 rate
 
 `--profile` prints the slowest kernels of one capture pass. `--tiny` runs the same code at small sizes, on a
-CPU too. Without a GPU the costs are counted instead (`benchmarks/counted.py`): kernels launched, bytes moved and
-operations of the same passes, and the estimated time at an H200's rates.
+CPU too. Without a GPU the costs of capture and of probes are counted instead (`benchmarks/counted.py`): kernels
+launched, bytes moved and operations, and the estimated time at an H200's rates. What only a run can tell is then
+measured on processor cores, all but the quick start at small sizes; `measured_on_cores` names these figures.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,11 +50,39 @@ PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
 """In order of execution: first the parts that need most memory, last those that start processes."""
 
 
-def counted(settings: gpu_parts.Settings) -> dict[str, Any]:
-    """The counted table, printed, and its figures."""
+ON_CORES = ("train", "small", "ray", "quickstart")
+"""Parts whose figures cannot be counted; without a GPU they run on processor cores, all but the last at small sizes."""
+
+
+def counted(settings: gpu_parts.Settings, wanted: Sequence[str]) -> dict[str, Any]:
+    """The counted table, printed, and its figures, with those of the parts that only a run can give."""
     from benchmarks.counted import table
 
-    return {"counted": True, **table(tiny=settings.tiny)}
+    figures: dict[str, Any] = {"counted": True, **table(tiny=settings.tiny)}
+    small = gpu_parts.Settings("cpu", tiny=True)
+    named: dict[str, dict[str, Any]] = {}
+    for name in ON_CORES:
+        if name in wanted:
+            named[name] = run_part(name, settings if name == "quickstart" else small)
+    if "probes" in wanted:
+        found = run_part("probes", gpu_parts.Settings("cpu", settings.tiny))
+        named["probes"] = {key: found[key] for key in ("probe_sklearn_over_ours",) if key in found}
+    on_cores = {key: value for found in named.values() for key, value in found.items()}
+    return {**figures, **on_cores, "measured_on_cores": sorted(on_cores)}
+
+
+def run_part(name: str, settings: gpu_parts.Settings) -> dict[str, Any]:
+    """Run one part and print its line; a part that fails gives its error as `NAME_failed`."""
+    started = time.perf_counter()
+    try:
+        found: dict[str, Any] = dict(PARTS[name](settings))
+    except Exception as error:
+        traceback.print_exc()
+        found = {f"{name}_failed": f"{type(error).__name__}: {str(error)[:200]}"}
+    gpu_parts.free()
+    found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+    print(json.dumps({"part": name, "seconds": round(time.perf_counter() - started, 1), **found}), flush=True)
+    return found
 
 
 def main() -> None:
@@ -77,21 +106,12 @@ def main() -> None:
         return
     if arguments.counted or not (has_gpu or arguments.tiny):
         print("no GPU: figures are counted, not measured" if not has_gpu else "figures are counted, not measured")
-        print(json.dumps({**figures, **counted(settings)}))
+        print(json.dumps({**figures, **counted(settings, wanted)}))
         return
-    for name, part in PARTS.items():
+    for name in PARTS:
         if name not in wanted:
             continue
-        started = time.perf_counter()
-        try:
-            found = part(settings)
-        except Exception as error:
-            traceback.print_exc()
-            found = {f"{name}_failed": f"{type(error).__name__}: {str(error)[:200]}"}  # type: ignore[dict-item]
-        gpu_parts.free()
-        found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
-        figures |= found
-        print(json.dumps({"part": name, "seconds": round(time.perf_counter() - started, 1), **found}), flush=True)
+        figures |= run_part(name, settings)
     print(json.dumps(figures))
 
 

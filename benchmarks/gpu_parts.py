@@ -273,6 +273,12 @@ def training(settings: Settings) -> dict[str, float]:
 
 # ---------------------------------------------------------------- probes
 
+PROBE_SIZES = {"128": (400, 27, 128), "4096": (128, 27, 4096), "3584x2000": (2000, 8, 3584)}
+"""Images, positions and width of a block of probes."""
+TINY_PROBE_SIZES = {"128": (60, 3, 16), "4096": (40, 3, 80)}
+BLOCKS = ("128", "4096")
+"""Blocks of which `probe_block_s` is the slowest."""
+
 
 def probe_problem(n: int, n_positions: int, width: int) -> tuple[np.ndarray, list, Any, list[str]]:
     """Features of one (tap, layer) and ten attributes, as a study of scenes has."""
@@ -294,9 +300,7 @@ def probes(settings: Settings) -> dict[str, float]:
     from orchestrator.probes.grid import fit_grid
 
     config = ProbeConfig(solvers=("ridge", "logistic"))
-    sizes = {"128": (400, 27, 128), "4096": (128, 27, 4096), "3584x2000": (2000, 8, 3584)}
-    if settings.tiny:
-        sizes = {"128": (60, 3, 16), "4096": (40, 3, 80)}
+    sizes = TINY_PROBE_SIZES if settings.tiny else PROBE_SIZES
     figures: dict[str, float] = {}
     for name, size in sizes.items():
         features, targets, split, positions_of = probe_problem(*size)
@@ -315,9 +319,7 @@ def probes(settings: Settings) -> dict[str, float]:
             torch.set_num_threads(before)
             figures[f"probe_block_{name}_{device}_s"] = spent[-1]
     device = settings.device
-    figures["probe_block_s"] = max(
-        min(figures[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in ("128", "4096")
-    )
+    figures["probe_block_s"] = max(min(figures[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in BLOCKS)
     n, _, width = sizes["128"]
     features, targets, split, positions_of = probe_problem(n, 1, width)
     single = config.model_copy(update={"engine": "sklearn"})

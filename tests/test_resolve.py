@@ -34,6 +34,7 @@ OTHER_HOW: dict[str, Any] = {
     "gpus_per_actor": 0.5,
     "cpus_per_actor": 2.0,
     "device_map": "auto",
+    "weights_cache": "/var/tmp/weights",
     "torch_threads": 2,
     "concurrent_trials": 2,
     "gpus_per_trial": 0.5,

@@ -41,7 +41,9 @@ def load_model(run: RunConfig) -> Adapter:
     """The run's model, loaded in this process with its share of threads."""
     if run.how.torch_threads is not None:
         torch.set_num_threads(run.how.torch_threads)
-    return load_adapter(run.model, "cuda" if torch.cuda.is_available() else "cpu", run.how.device_map)
+    return load_adapter(
+        run.model, "cuda" if torch.cuda.is_available() else "cpu", run.how.device_map, run.how.weights_cache
+    )
 
 
 class Ablation:

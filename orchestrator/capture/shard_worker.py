@@ -75,7 +75,9 @@ class CaptureWorker:
         if threads is not None:
             torch.set_num_threads(threads)
         self.run, self.attribute_kinds = run, attribute_kinds
-        self.adapter = adapter or load_adapter(run.model, device or pick_device(), run.how.device_map)
+        self.adapter = adapter or load_adapter(
+            run.model, device or pick_device(), run.how.device_map, run.how.weights_cache
+        )
         self.prepare = Preparer(self.adapter, run.capture.prompt)
         self.metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
         self.quantiles = positions.vision_quantiles(vision_positions(run), run.capture.seed)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from orchestrator.compression.entries import ALIGNMENT_BASES, BASES, MASSIVE_RATIO, MASSIVE_SHARE, Metric
+from orchestrator.compression.declaration import Metric
+from orchestrator.compression.entries import ALIGNMENT_BASES, BASES, MASSIVE_RATIO, MASSIVE_SHARE
 from orchestrator.compression.metrics import compute
 
 PAGE = Path("docs/metrics.md")

@@ -6,15 +6,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-Invariance = Literal["rotation", "scale", "permutation", "duplication"]
-Family = Literal["norm", "spectrum", "similarity", "alignment"]
-Needs = Literal["norms", "gram", "spectrum", "estimate"]
-"""Class of cost: one pass over the tokens; one Gram matrix; all its eigenvalues; an estimate from some of them."""
-Spectrum = Literal["none", "exact", "estimate"]
-"""Which metrics of the full spectrum the default set includes."""
+from orchestrator.compression.declaration import Invariance, Metric
 
 MASSIVE_RATIO = 10.0
 """A token is massive when its norm exceeds this multiple of the median token norm of its image, group and layer.
@@ -23,34 +17,6 @@ Sun et al. 2024 ("Massive Activations in Large Language Models") call an activat
 the median magnitude of its hidden state. One such activation among d Gaussian ones gives its token 1000 / (1.48 sqrt d)
 times the usual norm: 11 times at d = 4096. The rule in norms is scale-free and free of cost, as norms are computed
 anyway."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One column of `layer_metrics`. `direction`: +1 if larger means more compressed, -1 if less, 0 if neither."""
-
-    name: str
-    family: Family
-    title: str
-    formula: str
-    range: str
-    direction: Literal[1, -1, 0]
-    source: str
-    cost: str
-    misleads: str
-    high: str
-    low: str
-    invariances: frozenset[Invariance]
-    needs: Needs = "norms"
-    base: str = ""
-    centred: bool = False
-    trimmed: bool = False
-
-    @property
-    def expected(self) -> str:
-        """What a larger value means, in words."""
-        return {1: "larger = more compressed", -1: "larger = less compressed", 0: "no direction"}[self.direction]
-
 
 _ALL: frozenset[Invariance] = frozenset(("rotation", "scale", "permutation", "duplication"))
 _NO_DUPLICATION = _ALL - {"duplication"}

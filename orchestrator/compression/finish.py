@@ -37,10 +37,10 @@ def solve(
     metric: Float[np.ndarray, "R b b"],
     max_directions: Int64[np.ndarray, " R"] | None = None,
 ) -> Ritz:
-    """Solve the blocks of `gram.Leading`. Non-finite rows give NaN values and no direction.
+    """Solve the blocks of `leading.Leading`. Non-finite rows give NaN values and no direction.
 
     Args:
-        ritz, metric: as in `gram.Leading`.
+        ritz, metric: as in `leading.Leading`.
         max_directions: largest number of directions of a row: its tokens, less one if they are centred. Rounding noise
             may exceed `ABSENT` in the direction that centring removes.
     """

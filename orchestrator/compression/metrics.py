@@ -3,11 +3,11 @@
     compute(hidden, mask)                    one layer
     measure(hidden, counts, names)           rows of all layers of a pass at once; called by the recorder
 
-Three classes of cost (`Metric.needs`): norms need one pass over the tokens; Gram metrics need one Gram matrix, of which
-trace, Frobenius norm and a leading block are used (`gram.py`); metrics of the full spectrum need all eigenvalues
-(`spectrum.py`) or an estimate (`estimate.py`). CPU and GPU share the code. On a GPU only the exact spectrum has
-data-dependent control flow, so that nothing else synchronizes; the remaining small problems are solved on the host
-(`finish.py`).
+Three classes of cost (`Metric.needs`): norms need one pass over the tokens; Gram metrics need one Gram matrix
+(`gram.py`), of which trace, Frobenius norm and a leading block are used (`leading.py`); metrics of the full spectrum
+need all eigenvalues (`spectrum.py`) or an estimate (`estimate.py`). CPU and GPU share the code. On a GPU only the exact
+spectrum has data-dependent control flow, so that nothing else synchronizes; the remaining small problems are solved on
+the host (`finish.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from orchestrator.compression import finish
 from orchestrator.compression import norms as on_norms
-from orchestrator.compression.entries import Metric
-from orchestrator.compression.gram import Leading, Variant
+from orchestrator.compression.declaration import Metric
+from orchestrator.compression.gram import Variant
 from orchestrator.compression.halves import LEAN
+from orchestrator.compression.leading import Leading
 from orchestrator.compression.registry import ALIGNMENTS, METRICS, check_names, default_names, load_user_metric
 from orchestrator.compression.shared import Shared, gather_tokens, may_be
 

@@ -12,14 +12,8 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Protocol
 
-from orchestrator.compression.entries import (
-    ALIGNMENT_BASES,
-    BASES,
-    ESTIMATES,
-    MASSIVE_SHARE,
-    Metric,
-    Spectrum,
-)
+from orchestrator.compression.declaration import Metric, Spectrum
+from orchestrator.compression.entries import ALIGNMENT_BASES, BASES, ESTIMATES, MASSIVE_SHARE
 from orchestrator.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from orchestrator.compression import norms as on_norms
 from orchestrator.compression.estimate import Estimate, estimate
-from orchestrator.compression.gram import Grams, Leading, Variant
+from orchestrator.compression.gram import Grams, Variant
 from orchestrator.compression.halves import LEAN, wide_product
+from orchestrator.compression.leading import Leading, leading_blocks
 from orchestrator.compression.spectrum import squared_singular_values
 from orchestrator.errors import ConfigError
 
@@ -142,7 +143,7 @@ class Shared:
         variant = self.grams.plain(variant)
         if variant not in self._leading:
             variants = dict.fromkeys(self.grams.plain(v) for v in (variant, *among))
-            self._leading |= self.grams.leading([v for v in variants if v not in self._leading])
+            self._leading |= leading_blocks(self.grams, [v for v in variants if v not in self._leading])
         return self._leading[variant]
 
     @cached_property

@@ -31,6 +31,9 @@ class HowConfig(Section):
     """CPUs per actor."""
     device_map: Literal["auto"] | None = None
     """`auto` spreads one model over the GPUs of its actor."""
+    weights_cache: str | None = None
+    """Folder on each node's own disk for copies of checkpoint folders, made once a node before weights are read: for
+    a `model.name` on a slow or shared disk. Nothing is deleted there. Hub files have their own cache (`HF_HOME`)."""
     torch_threads: PositiveInt | None = None
     """Torch threads per actor or trial; default: an equal share of the cores."""
     concurrent_trials: PositiveInt | None = None

@@ -14,8 +14,8 @@ import polars as pl
 import scipy
 from jaxtyping import Float
 
+from orchestrator.compression.declaration import Metric
 from orchestrator.compression.depth import third_expression
-from orchestrator.compression.entries import Metric
 from orchestrator.compression.registry import METRICS
 
 MEMBERS: dict[str, Metric] = {

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float
 
+from orchestrator.compression.declaration import Metric
 from orchestrator.compression.depth import THIRDS
-from orchestrator.compression.entries import Metric
 from orchestrator.correlate.consensus import MEMBERS, compression_scores, norm_members, with_thirds
 from orchestrator.correlate.finding import Finding
 from orchestrator.correlate.relations import CONFIDENCE, N_BOOTSTRAP, column, numeric_attributes

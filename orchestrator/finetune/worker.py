@@ -39,7 +39,7 @@ def worker_for(point: ResolvedPoint) -> TrialWorker:
     if key not in _WORKERS:
         _WORKERS.clear()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        _WORKERS[key] = TrialWorker(load_adapter(run.model, device, run.how.device_map))
+        _WORKERS[key] = TrialWorker(load_adapter(run.model, device, run.how.device_map, run.how.weights_cache))
     return _WORKERS[key]
 
 

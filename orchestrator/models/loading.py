@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import ADAPTER_GROUP, FAMILIES, Entry, entries, resolve
 from orchestrator.models.families import make_adapter
+from orchestrator.models.local_copy import local_copy
 from orchestrator.models.lora_folder import attach_lora
 from orchestrator.models.molmo import load_molmo
 from orchestrator.models.processor_fields import check_processor
@@ -51,13 +54,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device_map: str | None = None) -> Adapter:
+def load_adapter(
+    config: ModelConfig,
+    device: str | torch.device = "cpu",
+    device_map: str | None = None,
+    weights_cache: str | None = None,
+) -> Adapter:
     """Load the model that a configuration names and return its adapter, in evaluation mode on `device`.
 
     Args:
         device: on `meta` no tensor is read; names and shapes of all weights are checked against the model, as on any
             device.
         device_map: `auto` spreads the model over this process's GPUs; `device` then only selects the dtype.
+        weights_cache: folder on this machine's disk; a checkpoint folder is read from a copy there (`local_copy`).
 
     Raises:
         ModelError: if it is unknown, gated, needs an extra, remote code or pickled weights, or cannot be downloaded;
@@ -66,12 +75,15 @@ def load_adapter(config: ModelConfig, device: str | torch.device = "cpu", device
     device = torch.device(device)
     entry = resolve(config)
     check_extras(entry)
+    read = entry
+    if weights_cache is not None and entry.folder is not None:
+        read = replace(entry, folder=local_copy(entry.folder, Path(weights_cache)))
     dtype = pick_dtype(config.dtype, device)
     placement = "meta" if device.type == "meta" else device_map
     if entry.family == "molmo":
-        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(entry, config.allow, dtype, placement))
+        adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(read, config.allow, dtype, placement))
     else:
-        adapter = with_hub_errors(entry, lambda: _load_native(entry, config, dtype, placement))
+        adapter = with_hub_errors(entry, lambda: _load_native(read, config, dtype, placement))
     if placement is None:
         adapter.model.to(device)
     if config.adapter is not None:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from orchestrator.config import ProbeConfig
-from orchestrator.probes import reference
+from orchestrator.probes import logistic, reference
 from orchestrator.probes.factor import Factor, factorise, standardise
 from orchestrator.probes.labels import Labels
-from orchestrator.probes.logistic import fit_logistic
 from orchestrator.probes.mlp import MlpSettings, fit_mlp
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.user import load_user_probe
@@ -104,19 +103,23 @@ def batched_ridge(block: Block, labels: list[Labels]) -> dict[str, Fit]:
 
 
 def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
-    """Targets of equal class count, with folds and controls, form one batch of problems on all positions."""
+    """Targets (on a CPU those of equal class count), with folds and controls, form one batch of problems on all
+    positions."""
     fits = {}
     device, factor = block.train.device, block.factor
-    for group in _groups(labels, lambda label: label.n_classes):
+    together = logistic.TOGETHER[device.type]
+    for group in _groups(labels, lambda label: together or label.n_classes):
+        n_classes = torch.tensor([label.n_classes for label in group] * (1 + block.has_control), device=device)
         codes = torch.from_numpy(_stack(group, block.has_control).T.copy()).to(device)
         used = np.stack([label.valid for label in group] * (1 + block.has_control))
         valid = torch.from_numpy(used).to(block.train)
         penalties = block.config.penalties
-        fit = fit_logistic(factor.Q, factor.s, codes, valid, block.fold_on_device(), penalties, group[0].n_classes)
+        fit = logistic.fit_logistic(factor.Q, factor.s, codes, valid, block.fold_on_device(), penalties, n_classes)
         weights = fit.rotated.flatten(1, 2)  # B (C T) k1
-        logits = factor.predict(weights[:, :, :-1]) + weights[:, :, -1:]
+        logits = (factor.predict(weights[:, :, :-1]) + weights[:, :, -1:]).unflatten(1, fit.rotated.shape[1:3])
+        logits = logits.masked_fill(logistic.absent_classes(logits.shape[1], n_classes)[:, :, None], -torch.inf)
         penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
-        predicted = logits.unflatten(1, (group[0].n_classes, -1)).argmax(1).permute(1, 2, 0).cpu().numpy()  # T m B
+        predicted = logits.argmax(1).permute(1, 2, 0).cpu().numpy()  # T m B
         for t, label in enumerate(group):
             control = predicted[len(group) + t] if block.has_control else None
             fits[label.target.name] = Fit(penalty[:, t], predicted[t], control)

@@ -1,17 +1,18 @@
 """L2-regularised multinomial logistic regression, batched over problems on shared features.
 
 Shapes: B feature matrices (positions), n images, k rotated width (k1 with a column of ones), C classes, P problems
-(attribute x fold x control), the same P problems on each matrix. Images are the last axis of logits, (B, C, P, n), so
-that elementwise steps are contiguous in memory.
+(attribute x fold x control x penalty), the same P problems on each matrix. Images are the last axis of logits,
+(B, C, P, n), so that elementwise steps are contiguous in memory.
 
 Objective of one problem, as scikit-learn's `LogisticRegression` with C = 1 / alpha: mean cross-entropy over the
 problem's n rows + lam/2 |W|^2 with lam = alpha / n, bias unpenalised. alpha is absolute and the same in all folds, as
 in scikit-learn. For two classes scikit-learn penalises the one vector w = w1 - w0, which in the symmetric form here is
 2 lam.
 
-Solved by L-BFGS. The initial Hessian approximation is the one at W = 0, diag(s/n)/C + lam: diagonal in Q, hence shared
-by all problems. Logits are linear in the step, so a whole line search costs one product with Q; the labels enter
-through one constant product. Both products of an iteration are large matrix products over all problems.
+Solved by truncated Newton steps: conjugate gradients on the Newton equations of all problems at once, preconditioned by
+the Hessian at W = 0, diag(s/n)/C + lam, which is diagonal in Q, hence shared by all problems. Logits are linear in the
+step, so a whole line search costs one product with Q; the labels enter through one constant product. Each inner
+iteration is two large matrix products over all problems and a few elementwise steps.
 """
 
 from __future__ import annotations
@@ -22,15 +23,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-MEMORY = 8
-MAX_ITERATIONS = 300
-TOLERANCE = 1e-4  # largest gradient entry, scikit-learn's default
+MAX_ITERATIONS, MAX_INNER = 100, 50
+"""Newton steps, and iterations of conjugate gradients in each."""
+FORCING = 0.2
+"""A Newton equation counts as solved when its preconditioned residual has fallen to this share."""
+BIAS_CURVATURE = 1e-5
+"""Added to the curvature along biases in the Newton equations: a shift of all biases together changes no loss, and its
+rounding error would otherwise be divided by zero."""
+TOGETHER = {"cpu": False, "cuda": True}
+"""Whether all penalties, and targets of any number of classes, are one batch: few launches of large kernels. On a CPU
+each penalty starts from the last one's fits, and targets of equal class count are a batch, for less work."""
+TOLERANCE = 1e-4
+"""Largest gradient entry at the end; scikit-learn's default."""
 BATCH_BYTES = {"cpu": 2**19, "cuda": 2**30}  # logits of a batch of matrices: within a core's cache, or a GPU's memory
 
 
 @dataclass(frozen=True)
 class Problems:
-    """P problems of equal class count on B feature matrices with a column of ones appended."""
+    """P problems of at most C classes on B feature matrices with a column of ones appended."""
 
     Q: Float[Tensor, "B n k1"]
     s: Float[Tensor, "B k1"]
@@ -40,19 +50,40 @@ class Problems:
     """Weighted sum of the rows of each class; the labels enter only through it."""
     n_rows: Float[Tensor, " P"]
     """Number of used rows of each problem."""
+    n_classes: Int[Tensor, " P"]
+    """Number of classes of each problem; the weights of further ones are zero, and their logits -inf."""
+
+    @property
+    def absent(self) -> Bool[Tensor, "C P 1"]:
+        """Which of the C classes a problem does not have."""
+        return absent_classes(self.labelled.shape[1], self.n_classes)[:, :, None]
 
     def take(self, index: Int[Tensor, " p"]) -> Problems:
         """The problems at `index`."""
-        weight, labelled, n_rows = self.weight[index], self.labelled[:, :, index], self.n_rows[index]
-        return replace(self, weight=weight, labelled=labelled, n_rows=n_rows)
+        parts = {name: getattr(self, name)[index] for name in ("weight", "n_rows", "n_classes")}
+        return replace(self, labelled=self.labelled[:, :, index], **parts)
+
+    def logits(self, W: Float[Tensor, "B C P k1"]) -> Float[Tensor, "B C P n"]:
+        """Logits of all rows; -inf for classes that a problem does not have."""
+        return (W.flatten(1, 2) @ self.Q.mT).view(*W.shape[:3], -1).masked_fill_(self.absent, -torch.inf)
 
     def take_matrices(self, index: Int[Tensor, " b"]) -> Problems:
         """The problems on the feature matrices at `index`."""
         return replace(self, Q=self.Q[index], s=self.s[index], labelled=self.labelled[index])
 
 
+def absent_classes(C: int, n_classes: Int[Tensor, " P"]) -> Bool[Tensor, "C P"]:
+    """Which of C classes a problem of fewer does not have."""
+    return torch.arange(C, device=n_classes.device)[:, None] >= n_classes
+
+
 def make_problems(
-    Q: Float[Tensor, "B n k"], s: Float[Tensor, "B k"], codes: Int[Tensor, "P n"], used: Float[Tensor, "P n"], C: int
+    Q: Float[Tensor, "B n k"],
+    s: Float[Tensor, "B k"],
+    codes: Int[Tensor, "P n"],
+    used: Float[Tensor, "P n"],
+    n_classes: Int[Tensor, " P"],
+    C: int,
 ) -> Problems:
     """Problems on Q with labels `codes` (0..C-1); `used` is 1 for the rows of a problem, else 0."""
     B, n, _ = Q.shape
@@ -62,7 +93,7 @@ def make_problems(
     weight = used / n_rows[:, None]
     onehot = (codes == torch.arange(C, device=codes.device)[:, None, None]) * weight  # C P n
     labelled = (onehot.flatten(0, 1).to(Q.dtype) @ Q1).view(B, C, len(codes), -1)
-    return Problems(Q1, s1, weight, labelled, n_rows)
+    return Problems(Q1, s1, weight, labelled, n_rows, n_classes)
 
 
 def solve(
@@ -75,11 +106,11 @@ def solve(
     """Minimise from W (bias last); converged matrices and problems are removed from the batch."""
     result = W.clone()
     matrices, columns = (torch.arange(size, device=W.device) for size in (W.shape[0], W.shape[2]))
-    state = _Descent(problems, alpha, W)
+    state = _Newton(problems, alpha, W)
     for iteration in range(max_iterations + 1):
         gradient = state.gradient()
-        unfinished = gradient.abs().amax((1, 3)) >= tolerance  # B P
-        if iteration == max_iterations or state.stuck or not bool(unfinished.any()):
+        unfinished = (gradient.abs().amax((1, 3)) >= tolerance) & ~state.stuck  # B P
+        if iteration == max_iterations or not bool(unfinished.any()):
             break
         keep_b, keep_p = unfinished.any(1).nonzero()[:, 0], unfinished.any(0).nonzero()[:, 0]
         if (
@@ -94,20 +125,19 @@ def solve(
     return result
 
 
-class _Descent:
-    """L-BFGS on all problems of a batch; each has its own curvature pairs and step length."""
+class _Newton:
+    """Truncated Newton steps on all problems of a batch; each has its own direction and step length."""
 
     def __init__(self, problems: Problems, alpha: Tensor, W: Tensor) -> None:
         self.p, self.W = problems, W
-        n_classes = W.shape[1]
-        lam = (alpha / problems.n_rows * (2 if n_classes == 2 else 1))[:, None, :, None]
+        n_classes = problems.n_classes
+        lam = (alpha / problems.n_rows * (1 + (n_classes == 2)))[:, None, :, None]
         self.penalty = torch.cat([lam.expand(-1, -1, -1, W.shape[3] - 1), torch.zeros_like(lam)], 3)  # B 1 P k1
-        self.metric = 1.0 / (problems.s[:, None, None] / n_classes + self.penalty)
-        self.pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.before: tuple[Tensor, Tensor] | None = None
-        self.logits = self._product(W)
+        self.curvature = torch.cat([self.penalty[..., :-1], torch.full_like(lam, BIAS_CURVATURE)], 3)
+        self.metric = 1.0 / (problems.s[:, None, None] / n_classes[:, None] + self.penalty)
+        self.logits = problems.logits(W)
         self.e, self.total, self.partition = _exponentials(self.logits, self.p.weight)
-        self.stuck = False
+        self.stuck = torch.zeros(alpha.shape, dtype=torch.bool, device=W.device)
 
     def _product(self, W: Tensor) -> Float[Tensor, "B C P n"]:
         return (W.flatten(1, 2) @ self.p.Q.mT).view(*W.shape[:3], -1)
@@ -118,47 +148,47 @@ class _Descent:
 
         self.p = self.p.take_matrices(keep_b).take(keep_p)
         self.W, self.logits, self.e = cut(self.W), cut(self.logits), cut(self.e)
-        self.total, self.partition = self.total[keep_b][:, keep_p], self.partition[keep_b][:, keep_p]
-        self.penalty, self.metric = cut(self.penalty), cut(self.metric)
-        self.pairs = [(cut(a), cut(b), r[keep_b][:, keep_p]) for a, b, r in self.pairs]
-        if self.before:
-            self.before = (cut(self.before[0]), cut(self.before[1]))
+        self.total, self.partition, self.stuck = (
+            x[keep_b][:, keep_p] for x in (self.total, self.partition, self.stuck)
+        )
+        self.penalty, self.curvature, self.metric = cut(self.penalty), cut(self.curvature), cut(self.metric)
 
     def gradient(self) -> Float[Tensor, "B C P k1"]:
         weighted = self.e * (self.p.weight / self.total)[:, None]
         gradient = (weighted.flatten(1, 2) @ self.p.Q).view(self.W.shape)
         return gradient.sub_(self.p.labelled).addcmul_(self.penalty, self.W)
 
-    def _direction(self, gradient: Tensor) -> Tensor:
-        if self.before:
-            moved, old = self.before
-            change = gradient - old
-            curvature = _dot(moved, change)
-            inverse = torch.where(curvature > 1e-12, 1.0 / curvature, torch.zeros_like(curvature))
-            self.pairs = [*self.pairs[-(MEMORY - 1) :], (moved, change, inverse)]
-        q = gradient.clone()
-        coefficients = []
-        for a, b, r in reversed(self.pairs):
-            c = r * _dot(a, q)
-            q.addcmul_(b, _wide(c), value=-1)
-            coefficients.append(c)
-        q.mul_(self.metric)
-        for (a, b, r), c in zip(self.pairs, reversed(coefficients), strict=True):
-            q.addcmul_(a, _wide(c - r * _dot(b, q)))
-        return q.neg_()
+    def _direction(self, gradient: Tensor, unfinished: Bool[Tensor, "B P"]) -> Tensor:
+        """Conjugate gradients on the Newton equations, until the preconditioned residual is `FORCING` of its start."""
+        shares = self.e / self.total[:, None]
+        weighted = shares * self.p.weight
+        x, r = torch.zeros_like(gradient), -gradient
+        d = self.metric * r
+        size = _dot(r, d)
+        end, active = FORCING**2 * size, unfinished
+        for _ in range(MAX_INNER):
+            along = self._product(d)
+            along = (along - (shares * along).sum(1, keepdim=True)).mul_(weighted)
+            image = (along.flatten(1, 2) @ self.p.Q).view(d.shape).addcmul_(self.curvature, d)
+            step = _wide((size / _dot(d, image).clamp_min(1e-30)).where(active, 0.0))
+            x.addcmul_(step, d)
+            r.addcmul_(step, image, value=-1)
+            z = self.metric * r
+            before, size = size, _dot(r, z)
+            active = active & (size > end)
+            if not bool(active.any()):
+                break
+            d = torch.addcmul(z, _wide(size / before.clamp_min(1e-30)), d)
+        return x
 
     def step(self, gradient: Tensor, unfinished: Bool[Tensor, "B P"]) -> None:
-        direction = self._direction(gradient)
+        direction = self._direction(gradient, unfinished)
         along = self._product(direction)
         slope = _dot(gradient, direction)
         penalised = self.penalty * direction
         # apart from the partition function, the loss is quadratic in the step length: its two coefficients
         linear, square = _dot(self.W, penalised) - _dot(self.p.labelled, direction), _dot(direction, penalised)
-        # Newton step length along the direction, from the exact second derivative
-        weighted = self.e * along
-        mean = weighted.sum(1) / self.total
-        second = weighted.mul_(along).sum(1) / self.total - mean.square()  # B P n
-        t = -slope / ((self.p.weight * second).sum(2) + square).clamp_min(1e-20)
+        t = torch.ones_like(slope)
         slack = 8 * torch.finfo(t.dtype).eps * (1.0 + self.partition.abs())  # rounding error of the loss
         for _ in range(12):
             moved = torch.addcmul(self.logits, _wide(t), along)
@@ -172,10 +202,9 @@ class _Descent:
             t = torch.where(worse, torch.zeros_like(t), t)
             moved = torch.addcmul(self.logits, _wide(t), along)
             e, total, partition = _exponentials(moved, self.p.weight)
-            self.stuck = not bool((t[unfinished] != 0).any())
-        change = _wide(t) * direction
-        self.before = (change, gradient)
-        self.W, self.logits, self.e, self.total, self.partition = self.W + change, moved, e, total, partition
+            self.stuck = self.stuck | worse
+        self.W = torch.addcmul(self.W, _wide(t), direction)
+        self.logits, self.e, self.total, self.partition = moved, e, total, partition
 
 
 def _exponentials(
@@ -198,7 +227,7 @@ def _wide(t: Float[Tensor, "B P"]) -> Float[Tensor, "B 1 P 1"]:
 
 @dataclass
 class LogisticFit:
-    """Result of T targets of equal class count on B feature matrices (A penalties)."""
+    """Result of T targets of at most C classes on B feature matrices (A penalties)."""
 
     penalty: Int[Tensor, "B T"]
     """Index into the penalties."""
@@ -215,21 +244,21 @@ def fit_logistic(
     valid: Float[Tensor, "T n"],
     fold: Int[Tensor, " n"],
     penalties: tuple[float, ...],
-    n_classes: int,
+    n_classes: Int[Tensor, " T"],
 ) -> LogisticFit:
-    """Fit T targets on each matrix; each penalty is chosen by K-fold cross-entropy, in descending order of penalties.
+    """Fit T targets on each matrix; each penalty is chosen by K-fold cross-entropy.
 
-    Each fold is warm-started from its own fit at the previous penalty, never from a fit that used the held-out rows.
-    The final fit on all rows, at the chosen penalty, starts from the mean of the folds' fits.
-    All penalties are tried, without early stopping: if classes differ in directions of low variance, the held-out loss
-    first rises at strong penalties, which use only directions of high variance, and later falls far below its start.
-    Penalties are relative to the number of valid images. A single penalty needs no folds.
+    The final fit on all rows, at the chosen penalty, starts from the mean of the folds' fits. All penalties are tried,
+    without early stopping: if classes differ in directions of low variance, the held-out loss first rises at strong
+    penalties, which use only directions of high variance, and later falls far below its start. Penalties are relative
+    to the number of valid images. A single penalty needs no folds.
     """
     K = int(fold.max()) + 1 if len(penalties) > 1 else 0
-    a_matrix = Q.element_size() * Q.shape[1] * n_classes * len(codes) * max(K, 1)
+    C, together = int(n_classes.max()), TOGETHER[Q.device.type]
+    a_matrix = Q.element_size() * Q.shape[1] * C * len(codes) * max(K, 1) * (len(penalties) if together else 1)
     size = max(1, BATCH_BYTES[Q.device.type] // a_matrix)
     parts = [
-        _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes)
+        _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes, together)
         for b in range(0, len(Q), size)
     ]
     return LogisticFit(
@@ -247,27 +276,40 @@ def _fit_paths(
     fold: Tensor,
     K: int,
     penalties: tuple[float, ...],
-    n_classes: int,
+    n_classes: Tensor,
+    together: bool,
 ) -> LogisticFit:
-    B, T = len(Q), len(codes)
+    B, T, C = len(Q), len(codes), int(n_classes.max())
     n_valid = valid.sum(1)
     best = torch.zeros(B, T, dtype=torch.int64, device=Q.device)
-    start = Q.new_zeros(B, n_classes, T, Q.shape[2] + 1)
+    start = Q.new_zeros(B, C, T, Q.shape[2] + 1)
     inner = Q.new_full((B, len(penalties), T), torch.inf if K else 0.0)
     if K:
         inside = (fold == torch.arange(K, device=fold.device)[:, None]).to(Q.dtype)  # K n
         used, held_out = valid[:, None] * (1 - inside), valid[:, None] * inside  # T K n
-        problems = make_problems(Q, s, codes.repeat_interleave(K, 0), used.flatten(0, 1), n_classes)
-        W = start.repeat_interleave(K, 2)
-    for a in sorted(range(len(penalties)), key=lambda a: -penalties[a]) if K else ():
-        W = solve(problems, (penalties[a] * n_valid).repeat_interleave(K).expand(B, -1), W)
-        logits = (W.flatten(1, 2) @ problems.Q.mT).view(B, n_classes, T, K, -1)
-        chosen = logits.gather(1, codes[None, None, :, None].expand(B, 1, -1, K, -1))[:, 0]
-        loss = ((torch.logsumexp(logits, 1) - chosen) * held_out).sum((2, 3)) / n_valid
-        better = loss < inner.amin(1)
-        best = torch.where(better, a, best)
-        start = torch.where(better[:, None, :, None], W.unflatten(2, (T, K)).mean(3), start)
-        inner[:, a] = loss
+        each = torch.arange(T, device=Q.device).repeat_interleave(K)
+        problems = make_problems(Q, s, codes[each], used.flatten(0, 1), n_classes[each], C)
+        W = start[:, :, each]
+        order = sorted(range(len(penalties)), key=lambda a: -penalties[a])
+        losses: list[Tensor] = []
+        means: list[Tensor] = []
+        for group in [order] if together else [[a] for a in order]:
+            # each fold starts from its own fit at the last penalty, never from a fit that used the held-out rows
+            A = len(group)
+            some = problems.take(torch.arange(T * K, device=Q.device).repeat(A)) if A > 1 else problems
+            alpha = Q.new_tensor([penalties[a] for a in group])[:, None] * n_valid[each]
+            W = solve(some, alpha.flatten().expand(B, -1), W.repeat(1, 1, A, 1))
+            logits = some.logits(W).view(B, C, A, T, K, -1)
+            truth = codes[None, None, None, :, None].expand(B, 1, A, -1, K, -1)
+            chosen = logits.gather(1, truth)[:, 0]  # B A T K n
+            losses.append(((torch.logsumexp(logits, 1) - chosen) * held_out).sum((3, 4)) / n_valid)
+            means.append(W.view(B, C, A, T, K, -1).mean(4))
+            W = W[:, :, -T * K :]
+        loss = torch.cat(losses, 1)
+        place = loss.nan_to_num(torch.inf).argmin(1)  # B T
+        start = torch.cat(means, 2).gather(2, place[:, None, None, :, None].expand(B, C, 1, T, start.shape[3]))[:, :, 0]
+        by_penalty = torch.tensor(order, device=Q.device)
+        best, inner[:, by_penalty] = by_penalty[place], loss
     alpha = Q.new_tensor(penalties)[best] * n_valid
-    final = solve(make_problems(Q, s, codes, valid, n_classes), alpha, start)
+    final = solve(make_problems(Q, s, codes, valid, n_classes, C), alpha, start)
     return LogisticFit(best, final, inner)

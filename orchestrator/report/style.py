@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cache
 
-from orchestrator.compression.entries import Metric
+from orchestrator.compression.declaration import Metric
 from orchestrator.compression.registry import METRICS, get_metric
 from orchestrator.errors import ConfigError
 

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.compression import registry
-from orchestrator.compression.entries import BASES, MASSIVE_RATIO, Metric
+from orchestrator.compression.declaration import Metric
+from orchestrator.compression.entries import BASES, MASSIVE_RATIO
 from orchestrator.compression.gram import Variant
 from orchestrator.compression.metrics import CHUNK, compute
 from orchestrator.compression.metrics import measure as launch

@@ -5,10 +5,12 @@ import polars as pl
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
 
+from benchmarks.counted import Work
 from orchestrator.config import ProbeConfig
-from orchestrator.probes import engines, reference
-from orchestrator.probes.factor import factorise
+from orchestrator.probes import engines, logistic, reference
+from orchestrator.probes.factor import Factor, factorise
 from orchestrator.probes.grid import fit_grid
 from orchestrator.probes.labels import make_labels
 from orchestrator.probes.logistic import fit_logistic, make_problems, solve
@@ -78,7 +80,8 @@ def test_logistic_reaches_the_optimum_of_sklearn(n_classes: int, n: int, d: int)
     factor = factorise(torch.from_numpy(X)[None], torch.from_numpy(X)[None])
     used = torch.ones(1, n, dtype=torch.float64)
     used[:, : n // 5] = 0
-    problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[None], used, n_classes)
+    classes = torch.tensor([n_classes])
+    problems = make_problems(factor.Q, factor.s, torch.from_numpy(codes)[None], used, classes, n_classes)
     start = torch.zeros(1, n_classes, 1, problems.Q.shape[2], dtype=torch.float64)
     W = solve(problems, torch.tensor([[0.7]], dtype=torch.float64), start, tolerance=1e-8)
     logits = (problems.Q[0] @ W[0, :, 0].T).softmax(1).numpy()
@@ -98,7 +101,8 @@ def test_logistic_finds_classes_in_directions_of_little_variance_as_sklearn_does
     fold = np.arange(n) % 5
     factor = factorise(torch.from_numpy(Z)[None].float(), torch.from_numpy(Z)[None].float())
     whole = torch.ones(1, n)
-    fit = fit_logistic(factor.Q, factor.s, torch.from_numpy(codes)[None], whole, torch.from_numpy(fold), PENALTIES, 10)
+    labels, classes = torch.from_numpy(codes)[None], torch.tensor([10])
+    fit = fit_logistic(factor.Q, factor.s, labels, whole, torch.from_numpy(fold), PENALTIES, classes)
     path = fit.inner_loss[0, :, 0]
     assert path[-3] > path[-2] > path[-1], "the case this test is about"
     assert fit.penalty.item() == reference.logistic(Z, Z, codes, fold, PENALTIES, 10)[0]
@@ -110,15 +114,65 @@ def test_logistic_problems_do_not_influence_each_other() -> None:
     factor = factorise(X, X)
     codes = torch.from_numpy(np.random.default_rng(0).integers(0, 3, (3, 90)))
     codes[0] = (factor.Q[1] @ torch.randn(12, 3, generator=torch.Generator().manual_seed(0))).argmax(1)
-    fold = torch.arange(90) % 3
-    together = fit_logistic(factor.Q, factor.s, codes, torch.ones(3, 90), fold, PENALTIES, 3)
+    fold, classes = torch.arange(90) % 3, torch.full((3,), 3)
+    together = fit_logistic(factor.Q, factor.s, codes, torch.ones(3, 90), fold, PENALTIES, classes)
     for b in range(2):
         place = slice(b, b + 1)
         for t in range(3):
-            alone = fit_logistic(factor.Q[place], factor.s[place], codes[[t]], torch.ones(1, 90), fold, PENALTIES, 3)
+            parts = factor.Q[place], factor.s[place], codes[[t]], torch.ones(1, 90), fold
+            alone = fit_logistic(*parts, PENALTIES, classes[:1])
             assert alone.penalty[0, 0] == together.penalty[b, t]
             found = [factor.Q[b] @ w[:, :-1].T + w[:, -1] for w in (alone.rotated[0, :, 0], together.rotated[b, :, t])]
             torch.testing.assert_close(found[0].softmax(1), found[1].softmax(1), atol=2e-3, rtol=0)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All penalties and class counts are one batch, of any size."""
+    for table in (logistic.TOGETHER, logistic.BATCH_BYTES):
+        monkeypatch.setitem(table, "cpu", table["cuda"])  # type: ignore[arg-type]
+
+
+def several_targets(n_positions: int, n: int, classes: tuple[int, ...]) -> tuple[Factor, Tensor, Tensor]:
+    """Factorised features, and targets of some class counts that depend on them."""
+    X = torch.from_numpy(np.stack([correlated(n, 12, seed) for seed in range(n_positions)])).float()
+    random = torch.Generator().manual_seed(0)
+    factor = factorise(X, X)
+    codes = [(factor.Z[0] @ torch.randn(12, c, generator=random) + 1.5).argmax(1) for c in classes]
+    return factor, torch.stack(codes), torch.tensor(classes)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_penalties_and_class_counts_in_one_batch_give_what_paths_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor, codes, classes = several_targets(2, 120, (2, 4, 3, 2))
+    valid = torch.ones(4, 120)
+    valid[2, ::7] = 0
+    rest = valid, torch.arange(120) % 4, PENALTIES
+    batch = fit_logistic(factor.Q, factor.s, codes, *rest, classes)
+    monkeypatch.setitem(logistic.TOGETHER, "cpu", False)
+    for t, c in enumerate(classes.tolist()):
+        alone = fit_logistic(factor.Q, factor.s, codes[[t]], valid[[t]], *rest[1:], classes[[t]])
+        torch.testing.assert_close(batch.inner_loss[:, :, [t]], alone.inner_loss, atol=2e-4, rtol=2e-3)
+        assert torch.equal(batch.penalty[:, [t]], alone.penalty)
+        assert not batch.rotated[:, c:, t].any()
+        weights = (fit.rotated[:, :c, k] for fit, k in ((batch, t), (alone, 0)))
+        found = [(w[..., :-1] @ factor.Q.mT + w[..., -1:]).softmax(1) for w in weights]
+        torch.testing.assert_close(*found, atol=2e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_launches_of_logistic_probes_do_not_grow_with_penalties_positions_or_targets() -> None:
+    def launches(penalties: tuple[float, ...], n_positions: int, classes: tuple[int, ...]) -> int:
+        factor, codes, n_classes = several_targets(n_positions, 60, classes)
+        valid, fold = torch.ones(len(classes), 60), torch.arange(60) % 2
+        with Work(device="cpu") as work:
+            fit_logistic(factor.Q, factor.s, codes, valid, fold, penalties, n_classes)
+        return work.n_launches
+
+    few = launches((1e-1, 1e1), 1, (2, 3))
+    assert launches(tuple(np.geomspace(1e-1, 1e1, 8)), 1, (2, 3)) < 1.6 * few
+    assert launches((1e-1, 1e1), 6, (2, 3) * 3) < 1.6 * few
+    assert few < 1_500
 
 
 def test_nets_trained_together_equal_nets_trained_alone_by_plain_torch() -> None:

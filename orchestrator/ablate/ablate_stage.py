@@ -1,7 +1,7 @@
-"""The ablation stage: one shard a cell, then policy and link from all of them, and `policy.yaml`.
+"""The ablation stage: one shard per cell, then tables `policy`, `link` and `rivals` and the file `policy.yaml`.
 
-`work` is the unit of work and of resume. It runs in any process: here one cell after the other, or in Ray actors
-(`orchestrator.ablate.ray`). Importing this module imports no torch.
+`work` is the unit of work and of resume. `run_ablate` runs the cells in order in this process, `orchestrator.ablate.ray`
+in Ray actors. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def subject_of(point: ResolvedPoint) -> dict[str, Any]:
 
 
 def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:
-    """Write the stage's plan, or find the one that is there; returns its cells."""
+    """Write the stage's plan, or read the existing one; returns the stage's cells."""
     from orchestrator.models.known_config import read_config
     from orchestrator.models.stacks import cross_layers, decoder_stack
 
@@ -60,9 +60,9 @@ def open_ablation(run: RunConfig, stage: Stage) -> list[Cell]:
 
 
 def unfinished(stage: Stage, cells: list[Cell]) -> list[int]:
-    """The numbers of the cells that are not whole on disk."""
-    whole = stage.finished_shards()
-    return [i for i in range(len(cells)) if i not in whole]
+    """Indices of the cells without a complete shard."""
+    finished = stage.finished_shards()
+    return [i for i in range(len(cells)) if i not in finished]
 
 
 def work(ablation: Ablation, stage: Stage, index: int, cell: Cell) -> None:
@@ -71,33 +71,33 @@ def work(ablation: Ablation, stage: Stage, index: int, cell: Cell) -> None:
 
 
 def run_ablate(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
-    """Run all cells in this process, skipping finished ones; does nothing when the stage is done.
+    """Run the unfinished cells in this process; does nothing if the stage is done.
 
     Raises:
-        VtsweepError: model, data or settings do not allow it; what was finished is kept.
+        VtsweepError: model, data or settings are unsuitable; finished cells are kept.
     """
     run, stage = point.run, point.stages["ablate"]
     if stage.is_done():
         return stage
     cells = open_ablation(run, stage)
-    left = unfinished(stage, cells)
-    if left:
+    pending = unfinished(stage, cells)
+    if pending:
         from orchestrator.ablate.runner import Ablation, load_model
 
-        title, done = f"ablate {run.model.label}", len(cells) - len(left)
-        with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=stage.digest) as progress:
+        title, n_done = f"ablate {run.model.label}", len(cells) - len(pending)
+        with Progress(title, len(cells), "cells", done=n_done, quiet=quiet, about=stage.digest) as progress:
             ablation = Ablation(load_model(run), run)
-            for i in left:
+            for i in pending:
                 work(ablation, stage, i, cells[i])
                 progress.advance(note=cells[i].label)
     return finish(run, stage, cells)
 
 
 def finish(run: RunConfig, stage: Stage, cells: list[Cell]) -> Stage:
-    """Draw the policy and its link to compression from all cells, and mark the stage done.
+    """Write the tables that need all cells (policy, link, rivals, rejected rows) and mark the stage done.
 
     Raises:
-        StageError: a cell is not whole in storage.
+        StageError: a cell has no complete shard.
     """
     if missing := set(range(len(cells))) - set(stage.finished_shards()):
         raise StageError(f"ablate: {len(missing)} of {len(cells)} cells are not whole in storage; run again")
@@ -132,7 +132,7 @@ def _metrics(stage: Stage, cells: list[Cell]) -> pl.DataFrame | None:
 def draw_rivals(
     run: RunConfig, answers: pl.DataFrame, n_layers: int, cross_layers: Sequence[int]
 ) -> dict[str, pl.DataFrame]:
-    """Tables `rivals`, with a row and its reason for each setting that could not be measured, and `rival_ranks`."""
+    """Tables `rivals` and `rival_ranks`; a setting that could not be measured has a row in `rivals` with the reason."""
     config = run.ablate
     reasons = [(m, b, unmet(m, n_layers, cross_layers, b)) for m in config.rivals for b in config.budgets]
     missing = [
@@ -149,11 +149,11 @@ def draw_rivals(
 def draw_policy(
     run: RunConfig, answers: pl.DataFrame, metrics: pl.DataFrame | None
 ) -> tuple[dict[str, pl.DataFrame], PolicyFile | None]:
-    """Tables `policy` and `link`, and what `policy.yaml` says.
+    """Tables `policy` and `link`, and the content of `policy.yaml` (None without rules).
 
     Args:
         answers: table `deletion_answers` with `layer_share`.
-        metrics: table `question_metrics`; None where `link` is not asked.
+        metrics: table `question_metrics`; None if check `link` is not requested.
     """
     config = run.ablate
     rules = choose_rules(answers, config.max_accuracy_loss)
@@ -164,8 +164,8 @@ def draw_policy(
         if method is None or metrics is None:
             continue
         links.append(link_table(needed_shares(part, method), metrics, method))
-        found, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss)
-        adaptive += found
+        tier_rules, rows = adaptive_policy(part, metrics, str(tier), method, config.max_accuracy_loss)
+        adaptive += tier_rules
         policy.append(rows)
     tables = {"policy": _joined(policy, "policy"), "link": _joined(links, "link")}
     if not rules:

@@ -1,9 +1,9 @@
-"""A policy on a plain transformers model: fewer visual tokens in every prompt, nothing else changed.
+"""Apply a policy to a plain transformers model: it deletes visual tokens of every prompt and changes nothing else.
 
     reduced = vt.apply_policy(model, "results/ablate/DIGEST/policy.yaml", tier="low")
     ids = reduced.generate(**processor(text=prompt, images=image, return_tensors="pt"), max_new_tokens=20)
 
-The model's own code runs; hooks are in place during a call alone, so that `model` itself stays as it was.
+The model's own code runs. Hooks exist only during a call, so `model` itself is unchanged.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from orchestrator.models.reduction import Reduction
 
 
 class ReducedModel:
-    """A model whose prompts lose visual tokens by one rule.
+    """A model that deletes visual tokens of its prompts by one rule.
 
-    `last` holds what happened in the last call: `last.kept` the tokens left of each image, `last.seconds` the time of
-    choosing. Methods that read the question's tokens take all text of the prompt for it, its template included, since a
-    processor's output does not tell the two apart.
+    `last` is the reduction of the last call: `last.kept` are the tokens left of each image, `last.seconds` the time of
+    selection. Methods that read the question's tokens read all text of the prompt, including the chat template: the
+    processor's output does not mark the question.
     """
 
     def __init__(self, adapter: Adapter, rule: PolicyRule, settings: Mapping[str, Settings]) -> None:
@@ -46,7 +46,7 @@ class ReducedModel:
 
     @torch.no_grad()
     def generate(self, *, max_new_tokens: int = 20, **inputs: Tensor) -> Int[Tensor, "B S"]:
-        """The prompts' ids with the greedily chosen ones after them, as `model.generate(do_sample=False)` returns."""
+        """Prompt ids followed by the greedily generated ids, as `model.generate(do_sample=False)` returns them."""
         ids = self.adapter.generate_ids(self._reduced(inputs), max_new_tokens)
         return torch.cat([inputs["input_ids"].cpu(), ids], dim=1)
 
@@ -62,10 +62,10 @@ class ReducedModel:
 
 
 def _as_batch(adapter: Adapter, inputs: Mapping[str, Tensor]) -> Batch:
-    """A processor's tensors with what an adapter keeps beside them.
+    """A processor's tensors with the fields that an adapter adds.
 
     Raises:
-        ModelError: the prompts are padded on the right, so that their last position is no token.
+        ModelError: the prompts are padded on the right, so that the last position is padding.
     """
     batch: Batch = {key: value.cpu() for key, value in inputs.items() if isinstance(value, Tensor)}
     batch.setdefault("attention_mask", torch.ones_like(batch["input_ids"]))
@@ -80,17 +80,17 @@ def _as_batch(adapter: Adapter, inputs: Mapping[str, Tensor]) -> Batch:
 def apply_policy(
     model: nn.Module, policy: str | PolicyFile | PolicyRule, *, tier: str | None = None, family: str = "all"
 ) -> ReducedModel:
-    """A model that follows the fixed rule of a policy.
+    """A model that applies the fixed rule of a policy.
 
     Args:
-        model: a loaded transformers model of a supported class; LoRA layers may be in it.
-        policy: path or URI of `policy.yaml`, what it holds, or one rule.
-        tier: tier of the questions that will be asked; may be left out where the policy has one.
-        family: family of the questions; its rule, else the tier's.
+        model: a loaded transformers model of a supported class; it may contain LoRA layers.
+        policy: path or URI of `policy.yaml`, its content, or one rule.
+        tier: tier of the questions; optional if the policy has a single tier.
+        family: family of the questions; without a rule for it the tier's rule applies.
 
     Raises:
-        ConfigError: the policy was chosen on another model, or has no rule for such questions.
-        ModelError: the model's class is not supported, or does not give what the method needs.
+        ConfigError: the policy was chosen on another model, or has no rule for these questions.
+        ModelError: the model's class is unsupported, or does not provide the inputs of the method.
     """
     adapter = make_adapter(model)
     if isinstance(policy, PolicyRule):
@@ -101,16 +101,16 @@ def apply_policy(
 
 
 def check_same_model(policy: PolicyFile, adapter: Adapter) -> None:
-    """Refuse a policy that was chosen on a model of another type or size."""
-    found = {
+    """Raise ConfigError if the policy was chosen on a model of another type or size."""
+    actual = {
         "model_type": str(adapter.config.model_type),
         "n_layers": adapter.n_layers,
         "hidden_size": adapter.hidden_size,
     }
-    expected = {key: getattr(policy, key) for key in found}
-    other = {key: value for key, value in expected.items() if value and value != found[key]}
-    if other:
-        words = ", ".join(f"{key} {value} (found {found[key]})" for key, value in other.items())
+    expected = {key: getattr(policy, key) for key in actual}
+    differing = {key: value for key, value in expected.items() if value and value != actual[key]}
+    if differing:
+        words = ", ".join(f"{key} {value} (found {actual[key]})" for key, value in differing.items())
         raise ConfigError(f"apply_policy: the policy was chosen on {policy.model}, which has {words}")
 
 

@@ -1,7 +1,7 @@
-"""Where the question's tokens and the last token look: attention to the image and to its objects, by layer.
+"""Attention from the question's tokens and the last token to the image and to its objects, by layer.
 
-Attention says what a layer read, not what the answer rests on; the check `routes` says that. Shapes: n questions, V
-visual tokens.
+Attention shows what a layer reads, not what the answer depends on; the check `routes` measures that. Shapes: n
+questions, V visual tokens.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def attention_tables(
     """Rows of tables `attention` and `attention_maps`, without the checkpoint.
 
     Args:
-        layers: of those that read the image; all of them when absent.
-        n_maps: questions whose maps are kept token by token, spread over the families.
+        layers: measure these of the layers that read the image; None for all.
+        n_maps: number of questions whose attention is stored for every token, evenly spaced over the questions.
     """
-    there = reading_layers(bench.adapter)
-    wanted = there if layers is None else [layer for layer in there if layer in layers]
-    n = len(bench.asked)
+    reading = reading_layers(bench.adapter)
+    chosen = reading if layers is None else [layer for layer in reading if layer in layers]
+    n = len(bench.examples)
     shown = set(np.linspace(0, n - 1, min(n_maps, n)).round().astype(int).tolist()) if n_maps else set()
-    measured: Measured = {(k, t): {m: np.full(n, np.nan) for m in MEASURES} for k in wanted for t in TARGETS}
+    measured: Measured = {(k, t): {m: np.full(n, np.nan) for m in MEASURES} for k in chosen for t in TARGETS}
     objects = np.full(n, np.nan)
     maps: list[dict[str, Any]] = []
     for chunk in bench.batches(range(n), bench.inputs):
         batch = bench.adapter.collate([bench.inputs[i] for i in chunk])
-        grids, found = bench.adapter.vision_grid(batch), attention_maps(bench.adapter, batch, wanted)
+        grids, layer_maps = bench.adapter.vision_grid(batch), attention_maps(bench.adapter, batch, chosen)
         for row, i in enumerate(chunk):
-            item, grid = bench.asked[i], grids[row]
+            item, grid = bench.examples[i], grids[row]
             inside = object_tokens(bench.adapter, item, grid).numpy() if boxes_of(item) is not None else None
             if inside is not None:
                 objects[i] = inside.mean()
             for (layer, target), values in measured.items():
-                weights = found[layer].of(target)[row, : len(grid)].double().numpy()
+                weights = layer_maps[layer].of(target)[row, : len(grid)].double().numpy()
                 _measure(values, i, weights, inside)
                 if i in shown:
                     maps += _map_rows(bench, i, layer, target, grid.numpy(), weights)
@@ -61,14 +61,14 @@ def _measure(values: dict[str, np.ndarray], i: int, weights: np.ndarray, inside:
         share = weights / total
         if inside is not None:
             values["on_objects"][i] = share[inside].sum()
-        some = share[share > 0]
-        values["entropy"][i] = -(some * np.log(some)).sum() / np.log(len(share)) if len(share) > 1 else np.nan
+        positive = share[share > 0]
+        values["entropy"][i] = -(positive * np.log(positive)).sum() / np.log(len(share)) if len(share) > 1 else np.nan
 
 
 def _map_rows(
     bench: Bench, i: int, layer: int, target: str, grid: np.ndarray, weights: np.ndarray
 ) -> Iterator[dict[str, Any]]:
-    question, total = bench.asked[i].question, weights.sum()
+    question, total = bench.examples[i].question, weights.sum()
     for (row, column, tile), weight in zip(grid.tolist(), weights.tolist(), strict=True):
         if row >= 0:
             yield {
@@ -86,27 +86,27 @@ def _map_rows(
 
 
 def _rows(bench: Bench, measured: Measured, objects: np.ndarray) -> Iterator[dict[str, Any]]:
-    keys = [(item.question.tier, item.question.family) for item in bench.asked]
-    clusters = np.array([item.question.cluster for item in bench.asked])
+    keys = [(item.question.tier, item.question.family) for item in bench.examples]
+    clusters = np.array([item.question.cluster for item in bench.examples])
     scopes = [(t, "all") for t in dict.fromkeys(t for t, _ in keys)] + list(dict.fromkeys(keys))
     for (layer, target), values in measured.items():
         for tier, family in scopes:
-            own = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
+            numbers = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
             row: dict[str, Any] = {"layer": layer, "target": target, "tier": tier, "family": family}
-            row |= _interval("to_image", values["to_image"][own], clusters[own])
-            row |= _interval("on_objects", values["on_objects"][own], clusters[own])
-            row |= _interval("over_share", (values["on_objects"] - objects)[own], clusters[own])
-            entropy, share = values["entropy"][own], objects[own]
+            row |= _interval("to_image", values["to_image"][numbers], clusters[numbers])
+            row |= _interval("on_objects", values["on_objects"][numbers], clusters[numbers])
+            row |= _interval("over_share", (values["on_objects"] - objects)[numbers], clusters[numbers])
+            entropy, share = values["entropy"][numbers], objects[numbers]
             row["object_share"] = float(np.nanmean(share)) if np.isfinite(share).any() else None
             row["entropy"] = float(np.nanmean(entropy)) if np.isfinite(entropy).any() else None
-            yield {**row, "n": len(own)}
+            yield {**row, "n": len(numbers)}
 
 
 def _interval(name: str, values: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
-    """Mean over images with Student's interval; an image counts once, however many questions it has."""
-    known = np.isfinite(values)
-    images = [values[known & (clusters == one)].mean() for one in dict.fromkeys(clusters[known])]
+    """Mean over images with Student's interval; the questions of one image are averaged first."""
+    is_finite = np.isfinite(values)
+    images = [values[is_finite & (clusters == cluster)].mean() for cluster in dict.fromkeys(clusters[is_finite])]
     if not images:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
-    found = student_interval(images)
-    return {name: float(np.mean(images)), f"{name}_low": found.low, f"{name}_high": found.high}
+    interval = student_interval(images)
+    return {name: float(np.mean(images)), f"{name}_low": interval.low, f"{name}_high": interval.high}

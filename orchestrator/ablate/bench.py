@@ -1,4 +1,4 @@
-"""Questions asked of one model while something is done to its visual tokens."""
+"""A fixed set of questions asked of one model under interventions on its visual tokens."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ class Answered:
     correct: np.ndarray
     """bool (n,)"""
     kept: np.ndarray
-    """Visual tokens the decoder saw to the end, int64 (n,)."""
+    """Visual tokens left in the last decoder layer, int64 (n,)."""
     seconds: float
-    """Time of selection and generation, s; preparing inputs is left out."""
+    """Time of selection and generation, s, without input preparation."""
     score: np.ndarray
     """float64 (n,), by the rule of each question."""
     prefill_seconds: float = 0.0
-    """Of it, until the first token's logits, selection included."""
+    """Part of `seconds` until the first token's logits, selection included."""
     decode_seconds: float = 0.0
     selection_seconds: float = 0.0
-    """Of the prefill, reading and choosing."""
+    """Part of the prefill spent on selection and its inputs."""
     cache_bytes: int | None = None
-    """Keys and values of all prompts; None where the model does not say."""
+    """Keys and values of all prompts; None if the model does not report them."""
     peak_bytes: int | None = None
-    """Most memory of the GPU that a batch took, weights included; None without one."""
+    """Peak GPU memory of a batch, weights included; None without a GPU."""
     depths: tuple[int, ...] = ()
     kept_at: np.ndarray | None = None
     """Visual tokens left from each depth on, int64 (depths, n)."""
@@ -79,48 +79,48 @@ class _Sums:
 
 
 class Bench:
-    """A model and a fixed set of questions, prepared once and batched by like length.
+    """A model and a fixed set of questions, prepared once and batched by similar length.
 
     Args:
         adapter: the model.
-        asked: questions with their images.
-        batch_size: questions a forward pass; halved for a batch that does not fit the GPU's memory.
-        instruction: words put after every question.
-        settings: of methods that choose tokens, by name.
+        examples: questions with their images.
+        batch_size: questions per forward pass; halved for a batch that does not fit the GPU's memory.
+        instruction: text appended to every question.
+        settings: settings of selection methods, by method name.
     """
 
     def __init__(
         self,
         adapter: Adapter,
-        asked: Sequence[Example],
+        examples: Sequence[Example],
         batch_size: int,
         instruction: str = "",
         settings: Mapping[str, Settings] | None = None,
     ) -> None:
-        self.adapter, self.asked, self.batch_size = adapter, list(asked), batch_size
+        self.adapter, self.examples, self.batch_size = adapter, list(examples), batch_size
         self.settings = settings or {}
-        self.texts = [f"{item.question.text} {instruction}".strip() for item in self.asked]
-        images = (item.image() for item in self.asked)
+        self.texts = [f"{item.question.text} {instruction}".strip() for item in self.examples]
+        images = (item.image() for item in self.examples)
         self.inputs = [adapter.prepare(image, text) for image, text in zip(images, self.texts, strict=True)]
-        self.windows = [window_of(adapter, item) for item in self.asked]
-        self.max_new_tokens = answer_limit(adapter, [item.question for item in self.asked])
+        self.windows = [window_of(adapter, item) for item in self.examples]
+        self.max_new_tokens = answer_limit(adapter, [item.question for item in self.examples])
 
     # ------------------------------------------------------------ asking
 
     @cached_property
     def plain(self) -> Answered:
-        """The answers with nothing done to the tokens."""
+        """The answers without an intervention."""
         return self.unchanged()
 
     def unchanged(self, numbers: Sequence[int] | None = None) -> Answered:
-        """Ask with nothing done to the tokens, however often that was asked before."""
+        """Ask without an intervention; not cached, unlike `plain`."""
         return self.ask(self._generate, numbers)
 
     def ask(
         self, answer: Answer, numbers: Sequence[int] | None = None, inputs: Sequence[Batch] | None = None
     ) -> Answered:
-        """Ask the questions `numbers` (all when absent), of other `inputs` than the prepared ones where given."""
-        numbers = range(len(self.asked)) if numbers is None else numbers
+        """Ask the questions `numbers` (None for all) with `inputs` (None for the prepared ones)."""
+        numbers = range(len(self.examples)) if numbers is None else numbers
         inputs = self.inputs if inputs is None else inputs
         predicted: dict[int, str] = {}
         kept: dict[int, list[int]] = {}
@@ -138,18 +138,18 @@ class Bench:
             if device.type == "cuda":
                 sums.peak = max(sums.peak or 0, torch.cuda.max_memory_allocated(device))
             for i, text in zip(chunk, texts, strict=True):
-                predicted[i] = as_judged(self.asked[i].question, text, self.windows[i])
+                predicted[i] = as_judged(self.examples[i].question, text, self.windows[i])
             kept.update(zip(chunk, self._kept(answered), strict=True))
 
         retry_with_smaller_batch(self.batches(numbers, inputs), ask_some)
-        judged = [judge(self.asked[i].question, predicted[i]) for i in numbers]
+        judged = [judge(self.examples[i].question, predicted[i]) for i in numbers]
         counts = np.array([kept[i] for i in numbers], dtype=np.int64)
         return Answered(
             [predicted[i] for i in numbers],
-            np.array([one.correct for one in judged]),
+            np.array([judgement.correct for judgement in judged]),
             counts[:, -1],
             sums.seconds,
-            np.array([one.score for one in judged]),
+            np.array([judgement.score for judgement in judged]),
             sums.prefill,
             sums.decode,
             sums.selection,
@@ -159,32 +159,32 @@ class Bench:
         )
 
     def _kept(self, answered: Batch) -> list[list[int]]:
-        """Visual tokens of each row left from each depth on; of a depth that the pass did not reach, those before."""
+        """Visual tokens of each row left from each depth on; for a depth that was not reached, those of the one before."""
         counts = self.adapter.n_vision(answered)
         if (reduction := reduction_of(answered)) is None:
             return counts[:, None].tolist()
-        found = list(reduction.kept)
-        found += [found[-1] if found else counts] * (len(reduction.layers) - len(found))
-        return torch.stack(found, dim=1).tolist()
+        by_depth = list(reduction.kept)
+        by_depth += [by_depth[-1] if by_depth else counts] * (len(reduction.layers) - len(by_depth))
+        return torch.stack(by_depth, dim=1).tolist()
 
     def batches(self, numbers: Sequence[int], inputs: Sequence[Batch]) -> list[list[int]]:
-        """`numbers` in batches that may be collated, similar lengths together."""
+        """`numbers` in batches that can be collated, sorted by length."""
         groups: dict[tuple[str, ...], list[int]] = {}
         for i in sorted(numbers, key=lambda i: inputs[i]["input_ids"].shape[1]):
             groups.setdefault(self.adapter.bucket(inputs[i]), []).append(i)
         size = self.batch_size
-        return [found[k : k + size] for found in groups.values() for k in range(0, len(found), size)]
+        return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
 
     def _generate(self, batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
         return batch, self.adapter.generate_measured(batch, max_new_tokens=self.max_new_tokens)
 
-    # ------------------------------------------------------------ what is done to the tokens
+    # ------------------------------------------------------------ interventions
 
     def deleted(self, method: str, deleted_share: float, *, seed: int = 0, layer: int = 0) -> Answered:
         """Answers with a share of visual tokens deleted: after the projector (`layer` 0) or after `layer` layers."""
         if deleted_share == 0.0:
             return self.plain
-        return self.keeping([deleted_share] * len(self.asked), method, seed=seed, layer=layer)
+        return self.keeping([deleted_share] * len(self.examples), method, seed=seed, layer=layer)
 
     def keeping(
         self,
@@ -195,11 +195,11 @@ class Bench:
         layer: int = 0,
         numbers: Sequence[int] | None = None,
     ) -> Answered:
-        """Answers with a share of tokens deleted that differs from question to question; see `reduced`.
+        """Answers with an individual share of tokens deleted per question; see `reduced`.
 
         Args:
             shares: share deleted, for every question of the bench.
-            numbers: ask these only.
+            numbers: ask only these questions; None for all.
         """
         return self.reduced(method, [layer], [[1.0 - share for share in shares]], seed=seed, numbers=numbers)
 
@@ -212,16 +212,16 @@ class Bench:
         seed: int = 0,
         numbers: Sequence[int] | None = None,
     ) -> Answered:
-        """Answers with tokens that leave at one depth or several, chosen in the pass that answers.
+        """Answers with tokens deleted at one or several depths, selected within the same forward pass.
 
-        The sequence is shortened, so that the time saved is real, and the time of choosing counts.
+        The sequence is shortened, so the measured time includes the saving and the cost of the selection.
 
         Args:
             layers: depths, ascending; 0 is after the projector.
             shares: share of the image's tokens left from each depth on, `shares[depth][question]`, of all questions.
-            numbers: ask these only.
+            numbers: ask only these questions; None for all.
         """
-        numbers = range(len(self.asked)) if numbers is None else numbers
+        numbers = range(len(self.examples)) if numbers is None else numbers
         if method == DOWNSAMPLE:
             inputs = list(self.inputs)
             for i in numbers:
@@ -237,15 +237,15 @@ class Bench:
         return replace(self.ask(answer, numbers), depths=tuple(layers))
 
     def _shrunk(self, i: int, deleted_share: float) -> Batch:
-        image = self.asked[i].image()
+        image = self.examples[i].image()
         if image is None or deleted_share == 0.0:
             return self.inputs[i]
         if deleted_share == 1.0:
             return self.adapter.prepare(None, self.texts[i])
-        seen = seen_size(self.inputs[i])
+        size = seen_size(self.inputs[i])
         if isinstance(image, np.ndarray):
-            return self.adapter.prepare(shrink(image, deleted_share, seen), self.texts[i])
-        return self.adapter.prepare([shrink(one, deleted_share, seen) for one in image], self.texts[i])
+            return self.adapter.prepare(shrink(image, deleted_share, size), self.texts[i])
+        return self.adapter.prepare([shrink(picture, deleted_share, size) for picture in image], self.texts[i])
 
     def blocked(self, layers: Sequence[int]) -> Answered:
         """Answers with attention from other tokens to visual ones blocked in `layers`."""
@@ -255,22 +255,23 @@ class Bench:
             return self.ask(self._generate)
 
     def patched(self, donors: Bench, layer: int, place: str = "image") -> Answered:
-        """Answers about each image with states of the donor's pass put in place at the input of `layer`.
+        """Activation patching: answers with states of the donor's pass at the input of `layer`.
 
         Args:
-            place: whose states: `image`, `changed`, `object` or `background` (parts of it), `question` or `last`.
+            place: tokens whose states are patched: `image`, a part of it (`changed`, `object`, `background`),
+                `question` or `last`.
         """
         adapter = self.adapter
 
         def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
-            other = adapter.collate([donors.inputs[i] for i in chunk])
+            donor_batch = adapter.collate([donors.inputs[i] for i in chunk])
             if place in TEXT_PLACES:
-                where = prompt_part(adapter, batch, place)
-                with prompt_patched(adapter, layer, prompt_states(adapter, other, layer), where):
+                positions = prompt_part(adapter, batch, place)
+                with prompt_patched(adapter, layer, prompt_states(adapter, donor_batch, layer), positions):
                     return self._generate(batch, chunk)
-            pairs = [self.asked[i] for i in chunk], [donors.asked[i] for i in chunk]
+            pairs = [self.examples[i] for i in chunk], [donors.examples[i] for i in chunk]
             tokens = image_part(adapter, batch, pairs[0], place, pairs[1])
-            with vision_patched(adapter, layer, vision_states(adapter, other, layer), tokens):
+            with vision_patched(adapter, layer, vision_states(adapter, donor_batch, layer), tokens):
                 return self._generate(batch, chunk)
 
         return self.ask(answer)

@@ -1,4 +1,4 @@
-"""The units of work of an ablation: one setting, asked of all its questions. Listing them imports no torch."""
+"""Cells, the units of work of an ablation: one setting, applied to all questions. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.errors import ConfigError
 
 ALL_TOKENS = "all tokens"
 UNSEEDED = -1
-"""Seed of cells that draw nothing."""
+"""Seed of cells without randomness."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cell:
     attribute: str = ""
     budget: float = 1.0
     place: str = "image"
-    """Whose states are replaced or patched (`ablate.replaced_places`, `ablate.patched_places`)."""
+    """Tokens whose states are replaced or patched (`ablate.replaced_places`, `ablate.patched_places`)."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -62,11 +62,11 @@ class Cell:
 
 
 def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] = ()) -> list[Cell]:
-    """Every cell of an ablation, in a fixed order: those of one method together, since they share its scores.
+    """Every cell of an ablation, in a fixed order, grouped by method.
 
     Args:
         n_layers: decoder layers.
-        cross_layers: cross-attention layers of a `cross_kv` model; they are switched off one by one, and patched.
+        cross_layers: cross-attention layers of a `cross_kv` model; each is knocked out and patched.
     """
     cells: list[Cell] = []
     shares = sorted({0.0, *config.deleted_shares})
@@ -108,8 +108,8 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
     cells += [Cell(check) for check in ("lens", "attention") if check in config.checks]
     if "patching" in config.checks:
         for place in config.patched_places:
-            whole = place in ("question", "last") or not cross_layers  # text is in the sequence of every layer
-            points = list(range(n_layers)) if whole else list(cross_layers)
+            in_every_layer = place in ("question", "last") or not cross_layers  # text is in the sequence of every layer
+            points = list(range(n_layers)) if in_every_layer else list(cross_layers)
             cells += [
                 Cell("patching", layer=layer, attribute=name, place=place)
                 for name in config.patched
@@ -119,7 +119,7 @@ def list_cells(config: AblateConfig, n_layers: int, cross_layers: Sequence[int] 
 
 
 def _rivals(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[Cell]:
-    """All tokens, then every method at every budget that it can meet."""
+    """A cell with all tokens, then one per method, seed and budget that the method can meet."""
     cells = [Cell("rivals", ALL_TOKENS)]
     for method in config.rivals:
         seeds = config.seeds if method != DOWNSAMPLE and get_selector(method).draws else (UNSEEDED,)
@@ -130,7 +130,7 @@ def _rivals(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) ->
 
 
 def unmet(method: str, n_layers: int, cross_layers: Sequence[int], budget: float) -> str:
-    """Why a method cannot meet a budget; empty where it can."""
+    """Why a method cannot meet a budget; empty if it can."""
     if method == DOWNSAMPLE:
         return ""
     try:
@@ -141,13 +141,15 @@ def unmet(method: str, n_layers: int, cross_layers: Sequence[int], budget: float
 
 
 def _inside(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[int]:
-    """Layers of deletion inside the decoder, of those between the same two layers that read the image the first."""
+    """Layers of deletion inside the decoder; of those between the same two layers that read the image only the first."""
     reading = list(cross_layers) or list(range(n_layers))
     chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
-    left: dict[int, int] = {}
+    first_layers: dict[int, int] = {}
     for layer in sorted(chosen):
-        left.setdefault(sum(i >= layer for i in reading), layer)
-    return [layer for n, layer in left.items() if n > 0]  # after the last reading layer deletion changes nothing
+        first_layers.setdefault(sum(i >= layer for i in reading), layer)
+    return [
+        layer for n, layer in first_layers.items() if n > 0
+    ]  # after the last reading layer deletion changes nothing
 
 
 def _deletions(config: AblateConfig, method: str, layer: int, shares: Sequence[float]) -> list[Cell]:

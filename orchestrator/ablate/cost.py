@@ -1,4 +1,4 @@
-"""Floating-point operations of a decoder's pass over a prompt, with visual tokens leaving on the way up."""
+"""Floating-point operations of a decoder's pass over a prompt with visual tokens deleted at given depths."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.models.adapter import Adapter
 from orchestrator.models.cross_attention import CrossAttentionAdapter
 
 Stages = Sequence[tuple[int, int]]
-"""(depth, visual tokens left from there on), ascending; empty where none leave."""
+"""(depth, visual tokens left from there on), ascending; empty if none are deleted."""
 
 
 def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, stages: Stages = ()) -> float:
@@ -20,7 +20,7 @@ def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, stages: Stages =
     Args:
         n_text: tokens that are not visual.
         n_vision: visual tokens of the image.
-        stages: where tokens leave; depth 0 is before the decoder.
+        stages: where tokens are deleted; depth 0 is before the decoder.
     """
     width = adapter.hidden_size
     cross = adapter.cross_layers if isinstance(adapter, CrossAttentionAdapter) else []
@@ -38,17 +38,17 @@ def decoder_flops(adapter: Adapter, n_text: int, n_vision: int, stages: Stages =
 
 
 def n_present(n_vision: int, stages: Stages, layer: int) -> int:
-    """Visual tokens that a layer reads."""
+    """Number of visual tokens that a layer reads."""
     return next((left for depth, left in reversed(stages) if depth <= layer), n_vision)
 
 
 def selection_flops(
     adapter: Adapter, method: str, n_text: int, n_vision: int, n_question: int, stages: Stages
 ) -> float:
-    """Operations of choosing the tokens and of merging them, beyond the pass that answers.
+    """Operations of selecting and merging tokens, beyond the forward pass itself.
 
-    States and attention of earlier layers come with that pass; attention over all layers takes a whole pass more, and a
-    layer's own attention its queries, keys and values a second time. Choosing all tokens or none takes nothing.
+    States and attention of earlier layers are free. Attention over all layers costs one more forward pass; a layer's
+    own attention costs its query, key and value projections a second time. Keeping all tokens or none costs nothing.
     """
     if method == DOWNSAMPLE:
         return 0.0

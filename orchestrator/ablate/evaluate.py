@@ -1,8 +1,8 @@
-"""A policy applied: fresh questions asked with all tokens, under the policy's rules, and under its rivals.
+"""Evaluation of a policy on new questions: all tokens, the policy's rules, and rivals that delete as many tokens.
 
     vtsweep evaluate --policy results/ablate/DIGEST/policy.yaml sweeps/ablation.yaml
 
-Importing this module imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Treatment:
-    """What is done for one question; a share of 0 leaves all tokens."""
+    """Deletion applied to one question; a share of 0 keeps all tokens."""
 
     method: str = "random"
     layer: int = 0
@@ -42,21 +42,21 @@ class Treatment:
 
 
 def evaluate_points(points: Sequence[ResolvedPoint], file: str) -> list[tuple[RunConfig, Stage]]:
-    """Evaluate a policy on the points whose model it was chosen on; what is done already is found again.
+    """Evaluate a policy on the points with the model that it was chosen on; finished evaluations are reused.
 
     Raises:
         ConfigError: the policy cannot be read, or no point has its model.
     """
     policy = load_policy(file)
-    own = [point for point in points if is_own_model(policy, point.run)]
-    if not own:
+    matching = [point for point in points if is_own_model(policy, point.run)]
+    if not matching:
         models = [p.run.model for p in points]
-        found = sorted({described(m.name, checkpoint_of(m), weights_of(m)) for m in models})
+        models_found = sorted({described(m.name, checkpoint_of(m), weights_of(m)) for m in models})
         raise ConfigError(
             f"policy {file!r} was chosen on {described(policy.model, policy.checkpoint, policy.weights)}; the sweep has"
-            f" {', '.join(found)}. A policy says nothing of another model: ablate that one."
+            f" {', '.join(models_found)}. A policy says nothing of another model: ablate that one."
         )
-    todo = distinct([point.with_stages(evaluation_stage(point, policy)) for point in own], "evaluate")
+    todo = distinct([point.with_stages(evaluation_stage(point, policy)) for point in matching], "evaluate")
     return [(point.run, run_evaluation(point, policy)) for point in todo]
 
 
@@ -73,14 +73,14 @@ def evaluation_stage(point: ResolvedPoint, policy: PolicyFile) -> Stage:
         "instruction",
         "seed",
     )
-    asked = {key: value for key, value in point.run.ablate.model_dump(mode="json").items() if key in keys}
+    question_settings = {key: value for key, value in point.run.ablate.model_dump(mode="json").items() if key in keys}
     rules = policy.model_dump(mode="json", include={"fixed", "adaptive", "selector_settings"})
-    what = {"version": VERSION, **subject_of(point), "asked": asked, "policy": rules}
-    return Stage(point.storage, "evaluate", what)
+    identity = {"version": VERSION, **subject_of(point), "asked": question_settings, "policy": rules}
+    return Stage(point.storage, "evaluate", identity)
 
 
 def run_evaluation(point: ResolvedPoint, policy: PolicyFile) -> Stage:
-    """Ask all systems in this process and write table `evaluation`; does nothing when it is done."""
+    """Evaluate all systems in this process and write table `evaluation`; does nothing if the stage is done."""
     run, stage = point.run, point.stages["evaluate"]
     if stage.is_done():
         return stage
@@ -88,24 +88,24 @@ def run_evaluation(point: ResolvedPoint, policy: PolicyFile) -> Stage:
     from orchestrator.ablate.runner import load_model
 
     stage.open()
-    asked = make_questions(run, fresh=True)
+    examples = make_questions(run, fresh=True)
     config = run.ablate
-    bench = Bench(load_model(run), asked, run.how.batch_size, config.instruction, policy.selector_settings)
+    bench = Bench(load_model(run), examples, run.how.batch_size, config.instruction, policy.selector_settings)
     table = evaluate(bench, policy)
     stage.write_shard(0, {"evaluation": table})
-    stage.mark_done({"questions": len(asked), "model": run.model.label, "policy_model": policy.model})
+    stage.mark_done({"questions": len(examples), "model": run.model.label, "policy_model": policy.model})
     return stage
 
 
 def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
-    """Table `evaluation`: all tokens, the policy's fixed and adaptive rules, and as many tokens given up by rivals.
+    """Table `evaluation`: all tokens, the policy's fixed and adaptive rules, and rivals.
 
-    Rivals follow the fixed rules: random deletion at the same layers, and downsampling of the image by as much. The
-    time of measuring an adaptive rule's metric is not in `seconds`: here it takes a pass of its own.
+    Rivals delete as much as the fixed rules: at random at the same layers, or by downsampling the image. `seconds` does
+    not include the measurement of an adaptive rule's metric, which takes a forward pass of its own here.
     """
     from orchestrator.answers.evaluate import figures
 
-    fixed = [_fixed(policy.fixed, a.question.tier, a.question.family) for a in bench.asked]
+    fixed = [_fixed(policy.fixed, a.question.tier, a.question.family) for a in bench.examples]
     systems = {"all tokens": [Treatment() for _ in fixed], "fixed": fixed}
     if policy.adaptive:
         systems["adaptive"] = _adaptive(bench, policy.adaptive)
@@ -119,10 +119,10 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
         present = _present(bench, treatments, kept)
         plain = plain or correct.tolist()
         for tier, family, numbers in _scopes(bench):
-            images = [bench.asked[i].question.cluster for i in numbers]
+            images = [bench.examples[i].question.cluster for i in numbers]
             before, margin = np.array(plain)[numbers], policy.max_accuracy_loss
             rows.append(_row(system, tier, family, correct[numbers], before, images, margin))
-            rows[-1] |= figures([bench.asked[i] for i in numbers], [predicted[i] for i in numbers])
+            rows[-1] |= figures([bench.examples[i] for i in numbers], [predicted[i] for i in numbers])
             rows[-1] |= {
                 "kept_tokens": float(kept[numbers].mean()),
                 "kept_share": float(present[numbers].mean()),
@@ -135,7 +135,7 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
 def _apply(
     bench: Bench, treatments: Sequence[Treatment]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Right or wrong, tokens kept, operations (1e9), seconds and answer of each question under its own treatment."""
+    """Per question under its treatment: correct, tokens kept, operations (1e9), seconds and answer."""
     from orchestrator.ablate.runner import gflop
 
     n = len(treatments)
@@ -146,19 +146,19 @@ def _apply(
     for method, layer in dict.fromkeys(kinds):
         numbers = [i for i, kind in enumerate(kinds) if kind == (method, layer)]
         if method:
-            found = bench.keeping([t.deleted_share for t in treatments], method, layer=layer, numbers=numbers)
+            answered = bench.keeping([t.deleted_share for t in treatments], method, layer=layer, numbers=numbers)
         else:
-            found = bench.unchanged(numbers)
-        correct[numbers], kept[numbers] = found.correct, found.kept
-        seconds[numbers] = found.seconds / len(numbers)
-        for i, text in zip(numbers, found.predicted, strict=True):
+            answered = bench.unchanged(numbers)
+        correct[numbers], kept[numbers] = answered.correct, answered.kept
+        seconds[numbers] = answered.seconds / len(numbers)
+        for i, text in zip(numbers, answered.predicted, strict=True):
             predicted[i] = text
-        costs[numbers] = [gflop(bench, i, method or "random", found.stages(k)) for k, i in enumerate(numbers)]
+        costs[numbers] = [gflop(bench, i, method or "random", answered.stages(k)) for k, i in enumerate(numbers)]
     return correct, kept, costs, seconds, predicted
 
 
 def _fixed(rules: Sequence[PolicyRule], tier: str | None, family: str) -> Treatment:
-    """The rule of a family, else that of its tier, else nothing."""
+    """The rule of a family, else that of its tier, else no deletion."""
     for name in (family, "all"):
         for rule in rules:
             if rule.tier == tier and rule.family == name:
@@ -167,32 +167,32 @@ def _fixed(rules: Sequence[PolicyRule], tier: str | None, family: str) -> Treatm
 
 
 def _adaptive(bench: Bench, rules: Sequence[AdaptiveRule]) -> list[Treatment]:
-    """What each question's image asks for by its metric, measured on its projected tokens."""
+    """Treatment of each question by the metric of its image, measured on the projected tokens."""
     from orchestrator.ablate.runner import image_metrics
 
     names = sorted({rule.metric for rule in rules})
     frame = image_metrics(bench, {("projector", 0): "projector"}, names)
     values = {row["question_id"]: row for row in frame.iter_rows(named=True)}
     by_scope = {(rule.tier, rule.family): rule for rule in rules}
-    found = []
-    for item in bench.asked:
+    treatments = []
+    for item in bench.examples:
         rule = by_scope.get((item.question.tier or "", item.question.family))
         if rule is None:
-            found.append(Treatment())
+            treatments.append(Treatment())
             continue
         share = rule.share_at(values[item.question.question_id][rule.metric])
-        found.append(Treatment(rule.method, 0, share))
-    return found
+        treatments.append(Treatment(rule.method, 0, share))
+    return treatments
 
 
 def _scopes(bench: Bench) -> list[tuple[str | None, str, np.ndarray]]:
-    keys = [(a.question.tier, a.question.family) for a in bench.asked]
-    wanted = [
+    keys = [(a.question.tier, a.question.family) for a in bench.examples]
+    scopes = [
         (tier, family) for tier in dict.fromkeys(t for t, _ in keys) for family in ("all", *_families(keys, tier))
     ]
     return [
         (tier, family, np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)]))
-        for tier, family in wanted
+        for tier, family in scopes
     ]
 
 

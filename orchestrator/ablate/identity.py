@@ -1,4 +1,4 @@
-"""What a policy says of the model it was chosen on. Imports no torch."""
+"""Identity of the model that a policy was chosen on. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.models.identity import fingerprint
 
 
 def chosen_on(run: RunConfig) -> dict[str, Any]:
-    """What a policy says of the model it was chosen on, and what is asked of one that it is applied to."""
+    """Fields of a policy that identify its model; a model that the policy is applied to must match them."""
     from orchestrator.models.known_config import read_config
     from orchestrator.models.stacks import decoder_stack
 
@@ -37,19 +37,19 @@ def checkpoint_of(model: ModelConfig) -> str:
 
 
 def weights_of(model: ModelConfig) -> str:
-    """The weights, adapter included, wherever they lie: content of a folder, or repository and commit."""
-    found = fingerprint(model)
-    base = found.get("content") or f"{found['repository']}@{found['revision']}"
-    return f"{base}+{found['adapter']}" if "adapter" in found else base
+    """Identity of the weights, adapter included: digest of a folder's content, or repository and commit."""
+    identity = fingerprint(model)
+    base = identity.get("content") or f"{identity['repository']}@{identity['revision']}"
+    return f"{base}+{identity['adapter']}" if "adapter" in identity else base
 
 
 def is_own_model(policy: PolicyFile, run: RunConfig) -> bool:
-    """Whether a policy was chosen on a run's model: by weights where the file names them, else by name and adapter."""
+    """Whether a policy was chosen on a run's model: by weights if the policy names them, else by name and adapter."""
     if policy.weights:
         return policy.weights == weights_of(run.model)
     return policy.model == run.model.name and policy.checkpoint == checkpoint_of(run.model)
 
 
 def described(model: str, checkpoint: str, weights: str) -> str:
-    """A model as messages about policies name it."""
+    """A model as messages name it."""
     return f"{model} ({checkpoint}{f', weights {weights}' if weights else ''})"

@@ -1,4 +1,4 @@
-"""Do compression metrics predict how far an image can be reduced? And the adaptive policy that follows if they do."""
+"""Association of compression metrics with the share of tokens that an image needs, and the adaptive policy from it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.stats.multiplicity import benjamini_hochberg
 
 N_BINS = 3
 BEFORE = "projector"
-"""Depth known before the decoder runs: what an adaptive policy may look at."""
+"""Depth at which an adaptive policy measures its metric: known before the decoder runs."""
 
 
 def needed_shares(answers: pl.DataFrame, method: str) -> pl.DataFrame:
-    """The smallest share of tokens with which each question is still right, and stays right with every larger share.
+    """The smallest share of tokens with which each question is right, and is right with every larger share too.
 
-    Columns: question_id, family, tier, half, needed, and where `answers` has them answer and n_objects. Questions that
-    are wrong with all tokens need no number and are left out. So are those that the smallest budget answers, deleted or
-    downsampled: they would be right by the form of the answer, and say nothing of what an image needs. With several
-    seeds, right means right for at least half of them. Deletion is before the decoder.
+    Columns: question_id, family, tier, half, needed, and if `answers` has them answer and n_objects. Left out are
+    questions that are wrong with all tokens, and those that are right at the smallest budget, deleted or downsampled:
+    they can be answered from the form of the answer. With several seeds, right means right for at least half of them.
+    Deletion is before the decoder.
     """
     before = shares_right(answers).filter(pl.col("layer") == 0)
     rows = before.filter(pl.col("method") == method)
@@ -34,17 +34,17 @@ def needed_shares(answers: pl.DataFrame, method: str) -> pl.DataFrame:
     least = before.filter(pl.col("method").is_in([method, "downsample"]) & (pl.col("deleted_share") > 0))
     least = least.filter(pl.col("deleted_share") == pl.col("deleted_share").max().over("method"))
     easy = least.filter(pl.col("right") >= 0.5).select("question_id").unique()
-    found = largest.select(*keys, needed=1.0 - pl.col("deleted_share")).join(easy, on="question_id", how="anti")
-    known = [c for c in ("answer", "n_objects") if c in answers.columns]
-    return found.join(answers.select("question_id", *known).unique("question_id"), on="question_id", how="left")
+    needed = largest.select(*keys, needed=1.0 - pl.col("deleted_share")).join(easy, on="question_id", how="anti")
+    details = [c for c in ("answer", "n_objects") if c in answers.columns]
+    return needed.join(answers.select("question_id", *details).unique("question_id"), on="question_id", how="left")
 
 
 def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, method: str) -> pl.DataFrame:
-    """Table `link` for the questions of one tier: each metric at each depth against the share needed.
+    """Table `link` for the questions of one tier: association of each metric at each depth with the share needed.
 
-    Questions are compared within a family and a right answer alone, and with the number of objects held fixed
-    (`stats.conditional`), so that neither what is asked, nor what the model likes to answer, nor the count makes a
-    correlation by itself. Metrics that are undefined for an image are left out.
+    Questions are compared within strata of family and right answer, given the number of objects (`stats.conditional`):
+    question type, answer preference and object count cannot cause the association. Metrics that are undefined for an
+    image are left out.
     """
     names = [c for c in metrics.columns if c not in ("question_id", "depth")]
     rows: list[dict[str, Any]] = []
@@ -59,13 +59,13 @@ def link_table(needed: pl.DataFrame, metrics: pl.DataFrame, method: str) -> pl.D
         held = counts is not None and not counts.null_count()
         covariates = counts.to_numpy()[:, None] if held and counts is not None else np.zeros((part.height, 1))
         x, y = part.select(pl.col(defined).cast(pl.Float64)).to_numpy(), part["needed"].to_numpy()[:, None]
-        found = conditional_association(x, y, covariates, strata=strata.astype(np.int64))
+        association = conditional_association(x, y, covariates, strata=strata.astype(np.int64))
         for k, name in enumerate(defined):
-            if not np.isfinite(found.rho[k, 0]):
+            if not np.isfinite(association.rho[k, 0]):
                 continue
-            numbers = {c: float(getattr(found, f)[k, 0]) for c, f in _COLUMNS.items()}
-            given = ", ".join([*kinds, *["n_objects"] * held])
-            row = {"tier": part["tier"][0], "metric": name, "depth": depth, "method": method, "given": given}
+            numbers = {c: float(getattr(association, f)[k, 0]) for c, f in _COLUMNS.items()}
+            held_names = ", ".join([*kinds, *["n_objects"] * held])
+            row = {"tier": part["tier"][0], "metric": name, "depth": depth, "method": method, "given": held_names}
             rows.append({**row, **numbers, "n": part.height})
     if not rows:
         return pl.DataFrame()
@@ -79,13 +79,13 @@ _COLUMNS = {"rho": "rho", "ci_low": "low", "ci_high": "high", "p": "p"}
 def adaptive_policy(
     answers: pl.DataFrame, metrics: pl.DataFrame, tier: str, method: str, max_loss: float
 ) -> tuple[list[AdaptiveRule], pl.DataFrame]:
-    """The adaptive rules of a tier's families and their rows of table `policy`; none where no metric can be compared.
+    """The adaptive rules of a tier's families and their rows of table `policy`; none if no metric can be compared.
 
-    On the choosing half alone, the metric most correlated with the share needed is found, and each family's images
-    are split into thirds by it; each third's share is the largest deletion that is non-inferior at `max_loss` there, as
-    all smaller ones are (`policy.choose_rules`). A third has a third of the questions to show it with: 73 without a
-    difference for a margin of 0.05. Only metrics of the projected tokens compete: they are known before the decoder
-    runs, so that using them costs no pass. One that is undefined for any image of the tier does not.
+    Rules are chosen on the choosing half: the metric most correlated with the share needed splits each family's images
+    into thirds, and each third deletes the largest share that is non-inferior at `max_loss` there together with all
+    smaller shares (`policy.choose_rules`). A margin of 0.05 takes 73 questions per third without a difference. Only
+    metrics of the projected tokens are candidates, since they are known before the decoder runs; metrics undefined for
+    an image of the tier are not.
     """
     answers = answers.filter(pl.col("tier") == tier)
     metrics = metrics.filter(pl.col("depth") == BEFORE).join(answers, on="question_id", how="semi")
@@ -96,9 +96,9 @@ def adaptive_policy(
     if not link.height:
         return [], pl.DataFrame()
     metric = link.sort(pl.col("rho").abs(), descending=True)["metric"][0]
-    every = shares_right(answers).join(metrics.select("question_id", value=metric), on="question_id")
-    rules, found, treated = [], [], []
-    for (family,), rows in every.group_by(["family"], maintain_order=True):
+    questions = shares_right(answers).join(metrics.select("question_id", value=metric), on="question_id")
+    rules, judgements, treated = [], [], []
+    for (family,), rows in questions.group_by(["family"], maintain_order=True):
         curves = rows.filter((pl.col("method") == method) & (pl.col("layer") == 0) & (pl.col("half") == "choose"))
         judging = rows.filter(pl.col("half") == "judge")
         if not curves.height or not judging.height:
@@ -120,17 +120,17 @@ def adaptive_policy(
             share=pl.col("value").map_elements(rules[-1].share_at, return_dtype=pl.Float64),
         )
         treated.append(treatments)
-        found.append({"policy": "adaptive", **names, **judge(judging, treatments, max_loss)})
+        judgements.append({"policy": "adaptive", **names, **judge(judging, treatments, max_loss)})
     if treated:
-        judged = judge(every.filter(pl.col("half") == "judge"), pl.concat(treated), max_loss)
-        found.insert(0, {"policy": "adaptive", "tier": tier, "family": "all", **judged})
-    return rules, pl.DataFrame(found, infer_schema_length=None)
+        judged = judge(questions.filter(pl.col("half") == "judge"), pl.concat(treated), max_loss)
+        judgements.insert(0, {"policy": "adaptive", "tier": tier, "family": "all", **judged})
+    return rules, pl.DataFrame(judgements, infer_schema_length=None)
 
 
 def most_accurate_method(answers: pl.DataFrame) -> str | None:
-    """The method of highest mean accuracy over its curve, on the choosing half and before the decoder.
+    """The method of highest mean accuracy over its deletion curve, on the choosing half and before the decoder.
 
-    Attention is left out: before the decoder it costs a pass of its own. So is downsampling, the rival.
+    Left out are attention, which costs a forward pass before the decoder, and downsampling, which is a rival.
     """
     usable = (
         (pl.col("half") == "choose")
@@ -142,7 +142,7 @@ def most_accurate_method(answers: pl.DataFrame) -> str | None:
 
 
 def _largest_share(curves: pl.DataFrame, max_loss: float) -> float:
-    """The largest deletion that is non-inferior at `max_loss`, as every smaller one is; 0 if none is shown to be."""
+    """The largest share such that it and every smaller one are non-inferior at `max_loss`; 0 if there is none."""
     full = curves.filter(pl.col("deleted_share") == 0).select("question_id", full="right")
     largest = 0.0
     for setting in curves.select(SETTING).unique().sort("deleted_share").to_dicts():

@@ -1,4 +1,4 @@
-"""Pairs of scenes that differ in one attribute, with a question whose answer that attribute decides."""
+"""Pairs of scenes that differ in one attribute, with a question whose answer depends on that attribute."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ Draw = np.random.Generator
 
 
 def _other_colour(scene: Scene, question: Question, draw: Draw) -> tuple[Scene, str] | None:
-    """The object of the question's shape in a colour the scene does not have."""
+    """Give the object of the question's shape a colour that the scene does not have."""
     return _changed(scene, lambda o: o.shape == question.detail["shape"], "colour", COLOURS, draw)
 
 
 def _other_shape(scene: Scene, question: Question, draw: Draw) -> tuple[Scene, str] | None:
-    """The object of the question's colour in a shape the scene does not have."""
+    """Give the object of the question's colour a shape that the scene does not have."""
     return _changed(scene, lambda o: o.colour == question.detail["colour"], "shape", SHAPES, draw)
 
 
 def _changed(
-    scene: Scene, which: Callable[[SceneObject], bool], attribute: str, values: Sequence[str] | dict, draw: Draw
+    scene: Scene, is_asked: Callable[[SceneObject], bool], attribute: str, values: Sequence[str] | dict, draw: Draw
 ) -> tuple[Scene, str] | None:
-    found = [i for i, o in enumerate(scene.objects) if which(o)]
+    indices = [i for i, o in enumerate(scene.objects) if is_asked(o)]
     unused = [v for v in values if all(getattr(o, attribute) != v for o in scene.objects)]
-    if len(found) != 1 or not unused:
+    if len(indices) != 1 or not unused:
         return None
     value = unused[int(draw.integers(len(unused)))]
     objects = list(scene.objects)
-    objects[found[0]] = objects[found[0]]._replace(**{attribute: value})  # type: ignore[arg-type]
+    objects[indices[0]] = objects[indices[0]]._replace(**{attribute: value})  # type: ignore[arg-type]
     return replace(scene, objects=tuple(objects)), value
 
 
@@ -43,18 +43,18 @@ def _one_fewer(scene: Scene, _: Question, draw: Draw) -> tuple[Scene, str] | Non
     if len(scene.objects) < 2:
         return None
     gone = int(draw.integers(len(scene.objects)))
-    left = tuple(o for i, o in enumerate(scene.objects) if i != gone)
-    return replace(scene, objects=left), str(len(left))
+    remaining = tuple(o for i, o in enumerate(scene.objects) if i != gone)
+    return replace(scene, objects=remaining), str(len(remaining))
 
 
 _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 
 def _exchanged(scene: Scene, question: Question, _: Draw) -> tuple[Scene, str] | None:
-    """The two objects of a spatial question in each other's places."""
+    """Exchange the positions of the two objects of a spatial question."""
     names = [question.detail["object"], question.detail["other"]]
     places = [[i for i, o in enumerate(scene.objects) if f"{o.colour} {o.shape}" == name] for name in names]
-    if any(len(found) != 1 for found in places):
+    if any(len(indices) != 1 for indices in places):
         return None
     (a,), (b,) = places
     objects = list(scene.objects)
@@ -74,10 +74,10 @@ CHANGES: dict[str, tuple[str, str, Callable[[Scene, Question, Draw], tuple[Scene
 
 
 def make_pairs(attribute: str, n: int, seed: int, maker: ExampleMaker) -> tuple[list[Example], list[Example]]:
-    """`n` questions, each once about a scene and once about its donor, which differs in `attribute` alone.
+    """`n` questions, each about a scene and about a donor scene that differs only in `attribute`.
 
     Args:
-        maker: of questions about scenes; every tier keeps its numbers of objects.
+        maker: makes questions about scenes, with the numbers of objects of each tier.
 
     Returns:
         Two lists of equal length: the questions with their own scenes and answers, and with the donors'.
@@ -88,10 +88,10 @@ def make_pairs(attribute: str, n: int, seed: int, maker: ExampleMaker) -> tuple[
     if attribute not in CHANGES:
         raise ConfigError(f"patching: no pairs differ in {attribute!r}.{did_you_mean(attribute, CHANGES)}")
     family, tier, change = CHANGES[attribute]
-    own: list[Example] = []
+    examples: list[Example] = []
     donors: list[Example] = []
     index = 0
-    while len(own) < n:
+    while len(examples) < n:
         example = maker.make(family, tier, seed, index)
         scene, question = example.scene, example.question
         assert scene is not None, "pairs are made of scenes"
@@ -100,6 +100,6 @@ def make_pairs(attribute: str, n: int, seed: int, maker: ExampleMaker) -> tuple[
         if changed is None:
             continue
         donor, answer = changed
-        own.append(example)
+        examples.append(example)
         donors.append(Example(replace(question, answer=answer), scene=donor))
-    return own, donors
+    return examples, donors

@@ -1,4 +1,4 @@
-"""Whose states are acted on: parts of the image by known boxes, and parts of the prompt. B rows, V visual tokens."""
+"""Tokens that an intervention acts on: parts of the image by boxes, and parts of the prompt. B rows, V visual tokens."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ TEXT_PLACES = ("question", "last")
 
 
 def object_tokens(adapter: Adapter, item: Example, grid: Int[Tensor, "V 3"]) -> Bool[Tensor, " V"]:
-    """Which visual tokens show an object of the item's picture; what is no place in it (a class token) shows none.
+    """Which visual tokens show an object of the item's image; tokens without a position (a class token) show none.
 
     Raises:
-        ModelError: no boxes are known, or not where the model puts its tiles.
+        ModelError: no boxes are known, or the positions of the model's tiles are unknown.
     """
     return _shown(adapter, _known(item), grid)
 
 
 def changed_tokens(adapter: Adapter, item: Example, donor: Example, grid: Int[Tensor, "V 3"]) -> Bool[Tensor, " V"]:
-    """Which visual tokens show an object that is in one of two scenes alone."""
-    own, other = item.scene, donor.scene
-    assert own is not None, "pairs are made of scenes"
-    assert other is not None, "pairs are made of scenes"
-    differing = {*own.objects} ^ {*other.objects}
-    return _shown(adapter, scene_boxes(own, sorted(differing)), grid)
+    """Which visual tokens show an object that only one of the two scenes contains."""
+    scene, donor_scene = item.scene, donor.scene
+    assert scene is not None, "pairs are made of scenes"
+    assert donor_scene is not None, "pairs are made of scenes"
+    differing = {*scene.objects} ^ {*donor_scene.objects}
+    return _shown(adapter, scene_boxes(scene, sorted(differing)), grid)
 
 
 def image_part(
     adapter: Adapter, batch: Batch, items: Sequence[Example], place: str, donors: Sequence[Example] | None = None
 ) -> Bool[Tensor, "B V"] | None:
-    """Which visual tokens of each image a place names; None for all of them (`image`).
+    """Mask of the visual tokens at `place` in each image; None for all of them (`image`).
 
-    With `donors`, an object of either picture is an object.
+    With `donors`, objects are those of either image.
     """
     if place == "image":
         return None
@@ -62,7 +62,7 @@ def image_part(
 
 
 def prompt_part(adapter: Adapter, batch: Batch, place: str) -> Bool[Tensor, "B S"]:
-    """Which positions of each prompt `question` or `last` names."""
+    """Mask of the positions of `question` or `last` in each prompt."""
     return readers(adapter, batch, place)
 
 

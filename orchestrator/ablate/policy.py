@@ -1,4 +1,4 @@
-"""From deletion curves to a policy: how many visual tokens to keep for a given loss of accuracy, judged on others.
+"""A policy from deletion curves: the fewest visual tokens for a given loss of accuracy.
 
 Rules are chosen on the questions of the `choose` half and judged on the `judge` half; no image is in both.
 """
@@ -36,7 +36,7 @@ def with_layer_share(answers: pl.DataFrame, reading: Sequence[int]) -> pl.DataFr
 
 
 def shares_right(answers: pl.DataFrame) -> pl.DataFrame:
-    """One row a question and setting: `right`, the share of seeds with a right answer, and means of cost."""
+    """One row per question and setting: `right`, the share of seeds with a right answer, and mean costs."""
     keys = [*SETTING, "question_id", "cluster", "family", "tier", "half"]
     means = [pl.col(c).mean() for c in ("layer_share", "gflop")]
     return answers.group_by(keys, maintain_order=True).agg(pl.col("correct").mean().alias("right"), *means)
@@ -46,19 +46,19 @@ def scopes(rows: pl.DataFrame) -> Iterator[tuple[str, str, pl.DataFrame]]:
     """(tier, family, rows): each tier as a whole under the family `all`, then each of its families."""
     for (tier,), part in rows.group_by(["tier"], maintain_order=True):
         yield str(tier), "all", part
-        for (family,), own in part.group_by(["family"], maintain_order=True):
-            yield str(tier), str(family), own
+        for (family,), family_rows in part.group_by(["family"], maintain_order=True):
+            yield str(tier), str(family), family_rows
 
 
 def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
     """For every scope, the setting of fewest visual tokens that is non-inferior at `max_loss` on the choosing half.
 
     Non-inferior: the 95 % interval of its paired difference from all tokens lies above minus `max_loss`, and so does
-    that of every smaller deletion by the same method at the same layer (tests in a fixed order, each at full level).
-    Questions too few to show it leave the rule at all tokens: without a pair that disagrees n independent questions
-    show a loss below 3.84 / (n + 3.84). Tokens are counted over the layers that read them, and a setting may not take
-    more operations than all tokens do. Of equals the one of fewer operations wins, then the more accurate. Downsampling
-    is a rival, never a rule. A scope that the model never answers right gets no rule.
+    that of every smaller deletion by the same method at the same layer (fixed-sequence test, each step at full level).
+    With too few questions the rule keeps all tokens: n independent questions without a discordant pair show a loss
+    below 3.84 / (n + 3.84). Tokens are counted over the layers that read them. A setting may not cost more operations
+    than all tokens do. Ties are broken by fewer operations, then by accuracy. Downsampling is a rival, never a rule. A
+    scope without a right answer gets no rule.
     """
     rows = shares_right(answers).filter((pl.col("half") == "choose") & (pl.col("method") != DOWNSAMPLE))
     rules = []
@@ -79,7 +79,7 @@ def choose_rules(answers: pl.DataFrame, max_loss: float) -> list[PolicyRule]:
 
 
 def shown_within(part: pl.DataFrame, setting: Mapping[str, Any], full: pl.DataFrame, max_loss: float) -> bool:
-    """Whether the questions show that a setting loses at most `max_loss`; all tokens lose nothing.
+    """Whether a setting is shown to be non-inferior at `max_loss`; true without deletion.
 
     Args:
         part: as from `shares_right`.
@@ -92,24 +92,26 @@ def shown_within(part: pl.DataFrame, setting: Mapping[str, Any], full: pl.DataFr
     pairs = pairs.join(full, on="question_id")
     if pairs.is_empty():
         return False
-    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
-    return non_inferiority(found.low, found.high, max_loss) == "supported"
+    difference = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
+    return non_inferiority(difference.low, difference.high, max_loss) == "supported"
 
 
 def judge_rules(answers: pl.DataFrame, rules: list[PolicyRule], max_loss: float) -> pl.DataFrame:
     """Table `policy` for fixed rules, on the judging half: each rule, and each tier under its families' own rules."""
     rows = shares_right(answers).filter(pl.col("half") == "judge")
-    found = []
+    judgements = []
     for tier, family, part in scopes(rows):
-        own = {rule.family: rule for rule in rules if rule.tier == tier}
-        if family in own:
-            alike = dict.fromkeys(part["family"], own[family])
-            found.append(_judged("fixed", tier, family, part, alike, max_loss))
-        if family == "all" and own:
-            found.append(
-                _judged("fixed by family", tier, family, part, {**dict.fromkeys(part["family"]), **own}, max_loss)
+        family_rules = {rule.family: rule for rule in rules if rule.tier == tier}
+        if family in family_rules:
+            alike = dict.fromkeys(part["family"], family_rules[family])
+            judgements.append(_judged("fixed", tier, family, part, alike, max_loss))
+        if family == "all" and family_rules:
+            judgements.append(
+                _judged(
+                    "fixed by family", tier, family, part, {**dict.fromkeys(part["family"]), **family_rules}, max_loss
+                )
             )
-    return pl.DataFrame(found, infer_schema_length=None)
+    return pl.DataFrame(judgements, infer_schema_length=None)
 
 
 def _judged(
@@ -132,11 +134,10 @@ def _judged(
 def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict[str, Any]:
     """Accuracy, cost and rivals of `treatments` against all tokens, paired by question and clustered by image.
 
-    The verdict is on non-inferiority: supported where the interval lies above minus `max_loss`. Where nothing is
-    deleted nothing can be lost: the interval is 0. Rivals delete as much from the same questions; random deletion at
-    the same layer, downsampling before the model. Columns `hard_...` repeat difference and verdict over the questions
-    that the smallest downsampled image does not answer: the others are right with hardly any tokens, whatever a
-    method keeps, and make every policy look good.
+    The verdict is on non-inferiority: supported if the interval lies above minus `max_loss`. Without deletion the
+    interval is 0. Rivals delete as much from the same questions: random deletion at the same layer, downsampling before
+    the model. Columns `hard_...` repeat difference and verdict over the questions that the smallest downsampled image
+    does not answer: the others are right with hardly any tokens, and hide differences between methods.
 
     Args:
         part: as from `shares_right`.
@@ -147,7 +148,7 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
     pairs = chosen.join(plain.select("question_id", full="right", full_gflop="gflop"), on="question_id")
     pairs = pairs.sort("question_id")
     deletes = bool((treatments["share"] >= EPSILON).any())
-    found = _difference(pairs, deletes=deletes)
+    difference = _difference(pairs, deletes=deletes)
     methods, layers = (treatments[c].unique().to_list() for c in ("by", "at"))
     row: dict[str, Any] = {
         "method": methods[0] if len(methods) == 1 else "several",
@@ -156,11 +157,11 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
         "kept_share": float(pairs["layer_share"].to_numpy().mean()),
         "accuracy": float(pairs["right"].to_numpy().mean()),
         "accuracy_full": float(pairs["full"].to_numpy().mean()),
-        "difference": found.value,
-        "ci_low": found.low,
-        "ci_high": found.high,
+        "difference": difference.value,
+        "ci_low": difference.low,
+        "ci_high": difference.high,
         "margin": max_loss,
-        "verdict": non_inferiority(found.low, found.high, max_loss),
+        "verdict": non_inferiority(difference.low, difference.high, max_loss),
         "gflop_share": float(pairs["gflop"].to_numpy().sum() / pairs["full_gflop"].to_numpy().sum()),
         "n": pairs.height,
         **_over_hard(part, pairs, max_loss, deletes=deletes),
@@ -173,29 +174,29 @@ def judge(part: pl.DataFrame, treatments: pl.DataFrame, max_loss: float) -> dict
 
 
 def _difference(pairs: pl.DataFrame, *, deletes: bool) -> Estimate:
-    found = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
-    return found if deletes else replace(found, low=0.0, high=0.0)
+    difference = paired_difference(pairs["right"].to_numpy(), pairs["full"].to_numpy(), pairs["cluster"].to_numpy())
+    return difference if deletes else replace(difference, low=0.0, high=0.0)
 
 
 def _over_hard(part: pl.DataFrame, pairs: pl.DataFrame, max_loss: float, *, deletes: bool) -> dict[str, Any]:
-    """Difference and verdict over questions that the smallest downsampled image leaves wrong; nulls where not known."""
+    """Difference and verdict over questions that are wrong with the smallest downsampled image; nulls without any."""
     small = part.filter((pl.col("method") == DOWNSAMPLE) & (pl.col("deleted_share") > 0))
     small = small.filter(pl.col("deleted_share") == pl.col("deleted_share").max())
     hard = pairs.join(small.filter(pl.col("right") < 0.5), on="question_id", how="semi")
     if hard.is_empty():
         return {"hard_difference": None, "hard_low": None, "hard_high": None, "hard_verdict": None, "n_hard": None}
-    found = _difference(hard, deletes=deletes)
+    difference = _difference(hard, deletes=deletes)
     return {
-        "hard_difference": found.value,
-        "hard_low": found.low,
-        "hard_high": found.high,
-        "hard_verdict": non_inferiority(found.low, found.high, max_loss),
+        "hard_difference": difference.value,
+        "hard_low": difference.low,
+        "hard_high": difference.high,
+        "hard_verdict": non_inferiority(difference.low, difference.high, max_loss),
         "n_hard": hard.height,
     }
 
 
 def _under(part: pl.DataFrame, treatments: pl.DataFrame) -> pl.DataFrame:
-    """The row of each question under its treatment; nothing deleted is the same by every method and at every layer."""
+    """The row of each question under its treatment; a share of 0 is the same for every method and layer."""
     rows = part.join(treatments, on="question_id")
     same = (pl.col("deleted_share") - pl.col("share")).abs() < EPSILON
     by = (pl.col("method") == pl.col("by")) & (pl.col("layer") == pl.col("at"))
@@ -204,7 +205,7 @@ def _under(part: pl.DataFrame, treatments: pl.DataFrame) -> pl.DataFrame:
 
 
 def policy_text(policy: PolicyFile, judged: pl.DataFrame) -> str:
-    """`policy.yaml`: the rules, after a comment that says how they did on the other half of the images."""
+    """`policy.yaml`: the rules, after a comment with their results on the judging half of the images."""
     lines = [
         "# Which share of visual tokens each kind of question can do without. Apply it with",
         "#   vtsweep evaluate --policy THIS_FILE SWEEP.yaml",

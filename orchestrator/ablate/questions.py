@@ -1,4 +1,4 @@
-"""The questions of an ablation, and the half of the images that each belongs to. Imports no torch."""
+"""The questions of an ablation, and the half of the images that each belongs to. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SEED_SHIFT = 1
 
 
 def half_of(cluster: str) -> str:
-    """`choose` or `judge`: a policy is chosen on the images of one half and judged on those of the other."""
+    """`choose` or `judge`: a policy is chosen on one half of the images and judged on the other."""
     return ("choose", "judge")[zlib.crc32(cluster.encode()) % 2]
 
 
 def identify_images(run: RunConfig) -> dict[str, Any]:
-    """What identifies the images that an ablation asks about.
+    """Identity of the images of an ablation, part of its digest.
 
     Raises:
-        ConfigError: they do not come from the run's `data`.
+        ConfigError: `ablate.source` is not the source of the run's `data`.
     """
     source = open_task_source(run.data, run.ablate.source, "ablate.source")
     return {"scenes": SCENES_VERSION, **(source.fingerprint() if source else {})}
@@ -32,18 +32,17 @@ def identify_images(run: RunConfig) -> dict[str, Any]:
 def make_questions(
     run: RunConfig, *, fresh: bool = False, rejected: list[tuple[int, str, str]] | None = None
 ) -> list[Example]:
-    """`n_per_family` questions of each family and tier that the ablation asks, from `ablate.seed`.
+    """`n_per_family` questions of each family and tier, drawn with `ablate.seed`.
 
-    Of question files there may be fewer: every row is asked once at most, and those without an image never, as they
-    have no visual tokens to take away.
+    Question files may give fewer: each row is asked at most once, and rows without an image never.
 
     Args:
-        fresh: for judging a policy that was chosen on an ablation: from another seed, and so about other scenes; of
-            photographs and question files, from the half of the images that it was not chosen on.
+        fresh: new questions to judge a policy: scenes from another seed; photographs and question files from the half
+            of the images that the policy was not chosen on.
         rejected: `ExampleMaker.rejected` is appended to it.
 
     Raises:
-        ConfigError: a family that does not exist, has no such tier, or cannot be asked of the source's images.
+        ConfigError: a family that does not exist, has no such tier, or does not suit the source's images.
     """
     config = run.ablate
     task = TaskConfig(
@@ -56,11 +55,11 @@ def make_questions(
     source = open_task_source(run.data, config.source, "ablate.source")
     maker = ExampleMaker(task, source, among, with_image=True)
     seed = config.seed + SEED_SHIFT * fresh
-    found = [
+    examples = [
         maker.make(family, tier, seed, index)
         for tier, family in maker.wanted(config.low_families, config.high_families)
         for index in range(maker.at_most(family, tier, seed, config.n_per_family))
     ]
     if rejected is not None:
         rejected += maker.rejected()
-    return found
+    return examples

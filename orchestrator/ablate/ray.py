@@ -1,7 +1,6 @@
-"""Ablation cells over Ray actors, each with the model and its questions prepared once. In one process: `ablate`.
+"""Ablation cells in Ray actors, each of which loads the model and prepares the questions once.
 
-A cell's shard is written by the actor that asked it, so a lost actor costs the cells it was at, and nothing that is on
-disk is asked again.
+The actor that runs a cell writes its shard: a lost actor costs its current cell, and finished shards are not repeated.
 """
 
 from __future__ import annotations
@@ -24,23 +23,23 @@ from orchestrator.store.stage_folder import Stage
 
 
 def run_ablate_stage(point: ResolvedPoint, *, quiet: bool = False) -> Stage:
-    """Run an ablation where `how.backend` says; does nothing when it is done.
+    """Run an ablation with the backend `how.backend`; does nothing if it is done.
 
     Raises:
         ResourceError: the cluster could never hold the actors.
-        StageError: a cell failed again and again, or nothing finished for `how.no_progress_timeout_s`.
+        StageError: a cell failed repeatedly, or no cell finished within `how.no_progress_timeout_s`.
     """
     run, stage = point.run, point.stages["ablate"]
     if stage.is_done() or run.how.backend == "local":
         return run_ablate(point, quiet=quiet)
     cells = open_ablation(run, stage)
-    left = unfinished(stage, cells)
-    done = len(cells) - len(left)
+    pending = unfinished(stage, cells)
+    n_done = len(cells) - len(pending)
     title, about = f"ablate {run.model.label}", stage.digest
-    with Progress(title, len(cells), "cells", done=done, quiet=quiet, about=about) as progress:
-        if left:
+    with Progress(title, len(cells), "cells", done=n_done, quiet=quiet, about=about) as progress:
+        if pending:
             with session(run.how, point.storage) as cluster:
-                _run_cells(run, stage, cells, left, cluster, progress)
+                _run_cells(run, stage, cells, pending, cluster, progress)
     return finish(run, stage, cells)
 
 
@@ -54,7 +53,7 @@ class AblateWorker:
         self.ablation: Any = None
 
     def cell(self, stage: Stage, index: int, cell: Cell) -> str | None:
-        """Ask a cell and write its shard, unless a lost actor already did; returns what the user should know."""
+        """Run a cell and write its shard, unless a lost actor already did; returns the message of an error, if any."""
         from orchestrator.ablate.runner import Ablation, load_model
 
         if stage.read_shard(index) is not None:
@@ -69,7 +68,7 @@ class AblateWorker:
 
 
 def ablate_pool(run: RunConfig, cluster: Cluster, n_cells: int) -> tuple[Pool, int]:
-    """Actors and the threads of each: one a GPU, else one a core, since small models gain little from threads."""
+    """Actors and threads per actor: one per GPU, else one per core, since small models gain little from threads."""
     how = run.how
     cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
     at_once = int(cores // max(how.cpus_per_actor, how.torch_threads or 1))
@@ -79,11 +78,11 @@ def ablate_pool(run: RunConfig, cluster: Cluster, n_cells: int) -> tuple[Pool, i
 
 
 def _run_cells(
-    run: RunConfig, stage: Stage, cells: Sequence[Cell], left: Sequence[int], cluster: Cluster, progress: Progress
+    run: RunConfig, stage: Stage, cells: Sequence[Cell], pending: Sequence[int], cluster: Cluster, progress: Progress
 ) -> None:
     import ray
 
-    pool, threads = ablate_pool(run, cluster, len(left))
+    pool, threads = ablate_pool(run, cluster, len(pending))
     cluster.check([pool])
     how = run.how.model_copy(update={"torch_threads": threads})
     settings = run.model_copy(update={"how": how}).model_dump(mode="json")
@@ -91,7 +90,7 @@ def _run_cells(
         num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=how.max_retries, max_task_retries=how.max_retries
     )
     actors = [remote.remote(settings, str(Path.cwd())) for _ in range(pool.n)]
-    queue, running = list(left), {}
+    queue, running = list(pending), {}
 
     def give(actor: Any) -> None:
         if queue:
@@ -121,7 +120,7 @@ def _run_cells(
 
 
 def _result(ray: Any, reference: Any) -> str | None:
-    """What went wrong in a cell, in words; None if nothing did."""
+    """Message of a cell's error; None without one."""
     try:
         return ray.get(reference)
     except ray.exceptions.RayActorError as error:

@@ -1,7 +1,7 @@
-"""Which layer first puts the right answer above its rivals, and what other tokens say of it: logit and tuned lens.
+"""Logit lens and tuned lens: the first layer at which the right answer outranks the other choices, by kind of token.
 
-Read are the prompt's last token, tokens of the question and visual tokens (of objects and of background apart where
-boxes are known); visual tokens of a `cross_kv` model never enter the residual stream, so that none are read there.
+Tokens read: the prompt's last token, tokens of the question and visual tokens (objects and background separately if
+boxes are known). Visual tokens of a `cross_kv` model never enter the residual stream and are not read.
 
 Shapes: n questions, K kept tokens of one, L decoder layers, M kept tokens of all questions.
 """
@@ -40,13 +40,13 @@ class Read:
     place: np.ndarray
     """`last`, `text`, `object`, `background`, or `vision` where boxes are not known, (M,)."""
     share: np.ndarray
-    """What part of its question's visual tokens those of this place are, float64 (M,); 1 for text."""
+    """Share of the question's visual tokens that lie at this place, float64 (M,); 1 for text."""
 
 
 def tree_of(bench: Bench, i: int) -> tuple[Branch, int] | None:
-    """The tree of a question's choices and where its right answer is among `branch_shares`; None where no first token
-    after the prompt tells choices apart. Answers that share that token count together."""
-    question = bench.asked[i].question
+    """The tree of a question's choices and the index of the right answer in `branch_shares`; None if all choices begin
+    with the same token. Choices with the same first token are counted together."""
+    question = bench.examples[i].question
     if question.choices is None or question.answer not in question.choices:
         return None
     tree = bench.adapter.choice_trees.get(question.choices, True)
@@ -57,7 +57,7 @@ def tree_of(bench: Bench, i: int) -> tuple[Branch, int] | None:
 
 
 def token_of(tree: Branch, number: int) -> int | None:
-    """The first token of an answer; None where it ends at the root."""
+    """The first token of an answer; None if the answer ends at the root."""
     for token, child in tree.children.items():
         if child == number or (isinstance(child, Branch) and _holds(child, number)):
             return token
@@ -74,8 +74,8 @@ def _holds(branch: Branch, number: int) -> bool:
 
 
 def read_states(bench: Bench, n_tokens: int) -> Read:
-    """Keep the last token and at most `n_tokens` of each other place of every question that can be read."""
-    numbers = [i for i in range(len(bench.asked)) if tree_of(bench, i) is not None]
+    """States of the last token and of at most `n_tokens` tokens of every other place, for questions with a tree."""
+    numbers = [i for i in range(len(bench.examples)) if tree_of(bench, i) is not None]
     parts: dict[int, tuple[Tensor, list[str], list[float]]] = {}
     for chunk in bench.batches(numbers, bench.inputs):
         batch = bench.adapter.collate([bench.inputs[i] for i in chunk])
@@ -95,21 +95,21 @@ def read_states(bench: Bench, n_tokens: int) -> Read:
 
 
 def _kept(bench: Bench, i: int, groups: Tensor, grid: Tensor, n: int) -> tuple[Tensor, list[str], list[float]]:
-    """Positions of one prompt that are kept, the place of each, and what part of the image that place is."""
-    found = [("last", torch.tensor([len(groups) - 1]), 1.0), ("text", (groups == TEXT).nonzero()[:, 0], 1.0)]
+    """Kept positions of one prompt, the place of each, and the place's share of the visual tokens."""
+    token_sets = [("last", torch.tensor([len(groups) - 1]), 1.0), ("text", (groups == TEXT).nonzero()[:, 0], 1.0)]
     vision = (groups == VISION).nonzero()[:, 0]
-    item = bench.asked[i]
+    item = bench.examples[i]
     if len(vision) and boxes_of(item) is not None:
         shown = object_tokens(bench.adapter, item, grid)
-        found += [(name, vision[which], float(which.float().mean())) for name, which in _parts(shown)]
+        token_sets += [(name, vision[mask], float(mask.float().mean())) for name, mask in _parts(shown)]
     elif len(vision):
-        found.append(("vision", vision, 1.0))
+        token_sets.append(("vision", vision, 1.0))
     places, names, shares = [], [], []
-    for name, all_of, share in found:
-        some = all_of[torch.linspace(0, len(all_of) - 1, min(n, len(all_of))).round().long()]
-        places.append(some)
-        names += [name] * len(some)
-        shares += [share] * len(some)
+    for name, positions, share in token_sets:
+        sampled = positions[torch.linspace(0, len(positions) - 1, min(n, len(positions))).round().long()]
+        places.append(sampled)
+        names += [name] * len(sampled)
+        shares += [share] * len(sampled)
     return torch.cat(places), names, shares
 
 
@@ -118,31 +118,31 @@ def _parts(shown: Bool[Tensor, " V"]) -> Iterator[tuple[str, Bool[Tensor, " V"]]
 
 
 def read_scores(bench: Bench, read: Read, lens: str) -> tuple[np.ndarray, np.ndarray]:
-    """Probability of the right answer's first token among those of all choices, and its lead over the best rival.
+    """Probability of the right answer's first token among those of all choices, and its lead over the best other one.
 
     Both are float64 (L + 1, M).
     """
     trees = {i: tree_of(bench, i) for i in dict.fromkeys(read.question.tolist())}
-    clusters = [bench.asked[i].question.cluster for i in read.question]
+    clusters = [bench.examples[i].question.cluster for i in read.question]
     folds, visual = folds_of(clusters), torch.from_numpy(np.isin(read.place, IMAGE_PLACES))
     probability, lead = np.empty((2, len(read.states), len(read.question)))
-    for layer, own in enumerate(read.states):
-        states = own
+    for layer, layer_states in enumerate(read.states):
+        states = layer_states
         if lens == "tuned" and layer < len(read.states) - 1:
-            states = own.clone()
-            for group in (visual, ~visual):  # visual and text states are different clouds: a map of each
+            states = layer_states.clone()
+            for group in (visual, ~visual):  # visual and text states are distributed differently: one map each
                 if bool(group.any()):
-                    states[group] = calibrated(own[group], read.states[-1][group], folds[group])
+                    states[group] = calibrated(layer_states[group], read.states[-1][group], folds[group])
         for start in range(0, len(states), AT_ONCE):
             logits = lens_logits(bench.adapter, states[start : start + AT_ONCE])
-            here = read.question[start : start + AT_ONCE]
-            for i in dict.fromkeys(here.tolist()):
-                found = trees[i]
-                assert found is not None, "kept for having a tree"
-                rows = np.flatnonzero(here == i)
-                shares = branch_shares(found[0], logits[rows]).double().numpy()
-                probability[layer, start + rows] = shares[:, found[1]]
-                lead[layer, start + rows] = shares[:, found[1]] - np.delete(shares, found[1], axis=1).max(axis=1)
+            chunk = read.question[start : start + AT_ONCE]
+            for i in dict.fromkeys(chunk.tolist()):
+                tree = trees[i]
+                assert tree is not None, "kept for having a tree"
+                rows = np.flatnonzero(chunk == i)
+                shares = branch_shares(tree[0], logits[rows]).double().numpy()
+                probability[layer, start + rows] = shares[:, tree[1]]
+                lead[layer, start + rows] = shares[:, tree[1]] - np.delete(shares, tree[1], axis=1).max(axis=1)
     return probability, lead
 
 
@@ -159,7 +159,7 @@ def lens_rows(bench: Bench, n_tokens: int) -> tuple[list[dict[str, Any]], list[d
             of_place = _by_question(read, place, probability, (lead > 0).astype(float))
             for tier, family, numbers in _scopes(bench, of_place):
                 values = np.stack([of_place[i] for i in numbers])  # (n, 2, L + 1)
-                clusters = [bench.asked[i].question.cluster for i in numbers]
+                clusters = [bench.examples[i].question.cluster for i in numbers]
                 names = {"lens": lens, "place": place, "tier": tier, "family": family}
                 points += [{**names, **row} for row in _point_rows(values, clusters)]
                 if place == "last":
@@ -168,22 +168,24 @@ def lens_rows(bench: Bench, n_tokens: int) -> tuple[list[dict[str, Any]], list[d
 
 
 def _by_question(read: Read, place: str, probability: np.ndarray, above: np.ndarray) -> dict[int, np.ndarray]:
-    """Mean over the kept tokens of a place of each question: (probability, above) by layer, (2, L + 1).
+    """Mean of (probability, above) by layer over each question's kept tokens of a place, (2, L + 1).
 
-    `vision` is the mean over all visual tokens, of which those of objects and background are samples.
+    For `vision`, tokens of objects and background are weighted by their share of the visual tokens.
     """
     inside = np.isin(read.place, IMAGE_PLACES) if place == "vision" else read.place == place
-    found: dict[int, np.ndarray] = {}
+    by_question: dict[int, np.ndarray] = {}
     for i in dict.fromkeys(read.question[inside].tolist()):
-        own = np.flatnonzero(inside & (read.question == i))
-        weights = np.array([read.share[k] / (read.place[own] == read.place[k]).sum() for k in own])
-        weights = weights if place == "vision" else np.ones(len(own))
-        found[i] = np.stack([np.average(part[:, own], axis=1, weights=weights) for part in (probability, above)])
-    return found
+        tokens = np.flatnonzero(inside & (read.question == i))
+        weights = np.array([read.share[k] / (read.place[tokens] == read.place[k]).sum() for k in tokens])
+        weights = weights if place == "vision" else np.ones(len(tokens))
+        by_question[i] = np.stack(
+            [np.average(part[:, tokens], axis=1, weights=weights) for part in (probability, above)]
+        )
+    return by_question
 
 
 def _scopes(bench: Bench, among: dict[int, np.ndarray]) -> Iterator[tuple[str, str, list[int]]]:
-    keys = {i: (bench.asked[i].question.tier, bench.asked[i].question.family) for i in among}
+    keys = {i: (bench.examples[i].question.tier, bench.examples[i].question.family) for i in among}
     for tier in dict.fromkeys(t for t, _ in keys.values()):
         yield str(tier), "all", [i for i, (t, _) in keys.items() if t == tier]
         for family in dict.fromkeys(f for t, f in keys.values() if t == tier):
@@ -206,7 +208,7 @@ def _point_rows(values: Float[np.ndarray, "n two L1"], clusters: list[str]) -> I
 
 
 def _first(above: Bool[np.ndarray, "n L1"]) -> dict[str, Any]:
-    """Where the right answer of the last token is first above its rivals, and where it is so for good."""
+    """Layer at which the last token's right answer first outranks the other choices, and from which it always does."""
     settled = np.flip(np.minimum.accumulate(np.flip(above, 1), 1), 1)
     ever, stays = above.any(1), settled[:, -1]
     first, good = above[ever].argmax(1), settled[stays].argmax(1)

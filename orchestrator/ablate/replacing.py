@@ -1,8 +1,7 @@
-"""Visual states at the input of a layer replaced by something that says nothing of the image.
+"""Ablation of visual states at the input of a layer by zeros, their mean, or noise.
 
-Zeros are no state the model has met; the mean state of many images is, and so are draws of their distribution (Zhang
-and Nanda 2024, on choosing a corruption): where zeroing breaks an answer and the mean does not, the layer had lost its
-balance and not its information.
+Zeros are out of distribution; the mean over images and draws from their distribution are not (Zhang and Nanda 2024, on
+choosing a corruption). If zeros change an answer and the mean does not, the change is an artefact of the corruption.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from orchestrator.models.interventions import vision_patched, vision_states
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and deviation of the visual states of all images of a bench at a layer, over images and tokens."""
+    """Mean and standard deviation of the visual states of a bench at a layer, over images and tokens."""
 
     mean: Float[Tensor, " D"]
     deviation: Float[Tensor, " D"]
 
 
 def moments(bench: Bench, layer: int) -> Moments:
-    """Measure the visual states at the input of a layer, all tokens in place."""
+    """Moments of the visual states at the input of a layer, without an intervention."""
     n, total, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
-    for chunk in bench.batches(range(len(bench.asked)), bench.inputs):
+    for chunk in bench.batches(range(len(bench.examples)), bench.inputs):
         batch = bench.adapter.collate([bench.inputs[i] for i in chunk])
         states = vision_states(bench.adapter, batch, layer).double().cpu()
         for row, count in zip(states, bench.adapter.n_vision(batch).tolist(), strict=True):
@@ -43,17 +42,17 @@ def moments(bench: Bench, layer: int) -> Moments:
 def replaced(bench: Bench, kind: str, layer: int, seed: int, of: Moments, place: str = "image") -> Answered:
     """Answers with visual states at the input of a layer replaced by `zero`, `mean` or `noise`.
 
-    A question's noise depends on the seed and its own number alone.
+    A question's noise depends only on the seed and its index.
 
     Args:
-        place: whose states are replaced: `image`, `object` or `background`.
+        place: tokens whose states are replaced: `image`, `object` or `background`.
     """
 
     def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
         counts = bench.adapter.n_vision(batch).tolist()
         rows = [_states(kind, n, (seed, i), of) for n, i in zip(counts, chunk, strict=True)]
         states = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        tokens = image_part(bench.adapter, batch, [bench.asked[i] for i in chunk], place)
+        tokens = image_part(bench.adapter, batch, [bench.examples[i] for i in chunk], place)
         with vision_patched(bench.adapter, layer, states, tokens):
             return batch, bench.adapter.generate_measured(batch, max_new_tokens=bench.max_new_tokens)
 

@@ -1,8 +1,8 @@
 """Methods compared at equal average tokens on the same questions: effects with paired intervals, ranks, difficulty.
 
-Downsampling parts the questions that the whole image answers: `easy` ones a downsampled image of the same budget
-answers too, `hard` ones it does not. On easy questions any method looks good, so only the hard ones tell methods apart
-(Liao et al. 2025, VTC-Bench).
+Of the questions that are right with all tokens, `easy` ones are right with an image downsampled to the same budget too,
+`hard` ones are not. Easy questions are right with any method, so only hard ones separate methods (Liao et al. 2025,
+VTC-Bench).
 """
 
 from __future__ import annotations
@@ -20,59 +20,59 @@ from orchestrator.stats.paired import paired_difference
 from orchestrator.stats.verdict import non_inferiority
 
 CONTROLS = ("random", DOWNSAMPLE)
-"""What a method is set against beside all tokens."""
+"""Methods that every other one is compared with, besides all tokens."""
 COSTS = (
     "kept_share", "gflop", "selection_seconds", "prefill_seconds", "decode_seconds", "cache_mb", "peak_mb"
 )  # fmt: skip
 OVER_BUDGET = 0.05
-"""Average share of tokens by which a ranked method may exceed the budget: more than rounding to whole tokens."""
+"""Largest excess of a ranked method's average share of tokens over the budget; allows for rounding to whole tokens."""
 _QUESTION = ["question_id", "cluster", "family", "tier"]
 
 
 def over_seeds(answers: pl.DataFrame) -> pl.DataFrame:
-    """One row a method, budget and question: `score`, mean over seeds, and means of the costs."""
+    """One row per method, budget and question: means over seeds of `score` and the costs."""
     keys = ["method", "budget", *_QUESTION]
     return answers.group_by(keys, maintain_order=True).agg(pl.col("score", *COSTS).mean()).sort(keys)
 
 
 def with_difficulty(rows: pl.DataFrame) -> pl.DataFrame:
-    """`rows` with `difficulty` at each budget: easy, hard, or `unsolved` where all tokens do not answer either.
+    """`rows` with `difficulty` at each budget: easy, hard, or `unsolved` if wrong with all tokens.
 
-    Null where downsampling was not measured at the budget.
+    Null if downsampling was not measured at the budget.
     """
     full = rows.filter(pl.col("method") == ALL_TOKENS).select("question_id", full="score")
     small = rows.filter(pl.col("method") == DOWNSAMPLE).select("question_id", "budget", small="score")
     joined = rows.join(full, on="question_id", how="left").join(small, on=["question_id", "budget"], how="left")
     solved = pl.when(pl.col("small") >= 0.5).then(pl.lit("easy")).otherwise(pl.lit("hard"))
-    known = pl.when(pl.col("small").is_null()).then(None).otherwise(solved)
-    kind = pl.when(pl.col("full") < 0.5).then(pl.lit("unsolved")).otherwise(known)
+    measured = pl.when(pl.col("small").is_null()).then(None).otherwise(solved)
+    kind = pl.when(pl.col("full") < 0.5).then(pl.lit("unsolved")).otherwise(measured)
     return joined.with_columns(difficulty=kind).drop("small")
 
 
 def rival_table(answers: pl.DataFrame, margin: float) -> pl.DataFrame:
-    """Table `rivals` without the settings that could not be measured.
+    """Table `rivals`, without rows for settings that could not be measured.
 
     Args:
         answers: table `rival_answers`.
         margin: largest loss of accuracy of a non-inferior method.
     """
     rows = with_difficulty(over_seeds(answers))
-    found: list[dict[str, Any]] = []
-    for (method, budget), own in rows.group_by(["method", "budget"], maintain_order=True):
+    table: list[dict[str, Any]] = []
+    for (method, budget), setting_rows in rows.group_by(["method", "budget"], maintain_order=True):
         at = rows.filter(pl.col("budget") == budget)
-        for tier, family, difficulty, part in _scopes(own):
-            found.append(_row(str(method), tier, family, difficulty, part, at, margin))
-    return pl.DataFrame(found, infer_schema_length=None)
+        for tier, family, difficulty, part in _scopes(setting_rows):
+            table.append(_row(str(method), tier, family, difficulty, part, at, margin))
+    return pl.DataFrame(table, infer_schema_length=None)
 
 
 def _scopes(rows: pl.DataFrame) -> Iterator[tuple[str, str, str, pl.DataFrame]]:
     """(tier, family, difficulty, rows): each tier as a whole and by family, all questions and by difficulty."""
     for (tier,), part in rows.group_by(["tier"], maintain_order=True):
-        groups = [("all", part), *((str(f), own) for (f,), own in part.group_by(["family"], maintain_order=True))]
-        for family, own in groups:
-            yield str(tier), family, "all", own
+        groups = [("all", part), *((str(f), group) for (f,), group in part.group_by(["family"], maintain_order=True))]
+        for family, group in groups:
+            yield str(tier), family, "all", group
             for kind in ("easy", "hard"):
-                if (chosen := own.filter(pl.col("difficulty") == kind)).height:
+                if (chosen := group.filter(pl.col("difficulty") == kind)).height:
                     yield str(tier), family, kind, chosen
 
 
@@ -104,47 +104,47 @@ def _row(
 def rank_table(answers: pl.DataFrame) -> pl.DataFrame:
     """Table `rival_ranks`: methods ranked by accuracy within each tier, family and budget, and their mean rank.
 
-    Ranked are those that meet the budget: a downsampled image that a model of fixed resolution enlarges again has all
-    its tokens, so that it is a control in table `rivals` and no rival at equal tokens.
+    Only methods that meet the budget are ranked. With a model of fixed resolution a downsampled image has all its tokens:
+    it is then a control in table `rivals` and has no rank.
 
-    A method is `tied` with the best where the 95 % interval of its paired difference holds 0, widened by Bonferroni's
-    rule for the methods compared: a winner is named only against those it is told apart from.
+    A method is `tied` with the best if the 95 % interval of its paired difference, Bonferroni-corrected for the number of
+    comparisons, contains 0.
     """
     rows = over_seeds(answers).filter(pl.col("method") != ALL_TOKENS)
     rows = rows.filter(pl.col("kept_share").mean().over("method", "budget") <= pl.col("budget") + OVER_BUDGET)
-    found: list[dict[str, Any]] = []
+    ranked: list[dict[str, Any]] = []
     for (budget, tier), part in rows.group_by(["budget", "tier"], maintain_order=True):
         ranks: dict[str, list[float]] = {}
-        for (family,), own in part.group_by(["family"], maintain_order=True):
+        for (family,), family_rows in part.group_by(["family"], maintain_order=True):
             names = {"budget": budget, "tier": tier, "family": family}
-            for row in _ranked(own):
-                found.append({**names, **row})
+            for row in _ranked(family_rows):
+                ranked.append({**names, **row})
                 ranks.setdefault(row["method"], []).append(row["rank"])
-        found += [
+        ranked += [
             {"budget": budget, "tier": tier, "family": "all", "n_families": len(ranks[row["method"]]),
              **row, "rank": float(np.mean(ranks[row["method"]]))}
             for row in _ranked(part)
         ]  # fmt: skip
-    frame = pl.DataFrame(found, infer_schema_length=None)
+    frame = pl.DataFrame(ranked, infer_schema_length=None)
     return frame.with_columns(pl.col("n_families").fill_null(1)) if frame.height else frame
 
 
 def _ranked(part: pl.DataFrame) -> list[dict[str, Any]]:
     from scipy.stats import rankdata
 
-    scores = {str(m): own.sort("question_id") for (m,), own in part.group_by(["method"], maintain_order=True)}
+    scores = {str(m): answers.sort("question_id") for (m,), answers in part.group_by(["method"], maintain_order=True)}
     methods = list(scores)
     means = [float(scores[m]["score"].to_numpy().mean()) for m in methods]
     best = methods[int(np.argmax(means))]
     confidence = 1 - 0.05 / max(1, len(methods) - 1)
     rows = []
     for method, mean, rank in zip(methods, means, rankdata([-m for m in means], method="average"), strict=True):
-        own, other = scores[method], scores[best]
-        clusters = own["cluster"].to_numpy()
-        gap = paired_difference(own["score"].to_numpy(), other["score"].to_numpy(), clusters, confidence)
+        answers, best_answers = scores[method], scores[best]
+        clusters = answers["cluster"].to_numpy()
+        gap = paired_difference(answers["score"].to_numpy(), best_answers["score"].to_numpy(), clusters, confidence)
         tied = method == best or gap.high is None or gap.high >= 0
         rows.append(
             {"method": method, "accuracy": mean, "rank": float(rank), "best": method == best, "tied": tied,
-             "behind": gap.value, "behind_low": gap.low, "behind_high": gap.high, "n": own.height}
+             "behind": gap.value, "behind_low": gap.low, "behind_high": gap.high, "n": answers.height}
         )  # fmt: skip
     return rows

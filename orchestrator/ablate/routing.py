@@ -1,4 +1,4 @@
-"""Questions asked with a route of attention blocked: what it does to the right answer's probability, and flips."""
+"""Attention knock-out by route: change of the right answer's probability, and share of answers that flip."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from orchestrator.stats.intervals import clustered_share, student_interval
 
 
 def routed(bench: Bench, route: Route, layers: Sequence[int]) -> tuple[Answered, np.ndarray]:
-    """Answers with a route blocked in `layers`, and the probability of each right answer among its choices.
+    """Answers with a route blocked in `layers` (none if empty), and the probability of each right answer.
 
-    The probabilities are float64 (n,), NaN for a question without choices. Nothing is blocked without layers.
+    The probability is among the choices, float64 (n,); NaN for a question without choices.
     """
-    chances = np.full(len(bench.asked), np.nan)
+    chances = np.full(len(bench.examples), np.nan)
     adapter = bench.adapter
 
     def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
-        items = [bench.asked[i] for i in chunk]
+        items = [bench.examples[i] for i in chunk]
         parted = route.source in ("object", "background")
         objects = image_part(adapter, batch, items, "object") if parted else None
-        asked = [item.question for item in items]
-        trees, numbers = zip(*[_tree(bench, q.choices, q.answer) for q in asked], strict=True)
+        questions = [item.question for item in items]
+        trees, numbers = zip(*[_tree(bench, q.choices, q.answer) for q in questions], strict=True)
         with route_blocked(adapter, layers, route, objects), prompted(adapter, batch) as prompts:
             scores = scores_of(prompts, trees, numbers)
             ids = continue_greedily(prompts, bench.max_new_tokens)
@@ -41,22 +41,22 @@ def routed(bench: Bench, route: Route, layers: Sequence[int]) -> tuple[Answered,
         return bench.ask(answer), chances
 
 
-def _tree(bench: Bench, choices: tuple[str, ...] | None, right: str) -> tuple[Any, int | None]:
-    if choices is None or right not in choices:
+def _tree(bench: Bench, choices: tuple[str, ...] | None, answer: str) -> tuple[Any, int | None]:
+    if choices is None or answer not in choices:
         return None, None
-    return bench.adapter.choice_trees.get(choices, True), choices.index(right)
+    return bench.adapter.choice_trees.get(choices, True), choices.index(answer)
 
 
 def route_rows(
     bench: Bench, plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Rows of table `routes` for one setting, without what names it: each tier as a whole and by family."""
+    """Rows of table `routes` for one setting, without its key columns: each tier as a whole and by family."""
     rows = []
-    keys = [(item.question.tier, item.question.family) for item in bench.asked]
+    keys = [(item.question.tier, item.question.family) for item in bench.examples]
     scopes = [(t, "all") for t in dict.fromkeys(t for t, _ in keys)] + list(dict.fromkeys(keys))
     for tier, family in scopes:
         numbers = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
-        clusters = np.array([bench.asked[i].question.cluster for i in numbers])
+        clusters = np.array([bench.examples[i].question.cluster for i in numbers])
         rows.append({"tier": tier, "family": family, **_effect(plain, blocked, numbers, clusters)})
     return rows
 
@@ -65,26 +65,26 @@ def _effect(
     plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray], numbers: np.ndarray, clusters: np.ndarray
 ) -> dict[str, Any]:
     before, after = plain[1][numbers], blocked[1][numbers]
-    known = np.isfinite(before) & np.isfinite(after)
+    is_finite = np.isfinite(before) & np.isfinite(after)
     row: dict[str, Any] = dict.fromkeys(("probability", "probability_plain", "change", "change_low", "change_high"))
-    if known.any():
-        gap = after[known] - before[known]
-        images = [gap[clusters[known] == one].mean() for one in dict.fromkeys(clusters[known])]
+    if is_finite.any():
+        gap = after[is_finite] - before[is_finite]
+        images = [gap[clusters[is_finite] == cluster].mean() for cluster in dict.fromkeys(clusters[is_finite])]
         change = student_interval(images)  # an image counts once, however many questions it has
         row |= {
-            "probability": float(after[known].mean()),
-            "probability_plain": float(before[known].mean()),
+            "probability": float(after[is_finite].mean()),
+            "probability_plain": float(before[is_finite].mean()),
             "change": float(np.mean(images)),
             "change_low": change.low,
             "change_high": change.high,
         }
-    right = plain[0].correct[numbers]
+    was_right = plain[0].correct[numbers]
     texts = [(plain[0].predicted[i], blocked[0].predicted[i]) for i in numbers]
-    flipped = np.array([a != b for a, b in texts])[right]
-    share = clustered_share(flipped, clusters[right]) if len(flipped) else None
+    flipped = np.array([a != b for a, b in texts])[was_right]
+    share = clustered_share(flipped, clusters[was_right]) if len(flipped) else None
     return row | {
         "accuracy": float(blocked[0].correct[numbers].mean()),
-        "accuracy_plain": float(right.mean()),
+        "accuracy_plain": float(was_right.mean()),
         "flip_share": None if share is None else share.value,
         "ci_low": None if share is None else share.low,
         "ci_high": None if share is None else share.high,

@@ -1,4 +1,4 @@
-"""One model's ablation: a cell in, its tables out. A plain class; Ray only calls it from an actor."""
+"""One model's ablation: takes a cell, returns its tables. Knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Ablation:
     def bench(self) -> Bench:
         return self._bench(make_questions(self.run))
 
-    def _bench(self, asked: list[Example]) -> Bench:
+    def _bench(self, examples: list[Example]) -> Bench:
         config = self.run.ablate
-        return Bench(self.adapter, asked, self.run.how.batch_size, config.instruction, config.selector_settings)
+        return Bench(self.adapter, examples, self.run.how.batch_size, config.instruction, config.selector_settings)
 
     def tables(self, cell: Cell) -> dict[str, pl.DataFrame]:
         """The rows of one cell, by table name."""
@@ -84,7 +84,7 @@ class Ablation:
         answered = self.bench.deleted(cell.method, cell.deleted_share, seed=max(cell.seed, 0), layer=cell.layer)
         setting = {"method": cell.method, "layer": cell.layer, "seed": cell.seed, "deleted_share": cell.deleted_share}
         setting = {"checkpoint": self.checkpoint, **setting}
-        seconds = answered.seconds / len(self.bench.asked)
+        seconds = answered.seconds / len(self.bench.examples)
         rows = [
             {**setting, **row, "kept_tokens": float(answered.kept[numbers].mean()), "seconds": seconds}
             for row, numbers in self._by_family(answered)
@@ -107,12 +107,12 @@ class Ablation:
                 "score": float(answered.score[i]),
                 "predicted": answered.predicted[i],
             }
-            for i, item in enumerate(self.bench.asked)
+            for i, item in enumerate(self.bench.examples)
         ]
         return {"deletion": pl.DataFrame(rows), "deletion_answers": pl.DataFrame(single)}
 
     def _rivals(self, cell: Cell) -> dict[str, pl.DataFrame]:
-        bench, n = self.bench, len(self.bench.asked)
+        bench, n = self.bench, len(self.bench.examples)
         cross = list(getattr(self.adapter, "cross_layers", ()))
         if cell.budget >= 1.0:
             answered = bench.plain
@@ -131,7 +131,7 @@ class Ablation:
             "peak_mb": None if answered.peak_bytes is None else answered.peak_bytes / 1e6,
         }
         rows = []
-        for i, item in enumerate(bench.asked):
+        for i, item in enumerate(bench.examples):
             question, n_vision, stages = item.question, n_tokens(bench, i)[0], answered.stages(i)
             present = [(depth, left / max(1, n_vision)) for depth, left in stages]
             rows.append(
@@ -173,8 +173,8 @@ class Ablation:
             self._moments[cell.layer] = moments(self.bench, cell.layer)
         of = self._moments[cell.layer]
         answered = replaced(self.bench, cell.method, cell.layer, max(cell.seed, 0), of, cell.place)
-        where = {"kind": cell.method, "place": cell.place, "layer": cell.layer, "seed": cell.seed}
-        setting = {"checkpoint": self.checkpoint, **where}
+        settings = {"kind": cell.method, "place": cell.place, "layer": cell.layer, "seed": cell.seed}
+        setting = {"checkpoint": self.checkpoint, **settings}
         columns = ("family", "tier", "accuracy", "ci_low", "ci_high", "n")
         rows = [{**setting, **{c: row[c] for c in columns}} for row, _ in self._by_family(answered)]
         return {"replacing": pl.DataFrame(rows, infer_schema_length=None)}
@@ -189,17 +189,17 @@ class Ablation:
         return {"attention": self._frame("attention", rows), "attention_maps": self._frame("attention_maps", maps)}
 
     def _frame(self, table: str, rows: list[dict[str, Any]]) -> pl.DataFrame:
-        """Rows with the checkpoint, as a frame that has its columns without a row too."""
+        """Rows with the checkpoint as a frame, which has all columns even without rows."""
         if not rows:
             return pl.DataFrame(schema=list(TABLES[table].columns))
         return pl.DataFrame([{"checkpoint": self.checkpoint, **row} for row in rows], infer_schema_length=None)
 
     def _patching(self, cell: Cell) -> dict[str, pl.DataFrame]:
-        own, donors = self._pair(cell.attribute)
-        patched = own.patched(donors, cell.layer, cell.place)
-        # Only pairs that the model tells apart say anything about where it reads the difference.
-        usable = own.plain.correct & donors.plain.correct
-        became = [judge(item.question, p)[0] for item, p in zip(donors.asked, patched.predicted, strict=True)]
+        originals, donors = self._pair(cell.attribute)
+        patched = originals.patched(donors, cell.layer, cell.place)
+        # Only pairs with both answers right show where the model reads the difference.
+        usable = originals.plain.correct & donors.plain.correct
+        became = [judge(item.question, p)[0] for item, p in zip(donors.examples, patched.predicted, strict=True)]
         flips = np.array(became)[usable]
         n, k = len(flips), int(flips.sum())
         low, high = wilson(k, n) if n else (None, None)
@@ -220,8 +220,8 @@ class Ablation:
             config = self.run.ablate
             task = TaskConfig(n_objects_low=config.n_objects_low, n_objects_high=config.n_objects_high)
             maker = ExampleMaker(task)
-            own, donors = make_pairs(attribute, config.n_per_family, config.seed, maker)
-            self._pairs[attribute] = self._bench(own), self._bench(donors)
+            originals, donors = make_pairs(attribute, config.n_per_family, config.seed, maker)
+            self._pairs[attribute] = self._bench(originals), self._bench(donors)
         return self._pairs[attribute]
 
     def _metrics(self, cell: Cell) -> dict[str, pl.DataFrame]:
@@ -230,19 +230,19 @@ class Ablation:
     # ------------------------------------------------------------ rows
 
     def _by_family(self, answered: Answered) -> list[tuple[dict[str, Any], np.ndarray]]:
-        keys = [(item.question.tier, item.question.family) for item in self.bench.asked]
-        found = []
+        keys = [(item.question.tier, item.question.family) for item in self.bench.examples]
+        rows = []
         for tier, family in dict.fromkeys(keys):
             numbers = np.array([i for i, key in enumerate(keys) if key == (tier, family)])
             k, n = int(answered.correct[numbers].sum()), len(numbers)
             low, high = wilson(k, n)
             row = {"family": family, "tier": tier, "accuracy": k / n, "ci_low": low, "ci_high": high, "n": n}
-            row |= figures([self.bench.asked[i] for i in numbers], [answered.predicted[i] for i in numbers])
-            found.append((row, numbers))
-        return found
+            row |= figures([self.bench.examples[i] for i in numbers], [answered.predicted[i] for i in numbers])
+            rows.append((row, numbers))
+        return rows
 
 
-# ---------------------------------------------------------------- what a question costs, and how its image looks inside
+# ---------------------------------------------------------------- cost of a question, and compression of its image
 
 
 def n_tokens(bench: Bench, i: int) -> tuple[int, int]:
@@ -256,7 +256,7 @@ def gflop(bench: Bench, i: int, method: str, stages: Stages) -> float:
     """Operations of selection and of the decoder on the prompt of question `i`, 1e9.
 
     Args:
-        stages: (depth, visual tokens left), ascending; of an image of fewer tokens, those it has at depth 0.
+        stages: (depth, visual tokens left), ascending.
     """
     vision, text = n_tokens(bench, i)
     question = int((bench.inputs[i]["groups"] == TEXT).sum())
@@ -275,22 +275,22 @@ def depth_points(adapter: Adapter) -> dict[tuple[str, int], str]:
 
 
 def image_metrics(bench: Bench, points: dict[tuple[str, int], str], names: list[str] | None = None) -> pl.DataFrame:
-    """Table `question_metrics`: compression of each question's image at tap points, all tokens in place."""
+    """Table `question_metrics`: compression of each question's image at tap points, without an intervention."""
     rows: list[dict[str, Any]] = []
     chunk: list[int] = []
 
     def measure(state: State) -> None:
         if state.vision is None:
             return
-        found = compute(state.hidden, state.vision, names)
+        measured = compute(state.hidden, state.vision, names)
         for row, i in enumerate(chunk):
-            values = {name: float(value[row]) for name, value in found.items()}
+            values = {name: float(value[row]) for name, value in measured.items()}
             depth = points[state.tap, state.layer]
-            rows.append({"question_id": bench.asked[i].question.question_id, "depth": depth, **values})
+            rows.append({"question_id": bench.examples[i].question.question_id, "depth": depth, **values})
 
     select = {tap: [layer for t, layer in points if t == tap] for tap, _ in points}
     with Taps(bench.adapter, select, on_state=measure), torch.no_grad():
-        for chunk in bench.batches(range(len(bench.asked)), bench.inputs):
+        for chunk in bench.batches(range(len(bench.examples)), bench.inputs):
             bench.adapter.run(bench.adapter.collate([bench.inputs[i] for i in chunk]), logits_to_keep=1)
     fixed = pl.DataFrame(rows)
     metrics = [pl.col(c).cast(pl.Float32) for c in fixed.columns if c not in ("question_id", "depth")]

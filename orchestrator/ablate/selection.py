@@ -1,4 +1,4 @@
-"""A method of the registry put on a batch; and the rival that shrinks the image instead."""
+"""Token selection applied to a batch by a method of the registry; and downsampling of the image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.ablate.selectors.check import check_needs
-from orchestrator.ablate.selectors.kinds import Selector, Settings, Wanted
+from orchestrator.ablate.selectors.kinds import Request, Selector, Settings
 from orchestrator.ablate.selectors.registry import get_selector, settings_of
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
@@ -29,41 +29,41 @@ def make_reduction(
     seeds: Sequence[Sequence[int]] | None = None,
     settings: Mapping[str, Settings] | None = None,
 ) -> Reduction:
-    """A reduction of a batch by a method; `adapter.reduce` puts it there.
+    """The reduction of a batch by a method; `adapter.reduce` applies it.
 
-    Attention of all layers, where a method needs it before the decoder, is read here, in a pass of its own; its time is
-    in `seconds_before`.
+    If a method needs attention of all layers before the decoder, this function runs a forward pass for it and records
+    its time in `seconds_before`.
 
     Args:
-        layers: depths at which tokens leave, ascending.
+        layers: depths at which tokens are deleted, ascending.
         shares: share of each image's tokens that is left from each depth on, `shares[depth][row]`.
-        seeds: of each row, for methods that draw.
-        settings: of methods by name, where they differ from the defaults.
+        seeds: seed sequence of each row, for random methods.
+        settings: settings that differ from the defaults, by method name.
 
     Raises:
         ConfigError: there is no such method or setting.
-        ModelError: the model does not give what the method needs.
+        ModelError: the model does not provide an input of the method.
     """
     selector = get_selector(method) if isinstance(method, str) else method
     needs: frozenset[Need] = frozenset().union(*(selector.needs_at(layer) for layer in layers))
     check_needs(selector, layers, str(adapter.config.model_type), getattr(adapter, "cross_layers", ()))
     chosen = settings_of(selector, settings or {})
-    found = Reduction(tuple(layers), shares, _choice(selector, chosen, seeds), needs)
+    reduction = Reduction(tuple(layers), shares, _choice(selector, chosen, seeds), needs)
     if needs & {"encoder", "encoder_last"}:
-        found.make_encoder_reading = _read_encoder("encoder_last" in needs)
+        reduction.make_encoder_reading = _read_encoder("encoder_last" in needs)
     if "full_pass" in needs:
         started = time.perf_counter()
         scores, counts = attention_to_vision(adapter, batch), adapter.n_vision(batch).tolist()
-        found.given = [row[:n] for row, n in zip(scores, counts, strict=True)]
-        found.seconds_before = time.perf_counter() - started
-    return found
+        reduction.given = [row[:n] for row, n in zip(scores, counts, strict=True)]
+        reduction.seconds_before = time.perf_counter() - started
+    return reduction
 
 
 def _choice(selector: Selector, settings: Settings, seeds: Sequence[Sequence[int]] | None) -> Choose:
     function = selector.function()
 
     def choose(seen: Seen, n: int, row: int) -> Kept:
-        kept = function(Wanted(seen, n, settings, tuple(seeds[row]) if seeds is not None else (row,)))
+        kept = function(Request(seen, n, settings, tuple(seeds[row]) if seeds is not None else (row,)))
         return kept if isinstance(kept, Kept) else Kept(kept[:n])
 
     return choose
@@ -74,7 +74,7 @@ def _read_encoder(last: bool) -> Callable[[Any, Batch], EncoderReading]:
 
 
 def seen_size(example: Batch) -> tuple[int, int] | None:
-    """Height and width, px, at which a model of fixed resolution sees a prepared image; None for any other model."""
+    """Input height and width, px, of a model of fixed resolution; None for any other model."""
     pixels = example.get("pixel_values")
     n_images = int(example["n_images"][0]) if "n_images" in example else 1
     if pixels is None or pixels.ndim < 4 or pixels.shape[-3] != 3 or int(np.prod(pixels.shape[:-3])) != n_images:
@@ -83,10 +83,10 @@ def seen_size(example: Batch) -> tuple[int, int] | None:
 
 
 def shrink(image: np.ndarray, deleted_share: float, seen: tuple[int, int] | None = None) -> np.ndarray:
-    """The image with a share `1 - deleted_share` of the pixels that the model would see, shrunk by area.
+    """The image downsampled to a share `1 - deleted_share` of the model's input pixels, by area averaging.
 
-    A model of native resolution then has that share of its visual tokens. One of fixed resolution enlarges the image
-    again: it has as many tokens as before, holding no more detail than that share of them could, and saves no time.
+    A model of native resolution then has that share of its visual tokens. A model of fixed resolution upsamples the
+    image again: it has all its tokens, with the detail of that share of them, and saves no time.
 
     Args:
         image: uint8 (H, W, 3).

@@ -1,10 +1,10 @@
-"""The calibrated lens: an affine map a layer, from its states to what the last layer makes of the same tokens.
+"""The tuned lens: an affine map per layer from its states to the last layer's states of the same tokens.
 
-The map is fitted by least squares and shrunk towards changing nothing, `h + (h - mean) A + b`; how much is chosen by
-generalised cross-validation (Golub, Heath and Wahba 1979). Linear maps between layers: Din et al. 2024; the tuned
-lens of Belrose et al. 2023 has the same form and minimises the divergence of the outputs instead, by descent.
+`h + (h - mean) A + b` is fitted by ridge regression of the change, with the penalty chosen by generalised
+cross-validation (Golub, Heath and Wahba 1979). Linear maps between layers: Din et al. 2024. The tuned lens of Belrose
+et al. 2023 has the same form and minimises the divergence of the outputs by gradient descent instead.
 
-Maps are cross-fitted: a state is read by a map of other images. Shapes: M states, D width.
+Maps are cross-fitted: the map of a state was fitted on other images. Shapes: M states, D width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PENALTIES = tuple(10.0**k for k in range(-6, 3))
 
 def folds_of(clusters: Sequence[str]) -> Int[Tensor, " M"]:
     """Return the fold of each state, by a hash of its image or group."""
-    return torch.tensor([zlib.crc32(f"fold {one}".encode()) % N_FOLDS for one in clusters])
+    return torch.tensor([zlib.crc32(f"fold {cluster}".encode()) % N_FOLDS for cluster in clusters])
 
 
 def fit_map(states: Float[Tensor, "M D"], targets: Float[Tensor, "M D"]) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,12 +56,12 @@ def _gcv(values: Tensor, inside: Tensor, outside: Tensor, n: int, penalty: float
 def calibrated(
     states: Float[Tensor, "M D"], targets: Float[Tensor, "M D"], folds: Int[Tensor, " M"]
 ) -> Float[Tensor, "M D"]:
-    """Return each state as a map fitted on the other folds takes it; unchanged where there are none."""
-    found = states.clone()
+    """Return each state mapped by the map of the other folds; unchanged if there is only one fold."""
+    predicted = states.clone()
     for fold in folds.unique().tolist():
-        own = folds == fold
-        if bool(own.all()):
-            return found
-        mean, matrix, offset = fit_map(states[~own], targets[~own])
-        found[own] = states[own] + (states[own] - mean) @ matrix + offset
-    return found
+        in_fold = folds == fold
+        if bool(in_fold.all()):
+            return predicted
+        mean, matrix, offset = fit_map(states[~in_fold], targets[~in_fold])
+        predicted[in_fold] = states[in_fold] + (states[in_fold] - mean) @ matrix + offset
+    return predicted

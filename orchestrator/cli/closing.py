@@ -143,9 +143,9 @@ def print_hypotheses(rows: list[dict[str, Any]], console: Console) -> None:
         for row in (row for row in rows if row["point"] == point):
             ends = "no interval" if row["ci_low"] is None else f"{row['ci_low']:.3g} to {row['ci_high']:.3g}"
             effect = "" if row["effect"] is None else f" {row['effect']:.3g} ({ends})"
-            said = f"[bold]{row['verdict']}[/]: {escape(row['claim'])}"
+            claim = f"[bold]{row['verdict']}[/]: {escape(row['claim'])}"
             n = "" if row["n"] is None else f", n = {row['n']}"
-            console.print(f"{said}\n  {escape(row['effect_name'])}{effect}{n}", highlight=False)
+            console.print(f"{claim}\n  {escape(row['effect_name'])}{effect}{n}", highlight=False)
             console.print(f"  [dim]rule: {escape(row['rule'])}[/]", highlight=False)
 
 
@@ -194,9 +194,9 @@ def view_links(study: Study) -> dict[str, str]:
     """Title -> address of the study's shared MLflow views; of a database on a disk while `vtsweep ui` serves it."""
     from orchestrator.tracking.views import FIRST_PORT, page
 
-    found = study.record.get("mlflow") or {}
-    address = found.get("address") or f"http://127.0.0.1:{FIRST_PORT}"
-    return {title: page(address, found["experiment"], key) for title, key in found.get("views", {}).items()}
+    tracked = study.record.get("mlflow") or {}
+    address = tracked.get("address") or f"http://127.0.0.1:{FIRST_PORT}"
+    return {title: page(address, tracked["experiment"], key) for title, key in tracked.get("views", {}).items()}
 
 
 def print_next(study: Study, report: str | None = None) -> None:
@@ -238,13 +238,13 @@ def verified(study: Study, *, redo: bool, quiet: bool = False) -> dict[str, Any]
     return {"study": study.name, "stages": rows, "damaged": problems, "taken_back": taken, "command": command}
 
 
-def print_verified(found: dict[str, Any]) -> None:
+def print_verified(result: dict[str, Any]) -> None:
     """Print `verified` for people, and what to do where something is damaged."""
     console = Console(soft_wrap=True, highlight=False)
-    print_rows(f"{found['study']}: every file against its checksum", found["stages"], console)
-    for row in found["damaged"]:
+    print_rows(f"{result['study']}: every file against its checksum", result["stages"], console)
+    for row in result["damaged"]:
         console.print(f"[red]{row['stage']} {row['digest']}[/]: {escape(row['problem'])}")
-    if found["taken_back"]:
-        console.print(f"taken back; run again:  [cyan]{found['command']}[/]")
-    elif found["damaged"]:
+    if result["taken_back"]:
+        console.print(f"taken back; run again:  [cyan]{result['command']}[/]")
+    elif result["damaged"]:
         console.print("do it again:  [cyan]vtsweep verify --redo STUDY[/], then the study's own command")

@@ -26,8 +26,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from vtsweep.version import __version__
 
         typer.echo(f"vtsweep {__version__}")
@@ -49,8 +49,8 @@ def options(
 def complete_sweep_files(incomplete: str) -> list[str]:
     """Sweep files and folders below what is typed; those of `sweeps/` where nothing is."""
     folder = Path(incomplete).parent if incomplete else Path()
-    found = [*sorted(folder.glob("*.yaml")), *(p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != ".")]
-    shown = [f"{path}/" if path.is_dir() else str(path) for path in found]
+    paths = [*sorted(folder.glob("*.yaml")), *(p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != ".")]
+    shown = [f"{path}/" if path.is_dir() else str(path) for path in paths]
     if not incomplete:
         shown = [str(p) for p in sorted(Path("sweeps").glob("*.yaml"))] or shown
     return [path for path in shown if path.startswith(incomplete)]
@@ -91,8 +91,8 @@ def complete_studies(incomplete: str) -> list[str]:
     from orchestrator.store.study_record import DEFAULT_STORAGE, STUDY_FILE
 
     if "/" not in incomplete:
-        there = [path.parent.name for path in sorted(Path(DEFAULT_STORAGE).glob(f"studies/*/{STUDY_FILE}"))]
-        return [name for name in there if name.startswith(incomplete)]
+        names = [path.parent.name for path in sorted(Path(DEFAULT_STORAGE).glob(f"studies/*/{STUDY_FILE}"))]
+        return [name for name in names if name.startswith(incomplete)]
     root = incomplete.partition("/studies")[0].rstrip("/")
     return [str(p.parent) for p in sorted(Path(root).glob(f"studies/*/{STUDY_FILE}")) if str(p).startswith(incomplete)]
 

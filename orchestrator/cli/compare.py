@@ -37,33 +37,33 @@ def compare_studies(studies: Sequence[Study], out: str, quiet: bool = False) -> 
     return {
         "report": storage.locate(written[0]),
         "points": [point.label for point in points],
-        "agreements": [asdict(found) for found in agreements(several)],
-        "differences": [asdict(found) for found in differences(several)],
+        "agreements": [asdict(row) for row in agreements(several)],
+        "differences": [asdict(row) for row in differences(several)],
     }
 
 
-def print_comparison(found: dict[str, Any]) -> None:
+def print_comparison(comparison: dict[str, Any]) -> None:
     """What decides differently, what differs surely, and where the page is."""
     console = Console(soft_wrap=True, highlight=False)
     rows = [
         {"statement": a["statement"], **a["verdicts"], "": a["agreement"]}
-        for a in found["agreements"]
+        for a in comparison["agreements"]
         if a["agreement"] == "disagree"
     ]
     if rows:
         print_rows("Verdicts that disagree", rows, console)
-    agreed = sum(a["agreement"] == "agree" for a in found["agreements"])
-    console.print(f"{agreed} of {len(found['agreements'])} verdicts agree, {len(rows)} disagree")
-    sure = [d for d in found["differences"] if d["reading"] != "not told apart"]
+    agreed = sum(a["agreement"] == "agree" for a in comparison["agreements"])
+    console.print(f"{agreed} of {len(comparison['agreements'])} verdicts agree, {len(rows)} disagree")
+    certain = [d for d in comparison["differences"] if d["reading"] != "not told apart"]
     shown = [
         {
             "quantity": f"{d['quantity']} {d['part']}".strip(),
             "difference": f"{d['value']:+.3f} [{d['ci_low']:+.3f}, {d['ci_high']:+.3f}]",
             "reading": d["reading"],
         }
-        for d in sure
+        for d in certain
     ]
     if shown:
         print_rows("Differences told apart from 0 (95 % intervals)", shown, console)
-    console.print(f"{len(sure)} of {len(found['differences'])} differences are told apart from 0")
-    console.print(f"comparison: [bold]{found['report']}[/]")
+    console.print(f"{len(certain)} of {len(comparison['differences'])} differences are told apart from 0")
+    console.print(f"comparison: [bold]{comparison['report']}[/]")

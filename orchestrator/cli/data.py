@@ -26,31 +26,37 @@ def open_source(file: str, layout: str = "rows", overrides: list[str] | None = N
     return make_source(QuestionsConfig(root=root or ".", file=(name,), layout=layout, max_rejected_fraction=1.0))
 
 
-def print_overview(found: Overview) -> None:
+def print_overview(overview: Overview) -> None:
     """Print an overview for people."""
     console = Console()
-    rejected = f", {found.n_rejected_rows} of them cannot be used" if found.n_rejected_rows else ""
-    console.print(f"[bold]{found.source}[/]: {found.n_rows:,} rows{rejected}", highlight=False)
-    if found.families:
-        print_rows("Families", found.families, console)
-    for key, (least, median, most) in found.sizes.items():
-        console.print(f"{key}: {least} to {most} px, median {median:g}", highlight=False)
-    console.print(f"images opened: {found.n_opened}, of which {len(found.faults)} cannot be loaded", highlight=False)
-    for fault in found.faults[:10]:
+    rejected = f", {overview.n_rejected_rows} of them cannot be used" if overview.n_rejected_rows else ""
+    console.print(f"[bold]{overview.source}[/]: {overview.n_rows:,} rows{rejected}", highlight=False)
+    if overview.families:
+        print_rows("Families", overview.families, console)
+    for key, (smallest, median, largest) in overview.sizes.items():
+        console.print(f"{key}: {smallest} to {largest} px, median {median:g}", highlight=False)
+    console.print(
+        f"images opened: {overview.n_opened}, of which {len(overview.faults)} cannot be loaded", highlight=False
+    )
+    for fault in overview.faults[:10]:
         console.print(f"  {fault}", highlight=False, markup=False)
-    if found.attributes:
+    if overview.attributes:
         shown = ("attribute", "kind", "n_missing", "range")
-        print_rows("Attributes", [{k: asdict(one)[k] for k in shown} for one in found.attributes], console)
-    if found.correlations:
         print_rows(
-            f"Strongest of {found.n_correlations} correlations of attributes (Spearman)", found.correlations, console
+            "Attributes", [{k: asdict(attribute)[k] for k in shown} for attribute in overview.attributes], console
+        )
+    if overview.correlations:
+        print_rows(
+            f"Strongest of {overview.n_correlations} correlations of attributes (Spearman)",
+            overview.correlations,
+            console,
         )
 
 
 def data_command(file: str, overrides: list[str], layout: str, page: str | None) -> Overview:
     """Survey a source, and write its page where one is named."""
     source = open_source(file, layout, overrides)
-    found = survey(source)
+    overview = survey(source)
     if page is not None:
-        write_page(source, found, page)
-    return found
+        write_page(source, overview, page)
+    return overview

@@ -45,28 +45,34 @@ th{font-weight:600;color:var(--muted)}.number{text-align:right;font-variant-nume
 """
 
 
-def write_page(source: Source, found: Overview, path: str) -> str:
+def write_page(source: Source, overview: Overview, path: str) -> str:
     """Write the page and return its path; ConfigError where it cannot be written."""
     indices = np.linspace(0, len(source) - 1, min(len(source), N_PICTURES)).round().astype(int).tolist()
     ranges = {
-        key: f"{least}" if least == most else f"{least} to {most}" for key, (least, _, most) in found.sizes.items()
+        key: f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
+        for key, (smallest, _, largest) in overview.sizes.items()
     }
     sizes = [f"{key} {range_} px" for key, range_ in ranges.items()]
-    opened = f"{found.n_opened} images opened, {len(found.faults)} cannot be loaded"
-    facts = [opened, *sizes, *([f"{found.n_rejected_rows} rows cannot be used"] if found.n_rejected_rows else [])]
+    opened = f"{overview.n_opened} images opened, {len(overview.faults)} cannot be loaded"
+    facts = [opened, *sizes, *([f"{overview.n_rejected_rows} rows cannot be used"] if overview.n_rejected_rows else [])]
     attributes = [
-        {"attribute": one.attribute, "kind": one.kind, "missing": one.n_missing, "values": one.range}
-        for one in found.attributes
+        {
+            "attribute": attribute.attribute,
+            "kind": attribute.kind,
+            "missing": attribute.n_missing,
+            "values": attribute.range,
+        }
+        for attribute in overview.attributes
     ]
     page = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(found.source)}: {found.n_rows:,} rows</title><style>{_STYLE}</style>"
-        f"<h1>{html.escape(found.source)}: {found.n_rows:,} rows</h1><p>{html.escape('; '.join(facts))}.</p>"
+        f"<title>{html.escape(overview.source)}: {overview.n_rows:,} rows</title><style>{_STYLE}</style>"
+        f"<h1>{html.escape(overview.source)}: {overview.n_rows:,} rows</h1><p>{html.escape('; '.join(facts))}.</p>"
         f'<div class="pictures">{"".join(_figure(source, index) for index in indices)}</div>'
-        + _table("Families", found.families)
+        + _table("Families", overview.families)
         + _table("Attributes", attributes)
-        + _table(f"Strongest of {found.n_correlations} correlations of attributes (Spearman)", found.correlations)
-        + _table("Images that cannot be loaded", [{"fault": fault} for fault in found.faults[:MAX_FAULTS]])
+        + _table(f"Strongest of {overview.n_correlations} correlations of attributes (Spearman)", overview.correlations)
+        + _table("Images that cannot be loaded", [{"fault": fault} for fault in overview.faults[:MAX_FAULTS]])
     )
     try:
         Path(path).write_text(page, encoding="utf-8")
@@ -80,16 +86,16 @@ def _figure(source: Source, index: int) -> str:
         sample = source.load(index)
     except DataError as error:
         return f'<figure><p class="fault">{html.escape(str(error))}</p></figure>'
-    asked = f'<div class="asked">{html.escape(sample.prompt)}</div>' if sample.prompt else ""
+    question = f'<div class="asked">{html.escape(sample.prompt)}</div>' if sample.prompt else ""
     return (
         f'<figure><div class="frame"><img src="{_embedded(sample.image)}" alt=""></div><figcaption>'
-        f'<div class="id">{html.escape(sample.image_id)}</div>{asked}{_facts(sample)}</figcaption></figure>'
+        f'<div class="id">{html.escape(sample.image_id)}</div>{question}{_facts(sample)}</figcaption></figure>'
     )
 
 
 def _facts(sample: Sample) -> str:
-    known = ((key, value) for key, value in sample.attributes.items() if value is not None)
-    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(_text(v))}</dd>" for k, v in known) + "</dl>"
+    present = ((key, value) for key, value in sample.attributes.items() if value is not None)
+    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(_text(v))}</dd>" for k, v in present) + "</dl>"
 
 
 def _embedded(image: np.ndarray) -> str:

@@ -38,9 +38,9 @@ def model_of(name: str | None, overrides: Sequence[str], flags: Mapping[str, Any
         overrides, name = [name, *overrides], None
     if name is None and not overrides and not flags:
         return None
-    for one in overrides:
-        if not one.startswith("model."):
-            raise ConfigError(f"doctor: {one!r}: expected a setting of the model, such as model.adapter=FOLDER")
+    for override in overrides:
+        if not override.startswith("model."):
+            raise ConfigError(f"doctor: {override!r}: expected a setting of the model, such as model.adapter=FOLDER")
     model = {**({} if name is None else {"name": name}), **flags}
     sweep = make_sweep({"name": "doctor", "stages": ["capture"], "base": {"model": model}}, overrides)
     if len(sweep.points) != 1:
@@ -58,8 +58,10 @@ def diagnose(model: ModelConfig | None) -> list[Finding]:
 
 def _machine() -> Iterator[Finding]:
     yield Finding("python", "ok", platform.python_version())
-    found = hardware()
-    yield Finding("machine", "ok", f"{found['cores']} cores, {found.get('memory_gb', '?')} GB, {found['platform']}")
+    machine = hardware()
+    yield Finding(
+        "machine", "ok", f"{machine['cores']} cores, {machine.get('memory_gb', '?')} GB, {machine['platform']}"
+    )
     yield _memory()
     yield _attempt("packages", _packages)
     yield _attempt("torch", _torch)
@@ -76,10 +78,10 @@ def _memory() -> Finding:
     """The memory that a study may take here, and what takes it."""
     cap, free = memory_cap(), free_memory() / 1e9
     ray = RAY_GB + object_store_gb(HowConfig(), cap.gb)
-    found = f"{cap.gb:.1f} GB ({cap.of}), {free:.1f} GB free; a process takes {LIBRARIES_GB} GB beside its model"
+    summary = f"{cap.gb:.1f} GB ({cap.of}), {free:.1f} GB free; a process takes {LIBRARIES_GB} GB beside its model"
     if free < ray + LIBRARIES_GB:
-        return Finding("memory", "warn", f"{found}, Ray {ray:.1f} GB", "set how.backend=local, which needs no Ray")
-    return Finding("memory", "ok", f"{found}, Ray {ray:.1f} GB")
+        return Finding("memory", "warn", f"{summary}, Ray {ray:.1f} GB", "set how.backend=local, which needs no Ray")
+    return Finding("memory", "ok", f"{summary}, Ray {ray:.1f} GB")
 
 
 def _attempt(check: str, look: Callable[[], str]) -> Finding:

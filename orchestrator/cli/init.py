@@ -101,7 +101,7 @@ def _place(data: dict[str, Any], root: str) -> dict[str, Any]:
         return {"root": str(path.parent), key: path.name}
     if key in data and path.is_dir() and not (path / data[key]).exists():
         kinds = (".csv",) if key == "table" else (".jsonl", ".json", ".csv", ".parquet")
-        tables = sorted(found.name for found in path.iterdir() if found.suffix in kinds)
+        tables = sorted(entry.name for entry in path.iterdir() if entry.suffix in kinds)
         if len(tables) == 1:
             return {"root": root, key: tables[0]}
     return {"root": root}

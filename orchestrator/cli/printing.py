@@ -48,9 +48,9 @@ def print_plan(plan: Plan) -> None:
             for model in plan.models
         ]
         print_rows("Models and data (tokens of vision; more with --json)", rows, console)
-    for source in dict.fromkeys(one.source for one in plan.attributes):
-        said = ", ".join(_attribute(one) for one in plan.attributes if one.source == source)
-        console.print(f"attributes of {source}: {said}", highlight=False)
+    for source in dict.fromkeys(attribute.source for attribute in plan.attributes):
+        listed = ", ".join(_attribute(attribute) for attribute in plan.attributes if attribute.source == source)
+        console.print(f"attributes of {source}: {listed}", highlight=False)
     for design in plan.designs:
         for line in _design(design):
             console.print(line, highlight=False)
@@ -121,10 +121,10 @@ def _duration(plan: Plan) -> str:
     return f"about {format_seconds(plan.seconds)}{gpu} on {plan.machine} (half to twice that)"
 
 
-def _attribute(one: AttributeSummary) -> str:
-    spelled = "".join(f" {spelling!r}" for spelling in one.spellings if spelling)
-    missing = f"; {one.n_missing} of {one.n_images} missing{spelled}" if one.n_missing else ""
-    return escape(f"{one.attribute} ({one.kind}, {one.range}{missing})")
+def _attribute(summary: AttributeSummary) -> str:
+    spelled = "".join(f" {spelling!r}" for spelling in summary.spellings if spelling)
+    missing = f"; {summary.n_missing} of {summary.n_images} missing{spelled}" if summary.n_missing else ""
+    return escape(f"{summary.attribute} ({summary.kind}, {summary.range}{missing})")
 
 
 def _design(design: PlannedDesign) -> Iterator[str]:
@@ -142,11 +142,11 @@ def _design(design: PlannedDesign) -> Iterator[str]:
         shown.setdefault(name, f"{name} ({pair.rho:+.2f} with {factor})")
     if shown:
         yield f"derived from several factors: {', '.join(shown.values())}"
-    for one in summary.impossible[:MOST_IMPOSSIBLE]:
-        together = ", ".join(f"{name} {level}" for name, level in one.levels.items())
-        yield escape(f"left out, {one.n_cells} cells: {together}: {one.reason}")
-    if (more := len(summary.impossible) - MOST_IMPOSSIBLE) > 0:
-        yield f"left out: {more} more combinations of levels (--json has all)"
+    for combination in summary.impossible[:MOST_IMPOSSIBLE]:
+        together = ", ".join(f"{name} {level}" for name, level in combination.levels.items())
+        yield escape(f"left out, {combination.n_cells} cells: {together}: {combination.reason}")
+    if (n_more := len(summary.impossible) - MOST_IMPOSSIBLE) > 0:
+        yield f"left out: {n_more} more combinations of levels (--json has all)"
 
 
 def _names(pair: Pair) -> str:

@@ -65,7 +65,7 @@ def pack_study(
         ConfigError: the folder holds other files.
     """
     target = Storage(folder)
-    if (there := target.files("")) and CARD not in there:
+    if (existing := target.files("")) and CARD not in existing:
         raise ConfigError(f"{folder!r} holds other files; name an empty folder, or one that was packed before")
     written: dict[str, int] = {}
 
@@ -106,8 +106,8 @@ def _contents(study: Study, features: bool, pictures: bool | None) -> Iterator[t
     for view in study.views("finetune") if "finetune" in study.stages else []:
         for name in view.stage.store.files("adapter") if view.stage.is_done() else []:
             yield f"adapters/{slugify(view.label)}/{name}", view.stage.read_file(f"adapter/{name}")
-    own = all(view.run.data.source == "scenes" for stage in study.stages for view in study.views(stage))
-    if pictures or (pictures is None and own):
+    scenes_alone = all(view.run.data.source == "scenes" for stage in study.stages for view in study.views(stage))
+    if pictures or (pictures is None and scenes_alone):
         for folder in ("", "figures"):
             yield from _files(study.folder.sub("report"), folder)
 
@@ -147,7 +147,7 @@ def _tensors(parts: list[np.ndarray], about: Mapping[str, str]) -> bytes:
 def _card(study: Study, licence: str, written: Mapping[str, int]) -> str:
     """The card: what, how, findings, licence."""
     results = gather_results(study)
-    said = summary(results)
+    sections = summary(results)
     record = study.record
     models = sorted({view.run.model.name for stage in study.stages for view in study.views(stage)})
     head = {
@@ -157,7 +157,7 @@ def _card(study: Study, licence: str, written: Mapping[str, int]) -> str:
         "configs": [{"config_name": Path(n).stem, "data_files": n} for n in sorted(written) if n.endswith(".parquet")],
     }
     parts = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n", f"# {study.name}\n", f"{record['description']}\n"]
-    parts += [f"**{answer.sentence}**\n" for answer in answers(results, said)]
+    parts += [f"**{answer.sentence}**\n" for answer in answers(results, sections)]
     parts.append("## How it was measured\n")
     sources = sorted({view.run.data.source for stage in study.stages for view in study.views(stage)})
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
@@ -166,7 +166,7 @@ def _card(study: Study, licence: str, written: Mapping[str, int]) -> str:
         f"With {versions}.\n\n```bash\n{record['command']}\n```\n"
     )
     parts.append("## Findings\n")
-    for heading, statements in said:
+    for heading, statements in sections:
         parts.append(f"### {heading}\n")
         parts += [f"- {f'*{s.verdict}*: ' if s.verdict else ''}{s.text} ({s.evidence})" for s in statements]
         parts.append("")

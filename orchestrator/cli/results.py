@@ -40,11 +40,11 @@ def status(
     from orchestrator.store.study_record import DEFAULT_STORAGE, Study
 
     if study is None or Storage(study).exists("studies"):
-        listed = [vars(one) for one in list_studies(Storage(study or DEFAULT_STORAGE))]
+        listed = [vars(listing) for listing in list_studies(Storage(study or DEFAULT_STORAGE))]
         emit({"studies": listed}, as_json, lambda: print_studies(study or DEFAULT_STORAGE, listed))
         return
-    found = study_status(Study.load(study))
-    emit(found, as_json, lambda: print_status(found))
+    state = study_status(Study.load(study))
+    emit(state, as_json, lambda: print_status(state))
 
 
 @app.command(epilog="Example:  vtsweep verify quickstart")
@@ -58,9 +58,9 @@ def verify(
     from orchestrator.cli.closing import print_verified, verified
     from orchestrator.store.study_record import Study
 
-    found = verified(Study.load(study), redo=redo, quiet=quiet or as_json)
-    emit(found, as_json, lambda: print_verified(found))
-    if found["damaged"]:
+    result = verified(Study.load(study), redo=redo, quiet=quiet or as_json)
+    emit(result, as_json, lambda: print_verified(result))
+    if result["damaged"]:
         raise typer.Exit(5)
 
 
@@ -79,8 +79,8 @@ def compare(
     say(f"comparing {', '.join(study.name for study in loaded)}", as_json)
     from orchestrator.cli.compare import compare_studies, print_comparison
 
-    found = compare_studies(loaded, out, quiet=as_json)
-    emit(found, as_json, lambda: print_comparison(found))
+    comparison = compare_studies(loaded, out, quiet=as_json)
+    emit(comparison, as_json, lambda: print_comparison(comparison))
 
 
 @app.command(epilog="Example:  vtsweep ui results")
@@ -134,12 +134,12 @@ def pack(
     say(f"packing {loaded.name} into {out}", as_json)
     from orchestrator.cli.publish import pack_study
 
-    made = pack_study(loaded, out, licence=licence, features=features, pictures=pictures, quiet=as_json)
+    packed = pack_study(loaded, out, licence=licence, features=features, pictures=pictures, quiet=as_json)
     emit(
-        vars(made),
+        vars(packed),
         as_json,
         lambda: typer.echo(
-            f"{made.folder}: {len(made.files)} files, {made.n_bytes / 1e6:.1f} MB\nnext:  vtsweep push {out} OWNER/NAME"
+            f"{packed.folder}: {len(packed.files)} files, {packed.n_bytes / 1e6:.1f} MB\nnext:  vtsweep push {out} OWNER/NAME"
         ),
     )
 
@@ -156,9 +156,9 @@ def push(
     from pathlib import Path
 
     sizes = [path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()]
-    who = "everybody" if public else "its owner alone"
+    audience = "everybody" if public else "its owner alone"
     if not yes:
-        typer.confirm(f"Send {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, to {repo}, seen by {who}?", abort=True)
+        typer.confirm(f"Send {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, to {repo}, seen by {audience}?", abort=True)
     say(f"sending to {repo}", as_json)
     from orchestrator.cli.publish import push_study
 

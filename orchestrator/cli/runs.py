@@ -45,9 +45,9 @@ def _run(
     _check_data(sweep)
     from orchestrator.study.run import REPORT_FILE, finished_study, run_study
 
-    if done := finished_study(sweep, stages):
+    if finished := finished_study(sweep, stages):
         say("nothing to do: every stage, the report and the MLflow runs are there", quiet or as_json)
-        study, report = done, done.folder.locate(REPORT_FILE)
+        study, report = finished, finished.folder.locate(REPORT_FILE)
     else:
         from orchestrator.study.across import across_words
 
@@ -84,10 +84,10 @@ def plan(
     from orchestrator.errors import ResourceError
     from orchestrator.study.plan import make_plan
 
-    made = make_plan(sweep, gpu, gpus)
-    emit(made.as_json(), as_json, lambda: print_plan(made))
-    if made.too_large:
-        typer.secho("error: " + "\n".join(made.too_large), fg="red", err=True)
+    study_plan = make_plan(sweep, gpu, gpus)
+    emit(study_plan.as_json(), as_json, lambda: print_plan(study_plan))
+    if study_plan.too_large:
+        typer.secho("error: " + "\n".join(study_plan.too_large), fg="red", err=True)
         raise typer.Exit(ResourceError.exit_code)
 
 
@@ -158,9 +158,11 @@ def evaluate(
     from orchestrator.cli.printing import print_evaluations
     from orchestrator.study.resolve import resolve
 
-    found = evaluate_points(resolve(sweep, ["ablate"]), policy)
-    names = [run.model.label for run, _ in found]
-    marks = [f" ({stage.digest[:6]})" if names.count(n) > 1 else "" for n, (_, stage) in zip(names, found, strict=True)]
-    rows = [stage.scan("evaluation").collect().to_dicts() for _, stage in found]
+    evaluated = evaluate_points(resolve(sweep, ["ablate"]), policy)
+    names = [run.model.label for run, _ in evaluated]
+    marks = [
+        f" ({stage.digest[:6]})" if names.count(n) > 1 else "" for n, (_, stage) in zip(names, evaluated, strict=True)
+    ]
+    rows = [stage.scan("evaluation").collect().to_dicts() for _, stage in evaluated]
     tables = {name + mark: table for name, mark, table in zip(names, marks, rows, strict=True)}
     emit(tables, as_json, lambda: print_evaluations(tables))

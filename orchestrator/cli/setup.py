@@ -21,8 +21,8 @@ def data(
     """Show what a source holds: rows, families, balance of answers, sizes, missing files, attributes."""
     from orchestrator.cli.data import data_command, print_overview
 
-    found = data_command(file, overrides or [], layout, html)
-    emit(found.as_json(), as_json, lambda: print_overview(found))
+    overview = data_command(file, overrides or [], layout, html)
+    emit(overview.as_json(), as_json, lambda: print_overview(overview))
 
 
 @app.command(epilog="Example:  vtsweep init my_study.yaml --model reference-cross --data coco --root /data/coco")
@@ -51,10 +51,10 @@ def settings(
     from orchestrator.config.reference import setting_rows
     from orchestrator.errors import ConfigError, did_you_mean
 
-    every = setting_rows()
-    rows = [row for row in every if row["key"].startswith(key)]
+    all_rows = setting_rows()
+    rows = [row for row in all_rows if row["key"].startswith(key)]
     if not rows:
-        raise ConfigError(f"no setting begins with {key!r}.{did_you_mean(key, [row['key'] for row in every])}")
+        raise ConfigError(f"no setting begins with {key!r}.{did_you_mean(key, [row['key'] for row in all_rows])}")
     emit(rows, as_json, lambda: print_rows("Settings", rows))
 
 

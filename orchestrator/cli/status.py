@@ -64,12 +64,12 @@ def print_studies(storage: str, studies: Sequence[Mapping[str, Any]]) -> None:
         return
     rows = [
         {
-            "study": one["name"],
-            "points": one["points"],
-            "stages done": f"{one['stages_done']} of {one['stages']}" if not one["problem"] else one["problem"],
-            "report": "yes" if one["report"] else "-",
-            "begun": one["created"][:16].replace("T", " "),
+            "study": study["name"],
+            "points": study["points"],
+            "stages done": f"{study['stages_done']} of {study['stages']}" if not study["problem"] else study["problem"],
+            "report": "yes" if study["report"] else "-",
+            "begun": study["created"][:16].replace("T", " "),
         }
-        for one in studies
+        for study in studies
     ]
     print_rows(f"Studies in {storage}", rows, console)

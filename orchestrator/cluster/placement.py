@@ -134,9 +134,9 @@ def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, 
         fitting = [node for node in free if node.holds(worker)]
         if not fitting:
             have = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes[:8])
-            more = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
+            omitted = f" and {len(nodes) - 8} more" if len(nodes) > 8 else ""
             raise ResourceError(
-                f"{describe_pools(pools)} do not fit the nodes ({have}{more}); the run would wait for ever "
+                f"{describe_pools(pools)} do not fit the nodes ({have}{omitted}); the run would wait for ever "
                 f"on {worker.name}. {_FIX}"
             )
         best = max(fitting, key=lambda r: (sum(r.gpus), r.cpus) if worker.gpus else (-sum(r.gpus), r.cpus))

@@ -249,13 +249,13 @@ def transplant(joint: LlavaForConditionalGeneration, cross: MllamaForConditional
         vision.gated_positional_embedding.embedding.copy_(tower.embeddings.position_embedding.weight)
         vision.layernorm_pre.load_state_dict(tower.pre_layrnorm.state_dict())
         for source, target in zip(tower.encoder.layers, vision.transformer.layers, strict=True):
-            for ours, theirs in (
+            for target_name, source_name in (
                 ("q_proj", "q_proj"),
                 ("k_proj", "k_proj"),
                 ("v_proj", "v_proj"),
                 ("o_proj", "out_proj"),
             ):
-                getattr(target.self_attn, ours).weight.copy_(getattr(source.self_attn, theirs).weight)
+                getattr(target.self_attn, target_name).weight.copy_(getattr(source.self_attn, source_name).weight)
             target.mlp.load_state_dict(source.mlp.state_dict())
             target.input_layernorm.load_state_dict(source.layer_norm1.state_dict())
             target.post_attention_layernorm.load_state_dict(source.layer_norm2.state_dict())

@@ -129,9 +129,9 @@ def draw_scene(kind: Kind, seed: int, index: int) -> Drawn:
     if kind.palette is not None:
         rng = np.random.default_rng([seed, index, 1])
         low, high = kind.palette
-        for name, known in (("colours", tuple(COLOURS)), ("shapes", SHAPES)):
-            chosen = rng.permutation(len(known))[: rng.integers(low, high + 1)]
-            options[name] = tuple(known[i] for i in chosen)
+        for name, values in (("colours", tuple(COLOURS)), ("shapes", SHAPES)):
+            chosen = rng.permutation(len(values))[: rng.integers(low, high + 1)]
+            options[name] = tuple(values[i] for i in chosen)
     scene = make_scene(ScenesConfig(seed=seed, **options), index)
     return Drawn(replace(scene, objects=tuple(o._replace(size=o.size * kind.shrink) for o in scene.objects)), None)
 

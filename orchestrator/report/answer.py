@@ -36,18 +36,18 @@ def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]
     A study of neither is answered by its first statement with a verdict, else by its first statement.
     """
     missing = missing_trials(results.points)
-    found = [_of_ratio(p.model, p.sweep, missing.get(p.model)) for p in results.points if contrast_rows(p.sweep)]
-    found += [answer for p in distinct_points(results.points) if (answer := _of_objects(p)) is not None]
-    if found:
-        return list(dict.fromkeys(found))[:3]
+    chosen = [_of_ratio(p.model, p.sweep, missing.get(p.model)) for p in results.points if contrast_rows(p.sweep)]
+    chosen += [answer for p in distinct_points(results.points) if (answer := _of_objects(p)) is not None]
+    if chosen:
+        return list(dict.fromkeys(chosen))[:3]
     statements = [s for _, part in summary for s in part]
     statements = [s for s in statements if s.topic != "population"] or statements
     best = next((s for s in statements if s.verdict), next(iter(statements), None))
     if best is None:
         return []
     # a claim alone reads as if it held
-    said = f"{best.verdict.capitalize()}: {best.text}" if best.verdict and best.topic == "hypothesis" else best.text
-    return [Answer(f"{said} ({best.evidence})", ((best.topic, best.verdict),) * bool(best.verdict))]
+    sentence = f"{best.verdict.capitalize()}: {best.text}" if best.verdict and best.topic == "hypothesis" else best.text
+    return [Answer(f"{sentence} ({best.evidence})", ((best.topic, best.verdict),) * bool(best.verdict))]
 
 
 def _of_ratio(model: str, sweep: Mapping[str, Any], held: tuple[int, int] | None) -> Answer:
@@ -55,11 +55,11 @@ def _of_ratio(model: str, sweep: Mapping[str, Any], held: tuple[int, int] | None
     compression = next((r for r in rows.values() if r["primary"] and r["outcome"].startswith("delta/")), None)
     high, low = rows.get("accuracy/high"), rows.get("accuracy/low")
     any_row = next(iter(rows.values()))
-    said = [change_words(compression)] if compression else []
-    said += [f"accuracy on crowded scenes changes by {accuracy_words(high)}"] if high else []
-    said += [f"on simple scenes by {accuracy_words(low)}"] if low else []
+    changes = [change_words(compression)] if compression else []
+    changes += [f"accuracy on crowded scenes changes by {accuracy_words(high)}"] if high else []
+    changes += [f"on simple scenes by {accuracy_words(low)}"] if low else []
     ratios = f"{number(any_row['low_ratio'])} to {number(any_row['high_ratio'])}"
-    sentence = f"{model}: from complexity ratio {ratios}, {_joined(said)}."
+    sentence = f"{model}: from complexity ratio {ratios}, {_joined(changes)}."
     named = [("compression", compression), ("crowded scenes", high)]
     verdicts = tuple((name, str(row["verdict"])) for name, row in named if row and row["verdict"])
     if any_row["n_seeds"] < MIN_SEEDS:
@@ -83,12 +83,12 @@ def _of_objects(point: PointResults) -> Answer | None:
     rows = [r for r in rows if r.get("group", "vision") == "vision"]
     if not rows:
         return None
-    said = [
+    verdicts = [
         f"{r['holds']} by {r['family']} metrics ({number(r['effect'])} {interval(r['ci_low'], r['ci_high'])})"
         for r in rows
     ]
     sentence = (
-        f"{point.label}: that vision tokens are less compressed the more objects there are is {_joined(said)}; rank "
+        f"{point.label}: that vision tokens are less compressed the more objects there are is {_joined(verdicts)}; rank "
         "correlation, positive where more objects go with less compression."
     )
     return Answer(sentence, tuple((f"{r['family']} metrics", str(r["holds"])) for r in rows), "compression")

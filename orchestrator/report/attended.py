@@ -37,11 +37,11 @@ def attention_maps(run: RunConfig, table: pl.DataFrame) -> Iterator[AttentionMap
     if kept.is_empty():
         return
     try:
-        asked = {item.question.question_id: item for item in make_questions(run)}
+        examples = {item.question.question_id: item for item in make_questions(run)}
     except VtsweepError:
         return
     for (question, target), rows in kept.group_by(["question_id", "target"], maintain_order=True):
-        item = asked.get(str(question))
+        item = examples.get(str(question))
         try:
             image = item.image() if item is not None else None
         except VtsweepError:

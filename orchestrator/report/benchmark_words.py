@@ -16,25 +16,25 @@ def percent(value: float) -> str:
     return f"{100 * value:.0f} %"
 
 
-def trial_figures(done: pl.DataFrame) -> Iterator[Said]:
+def trial_figures(trials: pl.DataFrame) -> Iterator[Said]:
     """Figures of fine-tuned models, mean over finished trials, with those of the base model beside them."""
     for tier in TIERS:
-        said = []
-        if (change := _change(done, f"score/{tier}", f"score_base/{tier}")) is not None:
-            said.append(f"the soft score is {change}")
+        parts = []
+        if (change := _change(trials, f"score/{tier}", f"score_base/{tier}")) is not None:
+            parts.append(f"the soft score is {change}")
         for name, words in (("f1", "F1 of yes"), ("yes_share", "the share of yes")):
-            if (change := _change(done, f"yes_no/{tier}/{name}", f"yes_no_base/{tier}/{name}")) is not None:
-                said.append(f"{words} is {change}")
-        if (bias := _mean(done, f"position_bias/{tier}")) is not None:
-            right = _mean(done, f"position_bias_right/{tier}") or 0.0
-            said.append(
+            if (change := _change(trials, f"yes_no/{tier}/{name}", f"yes_no_base/{tier}/{name}")) is not None:
+                parts.append(f"{words} is {change}")
+        if (bias := _mean(trials, f"position_bias/{tier}")) is not None:
+            right = _mean(trials, f"position_bias_right/{tier}") or 0.0
+            parts.append(
                 f"places answered lie {percent(bias)} from uniform, those of the right answers {percent(right)}"
             )
-        if said:
-            text = "; ".join(said)
+        if parts:
+            text = "; ".join(parts)
             yield (
                 f"On {tier}-tier questions {text}.",
-                f"by the rule of the question file, mean over {done.height} trials",
+                f"by the rule of the question file, mean over {trials.height} trials",
             )
 
 
@@ -44,19 +44,19 @@ def _mean(table: pl.DataFrame, column: str) -> float | None:
     return float(table[column].drop_nulls().to_numpy().mean())
 
 
-def _change(done: pl.DataFrame, column: str, before: str) -> str | None:
-    after = _mean(done, column)
+def _change(trials: pl.DataFrame, column: str, before: str) -> str | None:
+    after = _mean(trials, column)
     if after is None:
         return None
-    base = _mean(done, before)
+    base = _mean(trials, before)
     return percent(after) + ("" if base is None else f" (base model {percent(base)})")
 
 
 def deletion_figures(deletion: pl.DataFrame) -> Iterator[Said]:
     """How the share of yes and F1 move as tokens are deleted, of each tier, over its families and seeds."""
-    known = deletion.filter((pl.col("checkpoint") == "base") & (pl.col("layer") == 0))
-    known = known.filter(pl.col("yes_share").is_not_null())
-    for (tier, method), part in known.group_by(["tier", "method"], maintain_order=True):
+    answered = deletion.filter((pl.col("checkpoint") == "base") & (pl.col("layer") == 0))
+    answered = answered.filter(pl.col("yes_share").is_not_null())
+    for (tier, method), part in answered.group_by(["tier", "method"], maintain_order=True):
         weighted = [(pl.col(c) * pl.col("n")).sum() / pl.col("n").sum() for c in ("accuracy", "f1", "yes_share")]
         rows = part.group_by("deleted_share").agg(*weighted, pl.col("n").sum()).sort("deleted_share")
         first, last = rows.row(0, named=True), rows.row(-1, named=True)

@@ -163,8 +163,8 @@ def causal_figures(point: PointResults) -> Iterator[Drawing]:
     ranks = point.further.get("rival_ranks")
     if ranks is not None and ranks.height:
         yield "rival_ranks", partial(figures.rank_figure, ranks, point.label)
-    for target in dict.fromkeys(one.target for one in point.attention_maps):
-        maps = [one for one in point.attention_maps if one.target == target]
+    for target in dict.fromkeys(shown.target for shown in point.attention_maps):
+        maps = [shown for shown in point.attention_maps if shown.target == target]
         yield f"attention_maps_{target}", partial(figures.attention_map_figure, maps, point.label)
 
 

@@ -42,16 +42,16 @@ def _fine(value: float | None) -> str:
 def design(point: PointResults) -> Iterator[Statement]:
     """How the attributes of the images go together: what a relation with one of them may be due to another."""
     pairs = point.further.get("attribute_correlations")
-    known = None if pairs is None else pairs.filter(pl.col("rho").is_not_null())
-    if known is None or known.is_empty():
+    measured = None if pairs is None else pairs.filter(pl.col("rho").is_not_null())
+    if measured is None or measured.is_empty():
         return
-    ordered = known.sort(pl.col("rho").abs(), descending=True)
+    ordered = measured.sort(pl.col("rho").abs(), descending=True)
     factors = ordered.filter((pl.col("first_role") == "factor") & (pl.col("second_role") == "factor"))
     derived = sorted({r[k] for r in ordered.to_dicts() for k in ("first", "second") if r[f"{k}_role"] == "derived"})
     if factors.height:
         text = f"The scenes' factors were drawn independently: no two correlate by more than {number(_rho(factors))}."
-        said = f"; derived from several of them: {', '.join(map(name_of, derived))}" if derived else ""
-        yield Statement(text, f"{factors.height} pairs, {factors['n'][0]} images{said}", topic="data")
+        derived_note = f"; derived from several of them: {', '.join(map(name_of, derived))}" if derived else ""
+        yield Statement(text, f"{factors.height} pairs, {factors['n'][0]} images{derived_note}", topic="data")
         return
     top = ordered.head(3).to_dicts()
     listed = "; ".join(f"{name_of(r['first'])} with {name_of(r['second'])} {number(r['rho'])}" for r in top)

@@ -60,10 +60,10 @@ def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
         (f"vtsweep ui {shlex.quote(study.storage.uri)}", "compare runs in the MLflow UI"),
         (f"vtsweep report {shlex.quote(study.folder.uri)}", "write the report again"),
     ]
-    done = set(study.stages)
-    if "finetune" not in done:
+    stages = set(study.stages)
+    if "finetune" not in stages:
         steps.append(("vtsweep run sweeps/complexity_ratio.yaml", "does complex training data change this?"))
-    if "ablate" not in done:
+    if "ablate" not in stages:
         steps.append(("vtsweep run sweeps/ablation.yaml", "which tokens does the decoder use?"))
     return tuple(steps)
 
@@ -86,9 +86,9 @@ def _points(study: Study) -> Iterable[PointResults]:
         for view in views[name]:
             subjects.setdefault(_subject(view.run), view.run)
     for key, run in subjects.items():
-        mine = {stage: [v for v in found if _subject(v.run) == key] for stage, found in views.items()}
-        planned = {digest: other for digest, other in trials.items() if _subject(other) == key}
-        yield _point(run, mine, planned, label=_label(run, list(subjects.values())))
+        own_views = {stage: [v for v in stage_views if _subject(v.run) == key] for stage, stage_views in views.items()}
+        planned = {digest: run_of_trial for digest, run_of_trial in trials.items() if _subject(run_of_trial) == key}
+        yield _point(run, own_views, planned, label=_label(run, list(subjects.values())))
 
 
 def planned_trials(study: Study) -> dict[str, RunConfig]:
@@ -105,7 +105,7 @@ def _subject(run: RunConfig) -> str:
 
 def _label(run: RunConfig, runs: Sequence[RunConfig]) -> str:
     label = describe_run(run)
-    twins = [other for other in runs if describe_run(other) == label]
+    twins = [twin for twin in runs if describe_run(twin) == label]
     return label if len(twins) == 1 else f"{label} {twins.index(run) + 1}"
 
 
@@ -136,7 +136,7 @@ def _point(
         source=run.data.source,
         n_layers=_n_layers(tables["layer_metrics"]),
         attribute_kinds=kinds,
-        digests={stage: found[0].stage.digest for stage, found in views.items() if found},
+        digests={stage: stage_views[0].stage.digest for stage, stage_views in views.items() if stage_views},
         n_rejected=0 if rejected is None else rejected.height,
         prompt=_prompt(views, run),
         population=population.of_point(run, None if images is None else images.height, ablated=ablated is not None),
@@ -154,18 +154,18 @@ def _point(
 
 def mean_of_pictures(pictures: pl.DataFrame) -> pl.DataFrame:
     """Table `picture_metrics` as means over the questions, of each picture's place in them, tap and layer."""
-    where = ["picture", "tap", "layer"]
+    keys = ["picture", "tap", "layer"]
     means = pl.col(pl.Float32, pl.Float64).fill_nan(None).mean()
-    return pictures.group_by(where).agg(pl.len().alias("n_questions"), pl.col("n_tokens").mean(), means).sort(where)
+    return pictures.group_by(keys).agg(pl.len().alias("n_questions"), pl.col("n_tokens").mean(), means).sort(keys)
 
 
 def _prompt(views: dict[StageName, list[View]], run: RunConfig) -> str:
     """The text that the model is shown, as its capture (else another stage) was identified by."""
-    for found in views.values():
-        for view in found[:1]:
+    for stage_views in views.values():
+        for view in stage_views[:1]:
             if isinstance(model := view.stage.what.get("model"), Mapping):
-                own = run.data.source == "questions" or view.stage.name != "capture"
-                return example_prompt(model, QUESTION if own else run.capture.prompt)
+                own_question = run.data.source == "questions" or view.stage.name != "capture"
+                return example_prompt(model, QUESTION if own_question else run.capture.prompt)
     return ""
 
 
@@ -194,8 +194,8 @@ def _kinds_of(images: pl.DataFrame | None) -> dict[str, Kind]:
     """Return the kinds of attributes by the types of their columns, where the source cannot be asked."""
     if images is None:
         return {}
-    own = [name for name in images.columns if name not in TABLES["images"].columns]
-    return {name: _kind(images.schema[name]) for name in own}
+    attributes = [name for name in images.columns if name not in TABLES["images"].columns]
+    return {name: _kind(images.schema[name]) for name in attributes}
 
 
 def _kind(dtype: pl.DataType) -> Kind:
@@ -212,11 +212,11 @@ def _n_layers(layer_metrics: pl.DataFrame | None) -> int:
 def _findings(run: RunConfig, tables: dict[str, Any], derived: Sequence[str]) -> pl.DataFrame | None:
     if tables.get("layer_metrics") is None or tables.get("correlations") is None:
         return None
-    found = find(
+    findings = find(
         tables["images"], tables["layer_metrics"], tables["correlations"], source=run.data.source,
         hold_fixed=run.correlate.hold_fixed, smallest_rho=run.correlate.smallest_rho, derived=derived,
     )  # fmt: skip
-    return pl.DataFrame([asdict(f) for f in found]) if found else None
+    return pl.DataFrame([asdict(f) for f in findings]) if findings else None
 
 
 def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]:
@@ -242,19 +242,19 @@ def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
     if not view or not shards or "token_grid" not in next(iter(shards.values()))["arrays"]:
         return {}
     grids = view.stage.arrays("token_grid")
-    one = np.asarray(grids[0][0])
-    one = one[one[:, 0] >= 0]
+    grid = np.asarray(grids[0][0])
+    grid = grid[grid[:, 0] >= 0]
     if len({shard.shape[1] for shard in grids}) > 1 or any((shard != grids[0][:1]).any() for shard in grids):
         return {}
-    if len(np.unique(one[:, 2])) > 1 or run.capture.n_vision_positions == 0:
+    if len(np.unique(grid[:, 2])) > 1 or run.capture.n_vision_positions == 0:
         return {}
     from orchestrator.capture.positions import vision_quantiles  # imports torch
 
-    asked = run.capture.n_vision_positions
-    quantiles = vision_quantiles(len(one) if asked == "all" else asked, run.capture.seed)
-    tokens = np.floor(quantiles * len(one)).astype(int)
-    places = {f"vision_{i:02d}": (int(one[t, 0]), int(one[t, 1])) for i, t in enumerate(tokens)}
-    return {"places": places, "grid": (int(one[:, 0].max()) + 1, int(one[:, 1].max()) + 1)}
+    n_positions = run.capture.n_vision_positions
+    quantiles = vision_quantiles(len(grid) if n_positions == "all" else n_positions, run.capture.seed)
+    tokens = np.floor(quantiles * len(grid)).astype(int)
+    places = {f"vision_{i:02d}": (int(grid[t, 0]), int(grid[t, 1])) for i, t in enumerate(tokens)}
+    return {"places": places, "grid": (int(grid[:, 0].max()) + 1, int(grid[:, 1].max()) + 1)}
 
 
 def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:

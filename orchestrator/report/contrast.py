@@ -54,7 +54,7 @@ class Agreement:
 
 def pairs(points: list[PointResults]) -> list[tuple[PointResults, PointResults]]:
     """Which points are held against which."""
-    return list(combinations(points, 2)) if len(points) <= MOST_POINTS else [(points[0], other) for other in points[1:]]
+    return list(combinations(points, 2)) if len(points) <= MOST_POINTS else [(points[0], point) for point in points[1:]]
 
 
 def differences(points: list[PointResults]) -> Iterator[Difference]:
@@ -144,13 +144,13 @@ def agreements(points: list[PointResults]) -> Iterator[Agreement]:
     for point in points:
         for key, verdict in _verdicts(point):
             verdicts.setdefault(key, {})[point.label] = verdict
-    for key, found in sorted(verdicts.items(), key=lambda item: item[0][0] != "hypothesis"):
-        if len(found) > 1:
-            decided = [v for v in found.values() if v not in ("undecided", "")]
+    for key, by_point in sorted(verdicts.items(), key=lambda item: item[0][0] != "hypothesis"):
+        if len(by_point) > 1:
+            decided = [v for v in by_point.values() if v not in ("undecided", "")]
             agree = "agree" if len(set(decided)) == 1 else "disagree"
             agree = agree if len(decided) > 1 else "one decides" if decided else "nobody decides"
             statement = key[1] if key[0] == "hypothesis" else ", ".join(name_of(k) for k in key if k)
-            yield Agreement(statement, {p.label: found.get(p.label, "") for p in points}, agree)
+            yield Agreement(statement, {p.label: by_point.get(p.label, "") for p in points}, agree)
 
 
 def _verdicts(point: PointResults) -> Iterator[tuple[tuple[str, ...], str]]:

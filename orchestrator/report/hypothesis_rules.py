@@ -49,8 +49,8 @@ class Result:
     note: str = ""
 
 
-def _absent(what: str) -> Result:
-    return Result(note=what)
+def _absent(reason: str) -> Result:
+    return Result(note=reason)
 
 
 # ---------------------------------------------------------------- compression: findings of the correlate stage
@@ -71,14 +71,14 @@ def _joined(rows: list[dict[str, Any]]) -> Result:
     verdicts = {str(row["holds"]) for row in rows}
     order = ("contradicted", "equivalent to nothing", "undecided", "supported")
     worst = min(rows, key=lambda row: order.index(row["holds"]))
-    told = worst["holds"]
+    joint = worst["holds"]
     note = "; ".join(f"{row['family'] or 'all'}: {row['holds']}" for row in rows)
     if {"supported", "contradicted"} <= verdicts:
-        told, note = "undecided", f"families of metrics disagree: {note}"
+        joint, note = "undecided", f"families of metrics disagree: {note}"
     if worst["given"]:
         note += f"; held fixed: {worst['given']}"
     return Result(
-        told, worst["effect_name"], worst["effect"], worst["ci_low"], worst["ci_high"], worst["smallest"], worst["n"],
+        joint, worst["effect_name"], worst["effect"], worst["ci_low"], worst["ci_high"], worst["smallest"], worst["n"],
         note,
     )  # fmt: skip
 
@@ -107,13 +107,13 @@ def text_knows_early(point: PointResults) -> Result:
     if first is None:
         return _absent("needs layer 1 of the decoder")
     effect, low, high, n, names = first
-    told: str = verdict(effect, low, high, SMALLEST_RHO)
+    judgement: str = verdict(effect, low, high, SMALLEST_RHO)
     note = f"{', '.join(names)}; beyond {rows['beyond'][0]}"
     if middle is not None:
         note += f"; at half of the depth {middle[0]:.2f} [{middle[1]:.2f}, {middle[2]:.2f}]"
         if high < SMALLEST_RHO < middle[1]:
-            told = "contradicted"
-    return Result(told, name, effect, low, high, SMALLEST_RHO, n, note)
+            judgement = "contradicted"
+    return Result(judgement, name, effect, low, high, SMALLEST_RHO, n, note)
 
 
 def _derived(point: PointResults) -> set[str]:
@@ -146,20 +146,20 @@ def any_token_counts(point: PointResults) -> Result:
     mean = rows.filter(pl.col("position") == "vision_mean")
     if single.height < 2 or mean.is_empty():
         return _absent("needs the number of objects, the mean vision token and two single ones at half of the depth")
-    whole = mean.row(0, named=True)
-    if whole["ci_high"] < SMALLEST_R2:
+    best_mean = mean.row(0, named=True)
+    if best_mean["ci_high"] < SMALLEST_R2:
         note = "the mean vision token does not know the count"
         return Result(
-            "equivalent to nothing", name, whole["score"], whole["ci_low"], whole["ci_high"], SMALLEST_R2,
-            whole["n_test"], note,
+            "equivalent to nothing", name, best_mean["score"], best_mean["ci_low"], best_mean["ci_high"], SMALLEST_R2,
+            best_mean["n_test"], note,
         )  # fmt: skip
     weak = single.row(single.height // 10, named=True)
-    bar = SINGLE_SHARE * whole["score"]
+    bar = SINGLE_SHARE * best_mean["score"]
     ends = weak["ci_low"] - bar, weak["ci_high"] - bar
-    told = exceeds(ends[0], ends[1], 0.0) if whole["ci_low"] > SMALLEST_R2 else "undecided"
+    judgement = exceeds(ends[0], ends[1], 0.0) if best_mean["ci_low"] > SMALLEST_R2 else "undecided"
     note = f"{single.height} places at {tap} layer {layer}: {weak['position']} {weak['score']:.2f}"
-    note += f", mean {whole['score']:.2f}"
-    return Result(told, name, weak["score"] - bar, ends[0], ends[1], 0.0, single.height, note)
+    note += f", mean {best_mean['score']:.2f}"
+    return Result(judgement, name, weak["score"] - bar, ends[0], ends[1], 0.0, single.height, note)
 
 
 # ---------------------------------------------------------------- deletion
@@ -193,21 +193,21 @@ def counting_dies_colour_survives(point: PointResults) -> Result:
             return Result("undecided", name, smallest=SMALLEST_LOSS, n=full["n"], note=note)
         lost[family] = (full["accuracy"] - half["accuracy"], _half_width(full), _half_width(half), full["n"])
     effect = lost["count"][0] - lost["colour"][0]
-    half_width = math.sqrt(sum(w**2 for one in lost.values() for w in one[1:3]))
+    half_width = math.sqrt(sum(w**2 for loss in lost.values() for w in loss[1:3]))
     low, high = effect - half_width, effect + half_width
-    note = ", ".join(f"{family} loses {100 * one[0]:.0f} points" for family, one in lost.items())
+    note = ", ".join(f"{family} loses {100 * loss[0]:.0f} points" for family, loss in lost.items())
     crowded = _curve(rows, "count", "high")
     if {0.0, 0.5} <= set(crowded):
         ends = [crowded[share]["accuracy"] for share in (0.0, 0.5)]
         note += f"; not judged: count in crowded scenes from {ends[0]:.2f} to {ends[1]:.2f}"
-    n = min(one[3] for one in lost.values())
+    n = min(loss[3] for loss in lost.values())
     return Result(verdict(effect, low, high, SMALLEST_LOSS), name, effect, low, high, SMALLEST_LOSS, n, note)
 
 
 def _curve(rows: pl.DataFrame, family: str, tier: str) -> dict[float, dict[str, Any]]:
     """Share deleted -> row of a family in a tier."""
-    own = rows.filter((pl.col("family") == family) & (pl.col("tier") == tier))
-    return {row["deleted_share"]: row for row in own.to_dicts()}
+    chosen = rows.filter((pl.col("family") == family) & (pl.col("tier") == tier))
+    return {row["deleted_share"]: row for row in chosen.to_dicts()}
 
 
 def _half_width(row: Mapping[str, Any]) -> float:
@@ -222,20 +222,20 @@ def text_changes_more(point: PointResults) -> Result:
     name = "relative drift from the base model, text less vision"
     if point.trials is None or point.trials.is_empty():
         return _absent("needs the stage finetune")
-    done = point.trials.filter(pl.col("status") == "done")
+    completed = point.trials.filter(pl.col("status") == "done")
     columns = {
-        group: [c for c in done.columns if c.startswith(f"drift/{group}") and not c.endswith(("_low", "_high"))]
+        group: [c for c in completed.columns if c.startswith(f"drift/{group}") and not c.endswith(("_low", "_high"))]
         for group in ("text", "vision")
     }
-    if not all(columns.values()) or done.is_empty():
+    if not all(columns.values()) or completed.is_empty():
         return _absent("needs drift of both groups of tokens")
-    means = done.select("seed", *(pl.mean_horizontal(names).alias(group) for group, names in columns.items()))
+    means = completed.select("seed", *(pl.mean_horizontal(names).alias(group) for group, names in columns.items()))
     if means.drop_nulls().is_empty():
         return _absent("needs drift of both groups of tokens")
     by_seed = means.drop_nulls().group_by("seed").agg(pl.col("text", "vision").mean()).sort("seed")
     text, vision = (by_seed[group].to_numpy() for group in ("text", "vision"))
     gap = student_interval(text - vision)
-    note = f"text {text.mean():.3f}, vision {vision.mean():.3f}, {done.height} trials"
+    note = f"text {text.mean():.3f}, vision {vision.mean():.3f}, {completed.height} trials"
     return Result(
         verdict(gap.value, gap.low, gap.high, SMALLEST_DRIFT), name, gap.value, gap.low, gap.high,
         SMALLEST_DRIFT, gap.n, note,
@@ -249,12 +249,12 @@ def a_ratio_suffices(point: PointResults) -> Result:
     if not rows:
         return _absent("needs the stage finetune at several ratios, with high-tier questions")
     row = rows[0]
-    told: str = verdict(row["effect"], row["ci_low"], row["ci_high"], row["smallest"])
+    judgement: str = verdict(row["effect"], row["ci_low"], row["ci_high"], row["smallest"])
     enough = point.sweep.get("tiers", {}).get("high", {}).get("sufficient_ratio")
-    if told == "supported" and enough is None:
-        told = "undecided"
+    if judgement == "supported" and enough is None:
+        judgement = "undecided"
     note = f"ratio {row['low_ratio']:g} against {row['high_ratio']:g}; smallest sufficient ratio: "
     note += "none beyond chance" if enough is None else f"{enough:g}"
     return Result(
-        told, name, row["effect"], row["ci_low"], row["ci_high"], row["smallest"], row["n_seeds"], note
+        judgement, name, row["effect"], row["ci_low"], row["ci_high"], row["smallest"], row["n_seeds"], note
     )  # fmt: skip

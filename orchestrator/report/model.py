@@ -204,10 +204,10 @@ def slugify(text: str) -> str:
 
 def distinct_points(points: tuple[PointResults, ...]) -> list[PointResults]:
     """Points whose measurements differ: those that share a capture (fine-tuning trials of one model) count once."""
-    seen: dict[str, PointResults] = {}
+    by_capture: dict[str, PointResults] = {}
     for point in points:
-        seen.setdefault(point.digests.get("capture", point.label), point)
-    return list(seen.values())
+        by_capture.setdefault(point.digests.get("capture", point.label), point)
+    return list(by_capture.values())
 
 
 def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
@@ -221,11 +221,11 @@ def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
 
 def missing_trials(points: tuple[PointResults, ...]) -> dict[str, tuple[int, int]]:
     """Base model -> (finished trials, all trials of the study), of models some of whose trials are not finished."""
-    found = {}
+    counts = {}
     for model in dict.fromkeys(p.model for p in points if p.planned_trials):
         planned = {digest for p in points if p.model == model for digest in p.planned_trials}
         tables = [p.trials for p in points if p.model == model and p.trials is not None]
-        done = {d for t in tables for d in t.filter(pl.col("status") == "done")["trial"].to_list()} & planned
-        if len(done) < len(planned):
-            found[model] = len(done), len(planned)
-    return found
+        completed = {d for t in tables for d in t.filter(pl.col("status") == "done")["trial"].to_list()} & planned
+        if len(completed) < len(planned):
+            counts[model] = len(completed), len(planned)
+    return counts

@@ -83,11 +83,11 @@ def render_page(results: StudyResults) -> str:
     """The page as HTML text."""
     data = payload(results)
     points = distinct_points(results.points)
-    said = summary(results)
-    there = {key for p in data["points"] for key, value in p.items() if value} | (
+    summary_sections = summary(results)
+    present = {key for p in data["points"] for key, value in p.items() if value} | (
         {"trials"} if data["trials"] else set()
     )
-    charts = [c for c in CHARTS if c.needs in there]
+    charts = [c for c in CHARTS if c.needs in present]
     further = [_shown(t, f"{p.label}: {style.name_of(n)}") for p in points for n, t in p.further.items()]
     versus = list(_contrast_tables(points)) if len(points) > 1 else []
     sections = [
@@ -104,8 +104,8 @@ def render_page(results: StudyResults) -> str:
         points=points,
         sections=sections,
         charts=[(c.anchor, c.title, c.words) for c in charts],
-        summary=said,
-        answers=answers(results, said),
+        summary=summary_sections,
+        answers=answers(results, summary_sections),
         versus=versus,
         glossary=GLOSSARY,
         finding_tables=[_shown(p.findings, p.label) for p in points if p.findings is not None and p.findings.height],
@@ -125,9 +125,9 @@ def render_page(results: StudyResults) -> str:
 
 def _contrast_tables(points: list[PointResults]) -> Iterator[ShownTable]:
     """Agreement by hypothesis, and differences with intervals."""
-    if found := list(agreements(points)):
+    if rows_of_verdicts := list(agreements(points)):
         head = ["statement", *(p.label for p in points), "agreement"]
-        rows = [[a.statement, *(a.verdicts[p.label] for p in points), a.agreement] for a in found]
+        rows = [[a.statement, *(a.verdicts[p.label] for p in points), a.agreement] for a in rows_of_verdicts]
         yield ShownTable("Verdicts by hypothesis", head, sorted(rows, key=lambda row: row[-1] != "disagree"))
     if changes := list(differences(points)):
         head = ["difference", "quantity", "third", "value and 95 % interval", "reading", "intervals"]
@@ -240,10 +240,10 @@ def _template_text(name: str) -> str:
 
 def _style_sheet() -> str:
     """The style sheet with the colours of `style.py`, light and dark."""
-    things = (*style.GROUP_COLOURS,)
+    names = (*style.GROUP_COLOURS,)
 
     def variables(dark: bool) -> str:
-        lines = [f"--{t}: {style.colour_of(t, dark=dark)};" for t in things]
+        lines = [f"--{t}: {style.colour_of(t, dark=dark)};" for t in names]
         lines += [f"--family-{f}: {style.colour_of(f, dark=dark)};" for f in style.FAMILIES]
         lines += [f"--series-{i}: {style.colour_of('', i, dark)};" for i in range(len(style.SERIES_COLOURS))]
         return " ".join(lines)

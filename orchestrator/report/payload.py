@@ -97,7 +97,7 @@ def _kept_metrics(points: list[PointResults]) -> set[str] | None:
 
 
 def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    content: dict[str, Any] = {
         "label": point.label,
         "model": point.model,
         "source": point.source,
@@ -110,7 +110,7 @@ def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[s
     }
     unit = {"ci_low": (-1.0, 1.0), "ci_high": (-1.0, 1.0)}
     if (curves := curves_of(point)) is not None:
-        made["curves"] = encode(curves)
+        content["curves"] = encode(curves)
     if point.correlations is not None and point.correlations.height:
         shape = [
             c
@@ -119,57 +119,57 @@ def _point(point: PointResults, keep: set[str] | None, most_maps: int) -> dict[s
         ]
         rho = point.correlations.drop("p", "reason", *shape)
         rho = rho if keep is None else rho.filter(pl.col("metric").is_in(list(keep)))
-        made["rho"] = encode(rho, {**unit, "rho": (-1.0, 1.0), "q": (0.0, 1.0)})
+        content["rho"] = encode(rho, {**unit, "rho": (-1.0, 1.0), "q": (0.0, 1.0)})
     if point.probes is not None and point.probes.height:
         columns = ("tap", "layer", "position", "position_kind", "attribute", "kind", "solver", "score", "ci_low",
                    "ci_high", "skill", "skill_low", "skill_control", "baseline", "control", "n_test")  # fmt: skip
         solved = pl.concat([best_linear(point.probes), point.probes.filter(pl.col("solver") == "mlp")]).unique(
             maintain_order=True
         )
-        made["probes"] = encode(with_skill(solved.filter(pl.col("score").is_not_null())).select(columns))
+        content["probes"] = encode(with_skill(solved.filter(pl.col("score").is_not_null())).select(columns))
     share = {"accuracy": (0.0, 1.0), "ci_low": (0.0, 1.0), "ci_high": (0.0, 1.0)}
     if point.deletion is not None and point.deletion.height:
-        made["deletion"] = encode(over_seeds(point.deletion), share)
+        content["deletion"] = encode(over_seeds(point.deletion), share)
     if point.rivals is not None and point.rivals.height:
-        made["rivals"] = encode(measured_rivals(point.rivals), share)
+        content["rivals"] = encode(measured_rivals(point.rivals), share)
     if point.knockout is not None and point.knockout.height:
-        made["knockout"] = encode(windows(point.knockout), share)
-        made["plain"] = encode(without_knockout(point.knockout), share)
-    made |= _reading(point)
+        content["knockout"] = encode(windows(point.knockout), share)
+        content["plain"] = encode(without_knockout(point.knockout), share)
+    content |= _reading(point)
     if point.patching is not None and point.patching.height:
-        made["patching"] = encode(point.patching)
-    return made
+        content["patching"] = encode(point.patching)
+    return content
 
 
 def _reading(point: PointResults) -> dict[str, Any]:
     """Routes, replaced states, lenses and attention."""
-    made: dict[str, Any] = {"attended": [_attended(one) for one in point.attention_maps]}
+    content: dict[str, Any] = {"attended": [_attended(shown) for shown in point.attention_maps]}
     if point.routes is not None and point.routes.height:
-        both = pl.concat([narrow_routes(point.routes), whole_routes(point.routes)], how="diagonal")
+        routes = pl.concat([narrow_routes(point.routes), whole_routes(point.routes)], how="diagonal")
         columns = ("source", "target", "tier", "family", "checkpoint", "first_layer", "last_layer", "centre", "change",
                    "change_low", "change_high", "flip_share", "ci_low", "ci_high")  # fmt: skip
-        made["routes"] = encode(both.select(columns))
+        content["routes"] = encode(routes.select(columns))
     if point.replacing is not None and point.replacing.height:
-        made["replacing"] = encode(averaged_replacing(point.replacing))
+        content["replacing"] = encode(averaged_replacing(point.replacing))
     for name in ("lens", "attention"):
         table = getattr(point, name)
         if table is not None and table.height:
-            made[name] = encode(table)
-    return made
+            content[name] = encode(table)
+    return content
 
 
-def _attended(one: AttentionMap) -> dict[str, Any]:
-    high = float(np.nanmax(one.relative)) or 1.0
+def _attended(shown: AttentionMap) -> dict[str, Any]:
+    high = float(np.nanmax(shown.relative)) or 1.0
     return {
-        "id": one.words,
-        "target": one.target,
-        "view": one.view,
-        "image": _picture(one.thumbnail),
-        "width": one.thumbnail.shape[1],
-        "height": one.thumbnail.shape[0],
-        "layers": list(one.layers),
-        "shape": list(one.shares.shape[1:]),
-        "views": {"share": {"high": high, "data": _base64(_steps(one.relative, (0.0, high)))}},
+        "id": shown.words,
+        "target": shown.target,
+        "view": shown.view,
+        "image": _picture(shown.thumbnail),
+        "width": shown.thumbnail.shape[1],
+        "height": shown.thumbnail.shape[0],
+        "layers": list(shown.layers),
+        "shape": list(shown.shares.shape[1:]),
+        "views": {"share": {"high": high, "data": _base64(_steps(shown.relative, (0.0, high)))}},
     }
 
 
@@ -200,17 +200,17 @@ def _picture(pixels: np.ndarray) -> str:
 
 
 def _trials(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> dict[str, Any]:
-    done = finished(trials)
-    columns = compression_columns(done)
-    results = outcomes(done)
-    numeric = [c for c in done.columns if done[c].dtype.is_numeric()]
+    completed = finished(trials)
+    columns = compression_columns(completed)
+    results = outcomes(completed)
+    numeric = [c for c in completed.columns if completed[c].dtype.is_numeric()]
     effects = {}
     for column in [*results, *columns]:
-        effects[column] = effect_of_ratio(done, column, sweep).to_dicts()
+        effects[column] = effect_of_ratio(completed, column, sweep).to_dicts()
     outcome = "accuracy/high" if "accuracy/high" in results else (results or [""])[0]
-    start, chosen = first_column(done, outcome, sweep)
+    start, chosen = first_column(completed, outcome, sweep)
     return {
-        "rows": encode(done.select("trial", *numeric)),
+        "rows": encode(completed.select("trial", *numeric)),
         "outcomes": results,
         "compressions": columns,
         "effects": effects,

@@ -68,9 +68,11 @@ def of_trials(runs: Sequence[RunConfig]) -> tuple[str, str]:
     trained = ", ".join(map(str, sorted({run.finetune.n_examples for run in runs})))
     steps = ", ".join(map(str, sorted({run.finetune.n_steps for run in runs})))
     task = config.task
-    what = f"{runs[0].model.label}, trained on {trained} {_questions(config)} for {steps} steps by {config.method}"
+    trained_model = (
+        f"{runs[0].model.label}, trained on {trained} {_questions(config)} for {steps} steps by {config.method}"
+    )
     text = (
-        f"{what}; ratios {', '.join(f'{ratio:g}' for ratio in ratios)}, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
+        f"{trained_model}; ratios {', '.join(f'{ratio:g}' for ratio in ratios)}, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
         f"({', '.join(map(str, seeds))}); families {', '.join(task.families + task.novel_families)}"
     )
     return text, "; ".join(_excluded([run.finetune for run in runs]))

@@ -33,8 +33,8 @@ DECODER_TAPS = ("decoder", "cross_v", "cross_k")
 
 def decoder_taps(probes: pl.DataFrame) -> list[str]:
     """The taps of `DECODER_TAPS` that hold scores."""
-    there = set(probes.filter(pl.col("score").is_not_null())["tap"])
-    return [tap for tap in DECODER_TAPS if tap in there]
+    scored = set(probes.filter(pl.col("score").is_not_null())["tap"])
+    return [tap for tap in DECODER_TAPS if tap in scored]
 
 
 def vision_tap(probes: pl.DataFrame) -> str:

@@ -19,21 +19,21 @@ MOST_NAMED = 4
 
 def ratio_statements(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statement]:
     """Every statement about one model's trials."""
-    done = finished(trials)
-    if done.is_empty():
+    completed = finished(trials)
+    if completed.is_empty():
         return
     rows = contrast_rows(sweep)
     for row in (r for r in rows.values() if r["primary"] and _is_compression(r["outcome"])):
         yield _contrast(row)
         yield from _asked(row, rows)
     for tier in ("high", "low"):
-        yield from _accuracy(tier, done, trials.height - done.height, sweep, rows)
+        yield from _accuracy(tier, completed, trials.height - completed.height, sweep, rows)
     for row in (r for r in rows.values() if r["primary"] and not _is_compression(r["outcome"])):
         if not row["outcome"].startswith("accuracy/"):
             yield _contrast(row)
-    yield from (Statement(text, evidence, topic="ratio") for text, evidence in trial_figures(done))
+    yield from (Statement(text, evidence, topic="ratio") for text, evidence in trial_figures(completed))
     yield from _explored(list(rows.values()))
-    vision, text = mean_drift(done, "vision"), mean_drift(done, "text")
+    vision, text = mean_drift(completed, "vision"), mean_drift(completed, "text")
     if vision is not None and text is not None:
         yield Statement(
             f"Fine-tuning moves text states by {number(text)} and vision states by {number(vision)} on average.",
@@ -62,8 +62,8 @@ def change_words(row: Mapping[str, Any]) -> str:
         return f"{row['outcome']} changes by {shown}"
     _, group, metric, third = parts
     sign = direction_of(metric) * (1 if (row["effect"] or 0) > 0 else -1)
-    seen = row["ci_low"] is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
-    how = {1: "get more compressed", -1: "get less compressed"}.get(sign, "change") if seen else _unseen(row)
+    is_clear = row["ci_low"] is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
+    how = {1: "get more compressed", -1: "get less compressed"}.get(sign, "change") if is_clear else _unseen(row)
     return f"{group} tokens {how}: {metric_short(metric).lower()} of {third} layers {shown}"
 
 
@@ -94,24 +94,24 @@ def _contrast(row: Mapping[str, Any]) -> Statement:
 def _asked(primary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Statement]:
     """The same change on the held-out questions' own images and prompts, not under the fixed prompt; explored."""
     rows_by_tier = {tier: rows.get(f"asked/{tier}/{primary['outcome']}") for tier in ("high", "low")}
-    known = {tier: row for tier, row in rows_by_tier.items() if row is not None}
-    if known:
-        said = "; ".join(
-            f"{tier} tier: {change_words({**row, 'outcome': primary['outcome']})}" for tier, row in known.items()
+    measured = {tier: row for tier, row in rows_by_tier.items() if row is not None}
+    if measured:
+        changes = "; ".join(
+            f"{tier} tier: {change_words({**row, 'outcome': primary['outcome']})}" for tier, row in measured.items()
         )
         yield Statement(
-            f"On the held-out questions' own images and prompts, {said} (explored).",
-            "; ".join(f"{tier} tier: {_basis(row)}" for tier, row in known.items()),
+            f"On the held-out questions' own images and prompts, {changes} (explored).",
+            "; ".join(f"{tier} tier: {_basis(row)}" for tier, row in measured.items()),
             topic="ratio",
         )
 
 
 def _basis(row: Mapping[str, Any]) -> str:
     """Seeds, smallest effect of interest, and what these seeds would show."""
-    said = f"{row['n_seeds']} pairs of seeds, smallest effect of interest {number(row['smallest'], 3)}"
+    seeds = f"{row['n_seeds']} pairs of seeds, smallest effect of interest {number(row['smallest'], 3)}"
     if row["n_seeds"] < MIN_SEEDS:
-        return said + f"; fewer than {MIN_SEEDS} seeds a ratio decide nothing"
-    return said + (
+        return seeds + f"; fewer than {MIN_SEEDS} seeds a ratio decide nothing"
+    return seeds + (
         ""
         if row["detectable"] is None
         else f"; these seeds show a change of {number(row['detectable'], 3)} with 80 % power"
@@ -119,34 +119,34 @@ def _basis(row: Mapping[str, Any]) -> str:
 
 
 def _accuracy(
-    tier: str, done: pl.DataFrame, failed: int, sweep: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
+    tier: str, completed: pl.DataFrame, failed: int, sweep: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Statement]:
     """A tier's accuracy at both ends of the ratio, against blind answers (high) and against the base model (low)."""
     column = f"accuracy/{tier}"
-    if column not in done.columns:
+    if column not in completed.columns:
         return
-    said = sweep.get("tiers", {}).get(tier)
-    effect = effect_of_ratio(done, column, sweep)
+    tier_result = sweep.get("tiers", {}).get(tier)
+    effect = effect_of_ratio(completed, column, sweep)
     first, last = effect.row(0, named=True), effect.row(-1, named=True)
     row = rows.get(column)
     ends = f"{percent(first['mean'])} at ratio {number(first['complexity_ratio'])}"
     if effect.height > 1:
         ends += f" and {percent(last['mean'])} at {number(last['complexity_ratio'])}"
     change = f": {accuracy_words(row)}" if row else ""
-    what = {"high": "Accuracy on crowded scenes (high tier)", "low": "Accuracy on simple scenes (low tier)"}[tier]
-    text = f"{what} is {ends}{change}."
-    blind, base = (_mean(done, f"{kind}/{tier}") for kind in ("blind", "accuracy_base"))
+    subject = {"high": "Accuracy on crowded scenes (high tier)", "low": "Accuracy on simple scenes (low tier)"}[tier]
+    text = f"{subject} is {ends}{change}."
+    blind, base = (_mean(completed, f"{kind}/{tier}") for kind in ("blind", "accuracy_base"))
     if blind is not None:
         text += f" The best answers without the image earn {percent(blind)}."
     if base is not None:
         text += f" The base model has {percent(base)}"
         text += f", {_forgotten(last['mean'] - base)}." if tier == "low" and last["mean"] is not None else "."
     if tier == "high":
-        enough = said["sufficient_ratio"] if said else smallest_sufficient_ratio(done, column)
+        enough = tier_result["sufficient_ratio"] if tier_result else smallest_sufficient_ratio(completed, column)
         if enough is not None:
             text += f" Ratio {number(enough)} is the smallest of {effect.height} with 90 % of the best gain."
     ends_of = " and ".join(interval(end["ci_low"], end["ci_high"], percent) for end in (first, last))
-    evidence = f"95 % intervals over seeds of the two: {ends_of}; {done.height} trials"
+    evidence = f"95 % intervals over seeds of the two: {ends_of}; {completed.height} trials"
     evidence += f", {failed} failed" if failed else ""
     evidence += f"; {_basis(row)}" if row else ""
     yield Statement(text, evidence, (row["verdict"] or "") if row and row["primary"] else "", topic="ratio")
@@ -156,12 +156,12 @@ def _forgotten(change: float) -> str:
     """What the largest ratio does to what the base model could."""
     if abs(change) < 0.005:
         return "of which nothing is lost at the largest ratio"
-    more = "more" if change < 0 else "less"
-    return f"{number(abs(100 * change), 1)} points {more} than after training at the largest ratio"
+    direction = "more" if change < 0 else "less"
+    return f"{number(abs(100 * change), 1)} points {direction} than after training at the largest ratio"
 
 
-def _mean(done: pl.DataFrame, column: str) -> float | None:
-    values = done[column].drop_nulls() if column in done.columns else pl.Series([], dtype=pl.Float64)
+def _mean(trials: pl.DataFrame, column: str) -> float | None:
+    values = trials[column].drop_nulls() if column in trials.columns else pl.Series([], dtype=pl.Float64)
     return float(values.to_numpy().mean()) if len(values) else None
 
 

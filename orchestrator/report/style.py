@@ -187,20 +187,20 @@ HEADLINE = (
 
 def main_metrics(names: Iterable[str]) -> list[str]:
     """Plain and centred metrics among `names` in the registry's order, then those of other packages."""
-    there = list(names)
-    known = [n for n, m in METRICS.items() if n in there and not m.trimmed and n != "massive_share"]
-    return known + [n for n in there if n not in METRICS]
+    present = list(names)
+    registered = [n for n, m in METRICS.items() if n in present and not m.trimmed and n != "massive_share"]
+    return registered + [n for n in present if n not in METRICS]
 
 
 def headline_metrics(names: Iterable[str]) -> list[str]:
     """The metrics among `names` that summaries and static heat maps use; the main ones where none of those is there."""
-    there = list(names)
-    return [n for n in HEADLINE if n in there] or main_metrics(there)[:8]
+    present = list(names)
+    return [n for n in HEADLINE if n in present] or main_metrics(present)[:8]
 
 
-def colour_of(thing: str, index: int = 0, dark: bool = False) -> str:
-    """The one colour of `thing` (a token group or question family), else the `index`-th series colour."""
+def colour_of(name: str, index: int = 0, dark: bool = False) -> str:
+    """The one colour of `name` (a token group or question family), else the `index`-th series colour."""
     groups = GROUP_COLOURS_DARK if dark else GROUP_COLOURS
     families = FAMILY_COLOURS_DARK if dark else FAMILY_COLOURS
     series = SERIES_COLOURS_DARK if dark else SERIES_COLOURS
-    return groups.get(thing) or families.get(thing) or series[index % len(series)]
+    return groups.get(name) or families.get(name) or series[index % len(series)]

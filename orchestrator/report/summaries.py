@@ -42,16 +42,16 @@ class Summary:
 
 def summarise(name: StageName, view: View) -> Summary:
     """The summary of one finished stage."""
-    made = {
+    result = {
         "capture": _capture,
         "correlate": _correlate,
         "probe": _probe,
         "finetune": _finetune,
         "ablate": _ablate,
     }[name](view)
-    clean = {k: v for k, v in made.metrics.items() if v is not None and math.isfinite(v)}
-    params = {**run_params(name, view.run), **made.params}
-    return Summary(params, clean, {k: _finite(v) for k, v in made.curves.items()}, made.tables)
+    clean = {k: v for k, v in result.metrics.items() if v is not None and math.isfinite(v)}
+    params = {**run_params(name, view.run), **result.params}
+    return Summary(params, clean, {k: _finite(v) for k, v in result.curves.items()}, result.tables)
 
 
 def run_params(name: StageName, run: RunConfig) -> dict[str, Any]:
@@ -179,10 +179,10 @@ def _probe(view: View) -> Summary:
     metrics |= {f"probe_best/{a}": s for a, s in best.iter_rows()} | {
         f"probe_pixels/{a}": s for a, s in pixels.iter_rows()
     }
-    found = view.stage.summary().get("search", {})
-    metrics |= {f"probe_search/{name}": found[name] for name in ("skill", "held_out") if name in found}
+    search = view.stage.summary().get("search", {})
+    metrics |= {f"probe_search/{name}": search[name] for name in ("skill", "held_out") if name in search}
     settings = ("solver", "positions", "penalty", "standardise", "width", "depth", "learning_rate")
-    return Summary({f"probe_search_{k}": found[k] for k in settings if k in found}, metrics, curves)
+    return Summary({f"probe_search_{k}": search[k] for k in settings if k in search}, metrics, curves)
 
 
 def _finetune(view: View) -> Summary:
@@ -195,8 +195,8 @@ def _finetune(view: View) -> Summary:
 
 def thinned(losses: Sequence[tuple[int, float]], n_steps: int) -> list[tuple[int, float]]:
     """At most 500 of a trial's (steps done, loss), always the same ones and the last."""
-    every = -(-n_steps // 500)
-    return [(step, loss) for step, loss in losses if step % every == 0 or step == n_steps]
+    stride = -(-n_steps // 500)
+    return [(step, loss) for step, loss in losses if step % stride == 0 or step == n_steps]
 
 
 _OUTCOMES = {"accuracy": 2, "gain": 1, "score": 1, "accuracy_base": 1, "blind": 1, "count_error": 1, "drift": 2}
@@ -230,8 +230,8 @@ def _ablate(view: View) -> Summary:
             percent = [round(100 * s) for s in rows["deleted_share"].to_list()]
             curves[f"deletion/{method}/{tier}"] = list(zip(percent, rows["accuracy"].to_list(), strict=True))
     if "rivals" in tables:
-        whole = (pl.col("family") == "all") & (pl.col("difficulty") == "all") & pl.col("accuracy").is_not_null()
-        frame = view.stage.scan("rivals").filter(whole).sort("budget").collect()
+        overall = (pl.col("family") == "all") & (pl.col("difficulty") == "all") & pl.col("accuracy").is_not_null()
+        frame = view.stage.scan("rivals").filter(overall).sort("budget").collect()
         for (method, tier), rows in frame.group_by(["method", "tier"], maintain_order=True):
             percent = [round(100 * b) for b in rows["budget"].to_list()]
             name = str(method).replace(" ", "_")
@@ -247,8 +247,8 @@ def _ablate(view: View) -> Summary:
                 zip(rows["first_layer"].to_list(), rows["accuracy"].to_list(), strict=True)
             )
     if "routes" in tables:
-        whole = (pl.col("family") == "all") & pl.col("change").is_not_null()
-        frame = narrow_routes(view.stage.scan("routes").filter(whole).sort("first_layer").collect())
+        overall = (pl.col("family") == "all") & pl.col("change").is_not_null()
+        frame = narrow_routes(view.stage.scan("routes").filter(overall).sort("first_layer").collect())
         for (source, target, tier), rows in frame.group_by(["source", "target", "tier"], maintain_order=True):
             points = zip(rows["first_layer"].to_list(), rows["change"].to_list(), strict=True)
             curves[f"routes/{source}_to_{target}/{tier}"] = list(points)

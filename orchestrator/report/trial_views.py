@@ -20,9 +20,11 @@ _ENDS = ("_low", "_high")
 
 def finished(trials: pl.DataFrame) -> pl.DataFrame:
     """Trials that ended well, by ratio and seed, without the outcomes that none of them has."""
-    done = trials.filter(pl.col("status") == "done").sort("complexity_ratio", "seed")
-    absent = [c for c in done.columns if "/" in c and done.height and done[c].null_count() == done.height]
-    return done.drop(absent)
+    completed = trials.filter(pl.col("status") == "done").sort("complexity_ratio", "seed")
+    absent = [
+        c for c in completed.columns if "/" in c and completed.height and completed[c].null_count() == completed.height
+    ]
+    return completed.drop(absent)
 
 
 def outcomes(trials: pl.DataFrame) -> list[str]:
@@ -60,8 +62,8 @@ def effect_of_ratio(trials: pl.DataFrame, column: str, sweep: Mapping[str, Any] 
     """
     tiers = sweep.get("tiers", {}) if sweep else {}
     names = ("complexity_ratio", "mean", "ci_low", "ci_high", "n_seeds")
-    if (told := tiers.get(column.removeprefix("accuracy/"))) is not None:
-        return pl.DataFrame(told["effect"], infer_schema_length=None).select(names)
+    if (tier_result := tiers.get(column.removeprefix("accuracy/"))) is not None:
+        return pl.DataFrame(tier_result["effect"], infer_schema_length=None).select(names)
     return sweep_effect(outcome_by_seed(trials, column)).table.select(names)
 
 

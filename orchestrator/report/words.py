@@ -37,9 +37,9 @@ def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
 
 def _populations(results: StudyResults) -> Iterator[Statement]:
     """Model, images, prompt and trials that the statements are about, and how many of the trials are there."""
-    for model, (done, planned) in missing_trials(results.points).items():
+    for model, (n_done, n_planned) in missing_trials(results.points).items():
         yield Statement(
-            f"{done} of {planned} trials of {model} are finished: statements about training are of these alone.",
+            f"{n_done} of {n_planned} trials of {model} are finished: statements about training are of these alone.",
             "the others are running, failed or not begun; write the report again when they are done",
             topic="population",
         )
@@ -58,16 +58,16 @@ def _findings(point: PointResults) -> Iterator[Statement]:
     rows = point.findings.to_dicts()
     claims = [r for r in rows if r["claim"] != "attribute"]
     attributes = [r for r in rows if r["claim"] == "attribute"]
-    found = [r for r in attributes if r["holds"] == "supported"]
-    for row in [*claims, *found[:MOST_ATTRIBUTES]]:
+    supported = [r for r in attributes if r["holds"] == "supported"]
+    for row in [*claims, *supported[:MOST_ATTRIBUTES]]:
         yield Statement(_readable(row["statement"], point), _evidence(row), row["holds"], "compression")
-    rest = len(found) - MOST_ATTRIBUTES
+    rest = len(supported) - MOST_ATTRIBUTES
     unsure = sum(r["holds"] == "undecided" for r in attributes)
     absent = sum(r["holds"] == "equivalent to nothing" for r in attributes)
     if attributes:
         yield Statement(
-            f"Of {len(attributes)} further relations with image attributes {len(found)} are supported, {unsure} are "
-            f"undecided at this number of images and {absent} are equivalent to nothing.",
+            f"Of {len(attributes)} further relations with image attributes {len(supported)} are supported, {unsure} "
+            f"are undecided at this number of images and {absent} are equivalent to nothing.",
             (f"{rest} more supported ones are in the table of findings" if rest > 0 else "see the table of findings")
             + "; verdicts pay for the number of relations, intervals hold by themselves",
             topic="compression",
@@ -98,15 +98,15 @@ def _probes(point: PointResults) -> Iterator[Statement]:
     if point.probes is None or point.probes.is_empty():
         return
     text = first_layers(point.probes).filter(pl.col("position_kind") == "text_mean")
-    known = text.filter(pl.col("first_layer").is_not_null()).sort("first_layer")
+    readable = text.filter(pl.col("first_layer").is_not_null()).sort("first_layer")
     if text.height:
-        by_layer = known.group_by("first_layer", maintain_order=True).agg(pl.col("attribute"))
-        said = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
+        by_layer = readable.group_by("first_layer", maintain_order=True).agg(pl.col("attribute"))
+        listed = "; ".join(f"layer {k}: {', '.join(name_of(a) for a in names)}" for k, names in by_layer.iter_rows())
         yield Statement(
-            f"A linear probe reads {known.height} of {text.height} attributes from the text tokens.",
+            f"A linear probe reads {readable.height} of {text.height} attributes from the text tokens.",
             f"first of {max(text['n_layers'].to_list(), default=0)} layers at which the interval clears baseline and "
             "shuffled control: "
-            f"{said or 'none'}",
+            f"{listed or 'none'}",
             topic="probes",
         )
         yield from _beyond(point.probes, text)
@@ -120,19 +120,19 @@ def _probes(point: PointResults) -> Iterator[Statement]:
     if single.height and mean.height:
         by_layer = single.group_by("layer").agg(pl.col("score").mean()).sort("score")
         layer = by_layer["layer"][-1]
-        there, first = (single.filter(pl.col("layer") == at) for at in (layer, single["layer"].min()))
-        whole = mean.filter(pl.col("layer") == layer)
-        if whole.height:
-            row = whole.row(0, named=True)
-            near = redundancy(pl.concat([there, whole]), shares=(0.9,))["reached"]
+        of_layer, first = (single.filter(pl.col("layer") == at) for at in (layer, single["layer"].min()))
+        best_mean = mean.filter(pl.col("layer") == layer)
+        if best_mean.height:
+            row = best_mean.row(0, named=True)
+            near = redundancy(pl.concat([of_layer, best_mean]), shares=(0.9,))["reached"]
             reached = f", {percent(near[0])} of which reach 90 % of that" if len(near) else ""
             before = (
                 f"; single tokens at layer {first['layer'][0]}: {_range(first)}" if layer > first["layer"][0] else ""
             )
             yield Statement(
                 f"Single vision tokens at layer {layer} predict the number of objects with R² from "
-                f"{_range(there)}, their mean with {number(row['score'])}.",
-                f"layer of the best mean score of {by_layer.height}; {there.height} places{reached}; "
+                f"{_range(of_layer)}, their mean with {number(row['score'])}.",
+                f"layer of the best mean score of {by_layer.height}; {of_layer.height} places{reached}; "
                 f"mean token {interval(row['ci_low'], row['ci_high'])}, "
                 f"{row['n_test']} held-out images{before}",
                 topic="probes",
@@ -145,13 +145,13 @@ def _beyond(probes: pl.DataFrame, text: pl.DataFrame) -> Iterator[Statement]:
     held = next(iter(probes["beyond"].drop_nulls()), None)
     if held is None or judged.is_empty():
         return
-    known = judged.filter(pl.col("beyond_low") > 0)
+    clear = judged.filter(pl.col("beyond_low") > 0)
     listed = "; ".join(
         f"{name_of(r['attribute'])} {number(r['skill_beyond'])} {interval(r['beyond_low'], r['beyond_high'])}"
         for r in judged.to_dicts()
     )
     yield Statement(
-        f"Among images alike in {name_of(held)}, text tokens still tell {known.height} of {judged.height} numeric "
+        f"Among images alike in {name_of(held)}, text tokens still tell {clear.height} of {judged.height} numeric "
         "attributes apart.",
         "rank correlation of held-out predictions with the truth, at the layer of the best score of "
         f"{max(text['n_layers'].to_list(), default=0)}: {listed}",
@@ -170,7 +170,7 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         (pl.col("checkpoint") == "base") & (pl.col("layer") == 0) & (pl.col("method") == "random")
     )
     table = table.drop_nulls(["accuracy", "ci_low", "ci_high"])
-    told = []
+    losses = []
     for (family, tier), part in table.group_by("family", "tier", maintain_order=True):
         rows = part.sort("deleted_share").to_dicts()
         half = next((r for r in rows if r["deleted_share"] >= 0.5), None)
@@ -178,15 +178,15 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         if full["deleted_share"] > 0 or half is None or full["ci_low"] <= rows[-1]["ci_high"]:
             continue  # nothing to lose: the model does no better with all tokens than with hardly any
         kept = max((r["deleted_share"] for r in rows if r["ci_high"] >= full["accuracy"]), default=0.0)
-        told.append((half["accuracy"] / full["accuracy"], f"{name_of(str(family))} ({tier} tier)", full, half, kept))
-    told.sort(key=lambda t: t[0])
+        losses.append((half["accuracy"] / full["accuracy"], f"{name_of(str(family))} ({tier} tier)", full, half, kept))
+    losses.sort(key=lambda t: t[0])
     for (_, question, full, half, kept), words in zip(
-        told[:1] + told[1:][-1:], ("falls first", "survives longest"), strict=False
+        losses[:1] + losses[1:][-1:], ("falls first", "survives longest"), strict=False
     ):
         yield Statement(
             f"Under random deletion of visual tokens {question} {words}: {percent(full['accuracy'])} with all tokens, "
             f"{percent(half['accuracy'])} with {percent(half['deleted_share'])} deleted.",
-            f"of {len(told)} kinds of question with something to lose; "
+            f"of {len(losses)} kinds of question with something to lose; "
             f"{interval(half['ci_low'], half['ci_high'], percent)}, n = {half['n']}; its interval reaches the full "
             f"accuracy up to {percent(kept)} deleted",
             topic="deletion",
@@ -229,14 +229,16 @@ def _patching(point: PointResults) -> Iterator[Statement]:
         return
     usable = (pl.col("checkpoint") == "base") & pl.col("flip_share").is_not_null()
     base = whole_image(point.patching).filter(usable).sort("layer")
-    said, evidence = [], []
+    depths, evidence = [], []
     for (attribute,), part in base.group_by(["attribute"], maintain_order=True):
         name = name_of(str(attribute))
         first = part.row(0, named=True)
         half: Any = part.filter(pl.col("flip_share") >= 0.5)["layer"].max()
-        said.append(f"up to layer {half} for {name}" if half is not None else f"at no layer for {name}")
+        depths.append(f"up to layer {half} for {name}" if half is not None else f"at no layer for {name}")
         shown = interval(first["ci_low"], first["ci_high"], percent)
         evidence.append(f"{name}: {percent(first['flip_share'])} {shown} at layer {first['layer']}, n = {first['n']}")
-    if said:
-        text = f"With vision states of another scene put in place at least half of the answers flip {', '.join(said)}."
+    if depths:
+        text = (
+            f"With vision states of another scene put in place at least half of the answers flip {', '.join(depths)}."
+        )
         yield Statement(text, "; ".join(evidence), topic="patching")

@@ -16,14 +16,14 @@ from orchestrator.models.stacks import cross_layers, decoder_stack
 def across_words(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
     """Return a line for each check and model with cross-attention; none for other models, or where the config of a
     model is not at hand."""
-    found: list[str] = []
+    messages: list[str] = []
     for run in runs if "ablate" in stages else ():
         with contextlib.suppress(ModelError):
             config = read_config(resolve(run.model))
             if across := cross_layers(config):
                 words = _words(run.ablate, decoder_stack(config).layers, across)
-                found += [f"{run.model.label}, ablate.checks {check}: {text}" for check, text in words]
-    return list(dict.fromkeys(found))
+                messages += [f"{run.model.label}, ablate.checks {check}: {text}" for check, text in words]
+    return list(dict.fromkeys(messages))
 
 
 def _words(config: AblateConfig, n_layers: int, across: Sequence[int]) -> Iterator[tuple[str, str]]:

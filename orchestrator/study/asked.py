@@ -52,27 +52,29 @@ class Asking:
     def _template_words(self, run: RunConfig) -> list[str]:
         """Return words of questions that are made from templates: about scenes, or about a COCO folder's objects."""
         sources = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
-        asked = {sources[stage] for stage in self.stages if stage in sources} - {"questions"}
-        if not asked:
+        needed = {sources[stage] for stage in self.stages if stage in sources} - {"questions"}
+        if not needed:
             return []
-        names = self._once("names", run, _category_names) if "coco" in asked and run.data.source == "coco" else ()
+        names = self._once("names", run, _category_names) if "coco" in needed and run.data.source == "coco" else ()
         return list(dict.fromkeys([*vocabulary(), *(word for name in names for word in name.split())]))
 
     def _text_only(self, run: RunConfig) -> bool:
         """Whether questions are asked without a picture."""
         if "finetune" in self.stages and run.finetune.task.text_only_share > 0:
             return True
-        asked = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
-        if run.data.source != "questions" or not any(asked.get(stage) == "questions" for stage in self.stages):
+        question_sources = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
+        if run.data.source != "questions" or not any(
+            question_sources.get(stage) == "questions" for stage in self.stages
+        ):
             return False
         return bool(self._once("without", run, _without_image))
 
-    def _once(self, what: str, run: RunConfig, look_up: Callable[[RunConfig], Found]) -> Found:
-        key = what, run.data.model_dump_json()
+    def _once(self, kind: str, run: RunConfig, look_up: Callable[[RunConfig], Found]) -> Found:
+        key = kind, run.data.model_dump_json()
         if key not in self._known:
             self._known[key] = look_up(run)
-        found: Found = self._known[key]
-        return found
+        result: Found = self._known[key]
+        return result
 
 
 def _texts(run: RunConfig) -> tuple[str, tuple[str, ...]]:
@@ -82,16 +84,16 @@ def _texts(run: RunConfig) -> tuple[str, tuple[str, ...]]:
     if not isinstance(source, QuestionSource):
         return "", ()  # a source of another kind in its place
     places = source.chosen[:: max(1, len(source) // N_READ)]
-    found: dict[str, None] = {}
+    words: dict[str, None] = {}
     prompts: dict[str, None] = {}
     for text in source.columns("row", places=places)["row"]:
         row = json.loads(text) or {}
         for part in (row.get("question") or "", *(row.get("choices") or ())):
-            found |= dict.fromkeys(str(part).split())
+            words |= dict.fromkeys(str(part).split())
         if row.get("question"):
             prompts[prompt_of(row, source.config)] = None
     longest = {max(prompts, key=measure) for measure in (len, lambda text: len(text.split()))} if prompts else set()
-    return " ".join(found), tuple(sorted(longest))
+    return " ".join(words), tuple(sorted(longest))
 
 
 def _category_names(run: RunConfig) -> tuple[str, ...]:

@@ -160,6 +160,6 @@ def card_plan(
         models: run and footprint of each model and data source.
         stages: seconds of each remaining stage (`card_seconds`); None if unknown.
     """
-    known = [seconds for seconds in stages if seconds is not None]
-    total = START_SECONDS * bool(known) + sum(known) if len(known) == len(stages) and models else None
+    timed = [seconds for seconds in stages if seconds is not None]
+    total = START_SECONDS * bool(timed) + sum(timed) if len(timed) == len(stages) and models else None
     return CardPlan(card.name, n, card is MEASURED, [card_rate(run, model, card) for run, model in models], total)

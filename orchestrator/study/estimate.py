@@ -178,13 +178,13 @@ def worker_gb(run: RunConfig, *, on_gpu: bool) -> float:
 
 
 def _too_large(run: RunConfig, pool: Pool, n: int, needed: float, beside: float, available: float, of: str) -> str:
-    what, ray = f"{n} x {pool.name}", f", Ray with its object store {beside:.1f} GB" if beside else ""
-    said = f"{run.model.name}: {what} need at least {n * needed:.1f} GB{ray}, and the {of} is {available:.1f} GB. "
+    workers, ray = f"{n} x {pool.name}", f", Ray with its object store {beside:.1f} GB" if beside else ""
+    need = f"{run.model.name}: {workers} need at least {n * needed:.1f} GB{ray}, and the {of} is {available:.1f} GB. "
     if n > 1 and needed + beside <= available:
         fits = int((available - beside) / needed)
         key = "how.concurrent_trials" if "trial" in pool.name else "how.n_actors"
-        return said + f"Set {key}={fits}, or use a larger machine."
+        return need + f"Set {key}={fits}, or use a larger machine."
     smaller = "" if run.model.dtype in ("bfloat16", "float16") else " model.dtype=bfloat16 halves it;"
     if beside and needed <= available:
-        return said + "Set how.backend=local, which needs no Ray, or use a larger machine."
-    return said + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."
+        return need + "Set how.backend=local, which needs no Ray, or use a larger machine."
+    return need + f"Use a smaller model or a larger machine;{smaller} how.device_map=auto spreads a model over GPUs."

@@ -139,9 +139,9 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
     for name in stage_names:
         for point in points:
             stage = point.stages[name]
-            known = stages.get((name, stage.digest))
+            earlier = stages.get((name, stage.digest))
             label = point.label if name == "finetune" else describe_run(point.run)
-            n_points = known.points + 1 if known else 1
+            n_points = earlier.points + 1 if earlier else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
     models = _models([point.run for point in sweep.points], problems)
     pools, too_large = describe_resources(sweep, stage_names)

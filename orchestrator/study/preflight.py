@@ -60,16 +60,16 @@ def preflight(sweep: Sweep, stages: Sequence[StageName], listed: Sequence[StageN
 
 def _each(items: Iterable[Item], check: Callable[[Item], Found]) -> list[Found]:
     """Apply `check` to all items before raising, so that the error lists all problems of one kind."""
-    done: list[Found] = []
+    results: list[Found] = []
     errors: list[VtsweepError] = []
     for item in items:
         try:
-            done.append(check(item))
+            results.append(check(item))
         except VtsweepError as error:
             errors.append(error)
     if errors:
         raise type(errors[0])("\n".join(dict.fromkeys(str(error) for error in errors))) from errors[0]
-    return done
+    return results
 
 
 def _check_model(run: RunConfig, asking: Asking) -> None:
@@ -88,11 +88,11 @@ def _check_model(run: RunConfig, asking: Asking) -> None:
 
 def _by_model(runs: Sequence[RunConfig], asking: Asking) -> list[RunConfig]:
     """Return one run of each model and what it is asked."""
-    found = {}
+    by_needs = {}
     for run in reversed(runs):
         methods = canonical_json(run.ablate.model_dump(mode="json")) if "ablate" in asking.stages else ""
-        found[run.model, methods, *asking(run).values()] = run
-    return list(found.values())[::-1]
+        by_needs[run.model, methods, *asking(run).values()] = run
+    return list(by_needs.values())[::-1]
 
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
@@ -131,10 +131,10 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
     if "probe" in stages:
         requested.append(("probe.attributes", run.probe.attributes, attributes))
         requested.append(("probe.solvers", run.probe.solvers, probe_names()))
-    for key, names, known in requested:
+    for key, names, allowed in requested:
         for name in names or ():
-            if known is not None and name not in known:
-                raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, known)}")
+            if allowed is not None and name not in allowed:
+                raise ConfigError(f"{key}: unknown name {name!r}.{did_you_mean(name, allowed)}")
     chosen_names(run.capture.metrics, run.capture.spectrum)
     if "finetune" in stages and run.finetune.task.source != "questions":
         _check_families("finetune.task", run.finetune.task.families + run.finetune.task.novel_families)
@@ -147,10 +147,10 @@ def check_names(run: RunConfig, stages: Sequence[StageName], attributes: Sequenc
 def _check_families(key: str, names: Sequence[str]) -> None:
     from orchestrator.data.templates import templates
 
-    known = [name for name in templates() if name not in ("plurals", "caption")]
+    families = [name for name in templates() if name not in ("plurals", "caption")]
     for name in names:
-        if name not in known:
-            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, known)}")
+        if name not in families:
+            raise ConfigError(f"{key}: unknown question family {name!r}.{did_you_mean(name, families)}")
 
 
 def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
@@ -167,12 +167,12 @@ def check_file_questions(run: RunConfig, stages: Sequence[StageName]) -> None:
     if run.data.source == "questions":
         source = open_task_source(run.data, "questions", "data.source")
         assert isinstance(source, QuestionSource), "asked for above"
-        found, limit = source.image_counts(), run.data.max_rejected_fraction * len(source)
-        if found.n_several:
-            _check_several(run, f"{found.first_several} names several, as {found.n_several} of {len(source)} rows do")
-        if found.n_without > limit and {"capture", "correlate", "probe"} & set(stages):
+        counts, limit = source.image_counts(), run.data.max_rejected_fraction * len(source)
+        if counts.n_several:
+            _check_several(run, f"{counts.first_several} names several, as {counts.n_several} of {len(source)} rows do")
+        if counts.n_without > limit and {"capture", "correlate", "probe"} & set(stages):
             raise DataError(
-                f"data.file: {found.first_without} has no image, as {found.n_without} of {len(source)} rows; capture "
+                f"data.file: {counts.first_without} has no image, as {counts.n_without} of {len(source)} rows; capture "
                 "needs one for each. Leave these rows out (data.where, data.families), or run finetune and ablate alone"
             )
     if "finetune" in stages and run.finetune.task.source == "questions":

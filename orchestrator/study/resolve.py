@@ -83,13 +83,13 @@ def resolve_run(run: RunConfig, storage: Storage, *stages: StageName) -> Resolve
 
 def _once(look_up: Callable[[Any], Found]) -> Callable[[Any], Found]:
     """Memoised `look_up`: called once for equal sections of settings."""
-    known: dict[str, Found] = {}
+    cache: dict[str, Found] = {}
 
     def found(section: Section) -> Found:
         key = section.model_dump_json()
-        if key not in known:
-            known[key] = look_up(section)
-        return known[key]
+        if key not in cache:
+            cache[key] = look_up(section)
+        return cache[key]
 
     return found
 

@@ -39,7 +39,7 @@ def rows_without_image(runs: Sequence[RunConfig], stages: Sequence[StageName]) -
 
 
 def _without_image(run: RunConfig, stages: Sequence[StageName]) -> str:
-    asked = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
+    question_sources = {"finetune": run.finetune.task.source, "ablate": run.ablate.source}
     if run.data.source != "questions":
         return ""
     try:
@@ -48,15 +48,17 @@ def _without_image(run: RunConfig, stages: Sequence[StageName]) -> str:
         return ""  # `plan` need not have the data at hand
     if not isinstance(source, QuestionSource) or not (counts := source.image_counts()).n_without:
         return ""
-    said = ["capture records them as rejected"] if {"capture", "correlate", "probe"} & set(stages) else []
-    if "finetune" in stages and asked["finetune"] == "questions":
-        said.append("training and evaluation ask them as text")
-    if "ablate" in stages and asked["ablate"] == "questions":
-        said.append("ablation leaves them out (table ablate_rejected)")
+    effects = ["capture records them as rejected"] if {"capture", "correlate", "probe"} & set(stages) else []
+    if "finetune" in stages and question_sources["finetune"] == "questions":
+        effects.append("training and evaluation ask them as text")
+    if "ablate" in stages and question_sources["ablate"] == "questions":
+        effects.append("ablation leaves them out (table ablate_rejected)")
     n, of = counts.n_without, len(source)
     have = "rows have" if n > 1 else "row has"
     return (
-        f"{n} of {of} {have} no image ({counts.first_without}{' first' * (n > 1)}): {', '.join(said)}" if said else ""
+        f"{n} of {of} {have} no image ({counts.first_without}{' first' * (n > 1)}): {', '.join(effects)}"
+        if effects
+        else ""
     )
 
 

@@ -56,8 +56,8 @@ def run_study(
             todo = distinct(points, stage)
             pending = [stage_.digest for stage_ in (p.stages[stage] for p in todo) if not stage_.is_done()]
             with streamed(tracker, study, stage, pending) as watch:
-                done = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet, watch)
-            add_samples(study, stage, [point for point in done if point not in todo])
+                completed = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet, watch)
+            add_samples(study, stage, [point for point in completed if point not in todo])
             if pending or stage not in study.record["seconds"]:
                 study.record["seconds"][stage] = round(time.monotonic() - started, 2)
             tracker.log(stage_entries(study, stage))

@@ -110,14 +110,14 @@ def server_names(names: Iterable[str]) -> dict[str, str]:
     MLflow takes word characters, `/ . : -` and spaces, in a normalised relative path. Where cleaning makes two names
     equal, the one that needed no cleaning keeps its name and the others end in a digest of what they were.
     """
-    given = list(names)
-    cleaned = {name: _clean(name) for name in given}
-    made: dict[str, str] = {}
+    originals = list(names)
+    cleaned = {name: _clean(name) for name in originals}
+    renamed: dict[str, str] = {}
     for name, clean in cleaned.items():
-        alike = [other for other in given if cleaned[other].lower() == clean.lower()]
+        alike = [original for original in originals if cleaned[original].lower() == clean.lower()]
         mark = "_" + hashlib.sha256(name.encode()).hexdigest()[:6] if len(alike) > 1 and name != clean else ""
-        made[name] = clean[: _LONGEST_NAME - len(mark)] + mark
-    return made
+        renamed[name] = clean[: _LONGEST_NAME - len(mark)] + mark
+    return renamed
 
 
 def _clean(name: str) -> str:

@@ -21,22 +21,22 @@ def datasets(run: RunConfig | None, stage: str) -> dict[str, dict[str, Any]]:
     if run is None:
         return {}
     settings = scrub_tree(run.data.model_dump(mode="json"))
-    what = settings.get("split") or f"seed {settings['seed']}"
+    choice = settings.get("split") or f"seed {settings['seed']}"
     n = settings.get("n_images")
-    name = f"{settings['source']} {what}, {n or 'all'} images"
-    found = {stage: {"name": name, "digest": digest(settings), "settings": settings, "n": n}}
+    name = f"{settings['source']} {choice}, {n or 'all'} images"
+    data_sets = {stage: {"name": name, "digest": digest(settings), "settings": settings, "n": n}}
     if stage == "finetune":
         config = run.finetune
         task = scrub_tree(config.task.model_dump(mode="json"))
-        images = {} if config.task.source == "scenes" else {"images": found[stage]["digest"]}
+        images = {} if config.task.source == "scenes" else {"images": data_sets[stage]["digest"]}
         drawn = {"ratio": config.complexity_ratio, "novelty": config.novelty_ratio, "seed": config.seed}
         mixture = {**task, **images, **drawn, "n": config.n_examples}
         name = f"{config.task.source} mixture r={config.complexity_ratio:g} seed {config.seed}"
-        found["training"] = _named(name, mixture, config.n_examples)
-        asked = {**task, **images, "seed": config.eval_seed, "n": config.n_eval_per_family}
+        data_sets["training"] = _named(name, mixture, config.n_examples)
+        questions = {**task, **images, "seed": config.eval_seed, "n": config.n_eval_per_family}
         name = f"{config.task.source} questions seed {config.eval_seed}, {config.n_eval_per_family} a family"
-        found[HELD_OUT] = _named(name, asked, config.n_eval_per_family)
-    return found
+        data_sets[HELD_OUT] = _named(name, questions, config.n_eval_per_family)
+    return data_sets
 
 
 def _named(name: str, settings: dict[str, Any], n: int | None) -> dict[str, Any]:

@@ -53,10 +53,10 @@ def stage_entries(study: Study, name: StageName) -> Iterator[Entry]:
     for view in views:
         yield view_entry(study, name, view)
     if name == "finetune" and len(views) > 1:
-        made = digest([view.stage.digest for view in views])
+        sweep_digest = digest([view.stage.digest for view in views])
         ended = max(_ended(view) for view in views)
         content = partial(_effect_of_ratio, views)
-        yield Entry("sweep", made, "effect of ratio", content, "finetune", ended=ended, replaces=True)
+        yield Entry("sweep", sweep_digest, "effect of ratio", content, "finetune", ended=ended, replaces=True)
 
 
 def view_entry(study: Study, name: StageName, view: View) -> Entry:

@@ -46,9 +46,11 @@ def _template() -> jinja2.Template:
 def landing_page(storage: Storage, links: Mapping[str, tuple[str, Mapping[str, str]]]) -> str:
     """The page as HTML: every study of the storage, the newest first."""
     studies = []
-    for one in list_studies(storage):
-        page, views = links.get(one.name, ("", {}))
-        studies.append({**asdict(one), "answers": _answers(storage, one.name), "page": page, "views": dict(views)})
+    for listing in list_studies(storage):
+        page, views = links.get(listing.name, ("", {}))
+        studies.append(
+            {**asdict(listing), "answers": _answers(storage, listing.name), "page": page, "views": dict(views)}
+        )
     running = any(s["stages_done"] < s["stages"] for s in studies)
     return _template().render(storage=storage.uri, studies=studies, running=running)
 
@@ -56,21 +58,21 @@ def landing_page(storage: Storage, links: Mapping[str, tuple[str, Mapping[str, s
 def _answers(storage: Storage, name: str) -> Sequence[Mapping[str, Any]]:
     """What the study's report says first; empty where none was written."""
     try:
-        found = storage.read_json(f"studies/{name}/report/answers.json")
+        content = storage.read_json(f"studies/{name}/report/answers.json")
     except (FileNotFoundError, StorageError):
         return []
-    return [a for a in found if isinstance(a, dict) and "sentence" in a] if isinstance(found, list) else []
+    return [a for a in content if isinstance(a, dict) and "sentence" in a] if isinstance(content, list) else []
 
 
 def answer_request(storage: Storage, path: str, links: Links) -> tuple[int, str, bytes]:
     """(status, content type, body) of a request: the page, or a file of a study's report."""
-    asked = unquote(urlsplit(path).path)
-    if asked in ("/", "/index.html"):
+    location = unquote(urlsplit(path).path)
+    if location in ("/", "/index.html"):
         return HTTPStatus.OK, _TYPES[".html"], landing_page(storage, links()).encode()
-    if asked == "/studies.json":
-        listed = [asdict(one) for one in list_studies(storage)]
+    if location == "/studies.json":
+        listed = [asdict(listing) for listing in list_studies(storage)]
         return HTTPStatus.OK, "application/json", json.dumps(listed).encode()
-    if (match := _FILE.fullmatch(asked)) and ".." not in asked:
+    if (match := _FILE.fullmatch(location)) and ".." not in location:
         kind = _TYPES.get("." + match[2].rsplit(".", 1)[-1])
         try:
             if kind:

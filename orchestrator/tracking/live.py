@@ -79,12 +79,14 @@ class _Follower(Thread):
             begun = self.left & set(self.study.storage.files(self.kind))
             samples = dict(self._samples)
             views = [*self.study.views(self.kind, begun), *(view for view, _ in samples.values())]
-            done = [view for view in views if view.stage.is_done()]
-            beats = [(view, beat_of(self.kind, view)) for view in views if view not in done]
-            if done and not self.tracker.log(view_entry(self.study, self.kind, view) for view in done).waiting:
-                self._forget(view.stage.digest for view in done)
-            told = [(view_entry(self.study, self.kind, view), beat) for view, beat in beats if beat is not None]
-            return self.tracker.stream(told) and all(self._end_samples(samples, state) for state in _ENDED)
+            finished = [view for view in views if view.stage.is_done()]
+            beats = [(view, beat_of(self.kind, view)) for view in views if view not in finished]
+            if finished and not self.tracker.log(view_entry(self.study, self.kind, view) for view in finished).waiting:
+                self._forget(view.stage.digest for view in finished)
+            streamed_beats = [
+                (view_entry(self.study, self.kind, view), beat) for view, beat in beats if beat is not None
+            ]
+            return self.tracker.stream(streamed_beats) and all(self._end_samples(samples, state) for state in _ENDED)
         except Exception:  # nothing here may end a study
             return False
 
@@ -115,8 +117,8 @@ def beat_of(name: StageName, view: View) -> Beat | None:
         reading = Progress.reading(view.stage.digest)
         if reading is None:
             return None
-        known = f" of {reading.total}" if reading.total else ""
-        state = f"{reading.done}{known} {reading.unit}, {reading.rate:.3g} a second"
+        total = f" of {reading.total}" if reading.total else ""
+        state = f"{reading.done}{total} {reading.unit}, {reading.rate:.3g} a second"
         values = {reading.unit: float(reading.done), f"{reading.unit}_per_second": reading.rate}
         curves = {key: [(reading.done, value)] for key, value in values.items()} | dict(reading.values)
         return Beat(state, run_params(name, view.run), {f"live/{key}": curve for key, curve in curves.items()})

@@ -80,25 +80,25 @@ class Sender:
         """Log one entry, unless a finished run with its stage and digest is there; `created` counts runs completed."""
         self.created = 0
         with no_proxy(self.uri):
-            found = self._search(_condition(entry))
-            if any(run.info.status == "FINISHED" for run in found):
+            runs = self._search(_condition(entry))
+            if any(run.info.status == "FINISHED" for run in runs):
                 return
-            streamed = [run for run in found if _FILLING not in run.data.tags]
-            stale = [run for run in found if run not in streamed[:1]]
+            streamed = [run for run in runs if _FILLING not in run.data.tags]
+            stale = [run for run in runs if run not in streamed[:1]]
             if entry.replaces:
                 stale += self._search(f"tags.stage = '{entry.stage}' and attributes.run_name = {quoted(entry.title)}")
             for run in stale:  # cut short while it was sent, or a summary of fewer stages
                 self.client.delete_run(run.info.run_id)
             content = entry.content()
             if streamed:
-                run, seen = streamed[0], self._seen(streamed[0])
+                run, logged = streamed[0], self._seen(streamed[0])
                 self.client.set_tag(run.info.run_id, _FILLING, "yes")
                 if entry.parent:
                     self._parent(entry.parent, run.info.start_time, int(1000 * entry.ended))
             else:
                 start = int(1000 * (entry.ended - content.seconds))
-                run, seen = self._begin(entry, start, {_FILLING: "yes"}, content.note), set()
-            self._fill(run, entry, content, seen)
+                run, logged = self._begin(entry, start, {_FILLING: "yes"}, content.note), set()
+            self._fill(run, entry, content, logged)
             self.client.set_tag(run.info.run_id, "state", "done")
             self.client.set_terminated(run.info.run_id, "FINISHED", end_time=int(1000 * entry.ended))
             self._streams.pop(entry.digest, None)
@@ -106,10 +106,10 @@ class Sender:
 
     def _begin(self, entry: Entry, start: int, tags: Mapping[str, str], note: str) -> Run:
         """A new run of an entry, below its parent, without content."""
-        made = {"stage": entry.stage, "digest": entry.digest, **tags}
+        all_tags = {"stage": entry.stage, "digest": entry.digest, **tags}
         if entry.parent:
-            made["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
-        return self._create(entry.title, start, made, note)
+            all_tags["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
+        return self._create(entry.title, start, all_tags, note)
 
     # -- while a stage is worked on
 
@@ -125,12 +125,12 @@ class Sender:
                 self.write_views()
 
     def _open(self, entry: Entry) -> _Stream:
-        found = [run for run in self._search(_condition(entry)) if _FILLING not in run.data.tags]
-        if not found:
+        runs = [run for run in self._search(_condition(entry)) if _FILLING not in run.data.tags]
+        if not runs:
             return _Stream(self._begin(entry, int(1000 * entry.ended), {"state": "begun"}, ""), set())
-        if found[0].info.status != "RUNNING":
-            self.client.update_run(found[0].info.run_id, status="RUNNING")
-        return _Stream(found[0], self._seen(found[0]))
+        if runs[0].info.status != "RUNNING":
+            self.client.update_run(runs[0].info.run_id, status="RUNNING")
+        return _Stream(runs[0], self._seen(runs[0]))
 
     def _add(self, stream: _Stream, beat: Beat) -> None:
         """What a beat says that its run does not: values by (name, step), parameters, state."""
@@ -139,8 +139,8 @@ class Sender:
         content = Content(params=beat.params, curves=beat.curves)
         now = int(1000 * time.time())
         rows = [row for row in finite_metrics(content) if row[:2] not in stream.seen]
-        known = stream.run.data.params if not stream.has_params else text_params(content)
-        params = [Param(key, value) for key, value in text_params(content).items() if key not in known]
+        present = stream.run.data.params if not stream.has_params else text_params(content)
+        params = [Param(key, value) for key, value in text_params(content).items() if key not in present]
         metrics = [Metric(name, value, now, step) for name, step, value in rows]
         tags = [RunTag("state", beat.state)] if beat.state != stream.state else []
         for start in range(0, max(len(metrics), len(params) + len(tags)), _METRICS_A_CALL - _PARAMS_A_CALL - 1):
@@ -166,7 +166,7 @@ class Sender:
 
     # -- content
 
-    def _fill(self, run: Run, entry: Entry, content: Content, seen: set[tuple[str, int]]) -> None:
+    def _fill(self, run: Run, entry: Entry, content: Content, logged: set[tuple[str, int]]) -> None:
         from mlflow.entities import Metric, Param
 
         run_id, now = run.info.run_id, int(1000 * entry.ended)
@@ -179,7 +179,7 @@ class Sender:
         metrics = [
             Metric(name, value, now, step, **(about_model if model and name.startswith(_OF_MODEL) else {}))
             for name, step, value in finite_metrics(content)
-            if (name, step) not in seen or (model and name.startswith(_OF_MODEL))
+            if (name, step) not in logged or (model and name.startswith(_OF_MODEL))
         ]
         for start in range(0, len(params), _PARAMS_A_CALL):
             self.client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
@@ -194,7 +194,7 @@ class Sender:
         """Log the run's data sets as its inputs; returns that of held-out questions, where there is one."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        found = datasets(entry.run, entry.stage) if entry.run is not None else {}
+        data_sets = datasets(entry.run, entry.stage) if entry.run is not None else {}
         inputs = [
             DatasetInput(
                 Dataset(
@@ -206,11 +206,11 @@ class Sender:
                 ),
                 [InputTag("mlflow.data.context", context)],
             )
-            for context, data in found.items()
+            for context, data in data_sets.items()
         ]
         if inputs:
             self.client.log_inputs(run_id, inputs)
-        return found.get(HELD_OUT)
+        return data_sets.get(HELD_OUT)
 
     def _log_model(self, run: Run, entry: Entry, content: Content) -> str:
         """Keep an adapter as a logged model of its run; returns its id, which metrics of the model carry."""
@@ -231,8 +231,8 @@ class Sender:
     def _experiment_id(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(self.experiment)
-        if found is None:
+        experiment = self.client.get_experiment_by_name(self.experiment)
+        if experiment is None:
             location = artifact_location(self.artifact_roots, quote(self.experiment, safe=""))
             # runs and metrics, not traces of a language model
             tags = {"mlflow.experimentKind": "custom_model_development"}
@@ -240,24 +240,24 @@ class Sender:
             try:
                 return str(self.client.create_experiment(self.experiment, artifact_location=location, tags=tags))
             except MlflowException:  # another driver was first
-                found = self.client.get_experiment_by_name(self.experiment)
-                if found is None:
+                experiment = self.client.get_experiment_by_name(self.experiment)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise RuntimeError(
                 f"experiment {self.experiment!r} is deleted there; restore it (mlflow experiments restore "
-                f"-x {found.experiment_id}) or name another with track.experiment"
+                f"-x {experiment.experiment_id}) or name another with track.experiment"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def _search(self, condition: str) -> list[Run]:
         return list(self.client.search_runs([self._experiment_id], condition, max_results=1000))
 
     def _parent(self, title: str, start: int, end: int) -> str:
         """Id of the parent run of a kind of stage, created when absent; it spans all of its children."""
-        found = self._search(f"tags.group = {quoted(title)}")
-        if found:
-            run = found[0]
+        runs = self._search(f"tags.group = {quoted(title)}")
+        if runs:
+            run = runs[0]
             start, end = min(start, run.info.start_time), max(end, run.info.end_time or end)
         else:
             run = self._create(title, start, {"group": title, "digest": "none"}, "")
@@ -281,8 +281,8 @@ class Sender:
             for run in self._search("")[:200]:
                 if run.data.tags.get("mlflow.parentRunId"):
                     metrics.setdefault(run.data.tags.get("stage", ""), {}).update(dict.fromkeys(run.data.metrics))
-            there = self.client.get_experiment(self._experiment_id).tags
-            for key, value in views.changed(there, {stage: list(names) for stage, names in metrics.items()}).items():
+            existing = self.client.get_experiment(self._experiment_id).tags
+            for key, value in views.changed(existing, {stage: list(names) for stage, names in metrics.items()}).items():
                 self.client.set_experiment_tag(self._experiment_id, key, value)
 
     def shared(self) -> dict[str, Any]:

@@ -86,8 +86,8 @@ class Tracker:
 
     def stream(self, beats: Iterable[tuple[Entry, Beat]]) -> bool:
         """Show what unfinished stages have done so far; False where MLflow was not reached. Never raises."""
-        found = [*beats]
-        return not found or self._attempt(lambda: self._sender.stream(found))
+        to_send = [*beats]
+        return not to_send or self._attempt(lambda: self._sender.stream(to_send))
 
     def end_streams(self, state: str, digests: Collection[str] | None = None) -> bool:
         """Close the runs that were streamed and are not complete, or those of `digests`: `stopped`, `failed`, `pruned`.
@@ -106,10 +106,10 @@ class Tracker:
 
         Empty where MLflow was not reached.
         """
-        found: dict[str, Any] = {}
-        if self.config.enabled and self._attempt(lambda: found.update(self._sender.shared())):
-            found["address"] = scrub(self.uri or "") if str(self.uri).startswith(("http://", "https://")) else ""
-        return found
+        shared: dict[str, Any] = {}
+        if self.config.enabled and self._attempt(lambda: shared.update(self._sender.shared())):
+            shared["address"] = scrub(self.uri or "") if str(self.uri).startswith(("http://", "https://")) else ""
+        return shared
 
     def _attempt(self, work: Callable[[], object]) -> bool:
         if self._failed_at is not None and time.monotonic() - self._failed_at < _PATIENCE_S:

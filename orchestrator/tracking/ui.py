@@ -88,7 +88,7 @@ def _landing(storage: Storage | None, mlflow: str) -> Iterator[str | None]:
         return
 
     def links() -> dict[str, tuple[str, dict[str, str]]]:
-        return {one.name: (one.page, one.views) for one in study_pages(mlflow, most=100)}
+        return {study.name: (study.page, study.views) for study in study_pages(mlflow, limit=100)}
 
     with landing_server(storage, 0 if not _is_free(LANDING_PORT) else LANDING_PORT, links) as page:
         yield page
@@ -153,19 +153,19 @@ class StudyPages(NamedTuple):
     views: dict[str, str]
 
 
-def study_pages(address: str, most: int = 10) -> list[StudyPages]:
+def study_pages(address: str, limit: int = 10) -> list[StudyPages]:
     """The experiments of a running server, the last used first.
 
     Pages are asked for in their model-training form: by default they open on traces of language models, which a study
     has none of.
     """
-    body = json.dumps({"max_results": most + 1, "order_by": ["last_update_time DESC"]}).encode()
+    body = json.dumps({"max_results": limit + 1, "order_by": ["last_update_time DESC"]}).encode()
     request = urllib.request.Request(
         f"{address}/api/2.0/mlflow/experiments/search", body, {"Content-Type": "application/json"}
     )
     with _DIRECT.open(request, timeout=30) as answer:
-        found = json.load(answer).get("experiments", [])
-    return [_pages_of(address, e) for e in found if e["name"] != "Default"][:most]
+        experiments = json.load(answer).get("experiments", [])
+    return [_pages_of(address, e) for e in experiments if e["name"] != "Default"][:limit]
 
 
 def _pages_of(address: str, experiment: dict[str, Any]) -> StudyPages:

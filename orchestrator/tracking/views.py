@@ -129,18 +129,18 @@ def page(address: str, experiment_id: str, key: str | None = None, *, charts: bo
 
 def keys_of(tags: Mapping[str, str]) -> dict[str, str]:
     """Title -> key of the shared views among an experiment's tags, that of trials first."""
-    found = {key.removeprefix(TAG): json.loads(value)["name"] for key, value in tags.items() if key.startswith(TAG)}
-    return {name: key for key, name in sorted(found.items(), reverse=True)}
+    titles = {key.removeprefix(TAG): json.loads(value)["name"] for key, value in tags.items() if key.startswith(TAG)}
+    return {name: key for key, name in sorted(titles.items(), reverse=True)}
 
 
 def changed(tags: Mapping[str, str], metrics_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Experiment tags of the study's views that are not among `tags` as they would be now."""
-    found = {}
+    changes = {}
     for view in study_views(metrics_of):
         value = encode(view, int(1000 * time.time()))
         if json.loads(tags.get(TAG + view.key, "{}")).get("state") != json.loads(value)["state"]:
-            found[TAG + view.key] = value
-    return found
+            changes[TAG + view.key] = value
+    return changes
 
 
 def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
@@ -159,9 +159,11 @@ def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
         charts += [scatter("params.complexity_ratio", f"metrics.{m}") for m in ("accuracy/high", *low, *drift)]
         charts += [scatter("params.complexity_ratio", c) for c in compression]
         charts += [parallel(["complexity_ratio", "seed"], [*drift, *([change] if change else []), "accuracy/high"])]
-        more = [*compression, *[f"metrics.{m}" for m in drift]]
+        change_columns = [*compression, *[f"metrics.{m}" for m in drift]]
         title = "Compression against accuracy over the complexity ratio"
-        views.append(SharedView("trials", title, "finetune", columns + more, "params.complexity_ratio", charts))
+        views.append(
+            SharedView("trials", title, "finetune", columns + change_columns, "params.complexity_ratio", charts)
+        )
     if "loss" in trial:
         columns = ["params.complexity_ratio", "params.seed"]
         views.append(
@@ -172,13 +174,13 @@ def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
         ("probes", "probe", "Probe scores by layer", "probe/"),
         ("policies", "ablate", "Accuracy under token reduction", "policy/"),
     ):
-        found = [m for m in metrics_of.get(stage, ()) if m.startswith(prefix)]
+        logged = [m for m in metrics_of.get(stage, ()) if m.startswith(prefix)]
         if key == "captures":  # single values of depth thirds make charts of one bar
-            found = [m for m in found if not m.endswith(("/early", "/middle", "/late"))]
-        if found:
+            logged = [m for m in logged if not m.endswith(("/early", "/middle", "/late"))]
+        if logged:
             chart = bars if key == "policies" else lines
             columns = ["params.model", "params.data"]
-            views.append(SharedView(key, title, stage, columns, "params.model", [chart(m) for m in found[:12]]))
+            views.append(SharedView(key, title, stage, columns, "params.model", [chart(m) for m in logged[:12]]))
     return views
 
 

@@ -70,7 +70,7 @@ def test_a_shrunk_image_is_prepared_again_and_the_rest_left_alone(make_bench) ->
     images = {1: np.full((30, 30, 3), 7, np.uint8)}
     seen = []
     bench.adapter = SimpleNamespace()
-    bench.asked = [SimpleNamespace(image=lambda i=i: images.get(i)) for i in range(3)]
+    bench.examples = [SimpleNamespace(image=lambda i=i: images.get(i)) for i in range(3)]
     bench.adapter.prepare = lambda image, text: seen.append((None if image is None else image.shape, text))
     assert bench._shrunk(0, 0.75) is bench.inputs[0]  # no image, nothing to shrink
     bench._shrunk(1, 0.75)

@@ -90,9 +90,9 @@ def benches() -> tuple[Bench, Bench]:
 def test_object_and_background_together_are_the_image(benches: tuple[Bench, Bench]) -> None:
     own, donors = benches
     batch = own.adapter.collate(own.inputs)
-    parts = [image_part(own.adapter, batch, own.asked, place, donors.asked) for place in ("object", "background")]
+    parts = [image_part(own.adapter, batch, own.examples, place, donors.examples) for place in ("object", "background")]
     assert (parts[0] ^ parts[1]).all()
-    changed = image_part(own.adapter, batch, own.asked, "changed", donors.asked)
+    changed = image_part(own.adapter, batch, own.examples, "changed", donors.examples)
     assert changed.any(dim=1).all()
     assert not (changed & parts[1]).any(), "what changed is an object"
 

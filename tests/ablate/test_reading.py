@@ -32,8 +32,8 @@ def test_the_last_point_is_the_model_s_own_choice(model: str, tmp_path: Path) ->
     table, layers = (stage.scan(name).collect() for name in ("lens", "lens_layers"))
     bench = Bench(load_model(run), make_questions(run), 20)
     batch = bench.adapter.collate(bench.inputs)
-    chosen = bench.adapter.answer(batch, [item.question.choices for item in bench.asked])
-    right = [choice == item.question.answer for (_, choice), item in zip(chosen, bench.asked, strict=True)]
+    chosen = bench.adapter.answer(batch, [item.question.choices for item in bench.examples])
+    right = [choice == item.question.answer for (_, choice), item in zip(chosen, bench.examples, strict=True)]
     for lens in ("logit", "tuned"):
         whole = table.filter((pl.col("family") == "all") & (pl.col("lens") == lens) & (pl.col("place") == "last"))
         whole = whole.sort("layer")

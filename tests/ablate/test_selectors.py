@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.ablate.selectors.check import check_methods, check_model_gives
 from orchestrator.ablate.selectors.document import BEGIN, END, to_markdown
 from orchestrator.ablate.selectors.entries import ENTRIES
-from orchestrator.ablate.selectors.kinds import Sizes, Wanted
+from orchestrator.ablate.selectors.kinds import Request, Sizes
 from orchestrator.ablate.selectors.price import prices
 from orchestrator.ablate.selectors.registry import get_selector, selector_names, settings_of
 from orchestrator.config import AblateConfig, RunConfig
@@ -48,7 +48,7 @@ def seen(seed: int = 0, v: int = V, d: int = D) -> Seen:
 
 def choose(name: str, image: Seen, n: int, **settings: float) -> Any:
     selector = get_selector(name)
-    return selector.function()(Wanted(image, n, {**selector.settings, **settings}, (3, 1)))
+    return selector.function()(Request(image, n, {**selector.settings, **settings}, (3, 1)))
 
 
 def kept(name: str, image: Seen, n: int, **settings: float) -> list[int]:
@@ -96,7 +96,7 @@ def test_leverage_of_tokens_of_low_rank_sums_to_that_rank() -> None:
 
 def test_a_random_order_depends_on_the_seed_alone() -> None:
     random = get_selector("random").function()
-    first, again, other = (random(Wanted(seen(s), 5, {}, seed)) for s, seed in ((0, (1, 2)), (4, (1, 2)), (0, (2, 2))))
+    first, again, other = (random(Request(seen(s), 5, {}, seed)) for s, seed in ((0, (1, 2)), (4, (1, 2)), (0, (2, 2))))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 

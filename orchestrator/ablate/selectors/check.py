@@ -1,4 +1,4 @@
-"""What can be refused of the ways to choose tokens before work starts. Needs no torch."""
+"""Checks of selection methods and layers before work starts. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from orchestrator.models.needs import FUSED, cannot_have
 
 
 def check_methods(config: AblateConfig) -> None:
-    """Refuse unknown names and settings, and methods that are asked to choose where they cannot.
+    """Check names, settings and depths of the methods.
 
     Raises:
-        ConfigError: naming key and method.
+        ConfigError: an unknown name or setting, or a method that cannot select before the decoder.
     """
     names = selector_names()
-    asked: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
+    named: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("methods", config.methods, (DOWNSAMPLE,)),
         ("inside_methods", config.inside_methods, ()),
         ("rivals", config.rivals, (DOWNSAMPLE,)),
     ]
-    for key, methods, more in asked:
+    for key, methods, others in named:
         for name in methods:
-            if name not in (*names, *more):
-                raise ConfigError(f"ablate.{key}: unknown name {name!r}.{did_you_mean(name, (*names, *more))}")
+            if name not in (*names, *others):
+                raise ConfigError(f"ablate.{key}: unknown name {name!r}.{did_you_mean(name, (*names, *others))}")
     for name in config.selector_settings:
         if name not in names:
             raise ConfigError(f"ablate.selector_settings: unknown method {name!r}.{did_you_mean(name, names)}")
@@ -47,10 +47,10 @@ def before_decoder(config: AblateConfig) -> bool:
 
 
 def check_routes(config: AblateConfig, model_type: str) -> None:
-    """Refuse routes on a model whose prompts cannot be kept for trying answers.
+    """Check that the model type supports the checks lens, attention and routes.
 
     Raises:
-        ConfigError: naming the model type.
+        ConfigError: it does not.
     """
     if "lens" in config.checks and model_type in FUSED:
         raise ConfigError(f"ablate.checks: lens needs the output embeddings; {model_type!r} models hide theirs")
@@ -61,10 +61,10 @@ def check_routes(config: AblateConfig, model_type: str) -> None:
 
 
 def check_layers(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> None:
-    """Refuse layers that the decoder does not have, or that read no image.
+    """Check that the layers exist and read the image.
 
     Raises:
-        ConfigError: naming the layers, and those that there are.
+        ConfigError: they do not; names the layers that do.
     """
     reading = list(cross_layers) or list(range(n_layers))
     unread = [layer for layer in config.attention_layers or () if layer not in reading]
@@ -76,27 +76,27 @@ def check_layers(config: AblateConfig, n_layers: int, cross_layers: Sequence[int
 
 
 def check_model_gives(config: AblateConfig, model_type: str) -> None:
-    """Refuse methods whose needs a model does not meet.
+    """Check that the model type provides the inputs of all methods.
 
     Raises:
-        ConfigError: naming method, model type and what is missing.
+        ConfigError: it does not; names method, model type and the missing input.
     """
     check_routes(config, model_type)
-    asked = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
-    asked += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
+    choices = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
+    choices += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
     if "rivals" in config.checks:
         rivals = [get_selector(name) for name in config.rivals if name != DOWNSAMPLE]
-        asked += [(one.name, int(max(one.depths) > 0)) for one in rivals]
-    for name, layer in asked:
+        choices += [(selector.name, int(max(selector.depths) > 0)) for selector in rivals]
+    for name, layer in choices:
         if reason := cannot_have(get_selector(name).needs_at(layer), model_type):
             raise ConfigError(f"ablate: {name} needs what a model of type {model_type!r} does not give: {reason}.")
 
 
 def check_needs(selector: Selector, layers: Sequence[int], model_type: str, cross_layers: Sequence[int]) -> None:
-    """Refuse a method where it cannot choose.
+    """Check that a method can select at given layers.
 
     Raises:
-        ModelError: the model does not give what it needs, or no layer that reads the image comes before.
+        ModelError: the model does not provide its inputs, or no layer that reads the image comes before.
     """
     for layer in layers:
         needs = selector.needs_at(layer)

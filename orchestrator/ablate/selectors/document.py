@@ -1,4 +1,4 @@
-"""`python -m orchestrator.ablate.selectors.document` writes the table of ways to choose tokens into docs/causal.md."""
+"""`python -m orchestrator.ablate.selectors.document` writes the table of selection methods into docs/causal.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The built-in ways to choose visual tokens, each with its source and what differs from it here.
+"""The built-in selection methods, each with its source and the differences from it.
 
-V visual tokens, D width, K kept, T tokens of the question. Operations are those of choosing, beyond the pass itself.
+V visual tokens, D width, K kept, T tokens of the question. Operations are those of the selection alone.
 """
 
 from __future__ import annotations

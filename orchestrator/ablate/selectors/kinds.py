@@ -1,4 +1,4 @@
-"""What a way to choose visual tokens declares, and what it is asked. Importing this module imports no torch."""
+"""Types of token selection: `Selector` (a method's declaration) and `Request` (its input). Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Settings = Mapping[str, float]
 
 
 class Sizes(NamedTuple):
-    """What the operations of choosing depend on."""
+    """Sizes that the operations of a selection depend on."""
 
     v: int
     """Visual tokens."""
@@ -31,24 +31,24 @@ class Sizes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a method is asked: which tokens of one image to keep."""
+class Request:
+    """Input of a method: select `n` of the visual tokens of one image."""
 
     seen: Seen
     n: int
     """How many, 1 to V - 1."""
     settings: Settings = field(default_factory=dict)
     seed: tuple[int, ...] = (0,)
-    """For methods that draw."""
+    """Seed sequence of random methods."""
 
 
-Choice = Callable[[Wanted], "Tensor | Kept"]
-"""An order of at least `n` of the V tokens, the first to be kept most; or `Kept` tokens with weights."""
+Choice = Callable[[Request], "Tensor | Kept"]
+"""Returns at least `n` token indices in order of preference, or `Kept` tokens with weights."""
 
 
 @dataclass(frozen=True)
 class Selector:
-    """One way to choose which visual tokens stay."""
+    """One method of selecting visual tokens."""
 
     name: str
     keeps: str
@@ -59,28 +59,27 @@ class Selector:
     """The function, or `module:function`, imported when it is first used."""
     needs: frozenset[Need] = frozenset()
     depths: tuple[float, ...] = (0.0,)
-    """Where it deletes when compared with others, as shares of the layers that read the image; 0: before the decoder.
-    Of several, tokens leave step by step."""
+    """Depths of deletion in comparisons, as shares of the layers that read the image; 0: before the decoder. With several
+    depths tokens are deleted step by step."""
     profile: tuple[float, ...] | Literal["geometric"] = (1.0,)
-    """How shares kept at several depths relate: proportional to these numbers, or each the same multiple of the one
-    before."""
+    """Relation of the shares kept at several depths: proportional to these numbers, or a geometric sequence."""
     settings: Settings = field(default_factory=dict)
-    """Its settings with their defaults; `ablate.selector_settings` overrides them."""
+    """Settings with their defaults; `ablate.selector_settings` overrides them."""
     merges: bool = False
     draws: bool = False
-    """Whether it depends on a seed."""
+    """Whether the selection is random, and so depends on a seed."""
     operations: Callable[[Sizes], float] = lambda _: 0.0
-    """Floating-point operations of choosing."""
+    """Floating-point operations of the selection."""
     cost: str = ""
     """The operations in words."""
 
     @property
     def at_input(self) -> bool:
-        """Whether it can choose before the decoder."""
+        """Whether it can select before the decoder."""
         return not self.needs & {"attention", "own_attention", "keys"}
 
     def needs_at(self, layer: int) -> frozenset[Need]:
-        """What it looks at when it chooses at a depth: inside the decoder, attention needs no pass of its own."""
+        """Inputs of a selection at a depth; inside the decoder, attention needs no separate forward pass."""
         if "full_pass" in self.needs and layer > 0:
             return self.needs - {"full_pass"} | {"attention"}
         return self.needs

@@ -1,4 +1,4 @@
-"""What choosing tokens takes beside what it saves, from a model's config alone. Needs no torch."""
+"""Operations that a selection costs and saves, from a model's config alone. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from orchestrator.models.stacks import TEXT_TOKENS, Stack, cross_flops, cross_la
 from orchestrator.models.visual_tokens import VisionLoad, visual_load
 
 KEPT = 0.25
-"""Share of tokens kept at which methods are priced."""
+"""Share of tokens kept for which operations are given."""
 QUESTION_TOKENS = 16
 """Tokens of a question that a plan assumes."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """Operations of one method on one image, when a quarter of its tokens stays."""
+    """Operations of one method on one image if a quarter of its tokens is kept."""
 
     model: str
     method: str
@@ -42,15 +42,15 @@ def prices(run: RunConfig) -> list[Price]:
     """
     config = read_config(resolve(run.model))
     decoder, load = decoder_stack(config), visual_load(config, *image_size(run.data))
-    asked = [(name, 0) for name in run.ablate.methods if name != DOWNSAMPLE] if before_decoder(run.ablate) else []
-    asked += [(name, 2) for name in run.ablate.inside_methods] if "inside" in run.ablate.checks else []
+    choices = [(name, 0) for name in run.ablate.methods if name != DOWNSAMPLE] if before_decoder(run.ablate) else []
+    choices += [(name, 2) for name in run.ablate.inside_methods] if "inside" in run.ablate.checks else []
     if "rivals" in run.ablate.checks:
         rivals = [get_selector(name) for name in run.ablate.rivals if name != DOWNSAMPLE]
-        asked += [(one.name, 2 * int(max(one.depths) > 0)) for one in rivals]
+        choices += [(rival.name, 2 * int(max(rival.depths) > 0)) for rival in rivals]
     n_kept = max(1, round(KEPT * load.tokens))
     saved = _pass(config, decoder, load, load.tokens) - _pass(config, decoder, load, n_kept)
-    found = []
-    for name, layer in dict.fromkeys(asked):
+    priced = []
+    for name, layer in dict.fromkeys(choices):
         selector = get_selector(name)
         needs = selector.needs_at(layer)
         total = selector.operations(Sizes(load.tokens, decoder.width, n_kept, QUESTION_TOKENS))
@@ -59,9 +59,9 @@ def prices(run: RunConfig) -> list[Price]:
         if "own_attention" in needs:
             total += 2.0 * (TEXT_TOKENS + load.tokens) * decoder.width * (decoder.query + 2 * decoder.key)
         share = 1.0 - layer / decoder.layers
-        where = "inside" if layer else "before the decoder"
-        found.append(Price(run.model.label, name, where, total / 1e9, share * saved / 1e9))
-    return found
+        depth = "inside" if layer else "before the decoder"
+        priced.append(Price(run.model.label, name, depth, total / 1e9, share * saved / 1e9))
+    return priced
 
 
 def _pass(config: object, decoder: Stack, load: VisionLoad, n_vision: int) -> float:

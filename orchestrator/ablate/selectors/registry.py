@@ -1,7 +1,7 @@
-"""What ways there are to choose visual tokens: read by preflight, plan, cells, costs and documentation.
+"""Registry of selection methods, used by preflight, plan, cells, costs and documentation.
 
-Importing this module imports no torch. The built-in entries are in `entries.py`; a package adds its own by an entry
-point in the group `vtsweep.selectors` that names a `Selector`.
+Built-in methods are in `entries.py`; a package adds its own by an entry point in the group `vtsweep.selectors` that
+names a `Selector`. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ def get_selector(name: str) -> Selector:
     return selector
 
 
-def settings_of(selector: Selector, given: Mapping[str, Settings]) -> Settings:
+def settings_of(selector: Selector, by_method: Mapping[str, Settings]) -> Settings:
     """A method's settings: its defaults, and what `ablate.selector_settings` says.
 
     Raises:
         ConfigError: a setting that the method does not have.
     """
-    own = given.get(selector.name, {})
-    for key in own:
+    overrides = by_method.get(selector.name, {})
+    for key in overrides:
         if key not in selector.settings:
             raise ConfigError(
                 f"ablate.selector_settings.{selector.name}: unknown setting {key!r}."
                 f"{did_you_mean(key, selector.settings) if selector.settings else ' It has none.'}"
             )
-    return {**selector.settings, **own}
+    return {**selector.settings, **overrides}

@@ -1,7 +1,7 @@
-"""Where tokens leave, and how many, so that methods of different depths are compared at equal average tokens.
+"""Schedules of deletion: shares kept at each depth such that all methods have the same average number of tokens.
 
-The average is over the decoder layers that read the image (R of them): a method that deletes half of the tokens half
-way up keeps 75 %. Shares kept follow from the budget. Needs no torch.
+The average is over the decoder layers that read the image (R of them): a method that deletes half of the tokens after
+half of the layers keeps 75 %. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def schedule_for(selector: Selector, n_layers: int, cross_layers: Sequence[int],
 
 
 def depths(selector: Selector, n_reading: int) -> list[int]:
-    """Numbers, among the layers that read the image, before which a method's tokens leave: distinct, at least one.
+    """Indices, among the layers that read the image, before which a method deletes tokens: distinct, at least one.
 
-    A method that chooses inside the decoder does so after one layer at the earliest.
+    A method that selects inside the decoder does so after the first layer at the earliest.
     """
     places = [0 if depth == 0 else min(n_reading - 1, max(1, round(depth * n_reading))) for depth in selector.depths]
     return sorted(set(places))

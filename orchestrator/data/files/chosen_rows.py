@@ -97,8 +97,8 @@ class QuestionRows:
         for name in self.files:
             if not self.fs.isfile(f"{self.root}/{name}"):
                 folder = f"{self.root}/{name}".rsplit("/", 1)[0]
-                there = self.fs.ls(folder, detail=False) if self.fs.isdir(folder) else []
-                names = [path.rsplit("/", 1)[-1] for path in there]
+                listed = self.fs.ls(folder, detail=False) if self.fs.isdir(folder) else []
+                names = [path.rsplit("/", 1)[-1] for path in listed]
                 raise DataError(
                     f"data.file: {config.root} holds no {name}.{did_you_mean(name.rsplit('/', 1)[-1], names)}"
                 )
@@ -144,15 +144,15 @@ class QuestionRows:
         """Places of the rows of some splits (all when absent) that the other filters keep."""
         config, index = self.config, self.index
         keep = np.ones(len(index), dtype=bool)
-        for key, wanted in (("family", config.families), ("split", splits)):
-            if wanted is None:
+        for key, chosen in (("family", config.families), ("split", splits)):
+            if chosen is None:
                 continue
             values = index.column(key)
-            known = [value for value in pc.unique(values).to_pylist() if value is not None]
-            for one in wanted:
-                if one not in known:
-                    raise ConfigError(f"data.{key}: no row has {one!r}.{did_you_mean(one, known)}")
-            keep &= pc.is_in(values, value_set=pa.array(wanted)).to_numpy(zero_copy_only=False)
+            present = [value for value in pc.unique(values).to_pylist() if value is not None]
+            for name in chosen:
+                if name not in present:
+                    raise ConfigError(f"data.{key}: no row has {name!r}.{did_you_mean(name, present)}")
+            keep &= pc.is_in(values, value_set=pa.array(chosen)).to_numpy(zero_copy_only=False)
         for key, wanted_value in config.where.items():
             if key not in index.kinds:
                 raise ConfigError(f"data.where: no row has a field {key!r}.{did_you_mean(key, index.kinds)}")
@@ -200,8 +200,8 @@ class QuestionRows:
         Rows trained on and rows held out are then cut at the same values.
         """
         values = self.numbers(attribute, self._kept(None))
-        known = values[np.isfinite(values)]
-        return np.quantile(known, shares).tolist() if len(known) else None
+        finite = values[np.isfinite(values)]
+        return np.quantile(finite, shares).tolist() if len(finite) else None
 
     @cached_property
     def clusters(self) -> pl.Series:
@@ -217,8 +217,8 @@ class QuestionRows:
             table = table.with_columns(self.columns("id")["id"]).with_columns(image=pl.coalesce("image", "id"))
         if table["group"].null_count() == len(table):
             return table["image"].alias("group")
-        whole = pl.col("group").n_unique().over("image") == 1
-        return table.select(pl.when(whole.all()).then(pl.coalesce("group", "image")).otherwise("image"))["group"]
+        single_group = pl.col("group").n_unique().over("image") == 1
+        return table.select(pl.when(single_group.all()).then(pl.coalesce("group", "image")).otherwise("image"))["group"]
 
     def _connected(self, table: pl.DataFrame) -> pl.Series:
         """The first of all images that a chain of rows of several images connects with a row's own."""
@@ -252,14 +252,14 @@ class QuestionRows:
         if not row:
             return {}
         free = row["attributes"]
-        found = {"family": row["family"], "tier": row["tier"], "complexity": row["complexity"]}
-        found[N_IMAGES] = record["n_images"]
+        values = {"family": row["family"], "tier": row["tier"], "complexity": row["complexity"]}
+        values[N_IMAGES] = record["n_images"]
         if CLUSTER in self.attribute_kinds:
-            found[CLUSTER] = self.clusters[index]
+            values[CLUSTER] = self.clusters[index]
         for key, kind in self.index.kinds.items():
             value = as_number(free.get(key), self.config.missing)
-            found[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)
-        return {key: found[key] for key in self.attribute_kinds}
+            values[key] = _cast(free.get(key) if kind == "categorical" and value is not None else value, kind)
+        return {key: values[key] for key in self.attribute_kinds}
 
     def without_image(self, why: str) -> list[tuple[int, str, str]]:
         """Place, id, and file and line with the reason, of each good row that has no image."""
@@ -277,8 +277,12 @@ class QuestionRows:
         """How many rows have no image, how many have several, and where the first of each stands."""
         counts = self.columns("n_images", "reason")
         counts = counts.with_columns(index=pl.int_range(len(counts))).filter(pl.col("reason").is_null())
-        none, several = (counts.filter(wanted)["index"] for wanted in (pl.col("n_images") == 0, pl.col("n_images") > 1))
-        places = [json.loads(self.record(int(one[0]))["row"])["place"] if len(one) else "" for one in (none, several)]
+        none, several = (
+            counts.filter(condition)["index"] for condition in (pl.col("n_images") == 0, pl.col("n_images") > 1)
+        )
+        places = [
+            json.loads(self.record(int(first[0]))["row"])["place"] if len(first) else "" for first in (none, several)
+        ]
         return ImageCounts(len(none), len(several), counts.select(pl.col("n_images").max()).item() or 0, *places)
 
 

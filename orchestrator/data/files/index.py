@@ -88,20 +88,20 @@ class Index:
         for batch in self.file.iter_batches(65_536, columns=["numbers"]):
             chunk = batch.column(0)
             values = np.full(len(chunk), np.nan)
-            found = pc.equal(chunk.keys, name).to_numpy(zero_copy_only=False).nonzero()[0]
+            positions = pc.equal(chunk.keys, name).to_numpy(zero_copy_only=False).nonzero()[0]
             offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-            rows = np.searchsorted(offsets, found, side="right") - 1
-            values[rows] = chunk.items.to_numpy(zero_copy_only=False)[found]
+            rows = np.searchsorted(offsets, positions, side="right") - 1
+            values[rows] = chunk.items.to_numpy(zero_copy_only=False)[positions]
             parts.append(values)
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def attribute(self, name: str) -> list[Any]:
         """A free attribute of every row, as it is in the file; None where a row has none."""
-        found: list[Any] = []
+        values: list[Any] = []
         for batch in self.file.iter_batches(8192, columns=["row"]):
             rows = (orjson.loads(text) for text in batch.column(0).to_pylist())
-            found += [row["attributes"].get(name) if row else None for row in rows]
-        return found
+            values += [row["attributes"].get(name) if row else None for row in rows]
+        return values
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         group = int(np.searchsorted(self._starts, place, side="right")) - 1
@@ -121,10 +121,10 @@ class Index:
             raise DataError("data.file: the question files hold no rows")
         reasons = self.column("reason").drop_null().to_pylist()
         if len(reasons) > max_rejected_fraction * len(self) + 1e-9:
-            more = f"\n  and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
+            omitted = f"\n  and {len(reasons) - MAX_NAMED} more" if len(reasons) > MAX_NAMED else ""
             raise DataError(
                 f"data.file: {len(reasons)} of {len(self)} rows are bad; data.max_rejected_fraction="
-                f"{max_rejected_fraction:g} allows fewer:\n  " + "\n  ".join(reasons[:MAX_NAMED]) + more
+                f"{max_rejected_fraction:g} allows fewer:\n  " + "\n  ".join(reasons[:MAX_NAMED]) + omitted
             )
         if self.twice:
             self._name_twice()

@@ -45,18 +45,18 @@ class Kinds:
         Args:
             place: file and line of the value at a place.
         """
-        seen = self.seen.setdefault(key, _Seen())
+        tally = self.seen.setdefault(key, _Seen())
         if str in set(map(type, values)):
             read = {value: as_number(value, self.missing) for value in set(values) if type(value) is str}
             values = [read[value] if type(value) is str else value for value in values]
         kinds = list(map(type, values))
         if n_texts := kinds.count(str):
             first = kinds.index(str)
-            seen.first_text = seen.first_text or f"{place(first)}, field {key!r}: found {values[first]!r:.60}"
-            seen.n_texts += n_texts
+            tally.first_text = tally.first_text or f"{place(first)}, field {key!r}: found {values[first]!r:.60}"
+            tally.n_texts += n_texts
         n_whole, n_real = kinds.count(int), kinds.count(float)
-        seen.n_whole += n_whole
-        seen.n_numbers += n_whole + n_real
+        tally.n_whole += n_whole
+        tally.n_numbers += n_whole + n_real
         if n_whole + n_real == len(values):
             return np.array(values, dtype=np.float64)
         return np.array([v if type(v) in (int, float) else np.nan for v in values], dtype=np.float64)
@@ -70,21 +70,21 @@ class Kinds:
         for key in self.declared:
             if key not in self.seen:
                 raise DataError(f"data.attributes: no row has a field {key!r}.{did_you_mean(key, self.seen)}")
-        return {key: self._kind(key, seen) for key, seen in self.seen.items()}
+        return {key: self._kind(key, tally) for key, tally in self.seen.items()}
 
-    def _kind(self, key: str, seen: _Seen) -> Kind:
-        n = seen.n_numbers + seen.n_texts
+    def _kind(self, key: str, tally: _Seen) -> Kind:
+        n = tally.n_numbers + tally.n_texts
         declared = self.declared.get(key)
-        if declared == "category" or (declared is None and seen.n_numbers < max(1.0, MOSTLY * n)):
+        if declared == "category" or (declared is None and tally.n_numbers < max(1.0, MOSTLY * n)):
             return "categorical"
-        if seen.n_texts:
+        if tally.n_texts:
             raise DataError(
-                f"{seen.first_text}, but {seen.n_numbers} of {n} values are numbers; add a spelling of missing values "
+                f"{tally.first_text}, but {tally.n_numbers} of {n} values are numbers; add a spelling of missing values "
                 f"to data.missing, or declare data.attributes: {{{key}: category}}"
             )
-        if declared == "count" and seen.n_whole < n:
-            raise DataError(f"data.attributes: {key} is declared a count, and {n - seen.n_whole} values are not whole")
-        return "continuous" if declared == "number" or seen.n_whole < n else "count"
+        if declared == "count" and tally.n_whole < n:
+            raise DataError(f"data.attributes: {key} is declared a count, and {n - tally.n_whole} values are not whole")
+        return "continuous" if declared == "number" or tally.n_whole < n else "count"
 
 
 def as_number(value: Any, missing: Collection[str]) -> int | float | str | None:

@@ -87,13 +87,13 @@ class Pictures:
     def _from_column(self, file: int, row: int) -> list[np.ndarray]:
         name = self.files[file]
         cell = _row_group(self.fs, f"{self.root}/{name}", self.version, row)
-        found = []
+        pictures = []
         for value in cell if isinstance(cell, list) else [cell]:
             data = value.get("bytes") if isinstance(value, dict) else value
             if not data:
                 raise DataError(f"{name}, row {row}: its column of images holds no bytes")
-            found.append(decode(data, f"{name}, row {row}"))
-        return found
+            pictures.append(decode(data, f"{name}, row {row}"))
+        return pictures
 
     def there(self, names: Sequence[str]) -> list[bool]:
         """Whether there is a file for each name."""

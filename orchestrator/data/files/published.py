@@ -38,12 +38,17 @@ def _read_pope(files: Files) -> Iterator[tuple[str, Record]]:
         stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         sampling = next((s for s in ("random", "popular", "adversarial") if stem.endswith(s)), stem)
         for record in files.records(name):
-            one = convert(record, _pope)
-            if one.value is not None:
-                one = one._replace(
-                    value={**one.value, "id": f"{sampling}-{one.value['id']}", "family": sampling, "sampling": sampling}
+            converted = convert(record, _pope)
+            if converted.value is not None:
+                converted = converted._replace(
+                    value={
+                        **converted.value,
+                        "id": f"{sampling}-{converted.value['id']}",
+                        "family": sampling,
+                        "sampling": sampling,
+                    }
                 )
-            yield name, one
+            yield name, converted
 
 
 def _read_gqa(files: Files) -> Iterator[tuple[str, Record]]:
@@ -59,13 +64,13 @@ def _read_gqa(files: Files) -> Iterator[tuple[str, Record]]:
             yield name, convert(Record(key, {"id": key, "n_objects": n_objects, "row": value}), _gqa)
 
 
-def _gqa(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    row, types = found["row"], found["row"].get("types") or {}
+def _gqa(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    row, types = record["row"], record["row"].get("types") or {}
     steps = row.get("semantic") or []
     relations = [str(s.get("argument", "")) for s in steps if str(s.get("operation", "")).endswith("rel")]
     spatial = any("to the left of" in r or "to the right of" in r for r in relations)
     return {
-        "id": found["id"],
+        "id": record["id"],
         "image": row["imageId"],
         "question": row["question"],
         "answer": row.get("answer"),
@@ -76,7 +81,7 @@ def _gqa(found: Mapping[str, Any]) -> Mapping[str, Any]:
         "balanced": row.get("isBalanced"),
         "left_right": spatial,
         "n_steps": len(steps),
-        "n_objects": found["n_objects"].get(row["imageId"]),
+        "n_objects": record["n_objects"].get(row["imageId"]),
     }
 
 
@@ -86,19 +91,19 @@ def _read_vqa(files: Files) -> Iterator[tuple[str, Record]]:
     for name in files.names:
         if "annotations" in name:
             for record in files.records(name):
-                one = convert(record, _vqa_answers)
-                if one.value is None:
-                    yield name, one
+                converted = convert(record, _vqa_answers)
+                if converted.value is None:
+                    yield name, converted
                 else:
-                    answers |= one.value
+                    answers |= converted.value
 
     def fields(row: Mapping[str, Any]) -> Mapping[str, Any]:
-        given, answer_type, question_type = orjson.loads(answers.get(row["question_id"], b"[null, null, null]"))
+        answer, answer_type, question_type = orjson.loads(answers.get(row["question_id"], b"[null, null, null]"))
         return {
             "id": row["question_id"],
             "image": f"{int(row['image_id']):012d}",
             "question": row["question"],
-            "answer": given,
+            "answer": answer,
             "family": answer_type,
             "group": row["image_id"],
             "question_type": question_type,
@@ -111,8 +116,8 @@ def _read_vqa(files: Files) -> Iterator[tuple[str, Record]]:
 
 
 def _vqa_answers(row: Mapping[str, Any]) -> dict[Any, bytes]:
-    given = [one["answer"] for one in row["answers"]] or None
-    return {row["question_id"]: orjson.dumps((given, row.get("answer_type"), row.get("question_type")))}
+    given_answers = [annotation["answer"] for annotation in row["answers"]] or None
+    return {row["question_id"]: orjson.dumps((given_answers, row.get("answer_type"), row.get("question_type")))}
 
 
 def _textvqa(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -167,11 +172,11 @@ def _read_captions(files: Files) -> Iterator[tuple[str, Record]]:
     for name in files.names:
         names = {image["id"]: image["file_name"] for image in files.members(name, "images")}
         for number, value in enumerate(files.members(name, "annotations")):
-            one = Record(f"annotations[{number}]", value)
+            annotation = Record(f"annotations[{number}]", value)
             yield (
                 name,
                 convert(
-                    one,
+                    annotation,
                     lambda r, names=names: {  # type: ignore[misc]
                         "id": r["id"],
                         "image": names[r["image_id"]],

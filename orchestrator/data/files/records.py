@@ -119,10 +119,10 @@ def _listed(document: Any, name: str, key: str | None) -> list[Any]:
 
 def _only_list(kinds: Mapping[str, str], name: str, key: str | None) -> str:
     """The name of the list among an object's members, given their types."""
-    lists = [one for one, kind in kinds.items() if kind == "list"]
+    lists = [member for member, kind in kinds.items() if kind == "list"]
     if key is None and len(lists) != 1:
-        found = sorted(one for one in kinds if one)
-        raise DataError(f"{name}: expected a list of records, or an object with one, found keys {found}")
+        names = sorted(member for member in kinds if member)
+        raise DataError(f"{name}: expected a list of records, or an object with one, found keys {names}")
     if key is not None and key not in lists:
         raise DataError(f"{name}: expected a list {key!r} in an object.{did_you_mean(key, lists)}")
     return key or lists[0]
@@ -243,12 +243,12 @@ def _counting_leaf(file: pq.ParquetFile, column: str) -> tuple[str | None, bool]
     counts as one picture.
     """
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-    own = [leaf for leaf in leaves if leaf.split(".")[0] == column]
-    light = [leaf for leaf in own if leaf.rsplit(".", 1)[-1] != "bytes" and leaf != column]
+    own_leaves = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+    light = [leaf for leaf in own_leaves if leaf.rsplit(".", 1)[-1] != "bytes" and leaf != column]
     listed = _is_list(file.schema_arrow.field(column).type)
     if listed and not pa.types.is_struct(file.schema_arrow.field(column).type.value_type):
         light = []
-    return (light[0], True) if light else (own[0], False) if listed else (None, True)
+    return (light[0], True) if light else (own_leaves[0], False) if listed else (None, True)
 
 
 def _counts(cells: pa.Array) -> list[int]:

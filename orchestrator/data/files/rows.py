@@ -73,19 +73,19 @@ class RowMaker:
             choices; the reason names field and value, and the caller adds file and line.
         """
         columns = _Columns(records, self.names)
-        found: dict[str, list[Any]] = {}
-        found["question"] = columns.texts("question", needed=True)
-        found["image"] = columns.converted("image", columns.images(), _images)
+        fields: dict[str, list[Any]] = {}
+        fields["question"] = columns.texts("question", needed=True)
+        fields["image"] = columns.converted("image", columns.images(), _images)
         for key, convert in _CONVERT.items():
-            found[key] = columns.converted(key, columns.raw(key), convert)
+            fields[key] = columns.converted(key, columns.raw(key), convert)
         for key in ("id", "family", "group", "split"):
-            found[key] = columns.texts(key)
+            fields[key] = columns.texts(key)
         for key in ("image", "answer"):
-            found[key] = [value or () for value in found[key]]
-        columns.check_choices(found["choices"], found["answer"])
-        found["id"] = [f"row-{first + i:07d}" if value is None else value for i, value in enumerate(found["id"])]
-        found["family"] = [value or "question" for value in found["family"]]
-        return Rows(found, columns.attributes(), columns.reasons)
+            fields[key] = [value or () for value in fields[key]]
+        columns.check_choices(fields["choices"], fields["answer"])
+        fields["id"] = [f"row-{first + i:07d}" if value is None else value for i, value in enumerate(fields["id"])]
+        fields["family"] = [value or "question" for value in fields["family"]]
+        return Rows(fields, columns.attributes(), columns.reasons)
 
 
 class _Columns:
@@ -114,24 +114,24 @@ class _Columns:
         kinds = set(map(type, values))
         if kinds == {NoneType}:
             return [convert(None, key)] * len(values)
-        known: dict[Any, tuple[Any, str | None]] = {}
-        found = []
+        cache: dict[Any, tuple[Any, str | None]] = {}
+        results = []
         for i, value in enumerate(values):
             kind = type(value)
             plain = kind is str or (kind is list and {str}.issuperset(map(type, value)))
             name = value if kind is str else tuple(value) if plain else None
-            result = known.get(name) if plain else None
+            result = cache.get(name) if plain else None
             if result is None:
                 try:
                     result = convert(value, key), None
                 except DataError as error:
                     result = None, str(error)
                 if plain:
-                    known[name] = result
+                    cache[name] = result
             if result[1] is not None:
                 self.reasons.setdefault(i, result[1])
-            found.append(result[0])
-        return found
+            results.append(result[0])
+        return results
 
     def texts(self, key: str, *, needed: bool = False) -> list[Any]:
         """Values of a field of texts, without the spaces around them."""
@@ -163,7 +163,7 @@ class _Columns:
     def attributes(self) -> dict[str, list[Any]]:
         used = set(self.names.values())
         keys = {key: None for names in dict.fromkeys(map(tuple, self.records)) for key in names}
-        found: dict[str, list[Any]] = {}
+        columns: dict[str, list[Any]] = {}
         for key in keys:
             if key in used:
                 continue
@@ -173,8 +173,8 @@ class _Columns:
                 values = [record.get(key) if beside in record else None for record in self.records]
                 if set(map(type, values)) == {NoneType}:
                     continue
-            found[str(key)] = self._attribute(str(key), values)
-        return found
+            columns[str(key)] = self._attribute(str(key), values)
+        return columns
 
     def _attribute(self, key: str, values: list[Any]) -> list[Any]:
         kinds = set(map(type, values))
@@ -199,11 +199,11 @@ def _images(value: Any, key: str) -> tuple[str, ...]:
     if value is None:
         return ()
     names = _texts(value, key) if isinstance(value, list | tuple) else (_text(value, key),)
-    found = tuple(safe_name(name, key) for name in names or () if name is not None)
-    for name in found:
+    paths = tuple(safe_name(name, key) for name in names or () if name is not None)
+    for name in paths:
         if name.lower().endswith(VIDEOS):
             raise DataError(f"image: {name!r} is a video; expected pictures (its frames as a list of files, say)")
-    return found
+    return paths
 
 
 def _tier(value: Any, key: str) -> str | None:
@@ -229,8 +229,8 @@ def _measure(value: Any, key: str) -> float | None:
         return None
     if isinstance(value, str) and re.fullmatch(NUMBER, value.strip()):
         value = float(value)
-    found = _numbers([value], key, 1)
-    return None if found is None else found[0]
+    numbers = _numbers([value], key, 1)
+    return None if numbers is None else numbers[0]
 
 
 def _text(value: Any, key: str) -> str | None:
@@ -247,10 +247,10 @@ def _text(value: Any, key: str) -> str | None:
 
 
 def _needed(value: Any, key: str) -> str:
-    found = _text(value, key)
-    if found is None:
+    text = _text(value, key)
+    if text is None:
         raise DataError(f"{key}: it is empty")
-    return found
+    return text
 
 
 def _texts(value: Any, key: str) -> tuple[str, ...] | None:
@@ -259,16 +259,16 @@ def _texts(value: Any, key: str) -> tuple[str, ...] | None:
     values = value if isinstance(value, list | tuple) else [value]
     if not values:
         raise DataError(f"{key}: the list is empty")
-    return tuple(_needed(one, key) for one in values)
+    return tuple(_needed(entry, key) for entry in values)
 
 
 def _numbers(value: Any, key: str, n: int) -> tuple[float, ...] | None:
     if value is None:
         return None
     good = isinstance(value, list | tuple) and len(value) == n
-    if not good or not all(type(one) in (int, float) and math.isfinite(one) for one in value):
+    if not good or not all(type(number) in (int, float) and math.isfinite(number) for number in value):
         raise DataError(f"{key}: expected {n} finite number(s), found {value!r:.80}")
-    return tuple(float(one) for one in value)
+    return tuple(float(number) for number in value)
 
 
 def _attribute(value: Any, key: str) -> Any:

@@ -45,7 +45,7 @@ class QuestionSource(QuestionRows):
         several = {i: self._images(i) for i in _several_files(table)}
         names = table["image"].unique().drop_nulls().to_list()
         names = list(dict.fromkeys([*names, *(name for images in several.values() for name in images)]))
-        gone = {name for name, found in zip(names, self.pictures.there(names), strict=True) if not found}
+        gone = {name for name, exists in zip(names, self.pictures.there(names), strict=True) if not exists}
         missing = table["image"].is_in(list(gone)).fill_null(False).to_numpy().copy()
         missing[[i for i, images in several.items() if gone.intersection(images)]] = True
         if missing.sum() > self.config.max_rejected_fraction * len(self) + 1e-9:
@@ -83,7 +83,7 @@ class QuestionSource(QuestionRows):
                 self._checked[index] = None, size
             except DataError as error:
                 self._checked[index] = str(error), None
-                faults = [one for one, _ in self._checked.values() if one is not None]
+                faults = [message for message, _ in self._checked.values() if message is not None]
                 if len(faults) > self.config.max_rejected_fraction * len(self) + 1e-9:
                     shown = "\n  ".join(faults[:MAX_NAMED])
                     raise DataError(
@@ -95,14 +95,14 @@ class QuestionSource(QuestionRows):
     def rejected(self, passed_over: Mapping[int, str]) -> list[tuple[int, str, str]]:
         """Place, id and fault, with file and line, of each bad row, each without its image file, and those given."""
         bad = self.columns("reason")["reason"]
-        found = {i: bad[i] for i in bad.is_not_null().arg_true().to_list()}
+        faults = {i: bad[i] for i in bad.is_not_null().arg_true().to_list()}
         rows = [(i, name) for i in np.flatnonzero(~self.present).tolist() for name in self._images(i)]
-        for (i, name), there in zip(rows, self.pictures.there([name for _, name in rows]), strict=True):
-            if not there:
-                found.setdefault(i, f"{self._place(i)}: {self.pictures.path(name)}: missing file")
+        for (i, name), exists in zip(rows, self.pictures.there([name for _, name in rows]), strict=True):
+            if not exists:
+                faults.setdefault(i, f"{self._place(i)}: {self.pictures.path(name)}: missing file")
         for i, fault in passed_over.items():
-            found.setdefault(i, fault)
-        return [(i, str(self.ids[i]), found[i]) for i in sorted(found)]
+            faults.setdefault(i, fault)
+        return [(i, str(self.ids[i]), faults[i]) for i in sorted(faults)]
 
     def question(self, index: int, size: tuple[int, int] | None = None) -> Question:
         """The question of a row.
@@ -126,10 +126,10 @@ class QuestionSource(QuestionRows):
         row = json.loads(record["row"])
         if not record["n_images"]:
             raise DataError(f"{row['place']}: it has no image; capture takes one or more")
-        image, *more = self._pictures(record, row)
-        check_place(row, None if more else (image.shape[1], image.shape[0]))
+        image, *others = self._pictures(record, row)
+        check_place(row, None if others else (image.shape[1], image.shape[0]))
         attributes = self.attributes(index)
-        return Sample(record["id"], image, attributes, prompt=prompt_of(row, self.config), more=tuple(more))
+        return Sample(record["id"], image, attributes, prompt=prompt_of(row, self.config), more=tuple(others))
 
     def shown(self, index: int) -> np.ndarray | list[np.ndarray] | None:
         """What is shown with row `index`: its image, RGB uint8 (height, width, 3), several in order, None for none.

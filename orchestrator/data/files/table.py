@@ -74,8 +74,8 @@ def write_table(file: Any, files: Files, layout: Layout, shape: Shape) -> None:
             hashes.append(pl.Series(good, dtype=pl.String).hash().to_numpy())
             writer.write_table(table, row_group_size=GROUP_ROWS)
             first += len(batch)
-        every = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0)
-        summary = {"kinds": kinds.found(), "twice": bool((every[1:] == every[:-1]).any())}
+        sorted_hashes = np.sort(np.concatenate(hashes)) if hashes else np.zeros(0)
+        summary = {"kinds": kinds.found(), "twice": bool((sorted_hashes[1:] == sorted_hashes[:-1]).any())}
         writer.add_key_value_metadata({"vtsweep": json.dumps(summary)})
 
 
@@ -101,7 +101,9 @@ def _table(
     columns: dict[str, list[Any]] = {
         **{key: rows.fields[key] for key in ("id", "family", "tier", "complexity", "group", "split")},
         "image": [images[0] if images else None for images in rows.fields["image"]],
-        "n_images": [image_rows[i][1] if i in image_rows else len(one) for i, one in enumerate(rows.fields["image"])],
+        "n_images": [
+            image_rows[i][1] if i in image_rows else len(paths) for i, paths in enumerate(rows.fields["image"])
+        ],
         "image_file": [files[name] if i in image_rows else None for i, (name, _) in enumerate(batch)],
         "image_row": [image_rows[i][0] if i in image_rows else None for i in range(len(batch))],
         "answer": [answers[0] if answers else None for answers in rows.fields["answer"]],
@@ -114,7 +116,7 @@ def _table(
             values_of[i] = None
         columns["id"][i], columns["answered"][i], columns["row"][i] = f"bad-{first + i:07d}", False, "{}"
         columns["reason"][i] = f"{places[i]}: {reason}"
-    arrays = {name: pa.array(found, SCHEMA.field(name).type) for name, found in columns.items()}
+    arrays = {name: pa.array(column, SCHEMA.field(name).type) for name, column in columns.items()}
     arrays["numbers"] = _numbers(rows, good, places, kinds)
     ids = columns["id"] if len(good) == len(batch) else [columns["id"][i] for i in good]
     return pa.Table.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA), ids
@@ -131,18 +133,18 @@ def _apart(values: list[Any]) -> tuple[list[Any], dict[int, tuple[int, int]]]:
         if type(value) is dict and isinstance(value.get("image_row", 0), tuple | None)
     }
     for i in rows:
-        values[i] = {key: one for key, one in values[i].items() if key != "image_row"}
+        values[i] = {key: entry for key, entry in values[i].items() if key != "image_row"}
     return values, {i: row for i, row in rows.items() if row is not None}
 
 
 def _numbers(rows: Rows, good: Sequence[int], places: Sequence[str], kinds: Kinds) -> pa.Array:
     """Column `numbers`: those of a good row's attributes that are numbers, by name; null for a bad row."""
-    n, found = len(places), np.full((len(places), len(rows.attributes)), np.nan)
+    n, numbers = len(places), np.full((len(places), len(rows.attributes)), np.nan)
     for k, (key, values) in enumerate(rows.attributes.items()):
-        known = values if len(good) == n else [values[i] for i in good]
-        found[good, k] = kinds.add(key, known, lambda i: places[good[i]])
-    row, key_of = np.isfinite(found).nonzero()
+        valid = values if len(good) == n else [values[i] for i in good]
+        numbers[good, k] = kinds.add(key, valid, lambda i: places[good[i]])
+    row, key_of = np.isfinite(numbers).nonzero()
     keys = pa.array(list(rows.attributes), pa.string()).take(pa.array(key_of))
     ends = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
     offsets = pa.array(ends, pa.int32(), mask=np.append(~np.isin(np.arange(n), good), False))
-    return pa.MapArray.from_arrays(offsets, keys, pa.array(found[row, key_of]))
+    return pa.MapArray.from_arrays(offsets, keys, pa.array(numbers[row, key_of]))

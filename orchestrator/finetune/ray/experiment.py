@@ -57,22 +57,22 @@ class Experiment:
         entries += [self._entry("trial", point) for point in points]
         return self._fit({"entry": entries}, len(entries), None)
 
-    def run_samples(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
+    def run_samples(self, samples: Sequence[Sample], records: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
         """Run samples that have no record yet, on values drawn in advance; returns failures."""
         entries = [self._entry("baseline", point) for point in self._baselines([s.base for s in samples])]
         entries += [self._entry("trial", s.base, s.point, s.number, s.values) for s in samples]
         scheduler = None
         if any(s.base.run.finetune.prune for s in samples):
             scheduler = PointASHA(max(s.base.run.finetune.n_steps for s in samples))
-            for record in known.values():
+            for record in records.values():
                 scheduler.replay(record.point, record.number, record.rungs)
         return self._fit({"entry": entries}, len(entries), scheduler)
 
-    def run_optuna(self, samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
+    def run_optuna(self, samples: Sequence[Sample], records: Mapping[tuple[str, int], SampleRecord]) -> dict[str, str]:
         """Run the remaining samples of one point, on values that Optuna proposes from the known scores."""
         from ray.tune.search.optuna import OptunaSearch
 
-        base, earlier = samples[0].base, sorted(known.values(), key=lambda r: r.number)
+        base, earlier = samples[0].base, sorted(records.values(), key=lambda r: r.number)
         known_scores: dict[str, Any] = {}
         if earlier:
             known_scores["points_to_evaluate"] = [{f"search/{k}": v for k, v in r.values.items()} for r in earlier]

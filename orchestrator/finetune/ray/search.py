@@ -126,11 +126,11 @@ def search_folder(samples: Sequence[Sample], search: Mapping[str, SearchAxis], a
     return SearchFolder.of(list(dict.fromkeys(s.point for s in samples)), search, algorithm, storage)
 
 
-def unfinished_samples(samples: Sequence[Sample], known: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
+def unfinished_samples(samples: Sequence[Sample], records: Mapping[tuple[str, int], SampleRecord]) -> list[Sample]:
     """Samples without a record, and those whose record names a trial that does not exist."""
 
     def settled(sample: Sample) -> bool:
-        record = known.get((sample.point, sample.number))
+        record = records.get((sample.point, sample.number))
         if record is None or (sample.values is not None and record.values != dict(sample.values)):
             return False
         trial = sampled_point(sample.base, record.values).stages["finetune"]
@@ -155,8 +155,8 @@ def is_searched(points: Sequence[ResolvedPoint], search: Mapping[str, SearchAxis
     """Whether every sample of a search has its outcome, from the records and the names of finished trials alone."""
     first = points[0].run
     algorithm = first.finetune.search_algorithm if first.how.backend == "ray" else "random"
-    found = searches(draw_samples(points, search), search, algorithm)
-    return not any(unfinished_samples(samples, folder.read()) for samples, folder in found)
+    parts = searches(draw_samples(points, search), search, algorithm)
+    return not any(unfinished_samples(samples, folder.read()) for samples, folder in parts)
 
 
 def check_samples(
@@ -168,7 +168,7 @@ def check_samples(
         StageError: a sample failed or has no result, or no sample of a point completed.
     """
     problems = dict(failures)
-    done: dict[str, list[ResolvedPoint]] = {sample.point: [] for sample in samples}
+    completed: dict[str, list[ResolvedPoint]] = {sample.point: [] for sample in samples}
     for sample in samples:
         name = f"sample {sample.number} of point {sample.point[:6]}"
         record = records.get((sample.point, sample.number))
@@ -179,16 +179,16 @@ def check_samples(
         if record.state == "done":
             trial = sample_point(sample.base, sample.number, record.values)
             if trial.stages["finetune"].is_done():
-                done[sample.point].append(trial)
+                completed[sample.point].append(trial)
             else:
                 problems[name] = "its record is marked done, but its trial is not"
     if problems:
         lines = "\n".join(f"  {name}: {reason}" for name, reason in problems.items())
         raise StageError(f"search: {len(problems)} of {len(samples)} samples failed; the others are kept:\n{lines}")
-    for point, trials in done.items():
+    for point, trials in completed.items():
         if not trials:
             raise StageError(
                 f"search: every sample of point {point[:6]} diverged or was stopped; none has a result. Narrow the "
                 "space, for example to lower learning rates"
             )
-    return [trial for trials in done.values() for trial in trials]
+    return [trial for trials in completed.values() for trial in trials]

@@ -76,9 +76,9 @@ def _search_local(
 ) -> list[ResolvedPoint]:
     samples = draw_samples(points, search)
     folder = search_folder(samples, search, "random")
-    known, failures = folder.read(), {}
+    records, failures = folder.read(), {}
     with Progress("finetune", total=len(samples), unit="trials", quiet=quiet) as progress:
-        for sample in unfinished_samples(samples, known):
+        for sample in unfinished_samples(samples, records):
             trial = sample.resolved
             fields: dict[str, Any] = {
                 "point": sample.point,
@@ -144,11 +144,11 @@ def _run_ray(
         if search:
             experiment = Experiment(how, resources, quiet, dict(search), watch=watch)
             return _search_on_ray(points, experiment, algorithm)
-        left = _unfinished(points)
-        failures = Experiment(how, resources, quiet).run_points(left)
+        pending = _unfinished(points)
+        failures = Experiment(how, resources, quiet).run_points(pending)
         for point in _unfinished(points):
             failures.setdefault(describe(point.run), "it ended without a result")
-        _raise_failures(failures, len(left))
+        _raise_failures(failures, len(pending))
         return list(points)
 
 
@@ -156,18 +156,18 @@ def _search_on_ray(points: Sequence[ResolvedPoint], experiment: Experiment, algo
     samples = draw_samples(points, experiment.search)
     if algorithm != "optuna":
         folder = search_folder(samples, experiment.search, algorithm)
-        known = folder.read()
-        left = unfinished_samples(samples, known)
-        failures = replace(experiment, folder=folder).run_samples(left, known) if left else {}
+        records = folder.read()
+        pending = unfinished_samples(samples, records)
+        failures = replace(experiment, folder=folder).run_samples(pending, records) if pending else {}
         return check_samples(samples, folder.read(), failures)
-    done: list[ResolvedPoint] = []
+    completed: list[ResolvedPoint] = []
     for requested, folder in searches(samples, experiment.search, algorithm):  # one point at a time
-        known = folder.read()
-        left = unfinished_samples(requested, known)
-        kept = {key: record for key, record in known.items() if key[1] not in {s.number for s in left}}
-        failures = replace(experiment, folder=folder).run_optuna(left, kept) if left else {}
-        done += check_samples(requested, folder.read(), failures)
-    return done
+        records = folder.read()
+        pending = unfinished_samples(requested, records)
+        earlier = {key: record for key, record in records.items() if key[1] not in {s.number for s in pending}}
+        failures = replace(experiment, folder=folder).run_optuna(pending, earlier) if pending else {}
+        completed += check_samples(requested, folder.read(), failures)
+    return completed
 
 
 def _unfinished(points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:

@@ -90,21 +90,22 @@ def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
     table, plain = windows(base), without_knockout(base)
     tiers = [t for t in ("low", "high") if t in set(table["tier"])]
     width = table["last_layer"] - table["first_layer"]
-    some, whole = table.filter(width == width.min()), table.filter(width == width.max())
-    places = some.select("first_layer", "last_layer").unique().sort("first_layer").rows()
+    narrow, widest = table.filter(width == width.min()), table.filter(width == width.max())
+    places = narrow.select("first_layer", "last_layer").unique().sort("first_layer").rows()
     n_slots = len(places) + (1.5 if width.max() > width.min() else 0)  # type: ignore[operator]
     figure, panels = new_panels(len(tiers), width=max(4.2, 0.5 * n_slots + 1), height=2.9, share_y=True)
     for axes, tier in zip(panels, tiers, strict=True):
         families = [family for family, t in _questions(table) if t == tier]
         thick = 0.8 / max(1, len(families))
         for number, family in enumerate(families):
-            mine = (pl.col("family") == family) & (pl.col("tier") == tier)
+            of_panel = (pl.col("family") == family) & (pl.col("tier") == tier)
             bars = [
-                (float(x), some.filter(mine & (pl.col("first_layer") == first))) for x, (first, _) in enumerate(places)
+                (float(x), narrow.filter(of_panel & (pl.col("first_layer") == first)))
+                for x, (first, _) in enumerate(places)
             ]
             if n_slots > len(places):
-                bars.append((len(places) + 0.5, whole.filter(mine)))
-            level = plain.filter(mine)["accuracy"].drop_nulls()
+                bars.append((len(places) + 0.5, widest.filter(of_panel)))
+            level = plain.filter(of_panel)["accuracy"].drop_nulls()
             for x, rows in bars:
                 if rows.height and (row := rows.row(0, named=True))["accuracy"] is not None:
                     at = x - 0.4 + (number + 0.5) * thick

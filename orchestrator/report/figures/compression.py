@@ -50,8 +50,8 @@ def layer_curves_figure(
         tap: tap to draw.
     """
     curves = curves.filter((pl.col("tap") == tap) & pl.col("mean").is_finite())
-    there = curves["metric"].unique(maintain_order=True).to_list()
-    chosen = [m for m in (metrics or main_metrics(there)) if m in there]
+    measured = curves["metric"].unique(maintain_order=True).to_list()
+    chosen = [m for m in (metrics or main_metrics(measured)) if m in measured]
     figure, panels = new_panels(len(chosen), columns=4)
     for axes, metric in zip(panels, chosen, strict=True):
         for group in GROUPS:
@@ -70,8 +70,10 @@ def layer_curves_figure(
         layer_axis(axes, LAYER_AXIS.get(tap, "layer"))
     legend(figure, panels, "outside upper right", 2)
     n = int(curves["n"].max() or 0)  # type: ignore[arg-type]
-    where = "" if tap == "decoder" else f"{TAP_NAMES.get(tap, tap)} · "
-    head(figure, f"Compression by layer · {where}{title} · n = {n} images, band = 95 % bootstrap interval of the mean")
+    tap_name = "" if tap == "decoder" else f"{TAP_NAMES.get(tap, tap)} · "
+    head(
+        figure, f"Compression by layer · {tap_name}{title} · n = {n} images, band = 95 % bootstrap interval of the mean"
+    )
     return figure
 
 
@@ -107,14 +109,14 @@ def rho_figure(
     tap: str = "decoder",
 ) -> Figure:
     """Figures 2 and 3: layer x attribute heat maps of rho, one panel a metric; crosses mark q >= 0.05."""
-    there = (
+    measured = (
         correlations.filter((pl.col("tap") == tap) & (pl.col("group") == group) & (pl.col("statistic") == statistic))[
             "metric"
         ]
         .unique(maintain_order=True)
         .to_list()
     )
-    chosen = [m for m in (metrics or headline_metrics(there)) if m in there]
+    chosen = [m for m in (metrics or headline_metrics(measured)) if m in measured]
     first_layers, first_attributes, _, _ = rho_grid(correlations, chosen[0], group, statistic, tap)
     figure, panels = new_panels(
         len(chosen),

@@ -30,8 +30,8 @@ def _finish(figure: Figure, panels: list[Axes], title: str) -> Figure:
     return figure
 
 
-def _rows(table: pl.DataFrame, **where: object) -> pl.DataFrame:
-    return table.filter(*(pl.col(column) == value for column, value in where.items()))
+def _rows(table: pl.DataFrame, **values: object) -> pl.DataFrame:
+    return table.filter(*(pl.col(column) == value for column, value in values.items()))
 
 
 def _curve(axes: Axes, rows: pl.DataFrame, columns: Sequence[str], colour: str, label: str, dash: str = "-") -> None:
@@ -54,11 +54,11 @@ def routes_figure(routes: pl.DataFrame, title: str) -> Figure:
     for axes, tier in zip(panels, tiers, strict=False):
         axes.axhline(0, color="0.5", lw=0.8)
         for k, (source, target) in enumerate(names):
-            own = {"tier": tier, "source": source, "target": target}
+            setting = {"tier": tier, "source": source, "target": target}
             label, colour = f"{source} to {target}", colour_of("", k)
-            rows = _rows(narrow, **own).sort("centre")
+            rows = _rows(narrow, **setting).sort("centre")
             _curve(axes, rows, ("centre", "change", "change_low", "change_high"), colour, label)
-            for row in _rows(whole, **own).iter_rows(named=True):
+            for row in _rows(whole, **setting).iter_rows(named=True):
                 if row["change"] is not None:
                     at = row["last_layer"] + 1.2 + 0.15 * k
                     axes.plot([at], [row["change"]], marker="D", ms=4, color=colour, ls="")
@@ -133,26 +133,26 @@ def attention_figure(attention: pl.DataFrame, title: str) -> Figure:
 @styled
 def attention_map_figure(maps: Sequence[AttentionMap], title: str) -> Figure:
     """One row a question: the picture, then the attention to its tokens (1 = equal share) over layers."""
-    columns = max(len(one.layers) for one in maps)
+    columns = max(len(shown.layers) for shown in maps)
     figure, panels = new_panels(len(maps) * (columns + 1), width=1.35, height=1.5, columns=columns + 1)
-    limit = float(max(np.nanquantile(one.relative, 0.99) for one in maps))
+    limit = float(max(np.nanquantile(shown.relative, 0.99) for shown in maps))
     image = None
-    for row, one in enumerate(maps):
+    for row, shown in enumerate(maps):
         axes = panels[row * (columns + 1)]
-        axes.imshow(one.thumbnail)
-        axes.set_xlabel(one.words, fontsize=6, wrap=True)
+        axes.imshow(shown.thumbnail)
+        axes.set_xlabel(shown.words, fontsize=6, wrap=True)
         for k in range(columns):
             axes = panels[row * (columns + 1) + 1 + k]
-            if k >= len(one.layers):
+            if k >= len(shown.layers):
                 axes.set_visible(False)
                 continue
-            high, wide = one.thumbnail.shape[:2]
-            axes.imshow(one.thumbnail, extent=(0, wide, high, 0))
-            values = np.ma.masked_invalid(one.relative[k])
+            high, wide = shown.thumbnail.shape[:2]
+            axes.imshow(shown.thumbnail, extent=(0, wide, high, 0))
+            values = np.ma.masked_invalid(shown.relative[k])
             image = axes.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=limit, alpha=0.7, extent=(0, wide, high, 0))
             axes.set_facecolor(MISSING)
             if row == 0:
-                axes.set_title(f"layer {one.layers[k]}", fontsize=8)
+                axes.set_title(f"layer {shown.layers[k]}", fontsize=8)
     for axes in panels:
         axes.set_xticks([])
         axes.set_yticks([])

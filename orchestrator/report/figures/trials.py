@@ -31,8 +31,8 @@ def column_words(column: str) -> str:
     kind, *rest = column.split("/")
     if kind in ("delta", "compression") and len(rest) == 3:
         group, metric, third = rest
-        what = metric_short(metric)
-        return ("Change of " + what[0].lower() + what[1:] if kind == "delta" else what) + f", {group}, {third} layers"
+        name = metric_short(metric)
+        return ("Change of " + name[0].lower() + name[1:] if kind == "delta" else name) + f", {group}, {third} layers"
     words = {"accuracy": "Accuracy", "accuracy_base": "Accuracy of the base model", "drift": "Drift"}
     return ", ".join([words.get(kind, kind), *(r.replace("_", " ") for r in rest)])
 
@@ -56,15 +56,15 @@ def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
 
     With too few trials to rank, the headline metrics of the middle layers.
     """
-    done = finished(trials)
+    completed = finished(trials)
     scored = []
-    for column in compression_columns(done):
-        pair = done.select(column, outcome).drop_nulls()
+    for column in compression_columns(completed):
+        pair = completed.select(column, outcome).drop_nulls()
         if pair.height > 2 and pair[column].n_unique() > 1 and pair[outcome].n_unique() > 1:
             rho = pair.select(pl.corr(column, outcome, method="spearman")).item()
             scored.append((-abs(rho), column))
     if not scored:
-        middle = [c for c in compression_columns(done) if c.endswith("/middle") and c.split("/")[2] in HEADLINE]
+        middle = [c for c in compression_columns(completed) if c.endswith("/middle") and c.split("/")[2] in HEADLINE]
         return sorted(middle, key=lambda c: (HEADLINE.index(c.split("/")[2]), c))[:n]
     chosen: dict[str, str] = {}
     for _, column in sorted(scored):
@@ -78,22 +78,22 @@ def first_column(trials: pl.DataFrame, outcome: str, sweep: Mapping[str, Any]) -
     named = [r["outcome"] for r in sweep.get("contrasts", []) if r["primary"] and r["outcome"] in columns]
     if named:
         return named[0], "named as a primary outcome before the sweep ran"
-    mine = [c for c in columns if c.split("/")[1] == "vision"] or columns
-    best = [c for c in best_columns(trials, outcome, len(columns)) if c in mine] if outcome else []
+    of_vision = [c for c in columns if c.split("/")[1] == "vision"] or columns
+    best = [c for c in best_columns(trials, outcome, len(columns)) if c in of_vision] if outcome else []
     if best:
-        how = f"the one of {len(mine)} that goes most with {column_words(outcome).lower()}: chosen by the outcome"
+        how = f"the one of {len(of_vision)} that goes most with {column_words(outcome).lower()}: chosen by the outcome"
         return best[0], how
-    return next(iter(mine), ""), ""
+    return next(iter(of_vision), ""), ""
 
 
 @styled
 def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Sequence[str] | None = None) -> Figure:
     """Compression against accuracy: a point a trial, ratio as colour, Pareto front (more accurate, more compressed)."""
-    done = finished(trials)
-    chosen = list(columns or best_columns(done, outcome))
+    completed = finished(trials)
+    chosen = list(columns or best_columns(completed, outcome))
     figure, panels = new_panels(max(1, len(chosen)), width=3.4, height=2.9, columns=4)
     for axes, column in zip(panels, chosen, strict=False):
-        part = done.select(column, outcome, "complexity_ratio").drop_nulls()
+        part = completed.select(column, outcome, "complexity_ratio").drop_nulls()
         if part.is_empty():
             axes.set_axis_off()
             continue
@@ -126,9 +126,9 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
     if chosen:
         figure.colorbar(dots, ax=panels, label="complexity ratio", shrink=0.8, aspect=25, pad=0.01)
         panels[0].legend(loc="best", fontsize=7.5)
-    n = len(compression_columns(done))
+    n = len(compression_columns(completed))
     how = "" if columns else f" · the {len(chosen)} of {n} columns that go most with accuracy"
-    head(figure, f"Compression against accuracy · {title} · {done.height} trials{how}")
+    head(figure, f"Compression against accuracy · {title} · {completed.height} trials{how}")
     return figure
 
 
@@ -138,22 +138,22 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
 
     `sweep` as for `effect_of_ratio`, which tells whose intervals are drawn.
     """
-    done = finished(trials)
-    tiers = [c for c in outcomes(done) if c.count("/") == 1]
+    completed = finished(trials)
+    tiers = [c for c in outcomes(completed) if c.count("/") == 1]
     high = "accuracy/high" if "accuracy/high" in tiers else tiers[0]
-    drifts = [c for c in ("drift/vision/late", "drift/text/late") if c in done.columns]
-    named, chosen = first_column(done, high, sweep or {})
-    changes = [c for c in dict.fromkeys([named, *best_columns(done, high, 2)]) if c][: 2 if drifts else 3]
+    drifts = [c for c in ("drift/vision/late", "drift/text/late") if c in completed.columns]
+    named, chosen = first_column(completed, high, sweep or {})
+    changes = [c for c in dict.fromkeys([named, *best_columns(completed, high, 2)]) if c][: 2 if drifts else 3]
     figure, panels = new_panels(1 + bool(drifts) + len(changes), width=3.3, height=2.7, columns=4)
     shown = {"accuracy/low": (SERIES_COLOURS[0], "o"), "accuracy/high": (SERIES_COLOURS[1], "s")}
     for column in tiers:
         colour, marker = shown.get(column, (SERIES_COLOURS[2], "^"))
-        effect = effect_of_ratio(done, column, sweep)
-        _ratio_curve(panels[0], done, column, effect, colour, marker, column.split("/")[1] + " tier")
+        effect = effect_of_ratio(completed, column, sweep)
+        _ratio_curve(panels[0], completed, column, effect, colour, marker, column.split("/")[1] + " tier")
         for kind, dash in (("accuracy_base", "--"), ("blind", ":")):
             level = f"{kind}/{column.split('/')[1]}"
-            if level in done.columns and done[level].drop_nulls().len():
-                panels[0].axhline(float(done[level].drop_nulls()[0]), color=colour, lw=1.1, ls=dash)
+            if level in completed.columns and completed[level].drop_nulls().len():
+                panels[0].axhline(float(completed[level].drop_nulls()[0]), color=colour, lw=1.1, ls=dash)
     panels[0].set_ylabel("accuracy (dashed: base model,\ndotted: best blind answers)")
     panels[0].set_ylim(0, 1.02)
     panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -161,7 +161,7 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
     panels[0].legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.0, 0.9))
     for column in drifts:
         group = column.split("/")[1]
-        _ratio_curve(panels[1], done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
+        _ratio_curve(panels[1], completed, column, effect_of_ratio(completed, column), colour_of(group), "o", group)
     if drifts:
         panels[1].set_title("Drift of states in late layers")
         panels[1].set_ylabel("|change| / |base state|")
@@ -169,9 +169,9 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
         panels[1].legend(fontsize=8)
     for axes, column in zip(panels[1 + bool(drifts) :], changes, strict=True):
         group = column.split("/")[1] if column.count("/") == 3 else "vision"
-        _ratio_curve(axes, done, column, effect_of_ratio(done, column), colour_of(group), "o", group)
+        _ratio_curve(axes, completed, column, effect_of_ratio(completed, column), colour_of(group), "o", group)
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
-        of = len(compression_columns(done))
+        of = len(compression_columns(completed))
         how = "primary outcome" if column == named and "primary" in chosen else f"chosen of {of} by the outcome"
         axes.set_title(f"{column_words(column).replace(', ', ',' + chr(10), 1)} ({how})", fontsize=8)
         axes.set_ylabel(_turned(axes, column, "up"))
@@ -184,11 +184,11 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
 
 
 def _ratio_curve(
-    axes: Axes, done: pl.DataFrame, column: str, effect: pl.DataFrame, colour: str, marker: str, label: str
+    axes: Axes, completed: pl.DataFrame, column: str, effect: pl.DataFrame, colour: str, marker: str, label: str
 ) -> None:
     x, mean = effect["complexity_ratio"].to_list(), effect["mean"].to_list()
     low = [m - (lo if lo is not None else m) for m, lo in zip(mean, effect["ci_low"], strict=True)]
     high = [(hi if hi is not None else m) - m for m, hi in zip(mean, effect["ci_high"], strict=True)]
     axes.errorbar(x, mean, yerr=[low, high], color=colour, marker=marker, markersize=4, capsize=2.5, label=label)
-    points = done.select("complexity_ratio", column).drop_nulls()
+    points = completed.select("complexity_ratio", column).drop_nulls()
     axes.scatter(points["complexity_ratio"], points[column], s=14, color=colour, alpha=0.5, linewidths=0)

@@ -1,7 +1,7 @@
 """The ablation stage: one shard per cell, then tables `policy`, `link` and `rivals` and the file `policy.yaml`.
 
-`work` is the unit of work and of resume. `run_ablate` runs the cells in order in this process, `orchestrator.ablate.ray`
-in Ray actors. This module does not import torch.
+`work` is the unit of work and of resume. `run_ablate` runs the cells in order in this process, `ablate/ray.py` in Ray
+actors. This module does not import torch.
 """
 
 from __future__ import annotations

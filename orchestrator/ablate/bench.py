@@ -159,7 +159,7 @@ class Bench:
         )
 
     def _kept(self, answered: Batch) -> list[list[int]]:
-        """Visual tokens of each row left from each depth on; for a depth that was not reached, those of the one before."""
+        """Visual tokens of each row left from each depth on; an unreached depth has those of the depth before."""
         counts = self.adapter.n_vision(answered)
         if (reduction := reduction_of(answered)) is None:
             return counts[:, None].tolist()

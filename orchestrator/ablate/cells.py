@@ -141,7 +141,7 @@ def unmet(method: str, n_layers: int, cross_layers: Sequence[int], budget: float
 
 
 def _inside(config: AblateConfig, n_layers: int, cross_layers: Sequence[int]) -> list[int]:
-    """Layers of deletion inside the decoder; of those between the same two layers that read the image only the first."""
+    """Layers of deletion inside the decoder; of layers between the same two that read the image only the first."""
     reading = list(cross_layers) or list(range(n_layers))
     chosen = config.inside_layers if config.inside_layers is not None else range(2, n_layers, 2)
     first_layers: dict[int, int] = {}

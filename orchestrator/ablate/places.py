@@ -1,4 +1,4 @@
-"""Tokens that an intervention acts on: parts of the image by boxes, and parts of the prompt. B rows, V visual tokens."""
+"""Tokens that an intervention acts on: parts of the image by boxes, parts of the prompt. B rows, V visual tokens."""
 
 from __future__ import annotations
 

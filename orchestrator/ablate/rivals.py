@@ -104,11 +104,11 @@ def _row(
 def rank_table(answers: pl.DataFrame) -> pl.DataFrame:
     """Table `rival_ranks`: methods ranked by accuracy within each tier, family and budget, and their mean rank.
 
-    Only methods that meet the budget are ranked. With a model of fixed resolution a downsampled image has all its tokens:
-    it is then a control in table `rivals` and has no rank.
+    Only methods that meet the budget are ranked. With a model of fixed resolution a downsampled image has all its
+    tokens: it is then a control in table `rivals` and has no rank.
 
-    A method is `tied` with the best if the 95 % interval of its paired difference, Bonferroni-corrected for the number of
-    comparisons, contains 0.
+    A method is `tied` with the best if the 95 % interval of its paired difference, Bonferroni-corrected for the number
+    of comparisons, contains 0.
     """
     rows = over_seeds(answers).filter(pl.col("method") != ALL_TOKENS)
     rows = rows.filter(pl.col("kept_share").mean().over("method", "budget") <= pl.col("budget") + OVER_BUDGET)

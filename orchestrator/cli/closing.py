@@ -1,4 +1,4 @@
-"""What a command says at its end: the closing summary, the state of a study, the next commands."""
+"""Summaries that commands print at their end: results of a study, its next commands, and checked files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from orchestrator.store.tables.core import TABLES
 
 
 def finished(study: Study, stage: Any) -> list[View]:
-    """The study's finished stages of one kind; none when the kind is not part of it."""
+    """The study's finished stages of one kind; empty if the study does not have the kind."""
     return [v for v in study.views(stage) if v.stage.is_done()] if stage in study.stages else []
 
 
@@ -57,13 +57,13 @@ def first_shard(view: View) -> dict[str, float]:
 
 
 def first_shard_line(label: str, parts: dict[str, float]) -> str:
-    """One line: the time to the first shard, and where it went."""
+    """One line: the time to the first shard, in total and by part."""
     shares = ", ".join(f"{name} {format_seconds(s)}" for name, s in parts.items() if name != "total")
     return f"First shard of {label} {format_seconds(parts['total'])} after the command: {shares}"
 
 
 def depth_rows(view: View) -> list[dict[str, Any]]:
-    """One row a headline metric: its mean over vision tokens by depth third, and which way is more compressed."""
+    """One row per headline metric: its mean over vision tokens by depth third, and its direction."""
     means = depth_means(view).filter(pl.col("group") == "vision")
     values = {row["third"]: row for row in means.iter_rows(named=True)}
     rows = []
@@ -76,7 +76,7 @@ def depth_rows(view: View) -> list[dict[str, Any]]:
 
 
 def probe_rows(view: View) -> list[dict[str, Any]]:
-    """One row an attribute: the best held-out score of mean vision and text tokens, and where text first knows it."""
+    """One row per attribute: best held-out score from mean vision and text tokens, and the first layer of text."""
     probes = view.stage.scan("probes").collect()
     tap = vision_tap(probes)
     vision = by_kind(probes).filter((pl.col("tap") == tap) & (pl.col("position_kind") == "vision_mean"))
@@ -96,7 +96,7 @@ def probe_rows(view: View) -> list[dict[str, Any]]:
 
 
 def trial_rows(study: Study) -> list[dict[str, Any]]:
-    """One row a finished trial: accuracy of both tiers before and after."""
+    """One row per finished trial: accuracy of both tiers before and after training."""
     rows = []
     for view in finished(study, "finetune"):
         row = view.stage.scan("trials").collect().row(0, named=True)
@@ -108,7 +108,7 @@ def trial_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def policy_rows(view: View) -> list[dict[str, Any]]:
-    """One row a kind of policy over all families of a tier, judged on images it was not chosen on; none without one."""
+    """One row per kind of policy over all families of a tier, judged on held-out images; empty without a policy."""
     if "policy" not in view.run.ablate.checks:
         return []
     table = view.stage.scan("policy").filter(pl.col("family") == "all").collect().fill_nan(None)
@@ -127,7 +127,7 @@ def policy_rows(view: View) -> list[dict[str, Any]]:
 
 
 def hypothesis_rows(study: Study) -> list[dict[str, Any]]:
-    """Rows of table `hypotheses` that were measured, as the study's report wrote it; none without a report."""
+    """Measured rows of table `hypotheses` from the study's report; empty without a report."""
     folder = study.folder.sub("report")
     if not folder.exists(HYPOTHESIS_FILE):
         return []
@@ -137,7 +137,7 @@ def hypothesis_rows(study: Study) -> list[dict[str, Any]]:
 
 
 def print_hypotheses(rows: list[dict[str, Any]], console: Console) -> None:
-    """The paper's claims with verdict, effect and the rule that was set beforehand."""
+    """Print the paper's claims with verdict, effect and their predefined rule."""
     for point in dict.fromkeys(row["point"] for row in rows):
         console.print(f"\n[bold]The studied paper's claims[/] ({escape(point)})", highlight=False)
         for row in (row for row in rows if row["point"] == point):
@@ -150,7 +150,7 @@ def print_hypotheses(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def print_outcome(study: Study, report: str | None = None) -> None:
-    """The closing summary: compression by depth, strongest correlations, probes, trials, and what to do next."""
+    """Print the closing summary: compression by depth, strongest correlations, probes, trials, next commands."""
     console = Console()
     for view in finished(study, "capture"):
         title = f"Compression of visual tokens by depth ({view.label}, {main_tap(view)})"
@@ -160,7 +160,7 @@ def print_outcome(study: Study, report: str | None = None) -> None:
     for view in finished(study, "correlate"):
         rows = strongest_correlations(view).to_dicts()
         if rows:
-            # The tap fits an 80-column terminal only where it says something.
+            # The column `tap` is left out if it is constant, to fit an 80-column terminal.
             taps = {row["tap"] for row in rows} - {"decoder"}
             shown = ("attribute", "metric", *(["tap"] if taps else []), "layer", "rho", "ci_low", "ci_high", "n")
             tried = view.stage.scan("correlations").select(pl.len()).collect().item()
@@ -191,7 +191,7 @@ def print_outcome(study: Study, report: str | None = None) -> None:
 
 
 def view_links(study: Study) -> dict[str, str]:
-    """Title -> address of the study's shared MLflow views; of a database on a disk while `vtsweep ui` serves it."""
+    """Title -> address of the study's shared MLflow views; a local database has the addresses of `vtsweep ui`."""
     from orchestrator.tracking.views import FIRST_PORT, page
 
     tracked = study.record.get("mlflow") or {}
@@ -200,7 +200,7 @@ def view_links(study: Study) -> dict[str, str]:
 
 
 def print_next(study: Study, report: str | None = None) -> None:
-    """Where the report is, links to MLflow's shared views, and commands worth running next."""
+    """Print the report's path, links to MLflow's shared views, and suggested next commands."""
     console = Console(soft_wrap=True, highlight=False)
     if report:
         console.print(f"\nreport: [bold]{report}[/]")
@@ -216,7 +216,7 @@ def print_next(study: Study, report: str | None = None) -> None:
 
 
 def verified(study: Study, *, redo: bool, quiet: bool = False) -> dict[str, Any]:
-    """What the files of a study's stages are now, as plain values; with `redo`, damaged shards are taken back."""
+    """Check the files of a study's stages against their checksums; with `redo`, delete damaged shards to be redone."""
     from orchestrator.store.verify import redo as take_back
     from orchestrator.store.verify import verify_study
 
@@ -239,7 +239,7 @@ def verified(study: Study, *, redo: bool, quiet: bool = False) -> dict[str, Any]
 
 
 def print_verified(result: dict[str, Any]) -> None:
-    """Print `verified` for people, and what to do where something is damaged."""
+    """Print the result of `verified`, and the command that repairs damage."""
     console = Console(soft_wrap=True, highlight=False)
     print_rows(f"{result['study']}: every file against its checksum", result["stages"], console)
     for row in result["damaged"]:

@@ -1,4 +1,4 @@
-"""What all commands share: the application, its arguments with their completion, and how they answer."""
+"""Common parts of all commands: the Typer application, arguments with shell completion, and output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-# Nothing is sent anywhere by the libraries below; must be set before they are imported.
+# Disables telemetry of the libraries; must be set before they are imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,11 +43,11 @@ def options(
     """Options of vtsweep itself."""
 
 
-# ---------------------------------------------------------------- completion: what a shell offers on the tab key
+# ---------------------------------------------------------------- shell completion
 
 
 def complete_sweep_files(incomplete: str) -> list[str]:
-    """Sweep files and folders below what is typed; those of `sweeps/` where nothing is."""
+    """Sweep files and folders that begin with the typed path; those of `sweeps/` for an empty one."""
     folder = Path(incomplete).parent if incomplete else Path()
     paths = [*sorted(folder.glob("*.yaml")), *(p for p in sorted(folder.iterdir()) if p.is_dir() and p.name[0] != ".")]
     shown = [f"{path}/" if path.is_dir() else str(path) for path in paths]
@@ -65,7 +65,7 @@ def complete_keys(incomplete: str) -> list[str]:
 
 
 def complete_overrides(incomplete: str) -> list[str]:
-    """Dotted keys up to `=`, then the words that a key takes; models by name."""
+    """Dotted keys up to `=`, then the allowed values of a key; model names."""
     from orchestrator.config import RunConfig, StudyConfig
     from orchestrator.config.overrides import allowed_values, dotted_keys
 
@@ -87,7 +87,7 @@ def complete_models(incomplete: str) -> list[str]:
 
 
 def complete_studies(incomplete: str) -> list[str]:
-    """Studies of the storage `results` by name, or of the storage that is typed."""
+    """Names of studies in the storage `results`, or in the typed storage."""
     from orchestrator.store.study_record import DEFAULT_STORAGE, STUDY_FILE
 
     if "/" not in incomplete:
@@ -122,7 +122,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; errors 
 
 
 def emit(value: Any, as_json: bool, text: Any) -> None:
-    """Print `value` as JSON, or call `text()` to print for people."""
+    """Print `value` as JSON if `as_json`, else call `text()`."""
     if as_json:
         typer.echo(json.dumps(value, indent=1, default=str))
     else:
@@ -130,7 +130,7 @@ def emit(value: Any, as_json: bool, text: Any) -> None:
 
 
 def say(text: str, quiet: bool = False) -> None:
-    """A line on standard error before work that takes time: a sign of life."""
+    """Print a progress line on standard error before work that takes time."""
     if not quiet:
         typer.secho(text, err=True, dim=True)
 

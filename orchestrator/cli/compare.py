@@ -1,4 +1,4 @@
-"""`vtsweep compare`: several studies in one report, and what differs between them."""
+"""`vtsweep compare`: one report over several studies, with differences and agreements."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def compare_studies(studies: Sequence[Study], out: str, quiet: bool = False) -> 
     """Write one report over several studies; returns its path, the agreements and the differences, as plain values.
 
     Raises:
-        StorageError: fewer than two are named.
+        StorageError: fewer than two studies are given.
     """
     from orchestrator.report.build import compared, make_comparison
     from orchestrator.report.collect import gather_results
@@ -43,7 +43,7 @@ def compare_studies(studies: Sequence[Study], out: str, quiet: bool = False) -> 
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """What decides differently, what differs surely, and where the page is."""
+    """Print verdicts that disagree, differences whose interval excludes 0, and the report's path."""
     console = Console(soft_wrap=True, highlight=False)
     rows = [
         {"statement": a["statement"], **a["verdicts"], "": a["agreement"]}

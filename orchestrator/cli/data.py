@@ -1,4 +1,4 @@
-"""`vtsweep data`: what a source holds, on the terminal, as JSON, and as a page (`data_page.py`)."""
+"""`vtsweep data`: an overview of a data source on the terminal, as JSON, or as an HTML page (`data_page.py`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.errors import ConfigError
 
 
 def open_source(file: str, layout: str = "rows", overrides: list[str] | None = None) -> Source:
-    """The data of a sweep file's first point, or a question file with the images beside it."""
+    """The source of a sweep file's first point, or a question file with images in the same folder."""
     if file.endswith((".yaml", ".yml")):
         return make_source(load_sweep(file, overrides or ()).points[0].run.data)
     if overrides:
@@ -54,7 +54,7 @@ def print_overview(overview: Overview) -> None:
 
 
 def data_command(file: str, overrides: list[str], layout: str, page: str | None) -> Overview:
-    """Survey a source, and write its page where one is named."""
+    """Survey a source; write the overview to `page` if given."""
     source = open_source(file, layout, overrides)
     overview = survey(source)
     if page is not None:

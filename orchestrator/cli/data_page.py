@@ -1,4 +1,4 @@
-"""What a source holds as one HTML page without scripts: six pictures with their questions, and an overview."""
+"""Overview of a data source as one HTML page without scripts: six example images with questions, and tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ N_PICTURES = 6
 WIDTH = 360
 """Largest width and height of a picture on the page, px."""
 MAX_FAULTS = 20
-"""Faults of images named on the page."""
+"""Maximum number of image faults listed on the page."""
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1c1e21;--muted:#5f6672;--line:#d9dce1;--card:#fff;--page:#f5f6f8}
@@ -46,7 +46,7 @@ th{font-weight:600;color:var(--muted)}.number{text-align:right;font-variant-nume
 
 
 def write_page(source: Source, overview: Overview, path: str) -> str:
-    """Write the page and return its path; ConfigError where it cannot be written."""
+    """Write the page and return its path; ConfigError if it cannot be written."""
     indices = np.linspace(0, len(source) - 1, min(len(source), N_PICTURES)).round().astype(int).tolist()
     ranges = {
         key: f"{smallest}" if smallest == largest else f"{smallest} to {largest}"

@@ -24,12 +24,12 @@ _MIN_FREE_GB = 5.0
 
 
 def model_of(name: str | None, overrides: Sequence[str], flags: Mapping[str, Any]) -> ModelConfig | None:
-    """The model that a command line names; None where it names none.
+    """The model that a command line names; None if it names none.
 
     Args:
         name: the model, or the first of the overrides.
         overrides: `model.KEY=VALUE`.
-        flags: settings of the model that have an option of their own.
+        flags: settings of the model that have their own command-line option.
 
     Raises:
         ConfigError: a setting is unknown, of another section, or several values of one are given.
@@ -49,7 +49,7 @@ def model_of(name: str | None, overrides: Sequence[str], flags: Mapping[str, Any
 
 
 def diagnose(model: ModelConfig | None) -> list[Finding]:
-    """Check the machine where no model is named, else the model."""
+    """Check the model, or the machine if no model is given."""
     if model is None:
         return list(_machine())
     use_cache_where_unreachable()
@@ -75,7 +75,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _memory() -> Finding:
-    """The memory that a study may take here, and what takes it."""
+    """Memory available to a study, and the amounts that a process and Ray take."""
     cap, free = memory_cap(), free_memory() / 1e9
     ray = RAY_GB + object_store_gb(HowConfig(), cap.gb)
     summary = f"{cap.gb:.1f} GB ({cap.of}), {free:.1f} GB free; a process takes {LIBRARIES_GB} GB beside its model"

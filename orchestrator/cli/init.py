@@ -60,7 +60,7 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
     """Write a sweep file and return its path.
 
     Raises:
-        ConfigError: an unknown source, a missing `root`, or a file that exists already or cannot be written.
+        ConfigError: an unknown source, a missing `root`, or a file that already exists or cannot be written.
         ModelError: an unknown model.
     """
     from orchestrator.models.catalogue import resolve
@@ -94,7 +94,7 @@ def write_starter(file: str, model: str, source: str, root: str | None) -> Path:
 
 
 def _place(data: dict[str, Any], root: str) -> dict[str, Any]:
-    """Folder and file of a source: a file that is named as the root, or the only table in it, is the file."""
+    """Folder and file of a source: the file is `root` itself if it is a file, else the only table in it."""
     key = {"folder": "table", "questions": "file"}.get(str(data["source"]), "")
     path = Path(root)
     if key and path.is_file():
@@ -108,13 +108,13 @@ def _place(data: dict[str, Any], root: str) -> dict[str, Any]:
 
 
 def _study_name(stem: str) -> str:
-    """A file's name as the name of a study: plain letters, digits, dots and dashes."""
+    """The name of a study from a file name: ASCII letters, digits, dots and dashes."""
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", plain).strip("-._") or "study"
 
 
 def _flow(value: Any) -> str:
-    """`value` as YAML on one line, quoted where it must be."""
+    """`value` as YAML on one line, quoted if necessary."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
     return text.removesuffix("...\n").strip()
 

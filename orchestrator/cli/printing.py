@@ -23,7 +23,7 @@ MOST_IMPOSSIBLE = 4
 
 
 def print_plan(plan: Plan) -> None:
-    """Print a plan for people."""
+    """Print a plan on the terminal."""
     console = Console()
     console.print(f"[bold]{plan.name}[/]  storage: {plan.storage}")
     if plan.kept_as != plan.name:
@@ -34,7 +34,7 @@ def print_plan(plan: Plan) -> None:
     if len(plan.stages) > MOST_STAGES:
         console.print(f"... and {len(plan.stages) - MOST_STAGES} more (--json has all)")
     if plan.models:
-        # What a terminal of 80 columns holds; --json has the arithmetic and bytes an image too.
+        # Columns that fit 80 characters; --json also has operations and bytes per image.
         rows = [
             {
                 "model": model.model,
@@ -86,7 +86,7 @@ def print_plan(plan: Plan) -> None:
 
 
 def _print_card(card: CardPlan, console: Console) -> None:
-    """Rates, hours and memory on GPUs that were asked about."""
+    """Print rates, hours and memory on the requested GPU."""
     source = "rates measured on this card" if card.measured else "rates of an H200, scaled by the card's data sheet"
     rows = [
         {
@@ -112,7 +112,7 @@ def _stage_row(stage: PlannedStage) -> dict[str, Any]:
 
 
 def _duration(plan: Plan) -> str:
-    """What is left to do in hours of this machine, with what the estimate is worth."""
+    """Remaining hours on this machine, with the basis of the estimate."""
     if not any(stage.done != "done" for stage in plan.stages):
         return "nothing"
     if plan.seconds is None:
@@ -154,7 +154,7 @@ def _names(pair: Pair) -> str:
 
 
 def print_evaluations(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Print table `evaluation` of each model for people."""
+    """Print table `evaluation` of each model."""
     for model, rows in tables.items():
         shown = [
             {

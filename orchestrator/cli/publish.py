@@ -1,8 +1,7 @@
-"""`vtsweep pack` and `vtsweep push`: a study as a folder others can read, and that folder on the Hugging Face hub.
+"""`vtsweep pack` and `vtsweep push`: export of a study as a folder, and its upload to the Hugging Face hub.
 
-Tables are Parquet, kept token features safetensors, adapters as peft saves them, with a card that says what was
-measured, how, and what was found. `pack` writes a folder and sends nothing; `push` sends that folder, and only when
-called.
+Tables are Parquet, kept token features safetensors, adapters in peft's format; a card describes methods and findings.
+`pack` sends nothing; `push` uploads the folder.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from orchestrator.store.study_record import TABLE_STAGE, Study
 
 CARD = "README.md"
 _LARGEST_PART = 2_000_000_000
-"""Bytes of one safetensors file of features."""
+"""Maximum bytes of one safetensors file of features."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,14 @@ def pack_study(
     """Write a study's tables, features, adapters, report and card into `folder`.
 
     Args:
-        licence: identifier of the hub, as `cc-by-4.0`.
+        licence: licence identifier of the hub, for example `cc-by-4.0`.
         features: include the kept token features.
-        pictures: include the report, whose token maps show images of the data set; those of scenes only when absent,
-            since pictures of others are not ours to pass on.
+        pictures: include the report, whose token maps show images of the data set; None includes it only if all images
+            are drawn scenes, since other images may not be redistributable.
 
     Raises:
-        StorageError: nothing of the study is finished, or the folder cannot be written.
-        ConfigError: the folder holds other files.
+        StorageError: the study has no finished stage, or the folder cannot be written.
+        ConfigError: the folder contains other files.
     """
     target = Storage(folder)
     if (existing := target.files("")) and CARD not in existing:
@@ -122,7 +121,7 @@ def _files(report: Storage, folder: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _features(folder: str, stage: Stage) -> Iterator[tuple[str, bytes]]:
-    """One safetensors file a tap (several where it is large): (images, layers, positions, width) as captured."""
+    """One or more safetensors files per tap: (images, layers, positions, width) in the captured precision."""
     shards = stage.finished_shards()
     first = next(iter(shards.values()), None)
     if first is None:
@@ -145,7 +144,7 @@ def _tensors(parts: list[np.ndarray], about: Mapping[str, str]) -> bytes:
 
 
 def _card(study: Study, licence: str, written: Mapping[str, int]) -> str:
-    """The card: what, how, findings, licence."""
+    """The data set card: description, methods, findings, licence."""
     results = gather_results(study)
     sections = summary(results)
     record = study.record
@@ -187,14 +186,14 @@ def push_study(folder: str, repo: str, *, private: bool = True, api: Any = None)
     """Upload a packed study as a data set of the Hugging Face hub; returns its address.
 
     Args:
-        folder: what `pack_study` wrote.
+        folder: written by `pack_study`.
         repo: `OWNER/NAME`.
-        private: whether only its owner sees it.
-        api: a `huggingface_hub.HfApi`; one with the user's own login when absent.
+        private: whether the repository is private.
+        api: a `huggingface_hub.HfApi`; None for one with the user's login.
 
     Raises:
-        ConfigError: the folder was not packed, or `repo` is no name of a repository.
-        StorageError: the hub cannot be reached or refuses.
+        ConfigError: the folder is not a packed study, or `repo` is not a valid repository name.
+        StorageError: the hub cannot be reached or rejects the upload.
     """
     if not (Path(folder) / CARD).is_file() or not (Path(folder) / "study.json").is_file():
         raise ConfigError(f"{folder!r} holds no packed study; run vtsweep pack first")
@@ -209,7 +208,7 @@ def push_study(folder: str, repo: str, *, private: bool = True, api: Any = None)
         api.upload_folder(
             repo_id=repo, folder_path=folder, repo_type="dataset", commit_message="Results of a vtsweep study"
         )
-    except Exception as error:  # the hub's client has many kinds: no login, no network, no such owner
+    except Exception as error:  # the client raises unrelated types: no login, no network, unknown owner
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise StorageError(f"{repo}: the hub does not take it: {scrub(reason)}. Log in with `hf auth login`") from error
     return f"https://huggingface.co/datasets/{repo}"

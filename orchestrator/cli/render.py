@@ -1,4 +1,4 @@
-"""Tables on the terminal."""
+"""Rendering of tables on the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def format_cell(value: Any) -> str:
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Print rows with equal keys; numbers to the right, known words of state in colour."""
+    """Print rows with equal keys; numbers are right-aligned, states are coloured."""
     console = console or Console()
     table = Table(title=title, title_justify="left", header_style="bold", show_lines=False)
     columns = list(rows[0]) if rows else []

@@ -139,7 +139,8 @@ def pack(
         vars(packed),
         as_json,
         lambda: typer.echo(
-            f"{packed.folder}: {len(packed.files)} files, {packed.n_bytes / 1e6:.1f} MB\nnext:  vtsweep push {out} OWNER/NAME"
+            f"{packed.folder}: {len(packed.files)} files, {packed.n_bytes / 1e6:.1f} MB\n"
+            f"next:  vtsweep push {out} OWNER/NAME"
         ),
     )
 

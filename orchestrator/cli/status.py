@@ -1,4 +1,4 @@
-"""How far a study is, from its files alone. Imports neither the report nor any science."""
+"""Progress of studies, read from their files alone. Imports neither report nor science modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.store.study_record import Study, View, describe_run
 
 
 def study_status(study: Study) -> dict[str, Any]:
-    """How far a study is, from its files alone."""
+    """Progress of a study, from its files alone."""
     rows = []
     for name in study.stages:
         views = {v.stage.digest: v for v in study.views(name)}
@@ -47,7 +47,7 @@ def _state(view: View | None) -> dict[str, Any]:
 
 
 def print_status(status: dict[str, Any]) -> None:
-    """Print `study_status` for people, with the command that goes on."""
+    """Print `study_status`, with the command that resumes the study."""
     console = Console(soft_wrap=True, highlight=False)
     print_rows(f"{status['study']}, begun {status['created']}", status["stages"], console)
     if any(row["state"] != "done" for row in status["stages"]):
@@ -57,7 +57,7 @@ def print_status(status: dict[str, Any]) -> None:
 
 
 def print_studies(storage: str, studies: Sequence[Mapping[str, Any]]) -> None:
-    """Print the studies of a storage for people."""
+    """Print the studies of a storage."""
     console = Console(soft_wrap=True, highlight=False)
     if not studies:
         console.print(f"no study in {storage!r} yet; begin with:  [cyan]vtsweep run sweeps/quickstart.yaml[/]")

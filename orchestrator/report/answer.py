@@ -1,4 +1,4 @@
-"""The first screen: the study's question answered in one sentence, with number, interval, verdict and figure."""
+"""First screen of the report: the study's main result in one sentence, with estimate, interval, verdict and figure."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from orchestrator.report.trial_views import finished
 from orchestrator.stats.intervals import MIN_SEEDS
 
 MOST_DOTS = 600
-"""Images drawn in the headline figure."""
+"""Maximum number of images in the headline figure."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One sentence, the verdicts it rests on as (what, verdict), and the section that holds the evidence."""
+    """One sentence, its verdicts as (subject, verdict), and the section with the evidence."""
 
     sentence: str
     verdicts: tuple[tuple[str, str], ...] = ()
@@ -31,9 +31,9 @@ class Answer:
 
 
 def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]]) -> list[Answer]:
-    """What the study says first: of the ratio where it was varied, of the number of objects where images were captured.
+    """The main results: effect of the ratio if it was varied, and of the number of objects if images were captured.
 
-    A study of neither is answered by its first statement with a verdict, else by its first statement.
+    Without either, the first statement with a verdict, else the first statement.
     """
     missing = missing_trials(results.points)
     chosen = [_of_ratio(p.model, p.sweep, missing.get(p.model)) for p in results.points if contrast_rows(p.sweep)]
@@ -45,7 +45,7 @@ def answers(results: StudyResults, summary: Sequence[tuple[str, list[Statement]]
     best = next((s for s in statements if s.verdict), next(iter(statements), None))
     if best is None:
         return []
-    # a claim alone reads as if it held
+    # without the verdict the claim would read as supported
     sentence = f"{best.verdict.capitalize()}: {best.text}" if best.verdict and best.topic == "hypothesis" else best.text
     return [Answer(f"{sentence} ({best.evidence})", ((best.topic, best.verdict),) * bool(best.verdict))]
 
@@ -74,7 +74,7 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _of_objects(point: PointResults) -> Answer | None:
-    """Verdicts on "the more objects, the less compressed", one a metric family, with their rank correlations."""
+    """Verdicts on "the more objects, the less compressed", one per metric family, with rank correlations."""
     if point.findings is None or not {"claim", "family", "holds", "effect", "ci_low", "ci_high"} <= set(
         point.findings.columns
     ):
@@ -88,14 +88,14 @@ def _of_objects(point: PointResults) -> Answer | None:
         for r in rows
     ]
     sentence = (
-        f"{point.label}: that vision tokens are less compressed the more objects there are is {_joined(verdicts)}; rank "
-        "correlation, positive where more objects go with less compression."
+        f"{point.label}: that vision tokens are less compressed the more objects there are is {_joined(verdicts)}; rank"
+        " correlation, positive where more objects go with less compression."
     )
     return Answer(sentence, tuple((f"{r['family']} metrics", str(r["holds"])) for r in rows), "compression")
 
 
 def headline(results: StudyResults) -> list[dict[str, Any]]:
-    """What the page draws beside the answers: the sweep of each model, or compression against the number of objects."""
+    """Data of the headline figure: the sweep of each model, or compression against the number of objects."""
     drawn: list[dict[str, Any]] = [
         {"kind": "ratio", "model": model}
         for model, trials in merged_trials(results.points).items()

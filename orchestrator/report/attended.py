@@ -1,4 +1,4 @@
-"""Attention that an ablation kept token by token, laid on the pictures of its questions."""
+"""Attention maps of an ablation's questions, overlaid on their images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from orchestrator.errors import VtsweepError
 from orchestrator.report.model import AttentionMap
 
 THUMBNAIL_PX = 200
-"""Longest side of a picture in the page."""
+"""Longest side of an image on the page, px."""
 
 
 def thumbnail_of(image: np.ndarray) -> np.ndarray:
-    """Return a picture shrunk to what a page needs, uint8 (height, width, 3)."""
+    """Return an image downscaled for the page, uint8 (height, width, 3)."""
     import cv2
 
     scale = THUMBNAIL_PX / max(image.shape[:2])
@@ -27,10 +27,10 @@ def thumbnail_of(image: np.ndarray) -> np.ndarray:
 
 
 def attention_maps(run: RunConfig, table: pl.DataFrame) -> Iterator[AttentionMap]:
-    """Maps of the first tile of each kept question and target; none where the pictures are not at hand any more.
+    """Maps of the first tile of each kept question and target; empty if the images are no longer available.
 
     Args:
-        run: the ablation's own settings, from which its questions are made again.
+        run: settings of the ablation, from which its questions are recreated.
         table: table `attention_maps`.
     """
     kept = table.filter(pl.col("checkpoint") == "base")

@@ -1,4 +1,4 @@
-"""What question files' own rules say beside accuracy, in words: soft scores, POPE's figures, position bias."""
+"""Statements on the scores of question files besides accuracy: soft scores, POPE's figures, position bias."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import polars as pl
 
 TIERS = ("low", "high", "all")
 Said = tuple[str, str]
-"""A sentence, and what it rests on."""
+"""A sentence, and its evidence."""
 
 
 def percent(value: float) -> str:
@@ -17,7 +17,7 @@ def percent(value: float) -> str:
 
 
 def trial_figures(trials: pl.DataFrame) -> Iterator[Said]:
-    """Figures of fine-tuned models, mean over finished trials, with those of the base model beside them."""
+    """Scores of fine-tuned models, mean over finished trials, compared with the base model."""
     for tier in TIERS:
         parts = []
         if (change := _change(trials, f"score/{tier}", f"score_base/{tier}")) is not None:
@@ -53,7 +53,7 @@ def _change(trials: pl.DataFrame, column: str, before: str) -> str | None:
 
 
 def deletion_figures(deletion: pl.DataFrame) -> Iterator[Said]:
-    """How the share of yes and F1 move as tokens are deleted, of each tier, over its families and seeds."""
+    """Change of the share of yes and of F1 with token deletion, per tier, mean over families and seeds."""
     answered = deletion.filter((pl.col("checkpoint") == "base") & (pl.col("layer") == 0))
     answered = answered.filter(pl.col("yes_share").is_not_null())
     for (tier, method), part in answered.group_by(["tier", "method"], maintain_order=True):

@@ -1,4 +1,4 @@
-"""From results to files: `report.html` and, beside it, each figure as PNG and SVG."""
+"""Write a report: `report.html`, and each figure as PNG and SVG."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.store.tables.core import GROUPS
 
 REPORT = "report.html"
 ANSWERS = "answers.json"
-"""The sentences of the page's first screen, for lists of studies."""
+"""File with the sentences of the page's first screen, for lists of studies."""
 Drawing = tuple[str, Callable[[], Figure]]
 
 
@@ -35,7 +35,7 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
 
     Args:
         results: the study.
-        folder: where the files go; existing ones are replaced.
+        folder: output folder; existing files are replaced.
         note: called with the name of each figure before it is drawn, for progress.
 
     Returns:
@@ -59,7 +59,7 @@ def make_report(results: StudyResults, folder: Storage, note: Callable[[str], No
 def make_comparison(
     studies: Sequence[StudyResults], folder: Storage, note: Callable[[str], None] = lambda _: None
 ) -> list[str]:
-    """Write one page that puts all points of several studies side by side, and the figures of each, into `folder`.
+    """Write one page that compares all points of several studies, and the figures of each, into `folder`.
 
     Returns:
         Names of the written files within `folder`, the page first.
@@ -68,7 +68,7 @@ def make_comparison(
 
 
 def compared(studies: Sequence[StudyResults]) -> StudyResults:
-    """Several studies as one: points keep their labels, led by the study's name where two would be equal."""
+    """Several studies merged into one; equal labels of points are prefixed by the study's name."""
     labels = [p.label for s in studies for p in s.points]
     points = [
         replace(p, label=f"{s.name}: {p.label}") if labels.count(p.label) > 1 else p for s in studies for p in s.points
@@ -92,7 +92,7 @@ def compared(studies: Sequence[StudyResults]) -> StudyResults:
 
 
 def study_figures(results: StudyResults) -> Iterator[Drawing]:
-    """Path below `figures/` and drawing of every static figure the study has tables for."""
+    """Path below `figures/` and drawing function of every static figure that the study has tables for."""
     for point in distinct_points(results.points):
         for name, draw in point_figures(point):
             yield f"{point.slug}/{name}", draw
@@ -105,7 +105,7 @@ def study_figures(results: StudyResults) -> Iterator[Drawing]:
 
 
 def point_figures(point: PointResults) -> Iterator[Drawing]:
-    """File name and drawing of every static figure a point has tables for."""
+    """File name and drawing function of every static figure that a point has tables for."""
     title = point.label
     curves = curves_of(point)
     if curves is not None:
@@ -121,7 +121,7 @@ def point_figures(point: PointResults) -> Iterator[Drawing]:
             table = _ordered(correlations, point).filter((pl.col("tap") == tap) & (pl.col("group") == group))
             for statistic in table["statistic"].unique(maintain_order=True):
                 if group == "text" and statistic != "spearman":
-                    continue  # the page shows every combination; the static set stays small enough to look through
+                    continue  # the page shows every combination; the number of static figures is limited
                 draw = partial(figures.rho_figure, table, title, group, statistic, tap=str(tap))
                 yield f"fig{number}_{statistic}_{group}", draw
     if (probes := point.probes) is not None and probes.height:
@@ -155,7 +155,7 @@ CAUSAL = {
 
 
 def causal_figures(point: PointResults) -> Iterator[Drawing]:
-    """File name and drawing of every figure of an ablation that a point has tables for."""
+    """File name and drawing function of every figure of an ablation that a point has tables for."""
     for name, draw in CAUSAL.items():
         table = getattr(point, name)
         if table is not None and table.height:
@@ -169,7 +169,7 @@ def causal_figures(point: PointResults) -> Iterator[Drawing]:
 
 
 def _ordered(table: pl.DataFrame, point: PointResults) -> pl.DataFrame:
-    """`table` with its attributes in the source's own order, so that related ones stand together."""
+    """`table` with its attributes in the order of the source, so that related ones are adjacent."""
     order = {name: i for i, name in enumerate(point.attribute_kinds)}
     rank = pl.col("attribute").replace_strict(order, default=len(order), return_dtype=pl.Int32)
     return table.sort(rank, maintain_order=True)

@@ -1,4 +1,4 @@
-"""Deletion, rival, knock-out and patching tables as the report shows them."""
+"""Deletion, rival, knock-out and patching tables prepared for the report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import polars as pl
 def over_seeds(deletion: pl.DataFrame) -> pl.DataFrame:
     """`deletion` with the seeds of random deletion averaged; the interval is the hull of the seeds' intervals.
 
-    The hull is wider than an interval of the mean would be: it claims no more than each seed's own interval does.
+    The hull is conservative: it is wider than an interval of the mean.
     """
     keys = ["checkpoint", "method", "layer", "deleted_share", "family", "tier"]
     return (
@@ -25,7 +25,7 @@ def over_seeds(deletion: pl.DataFrame) -> pl.DataFrame:
 
 
 def measured_rivals(rivals: pl.DataFrame) -> pl.DataFrame:
-    """What is drawn of `rivals`: settings that were measured."""
+    """Rows of `rivals` with measured settings, which figures draw."""
     columns = ["method", "budget", "tier", "family", "difficulty", "accuracy", "ci_low", "ci_high", "difference", "n"]
     return rivals.filter(pl.col("accuracy").is_not_null()).select(columns)
 
@@ -47,7 +47,7 @@ def narrow_routes(routes: pl.DataFrame) -> pl.DataFrame:
 
 
 def whole_routes(routes: pl.DataFrame) -> pl.DataFrame:
-    """Rows with a route blocked in all layers, where windows are narrower than that."""
+    """Rows with a route blocked in all layers, if there are narrower windows too."""
     return routes.filter((_width() == _width().max()) & (_width() > _width().min()))
 
 
@@ -58,7 +58,7 @@ def averaged_replacing(replacing: pl.DataFrame) -> pl.DataFrame:
 
 
 def without_knockout(knockout: pl.DataFrame) -> pl.DataFrame:
-    """Rows of the plain model (no window)."""
+    """Rows without a blocked window."""
     return knockout.filter(pl.col("last_layer") < pl.col("first_layer"))
 
 

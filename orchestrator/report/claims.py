@@ -1,4 +1,4 @@
-"""The studied paper's claims with their rules, and how the images' attributes go together, as statements."""
+"""Statements on the paper's claims, with their rules, and on correlations among the images' attributes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.report.style import name_of
 
 
 def claims(point: PointResults) -> list[Statement]:
-    """Every hypothesis that was measured, with its rule; the others are named in one line."""
+    """Every measured hypothesis with its rule; the others are listed in one line."""
     rows = judge_hypotheses(point).to_dicts()
     measured = [r for r in rows if r["verdict"] != NOT_MEASURED]
     if not measured:
@@ -40,7 +40,7 @@ def _fine(value: float | None) -> str:
 
 
 def design(point: PointResults) -> Iterator[Statement]:
-    """How the attributes of the images go together: what a relation with one of them may be due to another."""
+    """Strongest correlations among the images' attributes, as possible confounders."""
     pairs = point.further.get("attribute_correlations")
     measured = None if pairs is None else pairs.filter(pl.col("rho").is_not_null())
     if measured is None or measured.is_empty():

@@ -1,4 +1,4 @@
-"""A study's finished tables, gathered into what the report draws."""
+"""Read a study's finished tables into `StudyResults`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _N_TOKEN_MAPS = 6
 
 
 def gather_results(study: Study) -> StudyResults:
-    """Read whatever tables of a study are finished; what is not there yet is left out."""
+    """Read the finished tables of a study; missing ones are omitted."""
     record = study.record
     versions = {str(k): str(v) for k, v in record["versions"].items()}
     return StudyResults(
@@ -55,7 +55,7 @@ def gather_results(study: Study) -> StudyResults:
 
 
 def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
-    """Commands worth running after this study."""
+    """Suggested commands after this study."""
     steps = [
         (f"vtsweep ui {shlex.quote(study.storage.uri)}", "compare runs in the MLflow UI"),
         (f"vtsweep report {shlex.quote(study.folder.uri)}", "write the report again"),
@@ -69,7 +69,7 @@ def next_steps(study: Study) -> tuple[tuple[str, str], ...]:
 
 
 def stage_rows(study: Study) -> pl.DataFrame:
-    """One row a distinct stage: stage, point, digest, state."""
+    """One row per distinct stage: stage, point, digest, state."""
     rows = [
         {"stage": name, "point": view.label, "digest": view.stage.digest, "done": view.stage.is_done()}
         for name in study.stages
@@ -92,13 +92,13 @@ def _points(study: Study) -> Iterable[PointResults]:
 
 
 def planned_trials(study: Study) -> dict[str, RunConfig]:
-    """Digest and settings of each trial of the study, begun or not."""
+    """Digest and settings of each trial of the study, started or not."""
     points = study.record["points"] if "finetune" in study.stages else []
     return {p["stages"]["finetune"]: study.run_of(p) for p in points if "finetune" in p["stages"]}
 
 
 def _subject(run: RunConfig) -> str:
-    """What a report treats as one point: a model on a data source, whatever the trial."""
+    """Key of a point in the report: a model on a data source, independent of trial settings."""
     config = run.model_dump(mode="json")
     return canonical_json([config["model"], config["data"], config["capture"]])
 
@@ -121,7 +121,7 @@ def _point(
     apart = tables.pop("picture_metrics")
     for unused in ("answers", "training", "asked_metrics"):
         tables.pop(unused, None)
-    if (probes := tables["probes"]) is not None:  # points that differ in probe settings alone share rows
+    if (probes := tables["probes"]) is not None:  # points that differ only in probe settings share rows
         tables["probes"] = probes.unique(TABLES["probes"].key, keep="first", maintain_order=True)
     further = {name: frame for name in _FURTHER if (frame := _read(views.get(TABLE_STAGE[name], []), name)) is not None}
     if apart is not None and apart.height:
@@ -153,14 +153,14 @@ def _point(
 
 
 def mean_of_pictures(pictures: pl.DataFrame) -> pl.DataFrame:
-    """Table `picture_metrics` as means over the questions, of each picture's place in them, tap and layer."""
+    """Table `picture_metrics` averaged over questions, by image position, tap and layer."""
     keys = ["picture", "tap", "layer"]
     means = pl.col(pl.Float32, pl.Float64).fill_nan(None).mean()
     return pictures.group_by(keys).agg(pl.len().alias("n_questions"), pl.col("n_tokens").mean(), means).sort(keys)
 
 
 def _prompt(views: dict[StageName, list[View]], run: RunConfig) -> str:
-    """The text that the model is shown, as its capture (else another stage) was identified by."""
+    """The prompt of the capture, or of another stage without a capture."""
     for stage_views in views.values():
         for view in stage_views[:1]:
             if isinstance(model := view.stage.what.get("model"), Mapping):
@@ -180,9 +180,9 @@ def _read(views: Sequence[View], table: str) -> pl.DataFrame | None:
 
 
 def _source(run: RunConfig) -> Source | None:
-    """Return the images' source; None where it cannot be opened from here: a report needs its tables alone.
+    """Return the images' source; None if it cannot be opened: the report does not depend on it.
 
-    The pictures may lie elsewhere by now, and a study's record hides a password that they are reached by.
+    Images may have been moved, and a study's record does not contain passwords of a URI.
     """
     try:
         return make_source(run.data)
@@ -191,7 +191,7 @@ def _source(run: RunConfig) -> Source | None:
 
 
 def _kinds_of(images: pl.DataFrame | None) -> dict[str, Kind]:
-    """Return the kinds of attributes by the types of their columns, where the source cannot be asked."""
+    """Return the kinds of attributes from the types of their columns, used if the source is unavailable."""
     if images is None:
         return {}
     attributes = [name for name in images.columns if name not in TABLES["images"].columns]
@@ -220,7 +220,7 @@ def _findings(run: RunConfig, tables: dict[str, Any], derived: Sequence[str]) ->
 
 
 def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]:
-    """The sweep's answer with intervals over seeds, where its trials differ by ratio and seed alone."""
+    """Summary of the sweep with intervals over seeds, if its trials differ only in ratio and seed."""
     answers: dict[tuple[float, int], pl.DataFrame] = {}
     for view in views:
         table = _read([view], "answers") if view.stage.is_done() else None
@@ -237,7 +237,7 @@ def _sweep(trials: pl.DataFrame | None, views: Sequence[View]) -> dict[str, Any]
 
 
 def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
-    """Where on the grid of visual tokens the kept vision positions lie; nothing where images differ in their grid."""
+    """Positions of the kept vision tokens on the token grid; empty if the grid differs between images."""
     shards = view.stage.finished_shards() if view else {}
     if not view or not shards or "token_grid" not in next(iter(shards.values()))["arrays"]:
         return {}
@@ -258,7 +258,7 @@ def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
 
 
 def _token_maps(view: View, run: RunConfig) -> Iterable[TokenMap]:
-    """Norm maps of a few images spread over the range of `n_objects` (or over the source)."""
+    """Norm maps of a few images, evenly spaced over the range of `n_objects` (or over the source)."""
     shards = view.stage.finished_shards()
     if not shards or "token_norms" not in next(iter(shards.values()))["arrays"]:
         return

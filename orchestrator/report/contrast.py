@@ -1,4 +1,4 @@
-"""Points against each other: differences with intervals, and where their verdicts agree."""
+"""Comparison of points: differences with intervals, and agreement of verdicts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.report.model import PointResults
 from orchestrator.report.style import direction_of, headline_metrics, metric_short, name_of
 
 MOST_POINTS = 4
-"""Points that are contrasted pair by pair; of more each is held against the first."""
+"""Up to this many points all pairs are compared; of more points each is compared with the first."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Difference:
     Args:
         quantity: a metric of vision tokens, or the effect of a hypothesis.
         part: third of depth; empty for an effect.
-        value, ci_low, ci_high: difference with its 95 % interval; None where there is none.
+        value, ci_low, ci_high: difference with its 95 % interval; None without one.
         basis: `paired by image` or `independent samples`.
-        reading: what a difference that is told apart from 0 means.
+        reading: meaning of the difference if its interval excludes 0.
     """
 
     first: str
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The verdicts of several points on one statement: point -> verdict, empty where a point has none."""
+    """The verdicts of several points on one statement: point -> verdict, empty without one."""
 
     statement: str
     verdicts: Mapping[str, str]
@@ -53,16 +53,16 @@ class Agreement:
 
 
 def pairs(points: list[PointResults]) -> list[tuple[PointResults, PointResults]]:
-    """Which points are held against which."""
+    """Pairs of points that are compared."""
     return list(combinations(points, 2)) if len(points) <= MOST_POINTS else [(points[0], point) for point in points[1:]]
 
 
 def differences(points: list[PointResults]) -> Iterator[Difference]:
     """Differences of compression by third of depth, then of the effects of hypotheses that both points measured.
 
-    Points with the same images are paired by image (bootstrap over images). Otherwise the samples are independent:
-    standard errors, read off the bootstrap intervals, add as squares. So they do for effects, which is too wide where
-    two models saw the same images.
+    Points with the same images are paired by image (bootstrap over images). Other samples and all effects are treated
+    as independent: the squared half-widths of their intervals are added. This is conservative for the effects of two
+    models on the same images.
     """
     tables = {p.label: third_values(p, headline_metrics(p.metrics)) for p in points}
     judged = {p.label: judge_hypotheses(p) for p in points}
@@ -130,7 +130,7 @@ def _of_effects(
 
 
 def _sure(low: float | None, high: float | None) -> bool:
-    """Whether an interval leaves out 0."""
+    """Whether an interval excludes 0."""
     return low is not None and high is not None and (low > 0 or high < 0)
 
 

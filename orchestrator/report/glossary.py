@@ -1,4 +1,4 @@
-"""Words of the report, defined: shown on the page and in the documentation."""
+"""Definitions of the report's terms, shown on the page and in the documentation."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The studied paper's claims as named hypotheses: each with a rule that was written before the data, and its verdict.
+"""The paper's claims as named hypotheses, each with a predefined rule and its verdict.
 
-Verdicts are those of `stats.verdict`, and `not measured` where the tables that a rule needs are absent.
+Verdicts are those of `stats.verdict`, and `not measured` if a table that the rule needs is absent.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ HYPOTHESES: tuple[Hypothesis, ...] = (
 
 
 def judge_hypotheses(point: PointResults) -> pl.DataFrame:
-    """Table `hypotheses` of one point: every hypothesis once, in the order of the paper."""
+    """Table `hypotheses` of one point: one row per hypothesis, in the order of the paper."""
     rows = []
     for hypothesis in HYPOTHESES:
         judged = hypothesis.judge(point)

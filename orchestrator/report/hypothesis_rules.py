@@ -1,8 +1,8 @@
-"""The rules of `report.hypotheses`: each judges one point of a study, and says what it rests on.
+"""The rules of `report.hypotheses`: each judges one point of a study and states its evidence.
 
-A rule names layer, positions and comparison beforehand, so that no hypothesis is judged by the best of many rows.
-Several rows of one hypothesis (families of metrics) are joined: all must support it; families that are sure of opposite
-signs are said to disagree and leave it undecided.
+Layer, positions and comparison of a rule are predefined, so that no hypothesis is judged by the best of many rows. If a
+hypothesis has several rows (families of metrics), all must support it; families with significant effects of opposite
+sign leave it undecided.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ HYPOTHESIS_FILE = "tables/hypotheses.csv"
 """Table `hypotheses` within the report's folder."""
 NOT_MEASURED = "not measured"
 SMALLEST_LOSS = 0.2
-"""Of accuracy under deletion: 20 points."""
+"""Smallest effect of interest on accuracy under deletion: 20 points."""
 NEARLY_ALL = 0.95
-"""Share of deleted tokens from which on a deletion stands for no image at all."""
+"""Smallest share of deleted tokens that is treated as no image."""
 SMALLEST_DRIFT = 0.05
-"""Of relative drift, as in `finetune.sweep_summary`."""
+"""Smallest effect of interest on relative drift, as in `finetune.sweep_summary`."""
 SMALLEST_R2 = SMALLEST_RHO**2
 SINGLE_SHARE = 0.5
-"""Share of what the mean vision token knows that a single one must know."""
+"""Share of the score of the mean vision token that a single token must reach."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a rule found; `effect` in the unit that `effect_name` says."""
+    """Result of a rule; `effect` is in the unit given in `effect_name`."""
 
     verdict: str = NOT_MEASURED
     effect_name: str = ""
@@ -67,7 +67,7 @@ def of_findings(claim: str, missing: str) -> Callable[[PointResults], Result]:
 
 
 def _joined(rows: list[dict[str, Any]]) -> Result:
-    """One result of the rows of several families of metrics: that of the least favourable one."""
+    """The result of several families of metrics: that of the least favourable one."""
     verdicts = {str(row["holds"]) for row in rows}
     order = ("contradicted", "equivalent to nothing", "undecided", "supported")
     worst = min(rows, key=lambda row: order.index(row["holds"]))
@@ -87,9 +87,9 @@ def _joined(rows: list[dict[str, Any]]) -> Result:
 
 
 def text_knows_early(point: PointResults) -> Result:
-    """Mean over attributes of what text reads at layer 1 beyond the covariates.
+    """Mean over attributes of the text probe's score at layer 1 beyond the covariates.
 
-    The interval's ends are the means of the attributes' ends: valid however the attributes depend on one another.
+    The interval's ends are the means of the attributes' ends, which is valid under any dependence of the attributes.
     """
     name = "mean skill of the mean text token at layer 1, rank correlation beyond covariates"
     if point.probes is None or "skill_beyond" not in point.probes.columns:
@@ -131,7 +131,7 @@ def _mean_skill(rows: pl.DataFrame) -> tuple[float, float, float, int, list[str]
 
 
 def any_token_counts(point: PointResults) -> Result:
-    """The weak tenth of single vision tokens against half of what their mean knows of the count."""
+    """The lowest decile of single vision tokens' scores for the count against half of the score of their mean."""
     name = f"R² of the count, weakest tenth of single vision tokens less {SINGLE_SHARE:g} of their mean's"
     if point.probes is None or point.probes.is_empty():
         return _absent("needs the stage probe")
@@ -166,10 +166,10 @@ def any_token_counts(point: PointResults) -> Result:
 
 
 def counting_dies_colour_survives(point: PointResults) -> Result:
-    """Points of accuracy that counting loses beyond colour when half of the visual tokens are deleted at random.
+    """Loss of accuracy of counting minus that of colour, with half of the visual tokens deleted at random.
 
-    Judged on questions about simple scenes (low tier), which a model counts if it counts at all: of questions that it
-    cannot answer with all tokens no deletion takes anything. What is lost of crowded scenes is noted, not judged.
+    Judged on simple scenes (low tier): deletion cannot lower the accuracy of questions that the model cannot answer
+    with all tokens. The loss on crowded scenes is reported, not judged.
     """
     name = "points of accuracy lost at half of the tokens in simple scenes, counting less colour"
     if point.deletion is None:
@@ -218,7 +218,7 @@ def _half_width(row: Mapping[str, Any]) -> float:
 
 
 def text_changes_more(point: PointResults) -> Result:
-    """Relative drift of text states less that of vision states, each seed's mean over layers and trials."""
+    """Relative drift of text states minus that of vision states, mean over layers and trials of each seed."""
     name = "relative drift from the base model, text less vision"
     if point.trials is None or point.trials.is_empty():
         return _absent("needs the stage finetune")

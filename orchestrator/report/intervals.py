@@ -1,4 +1,4 @@
-"""Per-layer summaries of the tables a report draws: means with bootstrap intervals over images."""
+"""Per-layer summaries of compression tables: means with bootstrap intervals over images."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def layer_curves(layer_metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
 
 
 def curves_of(point: PointResults) -> pl.DataFrame | None:
-    """`layer_curves` of a point, or None when nothing was captured."""
+    """`layer_curves` of a point, or None without a capture."""
     if point.layer_metrics is None or point.layer_metrics.is_empty() or not point.metrics:
         return None
     return layer_curves(point.layer_metrics)
@@ -75,7 +75,7 @@ def third_values(point: PointResults, metrics: list[str]) -> pl.DataFrame | None
 
 
 def bootstrap_thirds(values: pl.DataFrame) -> pl.DataFrame:
-    """Mean and 95 % bootstrap interval over images of `third_values`, a row a group, third and metric."""
+    """Mean and 95 % bootstrap interval over images of `third_values`, one row per group, third and metric."""
     metrics = [c for c in values.columns if c not in ("image_id", "group", "third")]
     parts = [
         layer_curves(

@@ -1,4 +1,4 @@
-"""What a report is made of: one `StudyResults`, filled from finished stages, rendered by `report.build`.
+"""Input of a report: `StudyResults`, filled from finished stages and rendered by `report.build`.
 
 L: decoder layers; N: visual tokens; tables are polars frames with the columns of `orchestrator.store.tables.core`.
 """
@@ -36,11 +36,11 @@ POINT_TABLES = (
 
 @dataclass(frozen=True)
 class TokenMap:
-    """The norms of one image's visual tokens, laid back on the image.
+    """The norms of one image's visual tokens on the token grid.
 
     Args:
         image_id: id of the image.
-        thumbnail: uint8 (height, width, 3), at most about 200 px wide: it goes into the page.
+        thumbnail: uint8 (height, width, 3), at most about 200 px wide, embedded in the page.
         layers: tap points of the decoder, ascending.
         norms: float32 (len(layers), rows, columns), token norms on the grid; NaN where the grid has no token.
         view: which part of the image the grid covers, for models that see it in several tiles.
@@ -67,11 +67,11 @@ class TokenMap:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Attention from one question to its image, laid on the picture.
+    """Attention from one question to its image, on the token grid.
 
     Args:
         words: question and right answer.
-        target: whose attention, `question` or `last`.
+        target: tokens that attend, `question` or `last`.
         thumbnail: uint8 (height, width, 3), at most about 200 px wide.
         layers: decoder layers, ascending.
         shares: float32 (len(layers), rows, columns), share of the attention to the image; NaN where there is no token.
@@ -87,7 +87,7 @@ class AttentionMap:
 
     @cached_property
     def relative(self) -> np.ndarray:
-        """`shares` times the number of tokens: 1 is an equal share."""
+        """`shares` times the number of tokens: 1 is uniform."""
         return np.asarray(self.shares * np.isfinite(self.shares).sum(axis=(1, 2), keepdims=True), np.float32)
 
 
@@ -102,19 +102,18 @@ class PointResults:
         n_layers: L, decoder layers; the decoder's tap points are 0 .. L.
         attribute_kinds: attribute -> count, continuous or categorical.
         digests: stage name -> digest.
-        n_rejected: broken images left out.
-        prompt: the text that the model is shown, chat template applied; of questions that differ, with `{question}`.
-        population: model, images and prompt that statements about images hold for.
-        training: what statements about trials hold for, and which other explanations the design rules out.
+        n_rejected: number of broken images.
+        prompt: the prompt with chat template; `{question}` stands for varying questions.
+        population: model, images and prompt that statements about images apply to.
+        training: trials that statements apply to, and alternative explanations that the design excludes.
         planned_trials: digests of all trials of the study, finished or not.
-        findings: ranked statements (any columns; `statement` and `holds` are shown first when present).
-        sweep: what `finetune.sweep_summary.summarise_sweep` says of the trials; without it the report resamples seeds
-            alone.
-        further: other tables to show as they are (policy, link, ...), name -> frame.
+        findings: ranked statements (any columns; `statement` and `holds` are shown first).
+        sweep: result of `finetune.sweep_summary.summarise_sweep`; without it intervals are over seeds alone.
+        further: other tables, shown unchanged (policy, link, ...), name -> frame.
         token_maps: images for the contact sheets.
-        attention_maps: questions whose attention is laid on their pictures.
+        attention_maps: attention of single questions.
         places: kept vision position (`vision_03`) -> its (row, column) on the grid of visual tokens.
-        grid: (rows, columns) of that grid; None when token counts vary with the image.
+        grid: (rows, columns) of that grid; None if it varies with the image.
     """
 
     label: str
@@ -174,15 +173,15 @@ class StudyResults:
 
     Args:
         name: name of the study.
-        description: one sentence on what it asks.
-        created: when the report was made, ISO 8601 with offset.
-        command: the command that makes these results again.
+        description: its question in one sentence.
+        created: time of the report, ISO 8601 with offset.
+        command: the command that reproduces these results.
         versions: package -> version.
-        hardware: e.g. cpu, cores, memory, gpu -> words.
-        points: results point by point.
+        hardware: e.g. cpu, cores, memory, gpu -> text.
+        points: results of each point.
         config: the resolved study as YAML.
-        stages: what ran, one row a stage (any columns: stage, point, digest, seconds, images, ...).
-        next_steps: (command, what it does), shown at the end.
+        stages: one row per stage (any columns: stage, point, digest, seconds, images, ...).
+        next_steps: (command, description), shown at the end.
     """
 
     name: str
@@ -203,7 +202,7 @@ def slugify(text: str) -> str:
 
 
 def distinct_points(points: tuple[PointResults, ...]) -> list[PointResults]:
-    """Points whose measurements differ: those that share a capture (fine-tuning trials of one model) count once."""
+    """Points with different measurements: of those that share a capture (trials of one model) only the first."""
     by_capture: dict[str, PointResults] = {}
     for point in points:
         by_capture.setdefault(point.digests.get("capture", point.label), point)
@@ -211,7 +210,7 @@ def distinct_points(points: tuple[PointResults, ...]) -> list[PointResults]:
 
 
 def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
-    """All trials of all points by base model, each trial once."""
+    """All trials of all points by base model, without duplicates."""
     tables = [p.trials for p in points if p.trials is not None and p.trials.height]
     if not tables:
         return {}
@@ -220,7 +219,7 @@ def merged_trials(points: tuple[PointResults, ...]) -> dict[str, pl.DataFrame]:
 
 
 def missing_trials(points: tuple[PointResults, ...]) -> dict[str, tuple[int, int]]:
-    """Base model -> (finished trials, all trials of the study), of models some of whose trials are not finished."""
+    """Base model -> (finished trials, all trials), for models with unfinished trials."""
     counts = {}
     for model in dict.fromkeys(p.model for p in points if p.planned_trials):
         planned = {digest for p in points if p.model == model for digest in p.planned_trials}

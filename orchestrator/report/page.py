@@ -1,4 +1,4 @@
-"""The self-contained HTML page: everything a browser needs is inside one file, and it asks the network for nothing."""
+"""The self-contained HTML page: one file that makes no network requests."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from orchestrator.scrub import scrub
 
 SCRIPTS = ("core.js", "charts.js", "sections.js", "causal.js", "reading.js", "main.js")
 MOST_ROWS = 400
-"""Rows of a further table shown in the page; the stage's own table has all."""
+"""Maximum rows of a further table on the page; the stage's table has all."""
 
 
 @dataclass(frozen=True)
@@ -205,14 +205,14 @@ def _first_tables(points: list[PointResults]) -> Iterator[ShownTable]:
 
 
 def _beyond(row: Mapping[str, Any]) -> str:
-    """Rank correlation with the truth among images alike in what is held fixed, with its interval."""
+    """Rank correlation with the truth given the covariates, with its interval."""
     if row["skill_beyond"] is None:
         return ""
     return f"{number(row['skill_beyond'])} {interval(row['beyond_low'], row['beyond_high'])}"
 
 
 def _classes(row: Mapping[str, Any]) -> str:
-    """How many classes a probe tells apart, how evenly it does so, and what was left out as too rare."""
+    """Number of classes of a probe, its balanced score, and the number of samples of classes left out as too rare."""
     if row["n_classes"] is None:
         return ""
     rare = f"; {row['n_left_out']} images of rarer classes left out" if row["n_left_out"] else ""

@@ -1,7 +1,7 @@
-"""Results as compact JSON for the page's own drawing code (`templates/*.js`).
+"""Results as compact JSON for the page's drawing code (`templates/*.js`).
 
-A table is a dict of columns: text columns are a dictionary and codes; numbers are little-endian base64, either float32
-or, for values with a known small range (rho, q, accuracies), 16-bit steps over that range. NaN and null are the same.
+A table is a dict of columns. Text columns are dictionary-encoded. Numbers are little-endian base64: float32, or 16-bit
+steps over a known range (rho, q, accuracies). NaN and null are not distinguished.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from orchestrator.report.probe_views import POSITION_NAMES, best_linear, with_sk
 from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes
 
 MOST_RHO_ROWS = 120_000
-"""Correlation rows of one page (about 16 bytes each); beyond it only plain metrics, then only the headline ones."""
+"""Maximum correlation rows of a page (about 16 bytes each); beyond it only plain, then only headline metrics."""
 MOST_MAP_VALUES = 500_000
-"""Token-map values of one page (about 3 bytes each)."""
+"""Maximum token-map values of a page (about 3 bytes each)."""
 _MISSING = 65535
 
 
 def payload(results: StudyResults) -> dict[str, Any]:
-    """Everything the page draws."""
+    """All data that the page draws."""
     points = distinct_points(results.points)
     keep = _kept_metrics(points)
     sweeps = {p.model: p.sweep for p in results.points if p.sweep}
@@ -59,7 +59,7 @@ def payload(results: StudyResults) -> dict[str, Any]:
 
 
 def encode(table: pl.DataFrame, ranges: dict[str, tuple[float, float]] | None = None) -> dict[str, Any]:
-    """A table as compact columns; `ranges` names columns to keep in 16-bit steps over (low, high)."""
+    """A table as compact columns; `ranges`: column -> (low, high) of its 16-bit steps."""
     columns = {c: _column(table[c], (ranges or {}).get(c)) for c in table.columns}
     return {"n": table.height, "columns": columns}
 
@@ -77,7 +77,7 @@ def _column(column: pl.Series, limits: tuple[float, float] | None) -> dict[str, 
 
 
 def _steps(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """uint16 steps over `limits`; 65535 stands for a missing value."""
+    """uint16 steps over `limits`; 65535 is a missing value."""
     share = (np.clip(values, *limits) - limits[0]) / (limits[1] - limits[0])
     return np.where(np.isfinite(values), np.round(np.nan_to_num(share) * (_MISSING - 1)), _MISSING).astype("<u2")
 

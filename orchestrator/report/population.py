@@ -1,4 +1,4 @@
-"""What statements hold for: model, images, prompt and trials, and which other explanations the design rules out."""
+"""Scope of statements: model, images, prompt and trials, and alternative explanations that the design excludes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from orchestrator.config import DataConfig, FinetuneConfig, RunConfig, ScenesConfig
 
 MOST_PROMPT = 120
-"""Characters of a prompt that are shown."""
+"""Maximum number of characters shown of a prompt."""
 
 
 def of_point(run: RunConfig, n_images: int | None, *, ablated: bool) -> str:
-    """Images, prompt and questions of one point; empty where it has neither.
+    """Images, prompt and questions of one point; empty without a capture and an ablation.
 
     Args:
         run: the point.
@@ -57,7 +57,7 @@ def _images(data: DataConfig) -> str:
 
 
 def of_trials(runs: Sequence[RunConfig]) -> tuple[str, str]:
-    """What a sweep's effects hold for, and what else could explain them: which of it the design rules out, and how.
+    """Scope of a sweep's effects, and alternative explanations, excluded by the design or not.
 
     Args:
         runs: of the trials of one model, finished or not.
@@ -72,7 +72,8 @@ def of_trials(runs: Sequence[RunConfig]) -> tuple[str, str]:
         f"{runs[0].model.label}, trained on {trained} {_questions(config)} for {steps} steps by {config.method}"
     )
     text = (
-        f"{trained_model}; ratios {', '.join(f'{ratio:g}' for ratio in ratios)}, {len(seeds)} seed{'s' * (len(seeds) > 1)} "
+        f"{trained_model}; ratios {', '.join(f'{ratio:g}' for ratio in ratios)}, {len(seeds)} "
+        f"seed{'s' * (len(seeds) > 1)} "
         f"({', '.join(map(str, seeds))}); families {', '.join(task.families + task.novel_families)}"
     )
     return text, "; ".join(_excluded([run.finetune for run in runs]))
@@ -89,7 +90,7 @@ def _questions(config: FinetuneConfig) -> str:
 
 
 def _excluded(configs: Sequence[FinetuneConfig]) -> Iterator[str]:
-    """Answer form, novelty and number of objects: each ruled out and how, or not."""
+    """Answer form, novelty and number of objects as alternative explanations: excluded, and how, or not."""
     task = configs[0].task
     if task.source == "questions":
         yield "wording and answer form are not excluded: rows of both tiers are the file's own"

@@ -1,4 +1,4 @@
-"""The probe table as the report shows it: skill above the baseline, position kinds, first layer that knows."""
+"""The probe table prepared for the report: skill above the baseline, position kinds, first readable layer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POSITION_NAMES = {
 
 BEYOND = ("skill_beyond", "beyond_low", "beyond_high")
 DECODER_TAPS = ("decoder", "cross_v", "cross_k")
-"""Taps whose layers are the decoder's; those of `cross_kv` models hold the vision tokens that the decoder lacks."""
+"""Taps with the decoder's layers; the others besides `decoder` hold the vision tokens of `cross_kv` models."""
 
 
 def decoder_taps(probes: pl.DataFrame) -> list[str]:
@@ -38,12 +38,12 @@ def decoder_taps(probes: pl.DataFrame) -> list[str]:
 
 
 def vision_tap(probes: pl.DataFrame) -> str:
-    """The tap that stands for vision tokens over the decoder's depth: its own states, else values, else keys."""
+    """The tap of vision tokens over the decoder's depth: states, else values, else keys."""
     return next(iter(decoder_taps(probes.filter(pl.col("position").str.starts_with("vision")))), "decoder")
 
 
 def encoder_baseline(probes: pl.DataFrame) -> pl.DataFrame:
-    """What the last tapped block of the vision encoder gives in the mean of its tokens: attribute, score."""
+    """Score of each attribute from the mean token of the last tapped block of the vision encoder: attribute, score."""
     rows = best_linear(probes).filter((pl.col("tap") == "encoder") & (pl.col("position") == "vision_mean"))
     return rows.filter(pl.col("layer") == pl.col("layer").max()).select("attribute", "score")
 
@@ -51,8 +51,8 @@ def encoder_baseline(probes: pl.DataFrame) -> pl.DataFrame:
 def with_skill(probes: pl.DataFrame) -> pl.DataFrame:
     """`probes` with `skill` = (score - baseline) / (1 - baseline) and its interval, and `position_kind`.
 
-    Skill puts accuracy and R2 on one scale: 0 is the majority class or the training mean, 1 is perfect; it is negative
-    where the probe does worse than that.
+    Skill is accuracy or R2 on one scale: 0 is the majority class or the training mean, 1 is perfect, negative is worse
+    than the baseline.
     """
     room = 1 - pl.col("baseline")
     single = pl.col("position").str.contains(r"_\d+$")
@@ -79,9 +79,9 @@ def best_linear(probes: pl.DataFrame) -> pl.DataFrame:
 
 
 def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
-    """Mean over the places of each position kind: tap, layer, position_kind, attribute, skill, score, n_places, ....
+    """Mean over the positions of each kind: tap, layer, position_kind, attribute, skill, score, n_places, ....
 
-    The interval of single tokens is the mean of the single intervals: how sure one such token's score is.
+    The interval of single tokens is the mean of their intervals: it is that of one token's score.
     """
     numbers = ("skill", "skill_low", "skill_high", "skill_control", "score", "baseline", "control", *BEYOND)
     return (
@@ -103,8 +103,8 @@ def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
 def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
     """The first layer at which each attribute is readable from text and from vision.
 
-    Readable: the lower end of the score's interval lies above the baseline and above the shuffled-label control. The
-    input of the first layer counts as layer 0.
+    Readable: the lower end of the score's interval is above the baseline and above the shuffled-label control. Layer 0
+    is the input of the first layer.
 
     Returns:
         attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer of n_layers,

@@ -1,4 +1,4 @@
-"""What a sweep of the complexity ratio says, in this order: compression, accuracy on content, forgetting, the rest."""
+"""Statements on a sweep of the complexity ratio: compression, accuracy, forgetting, then explored outcomes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from orchestrator.report.trial_views import effect_of_ratio, finished, mean_drif
 from orchestrator.stats.intervals import MIN_SEEDS
 
 MOST_NAMED = 4
-"""Explored outcomes named before the rest is a number."""
+"""Maximum number of explored outcomes listed by name."""
 
 
 def ratio_statements(trials: pl.DataFrame, sweep: Mapping[str, Any]) -> Iterator[Statement]:
-    """Every statement about one model's trials."""
+    """All statements on one model's trials."""
     completed = finished(trials)
     if completed.is_empty():
         return
@@ -54,7 +54,7 @@ def _is_compression(outcome: str) -> bool:
 def change_words(row: Mapping[str, Any]) -> str:
     """`vision tokens get more compressed: stable rank (centred) of middle layers +0.006 [−0.031, 0.044]`.
 
-    More or less compressed is said of an effect whose interval excludes 0; else that nothing is seen to change.
+    "More" or "less compressed" only if the interval excludes 0; otherwise "no change is seen".
     """
     parts = row["outcome"].split("/")
     shown = f"{_signed(row['effect'])} {interval(row['ci_low'], row['ci_high'], lambda v: number(v, 3))}"
@@ -92,7 +92,7 @@ def _contrast(row: Mapping[str, Any]) -> Statement:
 
 
 def _asked(primary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Statement]:
-    """The same change on the held-out questions' own images and prompts, not under the fixed prompt; explored."""
+    """Change of compression on images and prompts of the held-out questions, not the fixed prompt; explored."""
     rows_by_tier = {tier: rows.get(f"asked/{tier}/{primary['outcome']}") for tier in ("high", "low")}
     measured = {tier: row for tier, row in rows_by_tier.items() if row is not None}
     if measured:
@@ -107,7 +107,7 @@ def _asked(primary: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _basis(row: Mapping[str, Any]) -> str:
-    """Seeds, smallest effect of interest, and what these seeds would show."""
+    """Number of seeds, smallest effect of interest, and detectable effect."""
     seeds = f"{row['n_seeds']} pairs of seeds, smallest effect of interest {number(row['smallest'], 3)}"
     if row["n_seeds"] < MIN_SEEDS:
         return seeds + f"; fewer than {MIN_SEEDS} seeds a ratio decide nothing"
@@ -121,7 +121,7 @@ def _basis(row: Mapping[str, Any]) -> str:
 def _accuracy(
     tier: str, completed: pl.DataFrame, failed: int, sweep: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Statement]:
-    """A tier's accuracy at both ends of the ratio, against blind answers (high) and against the base model (low)."""
+    """A tier's accuracy at both ends of the ratio, with blind answers (high) or the base model (low) for comparison."""
     column = f"accuracy/{tier}"
     if column not in completed.columns:
         return
@@ -153,7 +153,7 @@ def _accuracy(
 
 
 def _forgotten(change: float) -> str:
-    """What the largest ratio does to what the base model could."""
+    """Forgetting: change of low-tier accuracy from the base model to the largest ratio."""
     if abs(change) < 0.005:
         return "of which nothing is lost at the largest ratio"
     direction = "more" if change < 0 else "less"
@@ -166,7 +166,7 @@ def _mean(trials: pl.DataFrame, column: str) -> float | None:
 
 
 def _explored(rows: Sequence[Mapping[str, Any]]) -> Iterator[Statement]:
-    """What was looked at beside the primary outcomes, with the number of its tests."""
+    """Explored outcomes besides the primary ones, with the number of tests."""
     tested = [r for r in rows if not r["primary"] and r["p"] is not None]
     if tested:
         different = sorted((r for r in tested if r["q"] < 0.05), key=lambda r: r["q"])

@@ -1,4 +1,4 @@
-"""Tables of text beside the charts: who wins a family among ways to drop tokens, and when the answer is there."""
+"""Tables beside the charts: the best selection method per family, and the layer at which the answer is first ahead."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.report.model import PointResults
 from orchestrator.report.statement import number
 
 _NUMERIC = re.compile(r"(n/a|[−-]?\d+(\.\d+)?(e[−+-]?\d+)?( %)?)?( ?\[.*\])?")
-"""A number, a missing one, or either with its interval."""
+"""Pattern of a number or a missing one, with or without interval."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class ShownTable:
 
     @property
     def is_text(self) -> list[bool]:
-        """Column by column: whether it holds words, to be read from the left, and not numbers alone."""
+        """Per column: whether it contains text, and so is left-aligned."""
         return [any(not _NUMERIC.fullmatch(row[i]) for row in self.rows) for i in range(len(self.head))]
 
 
 def winner_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
-    """The best way to choose tokens by family and budget, with those that are not told apart from it."""
+    """The best selection method by family and budget, with the methods tied with it."""
     for point in points:
         ranks = point.further.get("rival_ranks")
         if ranks is None or ranks.is_empty():
@@ -38,7 +38,7 @@ def winner_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
         keys = ["tier", "family", "budget"]
         for (tier, family, budget), part in ranks.group_by(keys, maintain_order=True):
             leading = part.filter("best")
-            if leading.is_empty():  # no method has an accuracy there
+            if leading.is_empty():  # no method was measured
                 continue
             best = leading.row(0, named=True)
             tied = part.filter(pl.col("tied") & ~pl.col("best")).sort("accuracy", descending=True)["method"].to_list()
@@ -53,7 +53,7 @@ def winner_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
 
 
 def lens_tables(points: Sequence[PointResults]) -> Iterator[ShownTable]:
-    """The point at which the right answer of the last token is first above its rivals, and for good."""
+    """The layers at which the last token's right answer first, and for good, outranks the other choices."""
     for point in points:
         table = point.further.get("lens_layers")
         if table is None or table.is_empty():

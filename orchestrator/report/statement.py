@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Statement:
-    """`verdict` is one of `stats.verdict.VERDICTS` for a claim that was tested, empty for a plain measurement."""
+    """`verdict` is one of `stats.verdict.VERDICTS` for a tested claim, empty for a measurement."""
 
     text: str
     evidence: str

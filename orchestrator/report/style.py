@@ -1,4 +1,4 @@
-"""One visual language for every figure, static and interactive: colours, names, units. Colour-blind safe throughout."""
+"""Colours, names and units of all figures, static and interactive. Colour-blind safe."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from orchestrator.compression.declaration import Metric
 from orchestrator.compression.registry import METRICS, get_metric
 from orchestrator.errors import ConfigError
 
-# Okabe and Ito 2008, "Color Universal Design". Each thing has one colour everywhere.
+# Okabe and Ito 2008, "Color Universal Design". Each group and family has one colour in all figures.
 GROUP_COLOURS = {"vision": "#0072B2", "text": "#D55E00"}
 GROUP_COLOURS_DARK = {"vision": "#56B4E9", "text": "#F28E4B"}
 CONTROL_COLOUR = "#6E6E6E"
 CONTROL_COLOUR_DARK = "#A0A0A0"
 
 SERIES_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#8C6BB1", "#56B4E9", "#A6761D", "#0B3C5D", "#999933")
-"""Points of a study and everything without a colour of its own, in order."""
+"""Series colours in order: points of a study, and names without a fixed colour."""
 SERIES_COLOURS_DARK = ("#2CC295", "#E39BC4", "#F0B93A", "#B79BDB", "#7CC6F2", "#D2A24C", "#8FB8DE", "#C5C55A")
 
-# Paul Tol's "muted" scheme (personal.sron.nl/~pault): nine colours that stay apart for every kind of colour vision.
+# Paul Tol's "muted" scheme (personal.sron.nl/~pault): nine colours distinguishable with any colour vision.
 FAMILIES = ("colour", "shape", "existence", "count", "count_by_attribute", "comparison", "relation", "point", "caption")
 FAMILY_COLOURS = dict(
     zip(
@@ -39,7 +39,7 @@ FAMILY_COLOURS_DARK = dict(
 DIVERGING = "RdBu_r"
 """Blue: negative; red: positive; always centred on 0 and drawn over [-1, 1]."""
 DIVERGING_DARK = ("#6db4ff", "#2f6fb3", "#262e37", "#b8503f", "#ff9a82")
-"""The same two hues on a dark page, with the page's own dark in the middle."""
+"""The same hues for dark mode, with the page's background in the middle."""
 SEQUENTIAL = "viridis"
 
 TAP_NAMES = {
@@ -99,17 +99,17 @@ PLACES = {
     "text": "the question's tokens",
     "vision": "visual tokens",
 }
-"""Whose states or attention: reader's names."""
+"""Display names of token places."""
 
 
 def name_of(key: str) -> str:
-    """Reader's name of an attribute, position, family or setting: `mean_size` -> `mean size`."""
+    """Display name of an attribute, position, family or setting: `mean_size` -> `mean size`."""
     return NAMES.get(key, key.replace("_", " "))
 
 
 @cache
 def metric_of(name: str) -> Metric | None:
-    """Registry entry of a metric, or None for one whose package is no longer installed."""
+    """Registry entry of a metric; None if its package is not installed."""
     try:
         return get_metric(name)
     except ConfigError:
@@ -153,13 +153,13 @@ UNITS = {
 
 
 def metric_unit(name: str) -> str:
-    """Unit of a metric's axis; empty for a metric of another package, whose entry names none."""
+    """Unit of a metric's axis; empty for a metric of another package."""
     metric = metric_of(name)
     return UNITS.get(metric.base, "") if metric is not None else ""
 
 
 def direction_of(name: str) -> int:
-    """+1 where larger means more compressed, -1 where less, 0 where a metric has no direction or no entry."""
+    """+1 if larger means more compressed, -1 if less, 0 without a direction or entry."""
     metric = metric_of(name)
     return metric.direction if metric is not None else 0
 
@@ -182,7 +182,7 @@ HEADLINE = (
     "effective_rank",
     "effective_rank_centred",
 )
-"""Metrics of the static heat maps, two of each idea: concentration of norms, and rank raw and centred."""
+"""Metrics of the static heat maps, two per concept: concentration of norms, rank, and centred rank."""
 
 
 def main_metrics(names: Iterable[str]) -> list[str]:
@@ -193,7 +193,7 @@ def main_metrics(names: Iterable[str]) -> list[str]:
 
 
 def headline_metrics(names: Iterable[str]) -> list[str]:
-    """The metrics among `names` that summaries and static heat maps use; the main ones where none of those is there."""
+    """The headline metrics among `names`, which summaries and heat maps use; main metrics if there are none."""
     present = list(names)
     return [n for n in HEADLINE if n in present] or main_metrics(present)[:8]
 

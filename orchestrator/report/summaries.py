@@ -1,4 +1,4 @@
-"""A finished stage in a few numbers: what MLflow charts and the closing table on the terminal show."""
+"""Summary of a finished stage: the values of MLflow charts and of the closing table on the terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ HEADLINE = (
     "spectral_participation_centred",
     "mean_cosine",
 )
-"""Metrics the terminal shows: two of norms, two of rank, one of similarity."""
+"""Metrics on the terminal: two of norms, two of rank, one of similarity."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Flat parameters, few grouped metrics, curves of (step, value), and tables of what was left out of them.
+    """Flat parameters, a few grouped metrics, curves of (step, value), and tables with all values.
 
     The step is a layer, an optimiser step or a percentage.
     """
@@ -55,7 +55,7 @@ def summarise(name: StageName, view: View) -> Summary:
 
 
 def run_params(name: StageName, run: RunConfig) -> dict[str, Any]:
-    """Parameters of a stage's run that are known before it is done."""
+    """Parameters of a stage's run that are known before it finishes."""
     data = run.data
     params: dict[str, Any] = {"model": run.model.label, "data": data.source, "data_seed": data.seed}
     if data.n_images is not None:
@@ -101,7 +101,7 @@ def depth_means(view: View) -> pl.DataFrame:
 
 
 def main_tap(view: View, group: str = "vision") -> str:
-    """The tap that stands for a group over depth (`consensus.main_tap`) in a finished capture."""
+    """The main tap of a group (`consensus.main_tap`) in a finished capture."""
     tap = consensus.main_tap(view.stage.scan("layer_metrics").select("tap", "layer", "group").unique().collect(), group)
     assert tap is not None, f"capture {view.stage.digest} holds no {group} tokens"
     return tap
@@ -112,7 +112,7 @@ def _capture(view: View) -> Summary:
     metrics: dict[str, float] = {}
     curves: dict[str, list[tuple[int, float]]] = {}
     for (tap, group), rows in means.group_by(["tap", "group"], maintain_order=True):
-        # `_` sorts behind `/`: MLflow's page begins with the decoder
+        # `_` sorts after `/`, so MLflow's page shows the decoder first
         prefix = f"compression/{group}" if tap == "decoder" else f"compression_{tap}/{group}"
         for metric in (m for m in HEADLINE if m in rows.columns and rows.height > 1):
             curves[f"{prefix}/{metric}"] = list(zip(rows["layer"].to_list(), rows[metric].to_list(), strict=True))
@@ -125,9 +125,9 @@ def _capture(view: View) -> Summary:
 
 
 def strongest_correlations(view: View, n: int = 3) -> pl.DataFrame:
-    """The `n` strongest significant Spearman correlations of vision tokens, at most one an attribute.
+    """The `n` strongest significant Spearman correlations of vision tokens, at most one per attribute.
 
-    Attributes that follow from several factors of a design are left out: their correlations are the factors'.
+    Without attributes derived from several factors of a design, whose correlations reflect the factors.
     """
     pairs = view.stage.scan("attribute_correlations").collect()
     derived = {row[k] for row in pairs.to_dicts() for k in ("first", "second") if row[f"{k}_role"] == "derived"}
@@ -194,19 +194,19 @@ def _finetune(view: View) -> Summary:
 
 
 def thinned(losses: Sequence[tuple[int, float]], n_steps: int) -> list[tuple[int, float]]:
-    """At most 500 of a trial's (steps done, loss), always the same ones and the last."""
+    """At most about 500 of a trial's (steps done, loss): fixed steps, and the last."""
     stride = -(-n_steps // 500)
     return [(step, loss) for step, loss in losses if step % stride == 0 or step == n_steps]
 
 
 _OUTCOMES = {"accuracy": 2, "gain": 1, "score": 1, "accuracy_base": 1, "blind": 1, "count_error": 1, "drift": 2}
-"""Kind of column -> most words after it that a metric may have."""
+"""Kind of column -> maximum number of further parts in the name of a metric."""
 
 
 def _shown(column: str) -> bool:
-    """Whether a column of `trials` becomes a metric: named outcomes, and of compression the headline metrics alone.
+    """Whether a column of `trials` becomes an MLflow metric: named outcomes, and headline metrics of compression.
 
-    The table itself, logged beside it, has every column; MLflow's charts and lists stay readable.
+    The table with every column is logged as an artifact.
     """
     kind, *rest = column.split("/")
     if column in ("final_loss", "trial_seconds"):

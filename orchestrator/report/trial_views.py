@@ -1,4 +1,4 @@
-"""The trial table as the report shows it: effect of the complexity ratio with intervals over seeds, Pareto front."""
+"""The trial table prepared for the report: effect of the complexity ratio with intervals over seeds, Pareto front."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.stats.pareto import pareto_front as stats_front
 from orchestrator.stats.sufficient import sufficient_ratio
 
 _ENDS = ("_low", "_high")
-"""Columns that hold the ends of another column's interval."""
+"""Suffixes of columns with the ends of another column's interval."""
 
 
 def finished(trials: pl.DataFrame) -> pl.DataFrame:
-    """Trials that ended well, by ratio and seed, without the outcomes that none of them has."""
+    """Completed trials, sorted by ratio and seed, without all-null outcomes."""
     completed = trials.filter(pl.col("status") == "done").sort("complexity_ratio", "seed")
     absent = [
         c for c in completed.columns if "/" in c and completed.height and completed[c].null_count() == completed.height
@@ -34,7 +34,7 @@ def outcomes(trials: pl.DataFrame) -> list[str]:
 
 
 def compression_columns(trials: pl.DataFrame) -> list[str]:
-    """Columns with the change of a compression metric against the base model, else with its value; main metrics."""
+    """Main-metric columns with the change from the base model, or with the value if there is no change."""
     for kind in ("delta", "compression"):
         columns = [
             c for c in trials.columns if c.startswith(f"{kind}/") and not c.endswith(_ENDS) and c.count("/") == 3
@@ -46,7 +46,7 @@ def compression_columns(trials: pl.DataFrame) -> list[str]:
 
 
 def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
-    """Mean relative drift of a group's states over trials and thirds of depth; None where it was not measured."""
+    """Mean relative drift of a group's states over trials and thirds of depth; None if not measured."""
     columns = [c for c in trials.columns if c.startswith(f"drift/{group}") and not c.endswith(_ENDS)]
     values = trials.select(columns).to_numpy() if columns else np.array([])
     return float(np.nanmean(values)) if values.size else None
@@ -55,7 +55,7 @@ def mean_drift(trials: pl.DataFrame, group: str) -> float | None:
 def effect_of_ratio(trials: pl.DataFrame, column: str, sweep: Mapping[str, Any] | None = None) -> pl.DataFrame:
     """Mean of `column` at each ratio with Student's 95 % interval over seeds, each the mean of its trials.
 
-    One or two seeds give none. Of a tier's accuracy it is what `sweep` (`sweep_summary.summarise_sweep`) has.
+    No interval with one or two seeds. A tier's accuracy is taken from `sweep` (`sweep_summary.summarise_sweep`).
 
     Returns:
         complexity_ratio, mean, ci_low, ci_high, n_seeds.
@@ -68,11 +68,11 @@ def effect_of_ratio(trials: pl.DataFrame, column: str, sweep: Mapping[str, Any] 
 
 
 def smallest_sufficient_ratio(trials: pl.DataFrame, column: str) -> float | None:
-    """Smallest sufficient ratio of an outcome by the project's one rule (`stats.sufficient`)."""
+    """Smallest sufficient ratio of an outcome (`stats.sufficient`)."""
     return sufficient_ratio(outcome_by_seed(trials, column)).ratio
 
 
 def pareto_front(x: Sequence[float], y: Sequence[float]) -> list[int]:
-    """Indices of the points no other one beats in both `x` and `y` (larger is better), by rising `x`."""
+    """Indices of the Pareto-optimal points (larger `x` and `y` are better), by ascending `x`."""
     front = np.flatnonzero(stats_front(np.stack([x, y], axis=1), (1, 1)))
     return sorted(front.tolist(), key=lambda i: (x[i], -y[i]))

@@ -1,4 +1,4 @@
-"""The summary on top of the page: what was found, in words, with numbers and intervals."""
+"""The summary at the top of the page: findings as sentences with numbers and intervals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from orchestrator.report.style import name_of
 from orchestrator.stats.power import correlation_detectable
 
 MOST_ATTRIBUTES = 4
-"""Attribute findings shown before the rest is folded into one line."""
+"""Maximum number of attribute findings listed; the rest is one line."""
 
 
 def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
-    """(heading, statements): populations, then of each point with anything to say, then of each model's trials."""
+    """(heading, statements): populations, then each point with statements, then each model's trials."""
     parts = [("What the statements hold for", list(_populations(results)))]
     parts += [(f"{p.label}: the studied paper's claims", claims(p)) for p in distinct_points(results.points)]
     parts += [(p.label, [*design(p), *_findings(p), *_probes(p), *_deletion(p), *_yes(p), *_knockout(p), *_patching(p)])
@@ -36,7 +36,7 @@ def summary(results: StudyResults) -> list[tuple[str, list[Statement]]]:
 
 
 def _populations(results: StudyResults) -> Iterator[Statement]:
-    """Model, images, prompt and trials that the statements are about, and how many of the trials are there."""
+    """Model, images, prompt and trials that the statements apply to, and the number of finished trials."""
     for model, (n_done, n_planned) in missing_trials(results.points).items():
         yield Statement(
             f"{n_done} of {n_planned} trials of {model} are finished: statements about training are of these alone.",
@@ -82,7 +82,7 @@ def _findings(point: PointResults) -> Iterator[Statement]:
 
 
 def _readable(statement: str, point: PointResults) -> str:
-    """`statement` with attribute keys replaced by their names."""
+    """`statement` with attribute keys replaced by display names."""
     words = [name_of(w) if w in point.attribute_kinds else w for w in statement.replace(")", " )").split(" ")]
     return re.sub(r"(?<=[ (\[])-(?=\d)", "−", " ".join(words).replace(" )", ")")) + "."
 
@@ -140,7 +140,7 @@ def _probes(point: PointResults) -> Iterator[Statement]:
 
 
 def _beyond(probes: pl.DataFrame, text: pl.DataFrame) -> Iterator[Statement]:
-    """What text knows among images that are alike in the covariates."""
+    """Attributes that text tokens encode given the covariates."""
     judged = text.filter(pl.col("skill_beyond").is_not_null()).sort("skill_beyond", descending=True)
     held = next(iter(probes["beyond"].drop_nulls()), None)
     if held is None or judged.is_empty():
@@ -176,7 +176,7 @@ def _deletion(point: PointResults) -> Iterator[Statement]:
         half = next((r for r in rows if r["deleted_share"] >= 0.5), None)
         full = rows[0]
         if full["deleted_share"] > 0 or half is None or full["ci_low"] <= rows[-1]["ci_high"]:
-            continue  # nothing to lose: the model does no better with all tokens than with hardly any
+            continue  # accuracy with all tokens is no higher than with the fewest tokens
         kept = max((r["deleted_share"] for r in rows if r["ci_high"] >= full["accuracy"]), default=0.0)
         losses.append((half["accuracy"] / full["accuracy"], f"{name_of(str(family))} ({tier} tier)", full, half, kept))
     losses.sort(key=lambda t: t[0])
@@ -204,7 +204,7 @@ def _knockout(point: PointResults) -> Iterator[Statement]:
     base = point.knockout.filter((pl.col("checkpoint") == "base") & pl.col("accuracy").is_not_null())
     plain, blocked = without_knockout(base), windows(base)
     width = pl.col("last_layer") - pl.col("first_layer")
-    blocked = blocked.filter(width == width.min())  # the whole model always costs most and names no place
+    blocked = blocked.filter(width == width.min())  # blocking all layers has the largest effect and locates nothing
     if plain.is_empty() or blocked.is_empty():
         return
     loss = (

@@ -1,4 +1,4 @@
-"""What one MLflow run shows, as plain values: parameters, metrics, curves, artifacts, data set. Knows no MLflow."""
+"""Content of one MLflow run as plain values: parameters, metrics, curves, artifacts, data set. No MLflow import."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Scalar = str | int | float | bool
 Curve = Sequence[tuple[int, float]]
 
 CSV_ROWS = 5000
-"""Tables up to this many rows are kept as CSV, which MLflow shows as a table; longer ones as Parquet."""
+"""Maximum rows of a table logged as CSV, which MLflow displays; longer tables are logged as Parquet."""
 _LONGEST_NAME = 200
 _LONGEST_PARAM = 6000
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a run shows.
+    """Content of a run.
 
     Args:
         params: flat and short, e.g. `{"complexity_ratio": 0.5, "lora_rank": 16}`.
-        metrics: grouped names, e.g. `{"accuracy/high": 0.71}`; None and values that are not finite are left out.
+        metrics: grouped names, e.g. `{"accuracy/high": 0.71}`; None and non-finite values are omitted.
         curves: metric name -> (step, value) pairs; the step is a layer, an optimiser step or a percentage.
         tables: name -> frame; artifacts below `tables/`.
         figures: file name with suffix -> bytes; artifacts below `figures/`; `.html` files at the top.
@@ -55,12 +55,12 @@ class Entry:
 
     Args:
         stage: kind of stage, or the title of a summary (`report`).
-        digest: digest of everything the content rests on; a finished run with it is not logged again.
+        digest: digest of everything that determines the content; a finished run with it is not logged again.
         title: name of the run.
-        content: makes the content, called only when the run is not there yet.
-        parent: title of the parent run; None for a run at the top.
+        content: makes the content; called only if the run does not exist.
+        parent: title of the parent run; None for a top-level run.
         run: the resolved configuration, logged as `config.yaml` and as the run's data set.
-        ended: when the work ended, seconds since 1970.
+        ended: end of the work, seconds since 1970.
         replaces: whether runs of the same stage and title with another digest are deleted first (summaries).
     """
 
@@ -76,7 +76,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Beat:
-    """What an unfinished stage has done so far; a later beat repeats what an earlier one said.
+    """Progress of an unfinished stage; each beat contains everything of the earlier ones.
 
     Args:
         state: in words, e.g. `training, step 23 of 300`.
@@ -90,7 +90,7 @@ class Beat:
 
 
 def finite_metrics(content: Content) -> list[tuple[str, int, float]]:
-    """(name, step, value) of every finite metric and curve value, under names that MLflow takes and tells apart."""
+    """(name, step, value) of every finite metric and curve value, under distinct names that MLflow accepts."""
     rows = [(name, 0, value) for name, value in content.metrics.items()]
     rows += [(name, int(step), value) for name, curve in content.curves.items() for step, value in curve]
     names = server_names(dict.fromkeys(name for name, _, _ in rows))
@@ -98,7 +98,7 @@ def finite_metrics(content: Content) -> list[tuple[str, int, float]]:
 
 
 def text_params(content: Content) -> dict[str, str]:
-    """Parameters as text without secrets, under names that MLflow takes and tells apart."""
+    """Parameters as text without secrets, under distinct names that MLflow accepts."""
     params = {k: v for k, v in scrub_tree(dict(content.params)).items() if v is not None}
     names = server_names(params)
     return {names[k]: str(v)[:_LONGEST_PARAM] for k, v in params.items()}
@@ -107,8 +107,8 @@ def text_params(content: Content) -> dict[str, str]:
 def server_names(names: Iterable[str]) -> dict[str, str]:
     """Name -> a name that MLflow accepts, a different one for each.
 
-    MLflow takes word characters, `/ . : -` and spaces, in a normalised relative path. Where cleaning makes two names
-    equal, the one that needed no cleaning keeps its name and the others end in a digest of what they were.
+    MLflow accepts word characters, `/ . : -` and spaces, in a normalised relative path. If cleaning makes names equal,
+    the one that needed no cleaning is unchanged and a digest of the original is appended to the others.
     """
     originals = list(names)
     cleaned = {name: _clean(name) for name in originals}

@@ -9,14 +9,13 @@ from orchestrator.scrub import scrub_tree
 from orchestrator.store.stage_folder import digest
 
 HELD_OUT = "held-out questions"
-"""Context of the questions that a trial is judged by."""
+"""Context of the held-out questions of a trial."""
 
 
 def datasets(run: RunConfig | None, stage: str) -> dict[str, dict[str, Any]]:
-    """Context -> name, digest, settings and size `n` (None where all there are).
+    """Context -> name, digest, settings and size `n` (None for all).
 
-    A trial has the mixture it was trained on and the questions that judge it; every run has its images, under the name
-    of its stage.
+    A trial has its training mixture and its held-out questions; every run has its images, under the stage's name.
     """
     if run is None:
         return {}

@@ -1,4 +1,4 @@
-"""The finished stages of a study as MLflow runs, made from its files alone, as often as asked."""
+"""Log the finished stages of a study as MLflow runs, from its files alone; idempotent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.tracking.content import Content, Entry
 from orchestrator.tracking.tracker import Sent, Tracker
 
 _LARGE = {"layer_metrics", "images", "answers", "deletion_answers", "question_metrics", "training"}
-"""Tables with a row an image or question: they stay in storage, and the run names the place."""
+"""Tables with one row per image or question: not logged; the run records their path in storage."""
 
 
 def study_tracker(study: Study, config: TrackConfig) -> Tracker:
@@ -30,7 +30,7 @@ def study_tracker(study: Study, config: TrackConfig) -> Tracker:
 
 
 def track_studies(storage: Storage, config: TrackConfig, name: str | None = None) -> Sent:
-    """Log all finished stages of one study, or of every study in `storage`, that MLflow does not have yet."""
+    """Log all finished stages of one study, or of every study in `storage`, that MLflow lacks."""
     names = [name] if name else [n for n in storage.files("studies") if storage.exists(f"studies/{n}/{STUDY_FILE}")]
     total = Sent(0, 0)
     for study_name in names:
@@ -41,14 +41,14 @@ def track_studies(storage: Storage, config: TrackConfig, name: str | None = None
 
 
 def study_entries(study: Study) -> Iterator[Entry]:
-    """Every run of a study: its finished stages, the effect of the ratio, the report if it was written."""
+    """Every run of a study: its finished stages, the effect of the ratio, and the report if it exists."""
     for stage in study.stages:
         yield from stage_entries(study, stage)
     yield from report_entry(study)
 
 
 def stage_entries(study: Study, name: StageName) -> Iterator[Entry]:
-    """A run for each finished stage of one kind; for trials their effect as well."""
+    """One run per finished stage of one kind; for trials also one with the effect of the ratio."""
     views = [view for view in study.views(name) if view.stage.is_done()]
     for view in views:
         yield view_entry(study, name, view)
@@ -60,7 +60,7 @@ def stage_entries(study: Study, name: StageName) -> Iterator[Entry]:
 
 
 def view_entry(study: Study, name: StageName, view: View) -> Entry:
-    """The run of one stage; of one that is not finished what is known of it."""
+    """The run of one stage; for an unfinished stage without results."""
     return Entry(
         stage=name,
         digest=view.stage.digest,
@@ -73,7 +73,7 @@ def view_entry(study: Study, name: StageName, view: View) -> Entry:
 
 
 def report_entry(study: Study) -> Iterator[Entry]:
-    """The run that holds the report's page and figures; replaced when the study has other stages."""
+    """The run with the report's page and figures; replaced if the study's stages changed."""
     if not study.folder.exists("report/report.html"):
         return
     stages: dict[str, Any] = {name: [v.stage.digest for v in study.views(name)] for name in study.stages}
@@ -107,12 +107,12 @@ def _stage_content(study: Study, name: StageName, view: View) -> Content:
 
 
 def _adapter(view: View) -> dict[str, bytes]:
-    """Files of a trial's adapter, if it was kept."""
+    """Files of a trial's adapter, if it was saved."""
     return {name: view.stage.read_file(f"adapter/{name}") for name in view.stage.store.files("adapter")}
 
 
 def _seconds(study: Study, name: StageName, tables: dict[str, pl.DataFrame]) -> float:
-    """A trial's own time; of other stages the time of the study's stages of that kind."""
+    """Duration of a trial; for other stages the duration of all stages of that kind in the study."""
     trials = tables.get("trials")
     if trials is not None and "trial_seconds" in trials.columns and trials.height:
         return float(trials["trial_seconds"][0] or 0.0)

@@ -1,7 +1,7 @@
 """The page that `vtsweep ui` opens: the studies of a storage with their first findings, reports and MLflow views.
 
-Served on loopback from the storage's own files, made anew at each request. Reports are passed on as they are; nothing
-else of the storage can be asked for.
+Served on loopback from the storage's files, rendered at each request. Reports are served unchanged; no other file of
+the storage can be requested.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FILE = re.compile(
     r"/report/([A-Za-z0-9][A-Za-z0-9_.-]{0,127})/((?:[A-Za-z0-9][A-Za-z0-9_.-]*/)*[A-Za-z0-9][A-Za-z0-9_.-]*)"
 )
 _NAMES = ("127.0.0.1", "localhost")
-"""Host names that a browser on this machine asks for; others would be a page elsewhere that resolves to loopback."""
+"""Accepted Host headers; others indicate DNS rebinding."""
 
 Links = Callable[[], Mapping[str, tuple[str, Mapping[str, str]]]]
 """Study -> address of its MLflow page, and title -> address of its shared views."""
@@ -56,7 +56,7 @@ def landing_page(storage: Storage, links: Mapping[str, tuple[str, Mapping[str, s
 
 
 def _answers(storage: Storage, name: str) -> Sequence[Mapping[str, Any]]:
-    """What the study's report says first; empty where none was written."""
+    """The first sentences of the study's report; empty without a report."""
     try:
         content = storage.read_json(f"studies/{name}/report/answers.json")
     except (FileNotFoundError, StorageError):
@@ -93,7 +93,7 @@ def landing_server(storage: Storage, port: int, links: Links) -> Iterator[str]:
             else:
                 try:
                     status, kind, body = answer_request(storage, self.path, links)
-                except Exception as error:  # a page must say what is wrong, not fall silent
+                except Exception as error:  # the error is shown on the page
                     status, kind, body = 500, "text/plain", f"{type(error).__name__}: {error}".encode()
             self.send_response(status)
             self.send_header("Content-Type", kind)

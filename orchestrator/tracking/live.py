@@ -1,7 +1,7 @@
-"""Stages shown in MLflow while they are worked on: a thread of the driver looks how far they are, and logs it.
+"""Live progress of stages in MLflow: a thread of the driver reads their progress and logs it.
 
-Trials say it in a file of their stage folder, other stages by their progress in the driver; workers know no MLflow.
-Nothing rests on what is shown: results are logged from finished stage folders, into the same runs.
+Trials write progress to a file of their stage folder, other stages report it in the driver; workers do not use MLflow.
+Results are logged from finished stage folders into the same runs, independently of the progress shown.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from orchestrator.tracking.entries import view_entry
 from orchestrator.tracking.tracker import Tracker
 
 FIRST_S, EVERY_S, LONGEST_S = 2.0, 4.0, 300.0
-"""Seconds until the first look, between two, and at most between two where MLflow cannot be reached."""
+"""Seconds until the first poll, between polls, and the longest interval while MLflow cannot be reached."""
 _JOIN_S = 60.0
 _ENDED = ("pruned", "diverged", "failed")
-"""States of samples that leave no finished stage folder."""
+"""States of samples without a finished stage folder."""
 
 
 @contextmanager
 def streamed(
     tracker: Tracker, study: Study, name: StageName, digests: Collection[str]
 ) -> Iterator[Callable[[ResolvedPoint, str], None]]:
-    """Show the study's unfinished stages of one kind for the length of a `with` block.
+    """Log the progress of the study's unfinished stages of one kind during a `with` block.
 
-    Gives a function that is told of a search's samples, which are not in the study's record before they are done: with
-    the sample's point, and `running` or how it ended. A block that ends with an error leaves the runs of its stages as
+    Yields a function to report a search's samples, which are not in the study's record until they are done: it takes
+    the sample's point and `running` or its final state. If the block raises, the runs of unfinished stages are marked
     stopped or failed; the next attempt continues them.
     """
     if not digests or not tracker.is_streamed:
@@ -51,11 +51,11 @@ def streamed(
 
 
 def _unwatched(point: ResolvedPoint, state: str) -> None:
-    """What is told of samples that nobody follows."""
+    """The callback without live progress."""
 
 
 class _Follower(Thread):
-    """Logs what its stages have done, and each one's results when it is finished."""
+    """Logs the progress of its stages, and the results of each finished one."""
 
     def __init__(self, tracker: Tracker, study: Study, name: StageName, left: set[str]) -> None:
         super().__init__(name=f"mlflow {name}", daemon=True)
@@ -64,7 +64,7 @@ class _Follower(Thread):
         self._stop_asked = Event()
 
     def watch(self, point: ResolvedPoint, state: str) -> None:
-        """Take note of a search's sample that has started, or ended as `state`; the next look shows it."""
+        """Record that a search's sample started, or ended as `state`; the next poll logs it."""
         stage = point.stages[self.kind]
         self._samples[stage.digest] = View(point.label, point.run, stage, {}), state
 
@@ -74,7 +74,7 @@ class _Follower(Thread):
             pause = EVERY_S if self.look() else min(LONGEST_S, 2 * max(pause, EVERY_S))
 
     def look(self) -> bool:
-        """One round; False where storage or MLflow did not answer."""
+        """One poll; False if storage or MLflow did not respond."""
         try:
             begun = self.left & set(self.study.storage.files(self.kind))
             samples = dict(self._samples)
@@ -87,7 +87,7 @@ class _Follower(Thread):
                 (view_entry(self.study, self.kind, view), beat) for view, beat in beats if beat is not None
             ]
             return self.tracker.stream(streamed_beats) and all(self._end_samples(samples, state) for state in _ENDED)
-        except Exception:  # nothing here may end a study
+        except Exception:  # errors of tracking must not end a study
             return False
 
     def _end_samples(self, samples: Mapping[str, tuple[View, str]], state: str) -> bool:
@@ -103,16 +103,16 @@ class _Follower(Thread):
             self._samples.pop(digest, None)
 
     def end(self, state: str | None) -> None:
-        """Stop looking; runs whose stage is not finished end as `state`, or as failed."""
+        """Stop polling; end runs of unfinished stages as `state`, or as failed."""
         self._stop_asked.set()
         self.join(_JOIN_S)
         if state is None:
-            self.look()  # what was finished since the last time
+            self.look()  # stages finished since the last poll
         self.tracker.end_streams(state or "failed")
 
 
 def beat_of(name: StageName, view: View) -> Beat | None:
-    """What an unfinished stage has done so far; None where nobody says."""
+    """Progress of an unfinished stage; None if it reports none."""
     if name != "finetune":
         reading = Progress.reading(view.stage.digest)
         if reading is None:

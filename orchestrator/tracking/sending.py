@@ -1,4 +1,4 @@
-"""What sending to MLflow needs beside MLflow: files in a folder, no proxy on this machine, quoted text."""
+"""Helpers for sending to MLflow: files in a temporary folder, no proxy for loopback, quoted filter text."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
 def quoted(text: str) -> str:
-    """`text` as a string of MLflow's filter language, which knows no escapes."""
+    """`text` as a string literal of MLflow's filter language, which has no escapes."""
     return f'"{text}"' if "'" in text else f"'{text}'"
 
 
 @contextmanager
 def folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
-    """A temporary folder that holds `files` (relative name -> bytes)."""
+    """A temporary folder with `files` (relative name -> bytes)."""
     with temporary_folder("artifacts-") as folder:
         for name, data in files.items():
             path = Path(folder) / name
@@ -31,7 +31,7 @@ def folder_of(files: Mapping[str, bytes]) -> Iterator[str]:
 
 @contextmanager
 def no_proxy(uri: str) -> Iterator[None]:
-    """A server on this machine is asked directly, whatever proxy the environment names."""
+    """Bypass the environment's proxies for servers on this machine."""
     if urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1"):
         yield
         return

@@ -1,8 +1,7 @@
-"""The runs of one study: what is sent when, and what happens where MLflow cannot be reached. Knows no MLflow itself.
+"""Logging of one study's runs, with a fallback if MLflow cannot be reached. Does not import MLflow itself.
 
-Idempotent: runs are known by the digest of their stage, a finished one is left alone, one that was streamed is
-completed. What could not be sent is sent by the next call, made from the same finished stage folders. Written by the
-driver only.
+Idempotent: runs are identified by the digest of their stage; a finished run is not changed, a streamed one is
+completed. The next call sends what could not be sent, from the same finished stage folders. Only the driver calls it.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
     from orchestrator.tracking.runs import Sender
 
 _PATIENCE_S = 60.0
-"""A server that could not be reached is not asked again within this time."""
+"""Time before a server that could not be reached is contacted again."""
 
 
 class Sent(NamedTuple):
-    """Runs logged by a call, and runs that MLflow does not have because it could not be reached."""
+    """Runs logged by a call, and runs not logged because MLflow could not be reached."""
 
     sent: int
     waiting: int
@@ -42,10 +41,10 @@ class Tracker:
     """Logs the runs of one study.
 
     Args:
-        config: where MLflow keeps runs.
-        study: name of the study; names the experiment unless `config.experiment` does.
-        storage: the study's storage, which holds `mlflow.db` and the artifacts where no server is named.
-        description: note of the experiment.
+        config: tracking settings.
+        study: name of the study, and of the experiment unless `config.experiment` is set.
+        storage: the study's storage; holds `mlflow.db` and the artifacts if no server is set.
+        description: description of the experiment.
         version: versions and commit recorded with each run.
     """
 
@@ -65,14 +64,13 @@ class Tracker:
 
     @property
     def uri(self) -> str | None:
-        """Tracking URI; None where there is no place for a database (remote storage and no `track.uri`)."""
+        """Tracking URI; None without a place for a database (remote storage and no `track.uri`)."""
         return self.config.uri or default_uri(self.storage)
 
     def log(self, entries: Iterable[Entry]) -> Sent:
-        """Log every entry that MLflow does not have yet.
+        """Log every entry that MLflow lacks.
 
-        A server that cannot be reached is a warning, given once: results are in the storage, and `vtsweep track` logs
-        them later.
+        An unreachable server causes one warning: results are in the storage, and `vtsweep track` logs them later.
         """
         waiting = [*entries] if self.config.enabled else []
         sent = 0
@@ -85,26 +83,26 @@ class Tracker:
         return Sent(sent, 0)
 
     def stream(self, beats: Iterable[tuple[Entry, Beat]]) -> bool:
-        """Show what unfinished stages have done so far; False where MLflow was not reached. Never raises."""
+        """Log the progress of unfinished stages; False if MLflow was not reached. Never raises."""
         to_send = [*beats]
         return not to_send or self._attempt(lambda: self._sender.stream(to_send))
 
     def end_streams(self, state: str, digests: Collection[str] | None = None) -> bool:
-        """Close the runs that were streamed and are not complete, or those of `digests`: `stopped`, `failed`, `pruned`.
+        """End incomplete streamed runs, or those of `digests`, as `stopped`, `failed` or `pruned`.
 
-        Never raises; False where MLflow was not reached.
+        Never raises; False if MLflow was not reached.
         """
         return "_sender" not in vars(self) or self._attempt(lambda: self._sender.end_streams(state, digests))
 
     @property
     def is_streamed(self) -> bool:
-        """Whether there is a place to stream to."""
+        """Whether progress can be logged."""
         return self.config.enabled and self.uri is not None
 
     def views(self) -> dict[str, Any]:
-        """Address of the server (empty for a database), number of the experiment, and title -> key of its shared views.
+        """Address of the server (empty for a database), experiment id, and title -> key of its shared views.
 
-        Empty where MLflow was not reached.
+        Empty if MLflow was not reached.
         """
         shared: dict[str, Any] = {}
         if self.config.enabled and self._attempt(lambda: shared.update(self._sender.shared())):
@@ -124,14 +122,14 @@ class Tracker:
                 work()
         except StorageError:
             raise
-        except Exception as error:  # whatever fails there, the results are kept and the study goes on
+        except Exception as error:  # tracking errors must not end the study; results are in storage
             self._give_up((str(error) or type(error).__name__).splitlines()[0])
             return False
         self._failed_at = None
         return True
 
     def _lock(self) -> Any:
-        """Drivers that share a database on a disk take turns: a fresh one cannot be made by two at once."""
+        """File lock for drivers that share a local database: two of them cannot create it at the same time."""
         path = database_file(self.uri or "")
         if path is None:
             return nullcontext()
@@ -145,9 +143,9 @@ class Tracker:
         return Sender(self.uri or "", self._artifact_roots(), self.experiment, self.description, self.version)
 
     def _artifact_roots(self) -> list[str]:
-        """Where artifacts go, the first that MLflow can write: the storage, else beside the database.
+        """Candidate artifact locations in order of preference: the storage, then the folder of the database.
 
-        Empty for a server, which has a place of its own.
+        Empty for a server, which has its own artifact store.
         """
         database = database_file(self.uri or "")
         if database is None:
@@ -157,7 +155,7 @@ class Tracker:
         return [self.storage.locate("mlflow-artifacts"), (database.absolute().parent / "mlflow-artifacts").as_uri()]
 
     def _give_up(self, reason: str) -> None:
-        """Send nothing for a while, and say why, once."""
+        """Pause sending, and warn once with the reason."""
         self._failed_at = time.monotonic()
         if self._warned:
             return

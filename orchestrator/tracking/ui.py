@@ -1,4 +1,4 @@
-"""`vtsweep ui`: the MLflow server on loopback, one worker, without the helper processes it would start by default."""
+"""`vtsweep ui`: the MLflow server on loopback, with one worker and without its default helper processes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from orchestrator.tracking.landing import landing_server
 from orchestrator.tracking.tracker import default_uri
 
 LANDING_PORT = 4990
-"""Of the page over all studies; another free one where it is taken."""
+"""Default port of the page of studies; another free port if it is taken."""
 _START_SECONDS = 120.0
 _NOISE = (b"Registry store URI not provided", b"[MLflow] Security middleware enabled with default settings")
-"""What the server says at every start; a reader can do nothing with it."""
+"""Lines of the server's log that are suppressed: printed at every start, without use to the reader."""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""The server is on this machine: no proxy is asked."""
+"""URL opener without proxies: the server is on this machine."""
 _SETTINGS = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -49,10 +49,10 @@ def serve_ui(place: str, port: int | None = None, open_page: bool = False) -> No
         place: storage of studies, or a database URI; for a tracking server only its address is printed, as it serves
             its own pages.
         port: loopback port of MLflow; the first free one from 5000 when absent.
-        open_page: whether the page of studies is shown in this machine's browser.
+        open_page: whether to open the page of studies in this machine's browser.
 
     Raises:
-        StorageError: the storage holds no runs.
+        StorageError: the storage has no runs.
         ResourceError: the port is taken, or the server did not start.
     """
     if place.startswith(("http://", "https://")):
@@ -82,7 +82,7 @@ def serve_ui(place: str, port: int | None = None, open_page: bool = False) -> No
 
 @contextmanager
 def _landing(storage: Storage | None, mlflow: str) -> Iterator[str | None]:
-    """The page over a storage's studies, linked with the MLflow server; none over a bare database."""
+    """Serve the page of a storage's studies, with links to the MLflow server; no page for a bare database."""
     if storage is None:
         yield None
         return
@@ -95,7 +95,7 @@ def _landing(storage: Storage | None, mlflow: str) -> Iterator[str | None]:
 
 
 def _database(storage: str) -> str:
-    """URI of the database in a storage; MLflow would make an empty one where there is none."""
+    """URI of the database in a storage; raises if there is none, since MLflow would create an empty one."""
     uri = default_uri(Storage(storage))
     if uri is None or not Storage(storage).exists("mlflow.db"):
         raise StorageError(f"no runs in {scrub(storage)!r}: it holds no mlflow.db. Name the storage folder of a study")
@@ -137,7 +137,7 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
 
 
 def _relay(process: subprocess.Popen[bytes]) -> None:
-    """Pass on to standard error what the server says, but for the usual remarks."""
+    """Copy the server's output to standard error, without the suppressed lines."""
     assert process.stdout is not None
     for line in process.stdout:
         if not line.startswith(_NOISE):
@@ -154,10 +154,9 @@ class StudyPages(NamedTuple):
 
 
 def study_pages(address: str, limit: int = 10) -> list[StudyPages]:
-    """The experiments of a running server, the last used first.
+    """The experiments of a running server, most recently used first.
 
-    Pages are asked for in their model-training form: by default they open on traces of language models, which a study
-    has none of.
+    Addresses select MLflow's model-training view; by default its pages open on traces of language models.
     """
     body = json.dumps({"max_results": limit + 1, "order_by": ["last_update_time DESC"]}).encode()
     request = urllib.request.Request(

@@ -1,7 +1,7 @@
-"""Shared views of MLflow's pages: which runs, columns and charts a link opens. Knows no MLflow.
+"""Shared views of MLflow's pages: runs, columns and charts that a link opens. Does not import MLflow.
 
-A view is one experiment tag, `mlflow.sharedViewState.KEY`, whose state is zlib-compressed JSON. The fields of the state
-are MLflow's own and undocumented (read from 3.17); a browser test holds them, and what MLflow does not know it ignores.
+A view is one experiment tag, `mlflow.sharedViewState.KEY`, whose state is zlib-compressed JSON. Its fields are MLflow's
+own and undocumented (taken from 3.17); a browser test checks them, and MLflow ignores unknown ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FIRST_PORT = 5000
-"""Of the server that `vtsweep ui` starts; the next free one where it is taken."""
+"""Default port of the server that `vtsweep ui` starts; the next free port if it is taken."""
 TAG = "mlflow.sharedViewState."
 
 
@@ -24,9 +24,9 @@ class SharedView:
     """One view.
 
     Args:
-        key: its key in links.
-        name: its title.
-        stage: kind of stage whose child runs it lists.
+        key: key in links.
+        name: title.
+        stage: kind of stage whose child runs are listed.
         columns: shown columns, `params.NAME` or `metrics.NAME`.
         order: column that sorts the runs.
         charts: chart cards, see `scatter`, `lines` and `parallel`.
@@ -41,12 +41,12 @@ class SharedView:
 
 
 def scatter(x: str, y: str) -> dict[str, Any]:
-    """A scatter of one run a point; `x` and `y` are `params.NAME` or `metrics.NAME`."""
+    """A scatter plot with one point per run; `x` and `y` are `params.NAME` or `metrics.NAME`."""
     return {"type": "SCATTER", "xaxis": _axis(x), "yaxis": _axis(y)}
 
 
 def lines(metric: str) -> dict[str, Any]:
-    """A metric against its step, one line a run."""
+    """A metric against its step, one line per run."""
     return {
         "type": "LINE",
         "metricKey": metric,
@@ -62,12 +62,12 @@ def lines(metric: str) -> dict[str, Any]:
 
 
 def bars(metric: str) -> dict[str, Any]:
-    """One bar a run."""
+    """A bar chart with one bar per run."""
     return {"type": "BAR", "metricKey": metric}
 
 
 def parallel(params: Sequence[str], metrics: Sequence[str]) -> dict[str, Any]:
-    """Parallel coordinates of parameters and metrics, one line a run."""
+    """Parallel coordinates of parameters and metrics, one line per run."""
     return {"type": "PARALLEL", "selectedParams": list(params), "selectedMetrics": list(metrics)}
 
 
@@ -91,7 +91,7 @@ def encode(view: SharedView, now_ms: int) -> str:
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
-        "runsHiddenMode": "SHOWALL",  # charts of MLflow's own choice show the first ten runs
+        "runsHiddenMode": "SHOWALL",  # MLflow's default charts show only the first ten runs
         "groupBy": None,
         "isAccordionReordered": True,
         "compareRunSections": [
@@ -119,7 +119,7 @@ def _column(column: str) -> str:
 
 
 def page(address: str, experiment_id: str, key: str | None = None, *, charts: bool = True) -> str:
-    """Address of an experiment's page, opened with a shared view; without `key` its plain list of runs."""
+    """Address of an experiment's page with a shared view; without `key` its list of runs."""
     url = f"{address.rstrip('/')}/#/experiments/{experiment_id}"
     if key is None:
         return f"{url}?workflowType=machine_learning"
@@ -128,13 +128,13 @@ def page(address: str, experiment_id: str, key: str | None = None, *, charts: bo
 
 
 def keys_of(tags: Mapping[str, str]) -> dict[str, str]:
-    """Title -> key of the shared views among an experiment's tags, that of trials first."""
+    """Title -> key of the shared views among an experiment's tags, the view of trials first."""
     titles = {key.removeprefix(TAG): json.loads(value)["name"] for key, value in tags.items() if key.startswith(TAG)}
     return {name: key for key, name in sorted(titles.items(), reverse=True)}
 
 
 def changed(tags: Mapping[str, str], metrics_of: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Experiment tags of the study's views that are not among `tags` as they would be now."""
+    """Experiment tags of the study's views that are missing from `tags` or differ."""
     changes = {}
     for view in study_views(metrics_of):
         value = encode(view, int(1000 * time.time()))
@@ -144,7 +144,7 @@ def changed(tags: Mapping[str, str], metrics_of: Mapping[str, Sequence[str]]) ->
 
 
 def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
-    """The views of a study, from the metric names of its runs by kind of stage; a view needs something to chart."""
+    """The views of a study, from the metric names of its runs by kind of stage; views without a chart are omitted."""
     views = []
     trial = set(metrics_of.get("finetune", ()))
     change = next(
@@ -175,7 +175,7 @@ def study_views(metrics_of: Mapping[str, Sequence[str]]) -> list[SharedView]:
         ("policies", "ablate", "Accuracy under token reduction", "policy/"),
     ):
         logged = [m for m in metrics_of.get(stage, ()) if m.startswith(prefix)]
-        if key == "captures":  # single values of depth thirds make charts of one bar
+        if key == "captures":  # single values by depth third would give charts of one bar
             logged = [m for m in logged if not m.endswith(("/early", "/middle", "/late"))]
         if logged:
             chart = bars if key == "policies" else lines

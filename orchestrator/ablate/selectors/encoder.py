@@ -27,8 +27,8 @@ def fastervlm(request: Request) -> Int[Tensor, " V"]:
 
 
 def visionzip(request: Request) -> Kept:
-    """Dominant tokens by attention; of the rest, evenly spaced targets to which the mean of their most similar tokens is
-    added (Yang et al. 2025)."""
+    """Dominant tokens by attention; of the rest, evenly spaced targets, to which the mean of their most similar tokens
+    is added (Yang et al. 2025)."""
     attention, unit = _encoder(request.seen)
     n = request.n
     n_targets = min(n - 1, round(n * request.settings["contextual_share"]))
@@ -48,8 +48,8 @@ def visionzip(request: Request) -> Kept:
 
 
 def prumerge(request: Request) -> Kept:
-    """The most attended tokens, to each of which its nearest neighbours (cosine of keys) are added, weighted by attention;
-    and one token for the attention-weighted sum of all others, at the most attended of them (Shang et al. 2025)."""
+    """The most attended tokens, each with its nearest neighbours (cosine of keys) added, weighted by attention; and one
+    token for the attention-weighted sum of all others, at the most attended of them (Shang et al. 2025)."""
     attention, unit = _encoder(request.seen)
     n = request.n
     share = attention.masked_fill(attention.isinf(), 0.0)

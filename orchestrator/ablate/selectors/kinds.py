@@ -59,8 +59,8 @@ class Selector:
     """The function, or `module:function`, imported when it is first used."""
     needs: frozenset[Need] = frozenset()
     depths: tuple[float, ...] = (0.0,)
-    """Depths of deletion in comparisons, as shares of the layers that read the image; 0: before the decoder. With several
-    depths tokens are deleted step by step."""
+    """Depths of deletion in comparisons, as shares of the layers that read the image; 0: before the decoder. With
+    several depths tokens are deleted step by step."""
     profile: tuple[float, ...] | Literal["geometric"] = (1.0,)
     """Relation of the shares kept at several depths: proportional to these numbers, or a geometric sequence."""
     settings: Settings = field(default_factory=dict)

@@ -75,8 +75,8 @@ def divprune(request: Request) -> Order:
 def tome(request: Request) -> Kept:
     """Bipartite soft matching (Bolya et al. 2023), merging at most half of the tokens per step, until `n` are left.
 
-    Every second token is matched with the most similar of the others; the most similar pairs are replaced by their mean,
-    weighted by the number of tokens merged into each.
+    Every second token is matched with the most similar of the others; the most similar pairs are replaced by their
+    mean, weighted by the number of tokens merged into each.
     """
     x, v = request.seen.states, len(request.seen.states)
     members = torch.eye(v)  # (current tokens, V): tokens merged into each

@@ -79,8 +79,8 @@ class Kinds:
             return "categorical"
         if tally.n_texts:
             raise DataError(
-                f"{tally.first_text}, but {tally.n_numbers} of {n} values are numbers; add a spelling of missing values "
-                f"to data.missing, or declare data.attributes: {{{key}: category}}"
+                f"{tally.first_text}, but {tally.n_numbers} of {n} values are numbers; add a spelling of missing values"
+                f" to data.missing, or declare data.attributes: {{{key}: category}}"
             )
         if declared == "count" and tally.n_whole < n:
             raise DataError(f"data.attributes: {key} is declared a count, and {n - tally.n_whole} values are not whole")

@@ -1,4 +1,4 @@
-"""Static figures: each function takes tables and returns a matplotlib `Figure`, for files and for notebooks."""
+"""Static figures: each function takes tables and returns a matplotlib `Figure`, for files and notebooks."""
 
 from orchestrator.report.figures.causal import deletion_figure, knockout_figure, patching_figure, rivals_figure
 from orchestrator.report.figures.compression import layer_curves_figure, rho_figure

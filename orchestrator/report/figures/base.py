@@ -1,4 +1,4 @@
-"""What all static figures share: style, panel grids, heat maps, and writing PNG + SVG. No pyplot, no global state."""
+"""Common parts of static figures: style, panel grids, heat maps, and PNG + SVG output. No pyplot, no global state."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ P = ParamSpec("P")
 
 
 class ShownFigure(Figure):
-    """A figure that a notebook shows by itself, without pyplot and its global state."""
+    """A figure that a notebook displays without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -60,7 +60,7 @@ class ShownFigure(Figure):
 
 
 def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw with the report's style whatever the caller's matplotlib settings are, and leave those alone."""
+    """Decorator: draw with the report's style; the caller's matplotlib settings have no effect and are not changed."""
 
     @wraps(function)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -71,12 +71,12 @@ def styled(function: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def head(figure: Figure, text: str) -> None:
-    """The figure's heading, broken into lines that fit its width."""
+    """The figure's heading, wrapped to its width."""
     figure.suptitle(textwrap.fill(text, int(12.5 * figure.get_figwidth())), x=0.01, ha="left")
 
 
 def legend(figure: Figure, panels: Sequence[Axes], loc: str, ncols: int = 1) -> None:
-    """One legend for all panels; a label that several panels share is shown once."""
+    """One legend for all panels, with each label once."""
     handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -87,7 +87,7 @@ def legend(figure: Figure, panels: Sequence[Axes], loc: str, ncols: int = 1) -> 
 def new_panels(
     n: int, width: float = 3.1, height: float = 2.3, columns: int = 4, share_y: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `n` equal panels (inches each), at most `columns` side by side."""
+    """A figure with `n` equal panels (size in inches), at most `columns` per row."""
     columns = min(columns, n)
     rows = math.ceil(n / columns)
     figure = ShownFigure(figsize=(width * columns + 0.4, height * rows + 0.7), layout="constrained")
@@ -100,7 +100,7 @@ def new_panels(
 
 
 def layer_axis(axes: Axes, label: str = "decoder layer (0 = input)") -> None:
-    """Whole-number ticks for a layer axis."""
+    """Integer ticks for a layer axis."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
     axes.set_xlabel(label)
     axes.grid(True)
@@ -118,7 +118,7 @@ def band(
     dash: str = "-",
     marker: str = "o",
 ) -> None:
-    """A curve with its interval as a band; one point only becomes a marker with an error bar. None is a gap."""
+    """A curve with its interval as a band; a single point is a marker with an error bar. None is a gap."""
     middle, below, above = (np.asarray(values, dtype=np.float64) for values in (mean, low, high))
     if len(x) == 1:
         error = np.nan_to_num(np.maximum(0.0, np.stack([middle - below, above - middle])))
@@ -174,13 +174,13 @@ def heat_map(
 
 
 def save(figure: Figure, folder: Storage, name: str, dpi: int = 130) -> list[str]:
-    """Write `figure` as `name.png` and `name.svg` into `folder`; returns both names. Its layout is fixed by that."""
+    """Write `figure` as `name.png` and `name.svg` into `folder`; returns both names. Fixes the figure's layout."""
     written = []
     with mpl.rc_context(RC):
         for kind in ("png", "svg"):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
-            figure.set_layout_engine("none")  # the second format keeps the first one's places, at half the cost
+            figure.set_layout_engine("none")  # the second format reuses the first one's layout, at half the cost
             folder.write(f"{name}.{kind}", buffer.getvalue())
             written.append(f"{name}.{kind}")
     return written

@@ -32,7 +32,7 @@ def _questions(table: pl.DataFrame) -> list[tuple[str, str]]:
 
 @styled
 def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
-    """Accuracy against the share of visual tokens deleted after the projector, a panel a method, a line a family."""
+    """Accuracy against the share of visual tokens deleted after the projector: panels are methods, lines families."""
     table = over_seeds(deletion.filter((pl.col("layer") == 0) & (pl.col("checkpoint") == "base")))
     methods = deletion["method"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(len(methods), width=3.4, height=2.9, columns=3, share_y=True)
@@ -57,12 +57,12 @@ def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def rivals_figure(rivals: pl.DataFrame, title: str) -> Figure:
-    """Accuracy of all of a tier's questions against the average share of tokens, a panel a tier, a line a method."""
+    """Accuracy against the average share of tokens: panels are tiers, lines methods."""
     table = measured_rivals(rivals).filter((pl.col("family") == "all") & (pl.col("difficulty") == "all"))
     tiers = table["tier"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(max(1, len(tiers)), width=4.4, height=3.2, share_y=True)
     methods = [m for m in table["method"].unique(maintain_order=True) if m != ALL_TOKENS]
-    for axes, tier in zip(panels, tiers, strict=False):  # one empty panel where nothing was measured
+    for axes, tier in zip(panels, tiers, strict=False):  # an empty panel if nothing was measured
         for k, method in enumerate(methods):
             rows = table.filter((pl.col("method") == method) & (pl.col("tier") == tier)).sort("budget")
             x, mean, low, high = (rows[c].to_list() for c in ("budget", "accuracy", "ci_low", "ci_high"))
@@ -82,9 +82,9 @@ def rivals_figure(rivals: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
-    """Accuracy when text cannot attend to vision in a window of layers, as bars, and in the whole model apart.
+    """Accuracy with attention from text to vision blocked in a window of layers, and separately in all layers, as bars.
 
-    A line across a bar shows the same questions with nothing blocked.
+    A line across a bar shows the same questions without blocking.
     """
     base = knockout.filter(pl.col("checkpoint") == "base")
     table, plain = windows(base), without_knockout(base)
@@ -127,7 +127,7 @@ def knockout_figure(knockout: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def patching_figure(patching: pl.DataFrame, title: str) -> Figure:
-    """Share of answers that flip to the donor's when states are replaced at a layer, a panel for whose states."""
+    """Share of answers that flip to the donor's answer by layer of patching: panels are patched tokens."""
     table = patching.filter(pl.col("checkpoint") == "base")
     places = table["place"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(

@@ -1,4 +1,4 @@
-"""Figures 1 to 3: compression by layer, and its rank correlation with what is in the image."""
+"""Figures 1 to 3: compression by layer, and its rank correlation with image attributes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.report.style import (
 from orchestrator.store.tables.core import GROUPS
 
 SIGNIFICANT_Q = 0.05
-"""Benjamini-Hochberg q below which a correlation counts as found."""
+"""Benjamini-Hochberg q below which a correlation is significant."""
 LAYER_AXIS = {
     "decoder": "decoder layer (0 = input)",
     "encoder": "vision encoder layer",
@@ -44,9 +44,9 @@ def layer_curves_figure(
     """Figure 1: mean of each metric over images by layer, vision and text, with 95 % bootstrap intervals.
 
     Args:
-        curves: the table of `report.intervals.layer_curves`.
-        title: what was measured, e.g. model and data.
-        metrics: metrics to draw; the plain and centred ones when absent.
+        curves: table of `report.intervals.layer_curves`.
+        title: subject, e.g. model and data.
+        metrics: metrics to draw; None for the plain and centred ones.
         tap: tap to draw.
     """
     curves = curves.filter((pl.col("tap") == tap) & pl.col("mean").is_finite())
@@ -108,7 +108,7 @@ def rho_figure(
     metrics: Sequence[str] | None = None,
     tap: str = "decoder",
 ) -> Figure:
-    """Figures 2 and 3: layer x attribute heat maps of rho, one panel a metric; crosses mark q >= 0.05."""
+    """Figures 2 and 3: layer x attribute heat maps of rho, one panel per metric; crosses mark q >= 0.05."""
     measured = (
         correlations.filter((pl.col("tap") == tap) & (pl.col("group") == group) & (pl.col("statistic") == statistic))[
             "metric"

@@ -1,4 +1,4 @@
-"""Figures 4 and 5: what a linear probe reads from vision and text tokens, layer by layer."""
+"""Figures 4 and 5: scores of linear probes on vision and text tokens by layer."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def probe_places_figure(
 
 
 def _where(tap: str) -> str:
-    """What a heading says of a tap beside the decoder's own states."""
+    """Heading text for a tap other than the decoder's states."""
     return "" if tap == "decoder" else f" · {TAP_NAMES.get(tap, tap)}"
 
 

@@ -1,4 +1,4 @@
-"""Routes of attention blocked, visual states replaced, what lenses read, and where attention goes."""
+"""Figures of blocked attention routes, replaced visual states, lenses, attention, and ranks of selection methods."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from orchestrator.report.model import AttentionMap
 from orchestrator.report.style import PLACES, SEQUENTIAL, colour_of, name_of
 
 TIERS = {"low": "-", "high": "--"}
-"""Dash of a tier."""
+"""Line style of a tier."""
 
 
 def tier_title(tier: str) -> str:
-    """A tier as a panel's title."""
+    """Title of a tier's panel."""
     return "All questions" if tier == "all" else f"{tier.capitalize()} tier"
 
 
@@ -42,9 +42,9 @@ def _curve(axes: Axes, rows: pl.DataFrame, columns: Sequence[str], colour: str, 
 
 @styled
 def routes_figure(routes: pl.DataFrame, title: str) -> Figure:
-    """Change of the right answer's probability with a route blocked in a window of layers, a panel a tier.
+    """Change of the right answer's probability with a route blocked in a window of layers: panels are tiers.
 
-    The points at the right edge are of all layers blocked at once.
+    Points at the right edge: blocked in all layers.
     """
     table = routes.filter((pl.col("checkpoint") == "base") & (pl.col("family") == "all"))
     narrow, whole = narrow_routes(table), whole_routes(table)
@@ -71,7 +71,7 @@ def routes_figure(routes: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def replacing_figure(replacing: pl.DataFrame, title: str) -> Figure:
-    """Accuracy with visual states replaced at a layer, mean over families, a panel for whose states and tier."""
+    """Accuracy with visual states replaced at a layer, mean over families: panels are replaced tokens and tiers."""
     table = averaged_replacing(replacing.filter(pl.col("checkpoint") == "base"))
     places = table.select("place", "tier").unique(maintain_order=True).rows()
     figure, panels = new_panels(max(1, len(places)), width=3.2, height=2.7, columns=3, share_y=True)
@@ -92,7 +92,7 @@ def replacing_figure(replacing: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def lens_figure(lens: pl.DataFrame, title: str) -> Figure:
-    """Share of tokens at which the right answer is above its rivals, by layer, a panel for what is read."""
+    """Share of tokens at which the right answer outranks the other choices, by layer: panels are kinds of token."""
     table = lens.filter((pl.col("checkpoint") == "base") & (pl.col("family") == "all"))
     places = table["place"].unique(maintain_order=True).to_list()
     figure, panels = new_panels(max(1, len(places)), width=3.2, height=2.7, columns=3, share_y=True)
@@ -114,7 +114,7 @@ def lens_figure(lens: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def attention_figure(attention: pl.DataFrame, title: str) -> Figure:
-    """Share of attention that goes to the image, and how much more of it lies on objects than their share of tokens."""
+    """Share of attention to the image, and excess of attention on objects over their share of tokens."""
     table = attention.filter((pl.col("checkpoint") == "base") & (pl.col("family") == "all"))
     shown = {"to_image": "share of attention on the image", "over_share": "on objects, beyond their share of tokens"}
     figure, panels = new_panels(2, width=4.2, height=2.8)
@@ -132,7 +132,7 @@ def attention_figure(attention: pl.DataFrame, title: str) -> Figure:
 
 @styled
 def attention_map_figure(maps: Sequence[AttentionMap], title: str) -> Figure:
-    """One row a question: the picture, then the attention to its tokens (1 = equal share) over layers."""
+    """One row per question: the image, then the attention to its tokens by layer (1 = uniform)."""
     columns = max(len(shown.layers) for shown in maps)
     figure, panels = new_panels(len(maps) * (columns + 1), width=1.35, height=1.5, columns=columns + 1)
     limit = float(max(np.nanquantile(shown.relative, 0.99) for shown in maps))
@@ -164,7 +164,7 @@ def attention_map_figure(maps: Sequence[AttentionMap], title: str) -> Figure:
 
 @styled
 def rank_figure(ranks: pl.DataFrame, title: str) -> Figure:
-    """Mean rank over families of each way to choose tokens, a panel a tier and budget; filled: tied with the best."""
+    """Mean rank of selection methods over families: panels are tiers and budgets; filled: tied with the best."""
     table = ranks.filter(pl.col("family") == "all")
     scopes = table.select("tier", "budget").unique(maintain_order=True).sort("tier", "budget", descending=[True, True])
     figure, panels = new_panels(max(1, scopes.height), width=4.0, height=3.4, columns=3)

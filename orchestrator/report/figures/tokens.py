@@ -1,4 +1,4 @@
-"""Contact sheet: where on the image the energy of visual tokens lies, layer by layer."""
+"""Contact sheet: energy of visual tokens on the image, by layer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ MOST_LAYERS = 9
 
 
 def some_layers(n: int, most: int = MOST_LAYERS) -> list[int]:
-    """At most `most` of `n` indices, evenly spread, with the first and the last."""
+    """At most `most` of `n` indices, evenly spaced, including the first and the last."""
     return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
 
 
 def relative_share(share: Shaped[np.ndarray, "rows columns"]) -> Shaped[np.ndarray, "rows columns"]:
-    """Energy share times the number of tokens: 1 is an equal share."""
+    """Energy share times the number of tokens: 1 is uniform."""
     return share * np.isfinite(share).sum()
 
 
 @styled
 def token_map_figure(maps: Sequence[TokenMap], title: str) -> Figure:
-    """One row an image: the image, then its tokens' share of the layer's energy (1 = equal share) over layers."""
+    """One row per image: the image, then its tokens' share of the layer's energy by layer (1 = uniform)."""
     columns = some_layers(len(maps[0].layers))
     figure, panels = new_panels(len(maps) * (len(columns) + 1), width=1.25, height=1.35, columns=len(columns) + 1)
     limit = float(max(np.nanquantile(relative_share(m.energy_share[c]), 0.99) for m in maps for c in columns))

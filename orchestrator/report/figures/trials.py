@@ -23,7 +23,7 @@ from orchestrator.report.style import (
 from orchestrator.report.trial_views import compression_columns, effect_of_ratio, finished, outcomes, pareto_front
 
 LEAST_SPAN = 0.1
-"""Least height of an accuracy axis: smaller differences should look small."""
+"""Minimum range of an accuracy axis, so that small differences look small."""
 
 
 def column_words(column: str) -> str:
@@ -38,13 +38,13 @@ def column_words(column: str) -> str:
 
 
 def column_direction(column: str) -> int:
-    """+1 where a larger value of a compression column means more compressed, -1 where less, 0 for other columns."""
+    """+1 if a larger value of a compression column means more compressed, -1 if less, 0 for other columns."""
     metric = metric_of(column.split("/")[2]) if column.count("/") == 3 else None
     return metric.direction if metric is not None else 0
 
 
 def _turned(axes: Axes, column: str, side: str) -> str:
-    """Turn an axis so that up or right is more compressed, and say so; empty for columns without a direction."""
+    """Invert an axis if needed so that up or right is more compressed; returns a label, empty without a direction."""
     direction = column_direction(column)
     if direction < 0:
         (axes.invert_yaxis if side == "up" else axes.invert_xaxis)()
@@ -52,9 +52,9 @@ def _turned(axes: Axes, column: str, side: str) -> str:
 
 
 def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
-    """The `n` compression columns with the strongest rank correlation with `outcome`, one a metric and group.
+    """The `n` compression columns with the strongest rank correlation with `outcome`, one per metric and group.
 
-    With too few trials to rank, the headline metrics of the middle layers.
+    With too few trials for a correlation, the headline metrics of the middle layers.
     """
     completed = finished(trials)
     scored = []
@@ -73,7 +73,7 @@ def best_columns(trials: pl.DataFrame, outcome: str, n: int = 4) -> list[str]:
 
 
 def first_column(trials: pl.DataFrame, outcome: str, sweep: Mapping[str, Any]) -> tuple[str, str]:
-    """The compression column shown first, and how it was chosen: a primary outcome of the sweep, else the strongest."""
+    """The first compression column and the reason: a primary outcome of the sweep, else the strongest correlation."""
     columns = compression_columns(finished(trials))
     named = [r["outcome"] for r in sweep.get("contrasts", []) if r["primary"] and r["outcome"] in columns]
     if named:
@@ -88,7 +88,7 @@ def first_column(trials: pl.DataFrame, outcome: str, sweep: Mapping[str, Any]) -
 
 @styled
 def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Sequence[str] | None = None) -> Figure:
-    """Compression against accuracy: a point a trial, ratio as colour, Pareto front (more accurate, more compressed)."""
+    """Compression against accuracy: one point per trial, ratio as colour, Pareto front of both."""
     completed = finished(trials)
     chosen = list(columns or best_columns(completed, outcome))
     figure, panels = new_panels(max(1, len(chosen)), width=3.4, height=2.9, columns=4)
@@ -134,9 +134,9 @@ def trials_figure(trials: pl.DataFrame, title: str, outcome: str, columns: Seque
 
 @styled
 def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | None = None) -> Figure:
-    """Effect of the complexity ratio on accuracy by tier, drift, and the compression columns that follow it most.
+    """Effect of the complexity ratio on accuracy by tier, on drift, and on the most correlated compression columns.
 
-    `sweep` as for `effect_of_ratio`, which tells whose intervals are drawn.
+    `sweep`: as for `effect_of_ratio`.
     """
     completed = finished(trials)
     tiers = [c for c in outcomes(completed) if c.count("/") == 1]

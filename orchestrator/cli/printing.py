@@ -13,7 +13,7 @@ from orchestrator.data.associations import Pair
 from orchestrator.data.summary import AttributeSummary
 from orchestrator.progress import format_seconds
 from orchestrator.study.cards import CardPlan
-from orchestrator.study.plan import Plan, PlannedStage
+from orchestrator.study.planned import Plan, PlannedStage
 from orchestrator.study.planned_design import PlannedDesign
 
 MOST_STAGES = 16

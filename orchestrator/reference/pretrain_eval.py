@@ -21,7 +21,7 @@ from orchestrator.config import ScenesConfig
 from orchestrator.data.examples import make_example
 from orchestrator.data.questions import HIGH_OBJECTS, LOW_OBJECTS, parse_point
 from orchestrator.data.render import render
-from orchestrator.reference.pretrain_data import LOGGED
+from orchestrator.reference.packing import LOGGED
 from orchestrator.stats.intervals import wilson
 
 HELD_OUT_SEED = 90_001

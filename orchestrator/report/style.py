@@ -182,7 +182,7 @@ HEADLINE = (
     "effective_rank",
     "effective_rank_centred",
 )
-"""Metrics of the static heat maps, two per concept: concentration of norms, rank, and centred rank."""
+"""Metrics of the static heat maps: concentration of norms, similarity, and rank, raw and centred."""
 
 
 def main_metrics(names: Iterable[str]) -> list[str]:

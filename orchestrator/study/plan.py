@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,84 +26,15 @@ from orchestrator.store.study_record import describe_run
 from orchestrator.study.across import across_words
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, probe_placement, stage_seconds, this_machine
-from orchestrator.study.planned_design import PlannedDesign, planned_designs
-from orchestrator.study.planned_pictures import PlannedPictures, planned_pictures
+from orchestrator.study.planned import Plan, PlannedModel, PlannedStage
+from orchestrator.study.planned_design import planned_designs
+from orchestrator.study.planned_pictures import planned_pictures
 from orchestrator.study.preflight import by_questions, check_file_questions, check_models, check_names
 from orchestrator.study.resolve import Resolver
 from orchestrator.study.resources import describe_resources
 from orchestrator.study.row_pictures import row_footprint, rows_without_image
 from orchestrator.study.stage_kinds import with_inputs
 from orchestrator.study.versions import version_name
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One distinct stage directory and the number of points that share it."""
-
-    stage: str
-    label: str
-    digest: str
-    points: int
-    done: str
-    seconds: float | None = None
-    """Estimated seconds of the remaining work; None if the model's sizes are unknown."""
-
-
-@dataclass(frozen=True)
-class PlannedModel:
-    """Cost of capturing one model on one data source."""
-
-    model: str
-    source: str
-    images: int | None
-    layers: int
-    vision_tokens: int
-    width: int
-    actor_memory_gb: float
-    tflop_per_image: float
-    bytes_per_image: int
-    total_gb: float | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    name: str
-    storage: str
-    stages: list[PlannedStage]
-    models: list[PlannedModel]
-    pools: str
-    problems: list[str]
-    attributes: list[AttributeSummary]
-    designs: Sequence[PlannedDesign] = ()
-    """Designed scenes: factors, impossible cells and correlations of attributes."""
-    power: str = ""
-    """Power of contrasts over seeds; empty without fine-tuning at several ratios."""
-    axes: dict[str, list[Any]] = field(default_factory=dict)
-    """Values of each axis."""
-    points: int = 1
-    machine: str = ""
-    seconds: float | None = None
-    """Estimated seconds of all remaining work on this machine; None if a part is unknown."""
-    gpu_hours: float | None = None
-    pictures: Sequence[PlannedPictures] = ()
-    """What models that cut pictures do to them, and to the truths about them."""
-    too_large: list[str] = field(default_factory=list)
-    """Workers whose models do not fit this machine's memory; a run here would raise."""
-    kept_as: str = ""
-    """Name of the record; differs from the study's name if that record has other settings."""
-    selection: Sequence[Price] = ()
-    """Operations of token selection in an ablation, and operations saved."""
-    probes: str = ""
-    """Device that the probes would use on this machine, with the estimates that decide it; empty without probes."""
-    without_image: Sequence[str] = ()
-    """Rows of question files without an image: how many, and what each stage does with them."""
-    across: Sequence[str] = ()
-    """What of the causal checks does not apply to models with cross-attention."""
-    card: CardPlan | None = None
-    """The estimate for the requested GPU model, independent of this machine."""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
@@ -131,7 +62,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
             check_file_questions(run, stage_names)
         except DataError as error:
             problems.append(str(error))
-    problems += check_models([point.run for point in sweep.points], stage_names)
+    problems += check_models(runs, stage_names)
     points = _resolved(sweep, stage_names, problems)
     for point in points:
         if point.model["prompt"] == UNKNOWN:
@@ -143,22 +74,22 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
             label = point.label if name == "finetune" else describe_run(point.run)
             n_points = earlier.points + 1 if earlier else 1
             stages[name, stage.digest] = PlannedStage(name, label, stage.digest, n_points, _progress(stage))
-    models = _models([point.run for point in sweep.points], problems)
+    models = _models(runs, problems)
     pools, too_large = describe_resources(sweep, stage_names)
     timed = _timed(sweep, stages, points, partial(stage_seconds, machine=this_machine()))
     machine = this_machine()
     left = [stage.seconds for stage in timed if stage.done != "done"]
     total = None if None in left else START_SECONDS * bool(left) + sum(s or 0.0 for s in left)
-    attributes = _attributes([point.run for point in sweep.points])
+    attributes = _attributes(runs)
     return Plan(
         sweep.study.name, storage.uri, timed, models, pools, list(dict.fromkeys(problems)), attributes,
-        planned_designs([point.run.data for point in sweep.points]),
-        power_of_seeds([point.run for point in sweep.points]) if "finetune" in stage_names else "",
+        planned_designs([run.data for run in runs]),
+        power_of_seeds(runs) if "finetune" in stage_names else "",
         pictures=planned_pictures(runs),
         axes=_axes(sweep), points=len(sweep.points), machine=machine.words, seconds=total,
         gpu_hours=None if total is None else total * machine.gpus / 3600, too_large=too_large,
         kept_as=version_name(sweep, storage)[0],
-        selection=_selection([point.run for point in sweep.points]) if "ablate" in stage_names else (),
+        selection=_selection(runs) if "ablate" in stage_names else (),
         probes=_probes_on(points) if "probe" in stage_names else "",
         without_image=rows_without_image(by_questions(runs), stage_names),
         across=across_words(runs, stage_names),
@@ -166,11 +97,15 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
     )  # fmt: skip
 
 
+def _distinct(runs: Sequence[RunConfig], *sections: str) -> list[RunConfig]:
+    """Runs that differ in any of these sections."""
+    return list({canonical_json(run.model_dump(mode="json", include=set(sections))): run for run in runs}.values())
+
+
 def _selection(runs: Sequence[RunConfig]) -> list[Price]:
     """Cost of token selection in each distinct ablation; unknown models are already listed as problems."""
     result: list[Price] = []
-    parts = {"model", "ablate", "data"}
-    for run in {canonical_json(run.model_dump(mode="json", include=parts)): run for run in runs}.values():
+    for run in _distinct(runs, "model", "ablate", "data"):
         with contextlib.suppress(ModelError):
             result += prices(run)
     return list(dict.fromkeys(result))
@@ -193,9 +128,7 @@ def _on_cards(
 ) -> CardPlan:  # fmt: skip
     timed = _timed(sweep, stages, points, partial(card_seconds, card=card, n=n))
     models = []
-    by_content = {canonical_json([p.run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): p.run
-                for p in sweep.points}  # fmt: skip
-    for run in by_content.values():
+    for run in _distinct([point.run for point in sweep.points], "model", "data", "capture"):
         with contextlib.suppress(ModelError):
             models.append((run, row_footprint(run)))
     return card_plan(card, n, models, [stage.seconds for stage in timed if stage.done != "done"])
@@ -271,7 +204,7 @@ def power_of_seeds(runs: Sequence[RunConfig]) -> str:
 def _attributes(runs: Sequence[RunConfig]) -> list[AttributeSummary]:
     """Attributes of every distinct data set; unreadable ones are already listed as problems."""
     summaries: list[AttributeSummary] = []
-    for run in {canonical_json(run.data.model_dump(mode="json")): run for run in runs}.values():
+    for run in _distinct(runs, "data"):
         with contextlib.suppress(VtsweepError):
             source = make_source(run.data)
             summaries += summarise_attributes(source, 200 if source.name == "scenes" else MAX_LOOKED_AT)
@@ -286,11 +219,8 @@ def _progress(stage: Stage) -> str:
 
 
 def _models(runs: Sequence[RunConfig], problems: list[str]) -> list[PlannedModel]:
-    distinct = {
-        canonical_json([run.model_dump(mode="json")[k] for k in ("model", "data", "capture")]): run for run in runs
-    }
     rows = []
-    for run in distinct.values():
+    for run in _distinct(runs, "model", "data", "capture"):
         try:
             size: Footprint = row_footprint(run)
         except ModelError as error:

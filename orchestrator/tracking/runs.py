@@ -1,23 +1,26 @@
-"""MLflow: one experiment a study, a parent run a stage, a child run a trial. The only importer of mlflow.
+"""MLflow: one experiment per study, a parent run per stage, a child run per trial. The only module that imports mlflow.
 
-A run that was streamed while its stage was worked on is completed when the stage is finished, and continued when it was
-killed; one that was cut short while its results were sent (tag `filling`) is made anew.
+A run with the live progress of a stage is completed when the stage finishes, and continued after an interruption. A run
+interrupted while its results were sent (tag `filling`) is replaced. Import this module within `tracker.quiet_mlflow`.
 """
 
 from __future__ import annotations
 
 import getpass
 import json
-import logging
-import os
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
+
+import mlflow.store.db.utils  # noqa: F401 - sets the levels of loggers, which `tracker.quiet_mlflow` changes after it
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from orchestrator.scrub import scrub
 from orchestrator.tracking import views
@@ -25,35 +28,23 @@ from orchestrator.tracking.content import Beat, Content, Entry, artifacts, finit
 from orchestrator.tracking.datasets import HELD_OUT, datasets
 from orchestrator.tracking.sending import folder_of, no_proxy, quoted
 
-if TYPE_CHECKING:
-    from mlflow.entities import Run
-
-_QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-}
-"""A server that is down is noticed within seconds; MLflow's own default is seven retries over minutes."""
-_LOUD = ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3")
-_METRICS_A_CALL, _PARAMS_A_CALL = 1000, 100
-"""MLflow refuses larger `log_batch` calls."""
+_BATCH_METRICS, _BATCH_PARAMS = 800, 100
+"""Metrics and parameters of one `log_batch` call; MLflow accepts 1000 values in all, and 100 parameters and tags."""
 _OF_MODEL = ("accuracy/", "drift/")
 """Metrics that describe a trained adapter, and so its logged model."""
-
-
 _STOPPED = ("stopped", "pruned")
-"""States of runs that were ended on purpose."""
+"""States of runs that were ended deliberately."""
 _FILLING = "filling"
-"""Tag of a run whose results are being sent: cut short, it is made anew."""
+"""Tag of a run whose results are being sent; with this tag it is replaced after an interruption."""
 
 
 @dataclass
 class _Stream:
-    """A run that is shown while its stage is worked on."""
+    """A run with the live progress of an unfinished stage."""
 
     run: Run
     seen: set[tuple[str, int]]
-    """(name, step) of the values it has."""
+    """(name, step) of the values already logged."""
     state: str = ""
     has_params: bool = False
 
@@ -63,13 +54,11 @@ def _condition(entry: Entry) -> str:
 
 
 class Sender:
-    """One tracking server and experiment. Every method may raise whatever MLflow and its transport raise."""
+    """One tracking server and experiment. Every method may raise any error of MLflow and its transport."""
 
     def __init__(
         self, uri: str, artifact_roots: Sequence[str], experiment: str, note: str, version: Mapping[str, str]
     ) -> None:
-        from mlflow import MlflowClient
-
         self.client = MlflowClient(tracking_uri=uri)
         self.artifact_roots, self.experiment, self.note, self.version = artifact_roots, experiment, note, version
         self.uri = uri
@@ -77,7 +66,7 @@ class Sender:
         self._streams: dict[str, _Stream] = {}
 
     def log(self, entry: Entry) -> None:
-        """Log one entry, unless a finished run with its stage and digest is there; `created` counts runs completed."""
+        """Log one entry, unless a finished run has its stage and digest; `created` is 1 if a run was completed."""
         self.created = 0
         with no_proxy(self.uri):
             runs = self._search(_condition(entry))
@@ -87,7 +76,7 @@ class Sender:
             stale = [run for run in runs if run not in streamed[:1]]
             if entry.replaces:
                 stale += self._search(f"tags.stage = '{entry.stage}' and attributes.run_name = {quoted(entry.title)}")
-            for run in stale:  # cut short while it was sent, or a summary of fewer stages
+            for run in stale:  # interrupted while it was sent, or a summary of other stages
                 self.client.delete_run(run.info.run_id)
             content = entry.content()
             if streamed:
@@ -111,10 +100,10 @@ class Sender:
             all_tags["mlflow.parentRunId"] = self._parent(entry.parent, start, int(1000 * entry.ended))
         return self._create(entry.title, start, all_tags, note)
 
-    # -- while a stage is worked on
+    # -- live progress
 
     def stream(self, beats: Iterable[tuple[Entry, Beat]]) -> None:
-        """Show what unfinished stages have done: each one's run is made on its first beat, or continued."""
+        """Log the progress of unfinished stages: a stage's run is created at its first beat, or continued."""
         with no_proxy(self.uri):
             before = len(self._streams)
             for entry, beat in beats:
@@ -133,9 +122,7 @@ class Sender:
         return _Stream(runs[0], self._seen(runs[0]))
 
     def _add(self, stream: _Stream, beat: Beat) -> None:
-        """What a beat says that its run does not: values by (name, step), parameters, state."""
-        from mlflow.entities import Metric, Param, RunTag
-
+        """Log what the run lacks of a beat: values by (name, step), parameters, state."""
         content = Content(params=beat.params, curves=beat.curves)
         now = int(1000 * time.time())
         rows = [row for row in finite_metrics(content) if row[:2] not in stream.seen]
@@ -143,15 +130,12 @@ class Sender:
         params = [Param(key, value) for key, value in text_params(content).items() if key not in present]
         metrics = [Metric(name, value, now, step) for name, step, value in rows]
         tags = [RunTag("state", beat.state)] if beat.state != stream.state else []
-        for start in range(0, max(len(metrics), len(params) + len(tags)), _METRICS_A_CALL - _PARAMS_A_CALL - 1):
-            piece = metrics[start : start + _METRICS_A_CALL - _PARAMS_A_CALL - 1]
-            self.client.log_batch(stream.run.info.run_id, piece, params, tags)
-            params, tags = [], []
+        self._send(stream.run.info.run_id, metrics, params, tags)
         stream.seen.update(row[:2] for row in rows)
         stream.state, stream.has_params = beat.state, True
 
     def end_streams(self, state: str, digests: Collection[str] | None = None) -> None:
-        """Close the runs of stages that are not finished, or those of `digests`; the next attempt continues them."""
+        """End the runs of unfinished stages, or those of `digests`; the next attempt continues them."""
         with no_proxy(self.uri):
             for digest in [d for d in self._streams if digests is None or d in digests]:
                 run_id = self._streams[digest].run.info.run_id
@@ -166,9 +150,14 @@ class Sender:
 
     # -- content
 
-    def _fill(self, run: Run, entry: Entry, content: Content, logged: set[tuple[str, int]]) -> None:
-        from mlflow.entities import Metric, Param
+    def _send(self, run_id: str, metrics: list[Metric], params: list[Param], tags: Sequence[RunTag] = ()) -> None:
+        """Log values in batches that MLflow accepts; the first has the tags."""
+        n_batches = max(-(-len(metrics) // _BATCH_METRICS), -(-len(params) // _BATCH_PARAMS), int(bool(tags)))
+        for k in range(n_batches):
+            batch = metrics[k * _BATCH_METRICS :][:_BATCH_METRICS], params[k * _BATCH_PARAMS :][:_BATCH_PARAMS]
+            self.client.log_batch(run_id, *batch, () if k else tags)
 
+    def _fill(self, run: Run, entry: Entry, content: Content, logged: set[tuple[str, int]]) -> None:
         run_id, now = run.info.run_id, int(1000 * entry.ended)
         judged = self._log_data(run_id, entry)
         params = [Param(k, v) for k, v in text_params(content).items() if k not in run.data.params]
@@ -181,19 +170,14 @@ class Sender:
             for name, step, value in finite_metrics(content)
             if (name, step) not in logged or (model and name.startswith(_OF_MODEL))
         ]
-        for start in range(0, len(params), _PARAMS_A_CALL):
-            self.client.log_batch(run_id, params=params[start : start + _PARAMS_A_CALL])
-        for start in range(0, len(metrics), _METRICS_A_CALL):
-            self.client.log_batch(run_id, metrics=metrics[start : start + _METRICS_A_CALL])
+        self._send(run_id, metrics, params)
         if content.note:
             self.client.set_tag(run_id, "mlflow.note.content", scrub(content.note))
         with folder_of(dict(artifacts(entry.run, content))) as folder:
             self.client.log_artifacts(run_id, folder)
 
     def _log_data(self, run_id: str, entry: Entry) -> Mapping[str, Any] | None:
-        """Log the run's data sets as its inputs; returns that of held-out questions, where there is one."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
+        """Log the run's data sets as its inputs; returns that of held-out questions, if there is one."""
         data_sets = datasets(entry.run, entry.stage) if entry.run is not None else {}
         inputs = [
             DatasetInput(
@@ -213,9 +197,7 @@ class Sender:
         return data_sets.get(HELD_OUT)
 
     def _log_model(self, run: Run, entry: Entry, content: Content) -> str:
-        """Keep an adapter as a logged model of its run; returns its id, which metrics of the model carry."""
-        from mlflow.entities import LoggedModelOutput
-
+        """Log an adapter as a model of its run; returns its id, to which metrics of the model refer."""
         name = re.sub(r"[^\w-]+", "_", entry.title)
         tags = {f"data.{context}": data["name"] for context, data in datasets(entry.run, entry.stage).items()}
         model = self.client.create_logged_model(
@@ -229,12 +211,10 @@ class Sender:
 
     @cached_property
     def _experiment_id(self) -> str:
-        from mlflow.exceptions import MlflowException
-
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is None:
             location = artifact_location(self.artifact_roots, quote(self.experiment, safe=""))
-            # runs and metrics, not traces of a language model
+            # MLflow's view of training runs, not of traces
             tags = {"mlflow.experimentKind": "custom_model_development"}
             tags |= {"mlflow.note.content": self.note} if self.note else {}
             try:
@@ -254,7 +234,7 @@ class Sender:
         return list(self.client.search_runs([self._experiment_id], condition, max_results=1000))
 
     def _parent(self, title: str, start: int, end: int) -> str:
-        """Id of the parent run of a kind of stage, created when absent; it spans all of its children."""
+        """Id of the parent run of a kind of stage, created if needed; its times span those of its children."""
         runs = self._search(f"tags.group = {quoted(title)}")
         if runs:
             run = runs[0]
@@ -286,39 +266,17 @@ class Sender:
                 self.client.set_experiment_tag(self._experiment_id, key, value)
 
     def shared(self) -> dict[str, Any]:
-        """Number of the experiment, and title -> key of the shared views that it has."""
+        """Experiment id, and title -> key of its shared views."""
         with no_proxy(self.uri):
             tags = self.client.get_experiment(self._experiment_id).tags
         return {"experiment": self._experiment_id, "views": views.keys_of(tags)}
 
 
-@contextmanager
-def quiet_mlflow() -> Iterator[None]:
-    """MLflow without telemetry, minute-long retries and a log of database migrations; all restored afterwards."""
-    added = [key for key in _QUIET if key not in os.environ]
-    os.environ.update({key: _QUIET[key] for key in added})
-    import mlflow.store.db.utils  # noqa: F401 - the import sets the levels that are changed below
-
-    levels = {name: logging.getLogger(name).level for name in _LOUD}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-        for key in added:
-            os.environ.pop(key, None)
-
-
 def artifact_location(roots: Sequence[str], name: str) -> str | None:
     """The folder `name` below the first root that MLflow can write; None without roots.
 
-    MLflow knows no `memory://`, and each object store by a package of its own (boto3 for `s3://`).
+    MLflow does not support `memory://`, and needs a package for each object store (boto3 for `s3://`).
     """
-    from mlflow.exceptions import MlflowException
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
     for root in roots[:-1]:
         try:
             get_artifact_repository(f"{root}/{name}").list_artifacts()

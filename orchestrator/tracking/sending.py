@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,8 +36,16 @@ def no_proxy(uri: str) -> Iterator[None]:
     if urlsplit(uri).hostname not in ("127.0.0.1", "localhost", "::1"):
         yield
         return
-    before = {key: os.environ.get(key) for key in ("no_proxy", "NO_PROXY")}
-    os.environ.update({key: ",".join(filter(None, (value, _LOOPBACK))) for key, value in before.items()})
+    hosts = {key: (os.environ.get(key), _LOOPBACK) for key in ("no_proxy", "NO_PROXY")}
+    with environment({key: ",".join(filter(None, values)) for key, values in hosts.items()}):
+        yield
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables during a `with` block."""
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -45,3 +54,16 @@ def no_proxy(uri: str) -> Iterator[None]:
                 os.environ.pop(key, None)
             else:
                 os.environ[key] = value
+
+
+@contextmanager
+def errors_only(loggers: Sequence[str]) -> Iterator[None]:
+    """Suppress warnings of these loggers during a `with` block."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

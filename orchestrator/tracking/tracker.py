@@ -6,10 +6,11 @@ completed. The next call sends what could not be sent, from the same finished st
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +23,18 @@ from orchestrator.errors import StorageError
 from orchestrator.scrub import scrub
 from orchestrator.store.filesystem import Storage
 from orchestrator.tracking.content import Beat, Entry
+from orchestrator.tracking.sending import environment, errors_only
 
 if TYPE_CHECKING:
     from orchestrator.tracking.runs import Sender
 
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+"""Environment of MLflow: an unreachable server is noticed within seconds; the default is seven retries over minutes."""
+_LOUD = ("alembic", "mlflow", "mlflow.store.db.utils", "urllib3")
 _PATIENCE_S = 60.0
 """Time before a server that could not be reached is contacted again."""
 
@@ -115,8 +124,6 @@ class Tracker:
         if self.uri is None:
             self._give_up("there is no place for a database: storage is remote and track.uri is not set")
             return False
-        from orchestrator.tracking.runs import quiet_mlflow
-
         try:
             with quiet_mlflow(), self._lock():
                 work()
@@ -175,3 +182,13 @@ def default_uri(storage: Storage) -> str | None:
 def database_file(uri: str) -> Path | None:
     """The file of an SQLite URI, else None."""
     return Path(unquote(uri.removeprefix("sqlite:///"))) if uri.startswith("sqlite:///") else None
+
+
+@contextmanager
+def quiet_mlflow() -> Iterator[None]:
+    """MLflow without telemetry, minute-long retries and a log of database migrations; all restored afterwards."""
+    with environment({key: value for key, value in _QUIET.items() if key not in os.environ}):
+        from orchestrator.tracking import runs  # noqa: F401 - MLflow sets the levels of its loggers when imported
+
+        with errors_only(_LOUD):
+            yield

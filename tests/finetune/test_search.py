@@ -161,7 +161,7 @@ def test_who_follows_a_search_is_told_of_samples_whose_values_are_proposed_as_it
     def watch(point: ResolvedPoint, state: str) -> None:
         told.append((point.label, point.run.finetune.dropout, state))
 
-    watcher = experiment._watcher(None, 60.0, folder, [0, 1], watch)
+    watcher = make_watcher(None, 60.0, folder, [0, 1], watch)
     work = experiment.Experiment(base.base.run.how, experiment.TrialResources(1, 1.0, 0.0, 1), quiet=True)
     entry = work._entry("trial", base.base, base.point)
     first, second = (

@@ -211,9 +211,9 @@ def test_a_sweep_that_no_machine_can_run_stops_by_itself():
     from types import SimpleNamespace
 
     from orchestrator.errors import ResourceError
-    from orchestrator.finetune.ray.experiment import _watcher
+    from orchestrator.finetune.ray.watcher import make_watcher
 
-    watcher = _watcher(None, 0.0, None)
+    watcher = make_watcher(None, 0.0, None)
     watcher.setup()
 
     def trial(status: str) -> SimpleNamespace:

@@ -15,8 +15,10 @@ from orchestrator.data.scenes import SHAPES, make_scene
 from orchestrator.data.templates import templates, vocabulary
 from orchestrator.reference.build import make_cross, make_joint, make_processor, transplant
 from orchestrator.reference.dense_loss import DenseHead, WordHead, dense_targets
-from orchestrator.reference.pretrain import Recipe, Trainer, encode, packed_logits
-from orchestrator.reference.pretrain_data import LOGGED, MIX, Pool, ask, draw_scene, mirror, normalise, pack, resize
+from orchestrator.reference.forward import encode, packed_logits
+from orchestrator.reference.packing import LOGGED, ask, pack
+from orchestrator.reference.pretrain import Recipe, Trainer
+from orchestrator.reference.pretrain_data import MIX, Pool, draw_scene, mirror, normalise, resize
 from orchestrator.reference.pretrain_eval import HELD_OUT_SEED, evaluate, point_errors
 
 REFERENCE = Path(__file__).parents[2] / "orchestrator" / "reference" / "checkpoints"

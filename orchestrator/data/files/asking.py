@@ -1,4 +1,4 @@
-"""A stored row as a model is asked it: listed choices, boxes in hundredths, and the facts that judge its answer."""
+"""The question of a stored row: listed choices, boxes in hundredths, and the facts for judging its answer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from orchestrator.data.questions import Question
 from orchestrator.errors import DataError
 
 Stored = Mapping[str, Any]
-"""A row as the index keeps it: the fields of `rows.Row`, and `place` in its file."""
+"""A row as stored in the index: the fields of the row model, and `place` in its file."""
 
 
 def options_of(row: Stored, config: QuestionsConfig) -> list[str] | None:
-    """The choices of a row as the model is shown them; None where they are not shown."""
+    """The choices of a row as shown to the model; None if they are not shown."""
     if config.show_choices == "no" or not row["choices"]:
         return None
     if config.show_choices == "listed":
@@ -25,13 +25,13 @@ def options_of(row: Stored, config: QuestionsConfig) -> list[str] | None:
 
 
 def prompt_of(row: Stored, config: QuestionsConfig) -> str:
-    """The question, with its choices below it where they are shown, a letter before each."""
+    """The question; choices, if shown, follow below it with a letter before each."""
     options = options_of(row, config) or []
     return "\n".join([row["question"], *(f"{LETTERS[i]}. {option}" for i, option in enumerate(options))])
 
 
 def check_place(row: Stored, size: tuple[int, int] | None) -> None:
-    """Refuse a box or point outside its picture of `size`, (width, height) in px, or without one; None: not one."""
+    """Raise DataError for a box or point outside its image of `size` (width, height; px; None unless one image)."""
     place = row.get("box") or row.get("point")
     if not place:
         return
@@ -47,11 +47,11 @@ def make_question(
     """The question of a row.
 
     Args:
-        row: a good one.
+        row: a valid row.
         config: how choices are shown and answers extracted.
-        scoring: rule that judges answers.
-        size: (width, height) of the picture, px: a box or point is then answered in hundredths of it, rounded to two
-            digits, and judged against the exact numbers.
+        scoring: scoring rule.
+        size: (width, height) of the image, px: the reference answer is a box or point in hundredths of it, rounded to
+            two digits; answers are judged against the exact numbers.
         facts: further details of the question.
     """
     answers, choices = row["answers"], tuple(row["choices"]) if row["choices"] else None

@@ -1,4 +1,4 @@
-"""The rows of question files as a table: which of them are chosen, their columns, their clusters."""
+"""The rows of question files as a table: selection, columns and clusters."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ ROW_ATTRIBUTES: dict[str, Kind] = {
     "complexity": "continuous",
     "group": "categorical",
 }
-"""Fields of the row model that are attributes too, where any row has them. For `group` stands `cluster`, which is there
-too where one image has several rows (`QuestionSource.clusters`)."""
+"""Fields of the row model that are attributes too if any row has them. The attribute of `group` is `cluster`, which
+also exists if one image has several rows (`QuestionSource.clusters`)."""
 
 
 class ImageCounts(NamedTuple):
@@ -46,14 +46,14 @@ class ImageCounts(NamedTuple):
     n_without: int
     n_several: int
     most: int
-    """Most images of a row."""
+    """Maximum number of images of a row."""
     first_without: str
     first_several: str
-    """File and line; empty where there is none."""
+    """File and line; empty without one."""
 
 
 class _Ids(Sequence[str]):
-    """Ids read when asked for: a million rows cost no memory."""
+    """Ids, read on access to save memory."""
 
     def __init__(self, source: QuestionRows) -> None:
         self.source = source
@@ -74,11 +74,11 @@ class _Ids(Sequence[str]):
 
 
 class QuestionRows:
-    """The rows of question files, in their order, or a draw of them.
+    """The rows of question files in order, or a random sample of them.
 
     Raises:
         ConfigError: an unknown layout, or an attribute that no row has.
-        DataError: a missing folder or file, too many bad rows, a duplicate id, or nothing left after filtering.
+        DataError: a missing folder or file, too many bad rows, a duplicate id, or no rows left after filtering.
     """
 
     def __init__(self, config: QuestionsConfig) -> None:
@@ -116,7 +116,7 @@ class QuestionRows:
 
     @cached_property
     def index(self) -> Index:
-        """The checked rows; made again from the files on a machine that does not have them."""
+        """The index of checked rows; built from the files on a machine without it."""
         key = {"files": self.digest, "layout": self.config.layout, **self._registered()}
         files = Files(self.fs, {name: f"{self.root}/{name}" for name in self.files})
         shape = Shape(self.config.fields, self.config.attributes, self.config.missing)
@@ -127,7 +127,7 @@ class QuestionRows:
         return {"package": packages} if packages else {}
 
     def _choose(self) -> np.ndarray:
-        """Places of the chosen rows, ascending."""
+        """Indices of the chosen rows, ascending."""
         config, index = self.config, self.index
         self.rejected_rows = index.check(config.max_rejected_fraction)
         places = self._kept(config.splits)
@@ -141,7 +141,7 @@ class QuestionRows:
         return places
 
     def _kept(self, splits: Sequence[str] | None) -> np.ndarray:
-        """Places of the rows of some splits (all when absent) that the other filters keep."""
+        """Indices of the rows of some splits (None for all) that pass the other filters."""
         config, index = self.config, self.index
         keep = np.ones(len(index), dtype=bool)
         for key, chosen in (("family", config.families), ("split", splits)):
@@ -176,28 +176,28 @@ class QuestionRows:
         return len(self.chosen)
 
     def columns(self, *names: str, places: np.ndarray | None = None) -> pl.DataFrame:
-        """Stored columns (`index.py`) of the rows at `places` of the files; of the chosen rows when absent."""
-        places = self.chosen if places is None else places  # ascending: as many as there are rows are all of them
+        """Stored columns (`index.py`) of the rows with indices `places`; None for the chosen rows."""
+        places = self.chosen if places is None else places  # indices are distinct: as many as rows are all rows
         table = self.index.file.read(columns=list(names))
         table = table if len(places) == len(self.index) else table.take(pa.array(places))
         return pl.DataFrame({name: pl.Series(name, table[name]) for name in names})
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """A stored column of texts as numbers: int32 (n,), -1 for null, and the texts that they stand for."""
+        """A stored text column dictionary-encoded: codes int32 (n,), -1 for null, and the texts."""
         encoded = pc.dictionary_encode(self.index.column(name).combine_chunks())
         codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
         return codes[self.chosen], encoded.dictionary.to_pylist()
 
     def numbers(self, attribute: str, places: np.ndarray | None = None) -> np.ndarray:
-        """A numeric attribute of rows, as `columns` takes them: float64, NaN where it is missing."""
+        """A numeric attribute of rows (as for `columns`): float64, NaN if missing."""
         if attribute in ROW_ATTRIBUTES:
             return self.columns(attribute, places=places)[attribute].cast(pl.Float64).fill_null(np.nan).to_numpy()
         return self.index.numbers(attribute)[self.chosen if places is None else places]
 
     def quantiles(self, attribute: str, shares: Sequence[float]) -> list[float] | None:
-        """Quantiles of a numeric attribute over the rows of all splits; None where no row has a value.
+        """Quantiles of a numeric attribute over the rows of all splits; None if no row has a value.
 
-        Rows trained on and rows held out are then cut at the same values.
+        Training and held-out rows thus have the same thresholds.
         """
         values = self.numbers(attribute, self._kept(None))
         finite = values[np.isfinite(values)]
@@ -205,10 +205,10 @@ class QuestionRows:
 
     @cached_property
     def clusters(self) -> pl.Series:
-        """What is kept on one side of a split of the rows: their group, or their image.
+        """Cluster of each row, which a split of the rows never divides: its group, or its image.
 
-        The image where a row has no group, or where one image belongs to several groups: it would be on both sides.
-        Rows of several images share a cluster with all rows that show any of them.
+        The image if a row has no group, or if one image belongs to several groups. Rows of several images share a
+        cluster with all rows that show any of them.
         """
         table = self.columns("image", "group", "n_images")
         if table["n_images"].gt(1).any():
@@ -230,12 +230,12 @@ class QuestionRows:
             return name
 
         for index in table["n_images"].gt(1).fill_null(False).arg_true().to_list():
-            names = sorted({root(name) for name in self._images(index)})  # none where they lie in a column
+            names = sorted({root(name) for name in self._images(index)})  # none if they are in a Parquet column
             first |= dict.fromkeys(names[1:], *names[:1])
         return table["image"].replace({name: root(name) for name in first})
 
     def _place(self, index: int) -> str:
-        """File and line of a good row."""
+        """File and line of a valid row."""
         return json.loads(self.record(index)["row"])["place"]
 
     def _images(self, index: int) -> list[str]:
@@ -246,7 +246,7 @@ class QuestionRows:
         return self.index[int(self.chosen[index])]
 
     def attributes(self, index: int) -> dict[str, Any]:
-        """Attributes of sample `index`, without opening its image; empty for a bad row."""
+        """Attributes of sample `index`, without opening its image; empty for an invalid row."""
         record = self.record(index)
         row = json.loads(record["row"])
         if not row:
@@ -262,7 +262,7 @@ class QuestionRows:
         return {key: values[key] for key in self.attribute_kinds}
 
     def without_image(self, why: str) -> list[tuple[int, str, str]]:
-        """Place, id, and file and line with the reason, of each good row that has no image."""
+        """Index, id, and file and line with the reason, of each valid row without an image."""
         counts = self.columns("n_images", "reason")
         rows = ((counts["n_images"] == 0) & counts["reason"].is_null()).fill_null(False).arg_true().to_numpy()
         if not len(rows):
@@ -274,7 +274,7 @@ class QuestionRows:
         ]
 
     def image_counts(self) -> ImageCounts:
-        """How many rows have no image, how many have several, and where the first of each stands."""
+        """Numbers of rows without an image and with several, and file and line of the first of each."""
         counts = self.columns("n_images", "reason")
         counts = counts.with_columns(index=pl.int_range(len(counts))).filter(pl.col("reason").is_null())
         none, several = (

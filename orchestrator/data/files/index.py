@@ -1,11 +1,10 @@
-"""Question files, checked once and kept as a table of rows that any process can read at any place.
+"""Index of question files: a table of checked rows with random access from any process.
 
 The table is a Parquet file in the user's cache folder, named by the files' content and the settings that shape it. It
-is made in one pass, a batch at a time: 10^6 rows take no more memory than 10^3, but 8 bytes a row for their ids.
+is built in one pass in batches: memory is constant except for 8 bytes per row.
 
-Why rows are not read by `ray.data.read_json` and its like, or by polars: both give each column of a file one type, so
-that a number among texts becomes null or text before it can be named with its line. Rows are small; the pictures, which
-are not, are loaded by Ray's tasks.
+Rows are not read by `ray.data.read_json` or polars: both assign one type to each column of a file, so a number among
+texts becomes null or text before it can be reported with its line. Rows are small; images are loaded by Ray's tasks.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from orchestrator.data.files.table import Shape, write_table
 from orchestrator.errors import DataError
 
 VERSION = 6
-"""Raised whenever the same files give other rows; part of the table's name and of the fingerprint."""
+"""Raised if the same files give other rows; part of the table's name and of the fingerprint."""
 MAX_NAMED = 10
-"""Bad rows named in one message."""
+"""Maximum number of invalid rows listed in one message."""
 
 
 def files_digest(fs: Any, root: str, names: Sequence[str]) -> str:
@@ -45,7 +44,7 @@ def files_digest(fs: Any, root: str, names: Sequence[str]) -> str:
 
 
 def build_index(key: Mapping[str, Any], files: Files, layout: Layout, shape: Shape) -> Path:
-    """The table of the files' rows, made unless it is there. Bad rows are in it, with their reason."""
+    """The table of the files' rows, built if it does not exist. It includes invalid rows, with the reason."""
     key = {**key, "shape": asdict(shape)}
     name = hashlib.sha256(json.dumps({"version": VERSION, **key}, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_folder("questions") / f"{name}.parquet"
@@ -83,7 +82,7 @@ class Index:
         return self.file.read(columns=[name])[name]
 
     def numbers(self, name: str) -> np.ndarray:
-        """A free attribute of every row as a number: float64, NaN where a row has none."""
+        """A free attribute of every row as a number: float64, NaN if missing."""
         parts = []
         for batch in self.file.iter_batches(65_536, columns=["numbers"]):
             chunk = batch.column(0)
@@ -96,7 +95,7 @@ class Index:
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def attribute(self, name: str) -> list[Any]:
-        """A free attribute of every row, as it is in the file; None where a row has none."""
+        """A free attribute of every row, as in the file; None if missing."""
         values: list[Any] = []
         for batch in self.file.iter_batches(8192, columns=["row"]):
             rows = (orjson.loads(text) for text in batch.column(0).to_pylist())
@@ -112,10 +111,10 @@ class Index:
         return held[1][place - int(self._starts[group])]
 
     def check(self, max_rejected_fraction: float) -> list[str]:
-        """Reasons of all bad rows.
+        """Reasons of all invalid rows.
 
         Raises:
-            DataError: no rows, more bad rows than allowed, or an id that stands twice, with both places.
+            DataError: no rows, more invalid rows than allowed, or a duplicate id, with both places.
         """
         if not len(self):
             raise DataError("data.file: the question files hold no rows")

@@ -1,4 +1,4 @@
-"""Kinds of the free attributes of question files, over all rows; numbers in text, as CSV has them, are numbers."""
+"""Kinds of the free attributes of question files, over all rows; numeric text, as in CSV, counts as numbers."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class _Seen:
 
 
 class Kinds:
-    """Takes note of columns of attributes, and says their kinds.
+    """Accumulates columns of attributes and determines their kinds.
 
     Args:
-        declared: kinds that the study names.
+        declared: kinds from the study's settings.
         missing: spellings of missing values.
     """
 
@@ -40,10 +40,10 @@ class Kinds:
         self.seen: dict[str, _Seen] = {}
 
     def add(self, key: str, values: Sequence[Any], place: Callable[[int], str]) -> Float[np.ndarray, " n"]:
-        """Take note of an attribute's values, n of them, and return those that are numbers; NaN for the others.
+        """Add n values of an attribute; returns them as float64 (n,), NaN for values that are not numbers.
 
         Args:
-            place: file and line of the value at a place.
+            place: gives file and line of a value by its index.
         """
         tally = self.seen.setdefault(key, _Seen())
         if str in set(map(type, values)):
@@ -88,7 +88,7 @@ class Kinds:
 
 
 def as_number(value: Any, missing: Collection[str]) -> int | float | str | None:
-    """A value as a number where it is one, in whatever notation; else the text; None where it is missing."""
+    """A value as a number if it is one, in any notation; else the text; None if it is missing."""
     if not isinstance(value, str):
         return value
     text = value.strip()

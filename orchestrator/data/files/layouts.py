@@ -42,24 +42,24 @@ class Layout:
     read: Callable[[Files], Iterator[tuple[str, Record]]]
     """Files -> (file name, record in the row model's fields)."""
     files: tuple[str, ...] = ()
-    """Official names below the root, where a study names none."""
+    """Official file names below the root, used if the study gives none."""
     images: tuple[str, ...] = ("{image}",)
-    """Path of an image below the root; of several the first that is there."""
+    """Path of an image below the root; of several the first that exists."""
     scoring: str = "exact"
     """Rule of `files.scoring`."""
     source: str = ""
-    """Where layout and rule are defined."""
+    """Source of layout and rule."""
 
 
 def plain(files: Files) -> Iterator[tuple[str, Record]]:
-    """Files that have the row model's fields already."""
+    """Layout of files that already have the row model's fields."""
     for name in files.names:
         for record in files.records(name):
             yield name, record
 
 
 def mapped(fields: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Callable[[Files], Iterator[tuple[str, Record]]]:
-    """A layout whose records become rows one by one. A missing or odd field is the row's fault, not the file's."""
+    """A layout that converts records one by one. A missing or malformed field invalidates the row, not the file."""
 
     def read(files: Files) -> Iterator[tuple[str, Record]]:
         for name, record in plain(files):

@@ -1,4 +1,4 @@
-"""The pictures of question files: named files below the root, or bytes in a Parquet column."""
+"""The images of question files: files below the root, or bytes in a Parquet column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.errors import DataError
 
 
 class _Listed:
-    """Whether paths below a root are there, by one listing a folder."""
+    """Whether paths below a root exist, by one listing per folder."""
 
     def __init__(self, fs: Any, root: str) -> None:
         self.fs, self.root = fs, root
@@ -41,25 +41,25 @@ class _Listed:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Finds and reads pictures; pickles small."""
+    """Locates and reads images; small when pickled."""
 
     fs: Any
     """An fsspec file system."""
     root: str
-    """Folder, as `fs` writes it."""
+    """Folder, as a path of `fs`."""
     patterns: Sequence[str]
-    """Paths of an image below the root (`data.images`); of several the first that is there."""
+    """Paths of an image below the root (`data.images`); of several the first that exists."""
     files: Sequence[str]
-    """The question files, whose columns may hold pictures."""
+    """The question files, whose columns may contain images."""
     version: str
     """Digest of the question files."""
 
     def pixels(self, record: Mapping[str, Any], images: Sequence[str]) -> list[np.ndarray]:
-        """The images of a stored row, in order, each RGB uint8 (height, width, 3); none where it has none.
+        """The images of a stored row, in order, each RGB uint8 (height, width, 3).
 
         Args:
-            record: the row as the index stores it.
-            images: names of its images, all of which are files unless they lie in a column.
+            record: the row as stored in the index.
+            images: names of its images: files, or entries of a Parquet column.
         """
         if record["image_row"] is not None:
             return self._from_column(record["image_file"], record["image_row"])
@@ -70,7 +70,7 @@ class Pictures:
         """Path of an image below the root.
 
         Args:
-            present: whether a path below the root is there; asked of the file system, one by one, when absent.
+            present: whether a path below the root exists; None asks the file system.
         """
         number = re.search(r"\d{12}", image)
         filled = [
@@ -96,12 +96,12 @@ class Pictures:
         return pictures
 
     def there(self, names: Sequence[str]) -> list[bool]:
-        """Whether there is a file for each name."""
+        """Whether each name has a file."""
         listed = _Listed(self.fs, self.root)
         return [listed(self.path(name, listed)) for name in names]
 
     def paths(self, names: Sequence[str]) -> list[str]:
-        """`path` of each name. Folders are listed once, however many images lie in them."""
+        """`path` of each name, with one listing per folder."""
         listed = _Listed(self.fs, self.root)
         return [self.path(name, listed) for name in names]
 
@@ -121,7 +121,7 @@ def _group_values(path: str, fs: Any, version: str, group: int) -> list[Any]:
 
 
 def _row_group(fs: Any, path: str, version: str, row: int) -> Any:
-    """The cell of a row's pictures; the row group it lies in is read once."""
+    """The cell of images of a row; its row group is cached."""
     _, starts = _picture_groups(path, fs, version)
     group = int(np.searchsorted(starts, row, side="right")) - 1
     return _group_values(path, fs, version, group)[row - int(starts[group])]

@@ -1,4 +1,4 @@
-"""Published question files: official names, fields and what each becomes in the row model, and layouts by name.
+"""Published question files: official names, mapping of fields to the row model, and layouts by name.
 
 Others are registered under the entry-point group `vtsweep.questions` (docs/data.md).
 """
@@ -33,7 +33,7 @@ def _pope(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_pope(files: Files) -> Iterator[tuple[str, Record]]:
-    """POPE's sampling (random, popular, adversarial) is in the file's name; ids restart in every file."""
+    """The sampling of POPE (random, popular, adversarial) is in the file name; ids restart in every file."""
     for name in files.names:
         stem = name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
         sampling = next((s for s in ("random", "popular", "adversarial") if stem.endswith(s)), stem)
@@ -86,7 +86,7 @@ def _gqa(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_vqa(files: Files) -> Iterator[tuple[str, Record]]:
-    """Questions and their ten answers are two files. A malformed annotation is a bad row of its own."""
+    """Questions and their ten answers are in two files. A malformed annotation is an invalid row of its own."""
     answers: dict[Any, bytes] = {}  # as JSON: a tenth of the memory
     for name in files.names:
         if "annotations" in name:
@@ -168,7 +168,7 @@ def _clevr(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read_captions(files: Files) -> Iterator[tuple[str, Record]]:
-    """Captions as prompts: the model reads the sentence beside its picture; there is nothing to answer."""
+    """Captions as prompts: the model reads the sentence and its image; there is no answer."""
     for name in files.names:
         names = {image["id"]: image["file_name"] for image in files.members(name, "images")}
         for number, value in enumerate(files.members(name, "annotations")):
@@ -225,7 +225,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str) -> Layout:
-    """A layout by name, built in or registered; ConfigError for one that is not there."""
+    """A layout by name, built in or registered; ConfigError for an unknown one."""
     if name in LAYOUTS:
         return LAYOUTS[name]
     points = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}

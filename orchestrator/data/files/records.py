@@ -21,13 +21,13 @@ from orchestrator.errors import DataError, did_you_mean
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 BATCH = 1024
-"""Rows of a Parquet file read at once."""
+"""Rows of a Parquet file per batch."""
 BATCH_OF_PICTURES = 64
-"""The same where the pictures themselves must be read to count them."""
+"""The same if images must be read to count them."""
 
 
 WHOLE_BYTES = 2**25
-"""JSON documents up to this size are parsed whole, which is ten times as fast; larger ones member by member."""
+"""JSON documents up to this size are parsed at once, which is ten times as fast; larger ones are streamed."""
 
 
 class Record(NamedTuple):
@@ -37,17 +37,17 @@ class Record(NamedTuple):
     """`line 7`, `row 7` or `[7]`."""
     value: Any
     reason: str | None = None
-    """Why the place holds no record."""
+    """Why there is no record at this place."""
 
 
 def read_records(fs: Any, path: str, name: str) -> Iterator[Record]:
-    """Records of a file by its suffix; a `.json` file that holds one object a line is read as lines.
+    """Records of a file by its suffix; a `.json` file with one object per line is read as lines.
 
-    Images that lie as bytes in a Parquet column (`picture_column`) are left there: the record has the place
-    `image_row` instead, a tuple (row, number of its pictures), unless its cell is null or an empty list.
+    Images stored as bytes in a Parquet column (`picture_column`) are not read: the record has `image_row` instead, a
+    tuple (row, number of images), unless its cell is null or an empty list.
 
     Raises:
-        DataError: an unknown suffix, a pickle, or a file that is not what its suffix says.
+        DataError: an unknown suffix, a pickle, or a file that does not have the format of its suffix.
     """
     suffix = "." + name.rsplit(".", 1)[-1].lower()
     if suffix in (".p", ".pkl", ".pickle"):
@@ -69,13 +69,13 @@ def read_records(fs: Any, path: str, name: str) -> Iterator[Record]:
 
 
 def json_members(fs: Any, path: str, name: str, key: str | None = None) -> Iterator[Any]:
-    """Members of the list that a JSON document is, or that lies in it.
+    """Members of a JSON document that is a list, or of a list in its object.
 
     Args:
-        key: name of the list in the document's object; the only one that it holds when absent.
+        key: name of the list in the object; None for its only list.
 
     Raises:
-        DataError: no JSON, no such list, or several and no key.
+        DataError: invalid JSON, no such list, or several lists and no key.
     """
     if _is_small(fs, path):
         yield from _listed(_parsed(fs, path, name), name, key)
@@ -86,7 +86,7 @@ def json_members(fs: Any, path: str, name: str, key: str | None = None) -> Itera
 
 
 def json_pairs(fs: Any, path: str, name: str) -> Iterator[tuple[str, Any]]:
-    """Keys and values of a JSON document that is an object; DataError for another one."""
+    """Keys and values of a JSON document that is an object; DataError if it is not."""
     if not _is_small(fs, path):
         if dict(_top_level(fs, path, name)).get("") != "dict":
             raise DataError(f"{name}: expected an object")
@@ -129,7 +129,7 @@ def _only_list(kinds: Mapping[str, str], name: str, key: str | None) -> str:
 
 
 def _top_level(fs: Any, path: str, name: str) -> Iterator[tuple[str, str]]:
-    """Type of a document, under the empty name, and of the members of an object, each by its name."""
+    """Type of a document (key: empty name), and of the members of an object (key: name)."""
     depth, key = 0, ""
     names = {"start_array": "list", "start_map": "dict"}
     for event, value in _streamed(fs, path, name, ijson.basic_parse):
@@ -152,7 +152,7 @@ def _streamed(fs: Any, path: str, name: str, read: Callable[[Any], Iterator[Any]
 
 
 def _is_lines(fs: Any, path: str) -> bool:
-    """Whether the first line alone is a JSON object (POPE's `.json` files)."""
+    """Whether the first line is a complete JSON object (POPE's `.json` files)."""
     with fs.open(path, "rb") as file:
         first = file.readline(1 << 20)
     try:
@@ -191,7 +191,7 @@ def _csv(fs: Any, path: str, name: str, separator: str) -> Iterator[Record]:
 
 
 def _cell(text: str) -> Any:
-    """A cell: null if empty, a list where it is a JSON list (`["yes", "no"]`), else its text."""
+    """A cell's value: None if empty, a list if it is a JSON list (`["yes", "no"]`), else its text."""
     if text.startswith("[") and text.endswith("]"):
         with contextlib.suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
@@ -217,9 +217,9 @@ def _parquet(fs: Any, path: str, name: str) -> Iterator[Record]:
 
 
 def picture_column(schema: pa.Schema) -> str | None:
-    """The column that holds encoded pictures: `image`, else `images`; None where there is none.
+    """The column with encoded images: `image`, else `images`; None if there is none.
 
-    A cell is one picture or a list of several, each binary or a struct with `bytes`, as data sets on a hub store them.
+    A cell is one image or a list of several, each binary or a struct with `bytes`, as in Hugging Face data sets.
     """
     return next((name for name in ("image", "images") if name in schema.names and _held(schema.field(name).type)), None)
 
@@ -237,10 +237,10 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _counting_leaf(file: pq.ParquetFile, column: str) -> tuple[str | None, bool]:
-    """What to read of a column of pictures to count those of a row, and whether that leaves their bytes unread.
+    """The column to read to count the images of each row, and whether image bytes remain unread.
 
-    The names beside the bytes where there are any. A column of single pictures without names is not read: each row
-    counts as one picture.
+    That is a field beside the bytes, such as names, if there is one. A column of single images is not read: each row
+    has one image.
     """
     leaves = [file.schema.column(i).path for i in range(len(file.schema))]
     own_leaves = [leaf for leaf in leaves if leaf.split(".")[0] == column]
@@ -252,7 +252,7 @@ def _counting_leaf(file: pq.ParquetFile, column: str) -> tuple[str | None, bool]
 
 
 def _counts(cells: pa.Array) -> list[int]:
-    """Pictures of each cell of a column, null for none."""
+    """Number of images of each cell of a column."""
     if _is_list(cells.type):
         return pc.fill_null(pc.list_value_length(cells), 0).to_pylist()
     return cells.is_valid().cast(pa.int64()).to_pylist()

@@ -1,7 +1,6 @@
-"""The row model of question files, and how records of any format become rows of it, or reasons why not.
+"""The row model of question files, and conversion of records to rows, or to reasons why they are invalid.
 
-Records are checked a batch at a time and a column at a time: what most values of a column have in common is looked at
-once. A value that is not as its field wants it makes its own row a bad one.
+Records are checked in batches, column by column, for speed. A value that does not suit its field invalidates its row.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ FIELDS = {
 }
 """Fields of the row model. Any other field of a record is a free attribute: text, a number or None."""
 SEVERAL = "images"
-"""Another name of field `image`, of a record that has no field of that name."""
+"""Alternative name of the field `image`, for records without a field of that name."""
 TIERS = ("low", "high")
 MAX_CHOICES = 26
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -41,21 +40,21 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 
 @dataclass(frozen=True)
 class Rows:
-    """A batch of n checked records; what stands in the place of a bad one says nothing."""
+    """A batch of n checked records; values of an invalid record are meaningless."""
 
     fields: Mapping[str, list[Any]]
-    """Of each field n values. `image` and `answer` are tuples, empty for none; absent values of others are None."""
+    """Field -> n values. `image` and `answer` are tuples, empty for none; other missing values are None."""
     attributes: Mapping[str, list[Any]]
-    """Of each free attribute n values: text, number or None."""
+    """Free attribute -> n values: text, number or None."""
     reasons: Mapping[int, str]
-    """Place in the batch -> what is wrong with the row."""
+    """Index in the batch -> reason why the row is invalid."""
 
 
 class RowMaker:
     """Checks records and makes rows of them.
 
     Args:
-        names: field of the row model -> field of the record, where they differ.
+        names: field of the row model -> field of the record, if they differ.
     """
 
     def __init__(self, names: Mapping[str, str] | None = None) -> None:
@@ -65,11 +64,11 @@ class RowMaker:
         """Make the rows of a batch of records.
 
         Args:
-            records: field -> value, as JSON has them. Null and absent are the same.
-            first: the first one's place among all, for ids of rows without one.
+            records: field -> value, as in JSON. Null and absent are equivalent.
+            first: index of the first record among all, for ids of rows without one.
 
         Returns:
-            The rows. A row is bad where a field is missing, empty or of a wrong type, or the answer is not among the
+            The rows. A row is invalid if a field is missing, empty or of a wrong type, or the answer is not among the
             choices; the reason names field and value, and the caller adds file and line.
         """
         columns = _Columns(records, self.names)
@@ -89,7 +88,7 @@ class RowMaker:
 
 
 class _Columns:
-    """The values of a batch of records by field, and the first thing that is wrong with each record."""
+    """The values of a batch of records by field, and the first error of each record."""
 
     def __init__(self, records: Sequence[Any], names: Mapping[str, str]) -> None:
         self.names, self.reasons = names, dict[int, str]()
@@ -105,12 +104,12 @@ class _Columns:
         return [record.get(name) for record in self.records]
 
     def images(self) -> list[Any]:
-        """Values of field `image`; of `images` in a record that does not have it."""
+        """Values of field `image`, or of `images` in records without it."""
         name = self.names["image"]
         return [record[name] if name in record else record.get(SEVERAL) for record in self.records]
 
     def converted(self, key: str, values: list[Any], convert: Callable[[Any, str], Any]) -> list[Any]:
-        """Values converted one by one, equal texts and equal lists of texts once."""
+        """Values converted one by one; conversions of equal texts and lists of texts are cached."""
         kinds = set(map(type, values))
         if kinds == {NoneType}:
             return [convert(None, key)] * len(values)
@@ -134,7 +133,7 @@ class _Columns:
         return results
 
     def texts(self, key: str, *, needed: bool = False) -> list[Any]:
-        """Values of a field of texts, without the spaces around them."""
+        """Values of a text field, stripped of surrounding spaces."""
         values = self.raw(key)
         if set(map(type, values)) == {str}:
             stripped = list(map(str.strip, values))
@@ -150,7 +149,7 @@ class _Columns:
         return self.converted(key, values, _needed if needed else _text)
 
     def check_choices(self, choices: list[Any], answers: list[Any]) -> None:
-        """Refuse rows whose choices are too few, too many or alike, or lack an answer."""
+        """Mark rows as invalid if choices are too few, too many or equal, or lack the answer."""
         wrong: dict[Any, str | None] = {}
         for i, pair in enumerate(zip(choices, answers, strict=True)):
             if pair[0] is None:
@@ -169,7 +168,7 @@ class _Columns:
                 continue
             values = [record.get(key) for record in self.records]
             if key == SEVERAL:
-                beside = self.names["image"]  # in a record without it, `images` stands for it
+                beside = self.names["image"]  # records without it use `images`
                 values = [record.get(key) if beside in record else None for record in self.records]
                 if set(map(type, values)) == {NoneType}:
                     continue
@@ -195,7 +194,7 @@ def _choices_fault(choices: tuple[str, ...], answers: tuple[str, ...]) -> str | 
 
 
 def _images(value: Any, key: str) -> tuple[str, ...]:
-    """Names of images, of one or a list; those of videos are refused."""
+    """Names of images, one or a list; DataError for videos."""
     if value is None:
         return ()
     names = _texts(value, key) if isinstance(value, list | tuple) else (_text(value, key),)
@@ -234,7 +233,7 @@ def _measure(value: Any, key: str) -> float | None:
 
 
 def _text(value: Any, key: str) -> str | None:
-    """A text, or a whole number as one; None for null and for an empty cell."""
+    """A text, or a whole number as text; None for null and for an empty cell."""
     if value is None or value == "":
         return None
     if type(value) is str and (plain := value.strip()):

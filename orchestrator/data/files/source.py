@@ -26,19 +26,19 @@ from orchestrator.plugins import registered_by
 
 
 class QuestionSource(QuestionRows):
-    """The rows of question files as samples: each its images, its question as the prompt, its attributes.
+    """The rows of question files as samples: images, the question as prompt, attributes.
 
-    Bad rows are samples that cannot be loaded, up to `max_rejected_fraction` of all. Raises as `QuestionRows`.
+    Invalid rows are samples that cannot be loaded, up to `max_rejected_fraction` of all. Raises as `QuestionRows`.
     """
 
     name = "questions"
 
     @cached_property
     def present(self) -> np.ndarray:
-        """Whether the image files of each chosen row are there, or it needs none: bool (n,). Folders are listed once.
+        """Whether the image files of each chosen row exist, if it has any: bool (n,); one listing per folder.
 
         Raises:
-            DataError: more than `max_rejected_fraction` of the rows miss theirs; names the first.
+            DataError: more than `max_rejected_fraction` of the rows have missing files; names the first.
         """
         table = self.columns("image", "image_row", "n_images")
         table = table.with_columns(pl.when(pl.col("image_row").is_null()).then("image").alias("image"))
@@ -59,7 +59,7 @@ class QuestionSource(QuestionRows):
         return ~missing
 
     def asked(self, index: int) -> Question:
-        """The question of a row as a model is asked it: a box or point in hundredths of its picture."""
+        """The question of a row as asked of a model: a box or point is in hundredths of its image."""
         row = json.loads(self.record(index)["row"])
         if not (row.get("box") or row.get("point")):
             return self.question(index)
@@ -68,9 +68,9 @@ class QuestionSource(QuestionRows):
         return self.question(index, self._checked[index][1])
 
     def fault(self, index: int) -> str | None:
-        """Why a row cannot be asked: it is bad, its picture is missing or broken, its box lies outside; None if it can.
+        """Why a row cannot be asked: invalid row, missing or broken image, box outside the image; None if it can.
 
-        The picture is decoded once a process.
+        The image is decoded once per process.
 
         Raises:
             DataError: more than `max_rejected_fraction` of the rows have a fault.
@@ -93,7 +93,7 @@ class QuestionSource(QuestionRows):
         return self._checked[index][0]
 
     def rejected(self, passed_over: Mapping[int, str]) -> list[tuple[int, str, str]]:
-        """Place, id and fault, with file and line, of each bad row, each without its image file, and those given."""
+        """Index, id and fault (with file and line) of invalid rows, rows without their image file, and given faults."""
         bad = self.columns("reason")["reason"]
         faults = {i: bad[i] for i in bad.is_not_null().arg_true().to_list()}
         rows = [(i, name) for i in np.flatnonzero(~self.present).tolist() for name in self._images(i)]
@@ -132,9 +132,9 @@ class QuestionSource(QuestionRows):
         return Sample(record["id"], image, attributes, prompt=prompt_of(row, self.config), more=tuple(others))
 
     def shown(self, index: int) -> np.ndarray | list[np.ndarray] | None:
-        """What is shown with row `index`: its image, RGB uint8 (height, width, 3), several in order, None for none.
+        """The images of row `index`: RGB uint8 (height, width, 3), a list of several, or None without one.
 
-        DataError for a bad row, or a missing or broken image.
+        DataError for an invalid row, or a missing or broken image.
         """
         record = self.record(index)
         if record["reason"] is not None:
@@ -143,14 +143,14 @@ class QuestionSource(QuestionRows):
         return images if len(images) > 1 else images[0] if images else None
 
     def _pictures(self, record: Mapping[str, Any], row: Mapping[str, Any]) -> list[np.ndarray]:
-        """The images of a row; what is wrong with one is named with the row's file and line."""
+        """The images of a row; errors name the row's file and line."""
         try:
             return self.pictures.pixels(record, row["images"])
         except DataError as error:
             raise DataError(f"{row['place']}: {error}") from None
 
     def image_names(self) -> list[str]:
-        """Paths of the images below the root, each once. Folders are listed once, however many images lie in them."""
+        """Paths of the images below the root, without duplicates; one listing per folder."""
         table = self.columns("image", "n_images", "image_row")
         names = table.filter(pl.col("image_row").is_null())["image"].drop_nulls().unique(maintain_order=True).to_list()
         for index in _several_files(table):
@@ -180,7 +180,7 @@ def _several_files(table: pl.DataFrame) -> list[int]:
 
 
 def open_questions(config: QuestionsConfig) -> QuestionSource:
-    """`QuestionSource`, opened once a process while its files stay the same. Errors as there."""
+    """`QuestionSource`, cached per process while its files do not change. Errors as there."""
     fs, root = fsspec.core.url_to_fs(config.root)
     names = config.file or find_layout(config.layout).files
     versions = [fs.ukey(f"{root}/{name}") if fs.isfile(f"{root}/{name}") else "" for name in names]

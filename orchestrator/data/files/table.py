@@ -1,4 +1,4 @@
-"""The table of checked rows that `index.py` reads: one pass over question files, a batch of rows at a time."""
+"""Writing of the table of checked rows that `index.py` reads: one pass over question files in batches."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from orchestrator.data.files.records import Record
 from orchestrator.data.files.rows import FIELDS, RowMaker, Rows
 
 GROUP_ROWS = 1024
-"""Rows of a row group: what is read to get one row."""
+"""Rows of a row group, the unit of random access."""
 BATCH = 8 * GROUP_ROWS
-"""Rows checked together."""
+"""Rows per batch of checking."""
 
 SCHEMA = pa.schema(
     [
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
     ]
 )
 """`row` is JSON of the row model's fields (with `images` for `image` and `answers` for `answer`), `attributes` and
-`place`; `{}` for a bad row, which has nothing but its `reason`. `image` is the first of its images."""
+`place`; `{}` for an invalid row, which has only its `reason`. `image` is the first of its images."""
 _NAMES = {"image": "images", "answer": "answers"}
 
 
@@ -62,7 +62,7 @@ def write_table(file: Any, files: Files, layout: Layout, shape: Shape) -> None:
     """Write the rows of question files as Parquet, and in its metadata `vtsweep` the kinds of attributes.
 
     Raises:
-        DataError: a file is not what it should be, or an attribute has no one kind.
+        DataError: a file is malformed, or an attribute has no single kind.
     """
     hashes: list[np.ndarray] = []
     kinds = Kinds(shape.attributes, shape.missing)
@@ -87,7 +87,7 @@ def _batches(records: Iterator[tuple[str, Record]]) -> Iterator[list[tuple[str, 
 def _table(
     batch: list[tuple[str, Record]], files: Mapping[str, int], first: int, make: RowMaker, kinds: Kinds
 ) -> tuple[pa.Table, list[str]]:
-    """The rows of a batch, and the ids of the good ones."""
+    """The rows of a batch, and the ids of the valid ones."""
     values, image_rows = _apart([record.value if record.reason is None else {} for _, record in batch])
     rows = make(values, first)
     reasons = {**rows.reasons, **{i: record.reason for i, (_, record) in enumerate(batch) if record.reason is not None}}
@@ -126,7 +126,7 @@ _ANSWERS = ("answer", "box", "point")
 
 
 def _apart(values: list[Any]) -> tuple[list[Any], dict[int, tuple[int, int]]]:
-    """Records without the place of their pictures in a Parquet column, and of those that have one, row and number."""
+    """Records without `image_row`, and index -> (row, number of images) of those that have it."""
     rows = {
         i: value["image_row"]
         for i, value in enumerate(values)
@@ -138,7 +138,7 @@ def _apart(values: list[Any]) -> tuple[list[Any], dict[int, tuple[int, int]]]:
 
 
 def _numbers(rows: Rows, good: Sequence[int], places: Sequence[str], kinds: Kinds) -> pa.Array:
-    """Column `numbers`: those of a good row's attributes that are numbers, by name; null for a bad row."""
+    """Column `numbers`: numeric attributes of a valid row by name; null for an invalid row."""
     n, numbers = len(places), np.full((len(places), len(rows.attributes)), np.nan)
     for k, (key, values) in enumerate(rows.attributes.items()):
         valid = values if len(good) == n else [values[i] for i in good]

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from orchestrator.data.questions import Question, make_questions
-from orchestrator.data.scenes import Scene
+from orchestrator.data.scenes import COLOURS, SHAPES, Scene
 from orchestrator.data.templates import templates
 from orchestrator.reference.build import ASSISTANT, BOS, EOS, IMAGE, N_PATCHES, PAD, USER
 

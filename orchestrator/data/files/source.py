@@ -175,7 +175,7 @@ class QuestionSource(QuestionRows):
 
 
 def _several_files(table: pl.DataFrame) -> list[int]:
-    """Places of the rows whose several images are files."""
+    """Indices of the rows with several image files."""
     return (table["n_images"].gt(1).fill_null(False) & table["image_row"].is_null()).arg_true().to_list()
 
 

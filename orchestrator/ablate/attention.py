@@ -86,12 +86,9 @@ def _map_rows(
 
 
 def _rows(bench: Bench, measured: Measured, objects: np.ndarray) -> Iterator[dict[str, Any]]:
-    keys = [(item.question.tier, item.question.family) for item in bench.examples]
     clusters = np.array([item.question.cluster for item in bench.examples])
-    scopes = [(t, "all") for t in dict.fromkeys(t for t, _ in keys)] + list(dict.fromkeys(keys))
     for (layer, target), values in measured.items():
-        for tier, family in scopes:
-            numbers = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
+        for tier, family, numbers in bench.scopes():
             row: dict[str, Any] = {"layer": layer, "target": target, "tier": tier, "family": family}
             row |= _interval("to_image", values["to_image"][numbers], clusters[numbers])
             row |= _interval("on_objects", values["on_objects"][numbers], clusters[numbers])

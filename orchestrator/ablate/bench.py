@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from orchestrator.ablate.places import TEXT_PLACES, image_part, prompt_part
+from orchestrator.ablate.places import TEXT_PLACES, image_part
 from orchestrator.ablate.selection import make_reduction, seen_size, shrink
 from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.kinds import Settings
@@ -30,6 +30,7 @@ from orchestrator.models.interventions import (
 )
 from orchestrator.models.memory import retry_with_smaller_batch
 from orchestrator.models.reduction import reduction_of
+from orchestrator.models.routes import readers
 
 Answer = Callable[[Batch, list[int]], tuple[Batch, Generated]]
 """Takes a batch and the numbers of its questions; returns the batch as it was answered, and what was generated."""
@@ -175,6 +176,16 @@ class Bench:
         size = self.batch_size
         return [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]
 
+    def scopes(self, among: Collection[int] | None = None) -> Iterator[tuple[str | None, str, list[int]]]:
+        """(tier, family, numbers) of the questions `among` (None for all): each tier as `all`, then by family."""
+        numbers = range(len(self.examples)) if among is None else among
+        keys = {i: (self.examples[i].question.tier, self.examples[i].question.family) for i in numbers}
+        for tier in dict.fromkeys(tier for tier, _ in keys.values()):
+            of_tier = {i: family for i, (t, family) in keys.items() if t == tier}
+            yield tier, "all", list(of_tier)
+            for family in dict.fromkeys(of_tier.values()):
+                yield tier, family, [i for i, name in of_tier.items() if name == family]
+
     def _generate(self, batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
         return batch, self.adapter.generate_measured(batch, max_new_tokens=self.max_new_tokens)
 
@@ -266,7 +277,7 @@ class Bench:
         def answer(batch: Batch, chunk: list[int]) -> tuple[Batch, Generated]:
             donor_batch = adapter.collate([donors.inputs[i] for i in chunk])
             if place in TEXT_PLACES:
-                positions = prompt_part(adapter, batch, place)
+                positions = readers(adapter, batch, place)
                 with prompt_patched(adapter, layer, prompt_states(adapter, donor_batch, layer), positions):
                     return self._generate(batch, chunk)
             pairs = [self.examples[i] for i in chunk], [donors.examples[i] for i in chunk]

@@ -118,7 +118,7 @@ def evaluate(bench: Bench, policy: PolicyFile) -> pl.DataFrame:
         correct, kept, gflop, seconds, predicted = _apply(bench, treatments)
         present = _present(bench, treatments, kept)
         plain = plain or correct.tolist()
-        for tier, family, numbers in _scopes(bench):
+        for tier, family, numbers in bench.scopes():
             images = [bench.examples[i].question.cluster for i in numbers]
             before, margin = np.array(plain)[numbers], policy.max_accuracy_loss
             rows.append(_row(system, tier, family, correct[numbers], before, images, margin))
@@ -183,21 +183,6 @@ def _adaptive(bench: Bench, rules: Sequence[AdaptiveRule]) -> list[Treatment]:
         share = rule.share_at(values[item.question.question_id][rule.metric])
         treatments.append(Treatment(rule.method, 0, share))
     return treatments
-
-
-def _scopes(bench: Bench) -> list[tuple[str | None, str, np.ndarray]]:
-    keys = [(a.question.tier, a.question.family) for a in bench.examples]
-    scopes = [
-        (tier, family) for tier in dict.fromkeys(t for t, _ in keys) for family in ("all", *_families(keys, tier))
-    ]
-    return [
-        (tier, family, np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)]))
-        for tier, family in scopes
-    ]
-
-
-def _families(keys: Sequence[tuple[str | None, str]], tier: str | None) -> list[str]:
-    return list(dict.fromkeys(family for t, family in keys if t == tier))
 
 
 def _present(bench: Bench, treatments: Sequence[Treatment], kept: np.ndarray) -> np.ndarray:

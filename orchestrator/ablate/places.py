@@ -15,7 +15,6 @@ from orchestrator.errors import ModelError
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.box_tokens import box_tokens
-from orchestrator.models.routes import readers
 
 TEXT_PLACES = ("question", "last")
 """Places in the prompt's text; the others are parts of the image."""
@@ -59,11 +58,6 @@ def image_part(
             shown = shown | object_tokens(adapter, donors[number], grid)
         rows.append(shown if place == "object" else ~shown)
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def prompt_part(adapter: Adapter, batch: Batch, place: str) -> Bool[Tensor, "B S"]:
-    """Mask of the positions of `question` or `last` in each prompt."""
-    return readers(adapter, batch, place)
 
 
 def _known(item: Example) -> Boxes:

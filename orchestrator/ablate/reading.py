@@ -157,7 +157,7 @@ def lens_rows(bench: Bench, n_tokens: int) -> tuple[list[dict[str, Any]], list[d
         probability, lead = read_scores(bench, read, lens)
         for place in ("last", "text", *IMAGE_PLACES):
             of_place = _by_question(read, place, probability, (lead > 0).astype(float))
-            for tier, family, numbers in _scopes(bench, of_place):
+            for tier, family, numbers in bench.scopes(of_place):
                 values = np.stack([of_place[i] for i in numbers])  # (n, 2, L + 1)
                 clusters = [bench.examples[i].question.cluster for i in numbers]
                 names = {"lens": lens, "place": place, "tier": tier, "family": family}
@@ -182,14 +182,6 @@ def _by_question(read: Read, place: str, probability: np.ndarray, above: np.ndar
             [np.average(part[:, tokens], axis=1, weights=weights) for part in (probability, above)]
         )
     return by_question
-
-
-def _scopes(bench: Bench, among: dict[int, np.ndarray]) -> Iterator[tuple[str, str, list[int]]]:
-    keys = {i: (bench.examples[i].question.tier, bench.examples[i].question.family) for i in among}
-    for tier in dict.fromkeys(t for t, _ in keys.values()):
-        yield str(tier), "all", [i for i, (t, _) in keys.items() if t == tier]
-        for family in dict.fromkeys(f for t, f in keys.values() if t == tier):
-            yield str(tier), family, [i for i, key in keys.items() if key == (tier, family)]
 
 
 def _point_rows(values: Float[np.ndarray, "n two L1"], clusters: list[str]) -> Iterator[dict[str, Any]]:

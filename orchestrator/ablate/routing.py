@@ -52,17 +52,14 @@ def route_rows(
 ) -> list[dict[str, Any]]:
     """Rows of table `routes` for one setting, without its key columns: each tier as a whole and by family."""
     rows = []
-    keys = [(item.question.tier, item.question.family) for item in bench.examples]
-    scopes = [(t, "all") for t in dict.fromkeys(t for t, _ in keys)] + list(dict.fromkeys(keys))
-    for tier, family in scopes:
-        numbers = np.array([i for i, (t, f) in enumerate(keys) if t == tier and family in ("all", f)])
+    for tier, family, numbers in bench.scopes():
         clusters = np.array([bench.examples[i].question.cluster for i in numbers])
         rows.append({"tier": tier, "family": family, **_effect(plain, blocked, numbers, clusters)})
     return rows
 
 
 def _effect(
-    plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray], numbers: np.ndarray, clusters: np.ndarray
+    plain: tuple[Answered, np.ndarray], blocked: tuple[Answered, np.ndarray], numbers: list[int], clusters: np.ndarray
 ) -> dict[str, Any]:
     before, after = plain[1][numbers], blocked[1][numbers]
     is_finite = np.isfinite(before) & np.isfinite(after)

@@ -98,9 +98,9 @@ def n_places(nodes: Sequence[Node], gpus: float, limits: dict[str, float] | None
     return sum(int(node.gpus) for node in nodes) * math.floor(1 / gpus + 1e-9)
 
 
-def reader_pool(cpus: float = 1.0) -> Pool:
+def reader_pool() -> Pool:
     """One task that loads images: CPUs that actors must leave free."""
-    return Pool("image loading", 1, cpus)
+    return Pool("image loading", 1, 1.0)
 
 
 def check_pools(nodes: Sequence[Node], pools: Sequence[Pool], limits: dict[str, float] | None = None) -> None:

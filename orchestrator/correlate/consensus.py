@@ -72,21 +72,21 @@ def compression_scores(
             ranked = MEMBERS[m].direction * _scaled_ranks(joined[m].cast(pl.Float64).to_numpy())
             families.setdefault(MEMBERS[m].family, []).append(ranked)
         for family, columns in families.items():
-            oriented.setdefault(family, {}).setdefault(str(third), []).append(nan_mean(np.stack(columns), axis=0))
+            oriented.setdefault(family, {}).setdefault(str(third), []).append(nan_mean(np.stack(columns)))
     return {
         family: {
-            **{third: nan_mean(np.stack(scores), axis=0) for third, scores in thirds.items()},
-            "all": nan_mean(np.stack([s for scores in thirds.values() for s in scores]), axis=0),
+            **{third: nan_mean(np.stack(scores)) for third, scores in thirds.items()},
+            "all": nan_mean(np.stack([s for scores in thirds.values() for s in scores])),
         }
         for family, thirds in oriented.items()
     }
 
 
-def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of the values that are there; NaN, without a warning, where none is."""
+def nan_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of the finite values over the first axis; NaN, without a warning, if there is none."""
     known = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0.0).sum(axis) / known.sum(axis)
+        return np.where(known, values, 0.0).sum(0) / known.sum(0)
 
 
 def _scaled_ranks(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -18,9 +18,6 @@ from orchestrator.data.mixture import Example
 from orchestrator.data.sample import Sample
 from orchestrator.data.scenes import Scene, SceneObject
 
-BOXED = ("scenes", "coco")
-"""Kinds of sources with object boxes."""
-
 
 @dataclass(frozen=True)
 class Boxes:

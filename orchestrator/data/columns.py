@@ -34,9 +34,11 @@ class Column:
     """Number of occurrences of each spelling of a missing value."""
 
 
-def type_column(
-    text: pl.Series, file: str, kind: AttributeKind | None, missing: Collection[str], first_row: int = 2
-) -> Column:
+_FIRST_ROW = 2
+"""Row of the first value in a file, for messages; row 1 is the header."""
+
+
+def type_column(text: pl.Series, file: str, kind: AttributeKind | None, missing: Collection[str]) -> Column:
     """Convert a column of text.
 
     Args:
@@ -45,7 +47,6 @@ def type_column(
         kind: its declared kind; by its values when absent: whole numbers are counts, other numbers continuous, anything
             else categorical. Numbers with leading zeros (`007`) are names.
         missing: spellings of missing values.
-        first_row: row of the first value in the file, for messages.
 
     Raises:
         DataError: a value does not have the declared kind, or the column is mostly numbers and one value is not; a
@@ -71,14 +72,12 @@ def type_column(
     fits = values.str.contains(_ROUND) if chosen == "count" else number
     if not fits.all():
         row = int((~fits).fill_null(False).arg_max() or 0)
-        raise DataError(_odd_value(values, row, file, kind, chosen, first_row))
-    return Column(KINDS[chosen], _numbers(values, file, chosen, first_row), spellings)
+        raise DataError(_odd_value(values, row, file, kind, chosen))
+    return Column(KINDS[chosen], _numbers(values, file, chosen), spellings)
 
 
-def _odd_value(
-    values: pl.Series, row: int, file: str, kind: AttributeKind | None, chosen: AttributeKind, first_row: int
-) -> str:
-    place = f"{file}, row {row + first_row}, column {values.name!r}: found {values[row]!r}"
+def _odd_value(values: pl.Series, row: int, file: str, kind: AttributeKind | None, chosen: AttributeKind) -> str:
+    place = f"{file}, row {row + _FIRST_ROW}, column {values.name!r}: found {values[row]!r}"
     if kind is not None:
         expected = "a whole number" if chosen == "count" else "a number with a decimal point"
         return f"{place}; expected {expected} or a missing value (data.attributes: {{{values.name}: {kind}}})"
@@ -92,14 +91,14 @@ def _odd_value(
     )
 
 
-def _numbers(values: pl.Series, file: str, chosen: AttributeKind, first_row: int) -> pl.Series:
+def _numbers(values: pl.Series, file: str, chosen: AttributeKind) -> pl.Series:
     if chosen == "count":
         # Polars' parser does not accept a plus sign.
         integers = values.str.replace(r"\.0*$", "").str.strip_prefix("+").cast(pl.Int64, strict=False)
         if integers.null_count() > values.null_count():
             row = int((integers.is_null() & values.is_not_null()).arg_max() or 0)
             raise DataError(
-                f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} has more than 64 bits"
+                f"{file}, row {row + _FIRST_ROW}, column {values.name!r}: {values[row]} has more than 64 bits"
             )
         return integers
     number = values.str.strip_prefix("+").cast(pl.Float64, strict=False)
@@ -107,10 +106,10 @@ def _numbers(values: pl.Series, file: str, chosen: AttributeKind, first_row: int
     for row in long.arg_true().to_list():
         if int(values[row]) != int(number[row]):
             raise DataError(
-                f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} has more digits than a float64"
+                f"{file}, row {row + _FIRST_ROW}, column {values.name!r}: {values[row]} has more digits than a float64"
             )
     broken = ((number.is_null() | number.is_infinite()) & values.is_not_null()).fill_null(False)
     if broken.any():
         row = int(broken.arg_max() or 0)
-        raise DataError(f"{file}, row {row + first_row}, column {values.name!r}: {values[row]} is infinite in float64")
+        raise DataError(f"{file}, row {row + _FIRST_ROW}, column {values.name!r}: {values[row]} is infinite in float64")
     return number

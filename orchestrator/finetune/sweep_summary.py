@@ -49,22 +49,19 @@ class RatioEffect:
     """Smallest ratio that reaches 90 % of the best gain; None if there is none or it cannot be determined."""
 
 
-def accuracy_by_seed(
-    answers: Mapping[tuple[float, int], pl.DataFrame], tier: str, family: str | None = None
-) -> dict[float, dict[int, float]]:
-    """Accuracy of each trial on the questions of a tier (or one family of it).
+def accuracy_by_seed(answers: Mapping[tuple[float, int], pl.DataFrame], tier: str) -> dict[float, dict[int, float]]:
+    """Accuracy of each trial on the questions of a tier.
 
     Args:
         answers: (ratio, seed) -> table `answers` of that trial.
 
     Raises:
-        DataError: trials have different questions, or none of this tier and family.
+        DataError: trials have different questions, or none of this tier.
     """
-    chosen = pl.col("tier") == tier if family is None else (pl.col("tier") == tier) & (pl.col("family") == family)
     by_ratio: dict[float, dict[int, float]] = {}
     question_ids: list[str] | None = None
     for (ratio, seed), frame in sorted(answers.items(), key=lambda item: item[0]):
-        part = frame.filter(chosen).sort("question_id")
+        part = frame.filter(pl.col("tier") == tier).sort("question_id")
         questions = part["question_id"].to_list()
         if not questions:
             raise DataError(f"answers of ratio {ratio}, seed {seed}: no {family or ''} questions of tier {tier!r}")

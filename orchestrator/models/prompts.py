@@ -161,18 +161,3 @@ def _runs(ids: Sequence[int], images: set[int]) -> list[tuple[int, int]]:
 
 def _squeeze(text: str) -> str:
     return "".join(text.split())
-
-
-def extract_answer(text: str, family: str = "") -> str:
-    """Return the answer proper of a generated text: the family's preamble, quotes and final stop removed, lower case.
-
-    Grading against a closed list of answers belongs to whoever knows the question.
-    """
-    rules = family_rules(family)
-    answer = text.strip()
-    for marker in rules["answer_after"]:
-        if marker in answer:
-            answer = answer.rsplit(marker, 1)[-1].strip()
-    lines = answer.splitlines()
-    answer = lines[0].strip() if lines else ""
-    return answer.strip(" \t.\"'*`").lower()

@@ -38,64 +38,9 @@ def fit_grid(
     device: str = "cpu",
     covariates: Covariates | None = None,
 ) -> pl.DataFrame:
-    """Fit and score every probe on one (tap, layer); see `_fit_all` for the arguments.
-
-    Positions that not every image has (`SOME_IMAGES`) are fitted on the images that have them.
-    """
-    names: dict[str, Any] = {"tap": tap, "layer": layer, "device": device}
-    parts: list[pl.DataFrame] = []
-    whole = list(range(len(positions)))
-    for k in [k for k, position in enumerate(positions) if position in SOME_IMAGES and features.ndim == 3]:
-        there = ~np.isnan(features[:, k]).all(axis=1)
-        if there.all():
-            continue
-        whole.remove(k)
-        rows = np.flatnonzero(there)
-        held = None if covariates is None else Covariates(covariates.names, covariates.values[rows])
-        part = [subset_of(target, rows) for target in targets]
-        some = split.among(rows)
-        if some is None:
-            parts.append(_absent(targets, config, positions[k], len(rows), tap, layer))
-        else:
-            own = features[rows, k : k + 1]
-            parts.append(_fit_all(own, part, config, some, positions=[positions[k]], covariates=held, **names))
-    if whole or not parts:
-        own = features if len(whole) == len(positions) else features[:, whole]
-        shown = [positions[k] for k in whole]
-        parts.insert(0, _fit_all(own, targets, config, split, positions=shown, covariates=covariates, **names))
-    return pl.concat(parts)
-
-
-def _absent(
-    targets: Sequence[Target], config: ProbeConfig, position: str, n: int, tap: str, layer: int
-) -> pl.DataFrame:
-    """Rows of a position that too few images have."""
-    why = f"only {n} images have such a token"
-    rows = [
-        {
-            "attribute": target.name, "kind": target.task, "solver": solver, "engine": config.engine, "n_train": 0,
-            "n_test": 0, "n_classes": None, "n_left_out": target.n_left_out, "position": position, "reason": why,
-        }
-        for solver in config.solvers
-        for target in targets
-        if target.task in tasks_of(solver)
-    ]  # fmt: skip
-    return _table(rows, tap, layer)
-
-
-def _fit_all(
-    features: np.ndarray,
-    targets: Sequence[Target],
-    config: ProbeConfig,
-    split: Split,
-    *,
-    tap: str,
-    layer: int,
-    positions: Sequence[str],
-    device: str = "cpu",
-    covariates: Covariates | None = None,
-) -> pl.DataFrame:
     """Fit and score every probe on one (tap, layer).
+
+    Positions that some images lack (`SOME_IMAGES`) are fitted on the images that have them.
 
     Args:
         features: (n_images, n_positions, width) float16 or float32; may be memory-mapped, read in blocks of positions.
@@ -112,6 +57,27 @@ def _fit_all(
     Raises:
         DataError: shapes do not match.
     """
+    names: dict[str, Any] = {"tap": tap, "layer": layer, "device": device}
+    parts: list[pl.DataFrame] = []
+    everywhere = list(range(len(positions)))
+    for k in [k for k, position in enumerate(positions) if position in SOME_IMAGES and features.ndim == 3]:
+        present = ~np.isnan(features[:, k]).all(axis=1)
+        if present.all():
+            continue
+        everywhere.remove(k)
+        rows = np.flatnonzero(present)
+        if (subset := split.among(rows)) is None:
+            parts.append(_absent(targets, config, positions[k], len(rows), tap, layer))
+            continue
+        own_targets = [subset_of(target, rows) for target in targets]
+        held = None if covariates is None else Covariates(covariates.names, covariates.values[rows])
+        own_features = features[rows, k : k + 1]
+        options: dict[str, Any] = {"positions": [positions[k]], "covariates": held, **names}
+        parts.append(fit_grid(own_features, own_targets, config, subset, **options))
+    if parts and not everywhere:
+        return pl.concat(parts)
+    if parts:
+        features, positions = features[:, everywhere], [positions[k] for k in everywhere]
     n_images = {len(target.values) for target in targets} | {len(features)}
     if covariates is not None:
         n_images |= {len(covariates.values)}
@@ -123,12 +89,12 @@ def _fit_all(
     counts = resample_weights(len(split.test), config.n_bootstrap, config.seed).astype(np.float64)
     labels = [make_labels(target, split, config.seed) for target in targets]
     test_covariates = None if covariates is None else Covariates(covariates.names, covariates.values[split.test])
-    rows: list[dict[str, Any]] = []
-    for names, train, test in _blocks(features, positions, split, device):
+    table: list[dict[str, Any]] = []
+    for block_names, train, test in _blocks(features, positions, split, device):
         nonfinite = _bad_positions(train, test)
-        finite = [b for b in range(len(names)) if b not in nonfinite]
-        rows += [
-            _empty_row(names[b], label, solver, config, nonfinite[b])
+        finite = [b for b in range(len(block_names)) if b not in nonfinite]
+        table += [
+            _empty_row(block_names[b], label, solver, config, nonfinite[b])
             for b in nonfinite
             for solver, group in _work(config, labels)
             for label in group
@@ -139,12 +105,29 @@ def _fit_all(
             fits = find_solver(config.engine, solver)(block, usable) if usable and finite else {}
             for label in group:
                 if label.reason is not None:
-                    rows += [_empty_row(names[b], label, solver, config, label.reason) for b in finite]
+                    table += [_empty_row(block_names[b], label, solver, config, label.reason) for b in finite]
                 elif finite:
-                    good_names = [names[b] for b in finite]
-                    rows += _scored_rows(
+                    good_names = [block_names[b] for b in finite]
+                    table += _scored_rows(
                         good_names, label, solver, config, fits[label.target.name], counts, test_covariates
                     )
+    return pl.concat([_table(table, tap, layer), *parts])
+
+
+def _absent(
+    targets: Sequence[Target], config: ProbeConfig, position: str, n: int, tap: str, layer: int
+) -> pl.DataFrame:
+    """Rows of a position that too few images have."""
+    why = f"only {n} images have such a token"
+    rows = [
+        {
+            "attribute": target.name, "kind": target.task, "solver": solver, "engine": config.engine, "n_train": 0,
+            "n_test": 0, "n_classes": None, "n_left_out": target.n_left_out, "position": position, "reason": why,
+        }
+        for solver in config.solvers
+        for target in targets
+        if target.task in tasks_of(solver)
+    ]  # fmt: skip
     return _table(rows, tap, layer)
 
 

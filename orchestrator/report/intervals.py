@@ -14,7 +14,7 @@ from orchestrator.store.tables.core import GROUPS
 _FIXED = ("image_id", "tap", "layer", "group", "n_tokens")
 
 
-def layer_curves(layer_metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
+def layer_curves(layer_metrics: pl.DataFrame) -> pl.DataFrame:
     """Mean and 95 % bootstrap interval over images of every metric, by tap, layer and group.
 
     Returns:
@@ -24,7 +24,7 @@ def layer_curves(layer_metrics: pl.DataFrame, seed: int = 0) -> pl.DataFrame:
     parts = []
     for (tap, layer, group), part in layer_metrics.group_by("tap", "layer", "group", maintain_order=True):
         values = part.select(pl.col(metrics).cast(pl.Float64)).fill_null(float("nan")).to_numpy()
-        mean, low, high = bootstrap_means(values, seed)
+        mean, low, high = bootstrap_means(values, 0)
         parts.append(
             pl.DataFrame(
                 {

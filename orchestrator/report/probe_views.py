@@ -100,7 +100,7 @@ def by_kind(probes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
+def first_layers(probes: pl.DataFrame) -> pl.DataFrame:
     """The first layer at which each attribute is readable from text and from vision.
 
     Readable: the lower end of the score's interval is above the baseline and above the shuffled-label control. Layer 0
@@ -110,7 +110,9 @@ def first_layers(probes: pl.DataFrame, tap: str = "decoder") -> pl.DataFrame:
         attribute, position_kind (text_mean, vision_mean), first_layer (null: nowhere), best_layer of n_layers,
         best_score, and there balanced_score, baseline and skill_beyond with its interval; n_classes, n_left_out.
     """
-    rows = by_kind(probes).filter((pl.col("tap") == tap) & pl.col("position_kind").is_in(["text_mean", "vision_mean"]))
+    rows = by_kind(probes).filter(
+        (pl.col("tap") == "decoder") & pl.col("position_kind").is_in(["text_mean", "vision_mean"])
+    )
     readable = (pl.col("skill_low") > 0) & (pl.col("skill_low") > pl.col("skill_control").fill_null(0))
     return (
         rows.group_by("attribute", "position_kind", maintain_order=True)

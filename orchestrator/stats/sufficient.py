@@ -41,8 +41,8 @@ class Sufficient:
     """Fewest pairs of seeds of any ratio."""
 
 
-def sufficient_ratio(by_ratio: Mapping[float, Mapping[int, float]], enough: float = ENOUGH) -> Sufficient:
-    """The smallest ratio that reaches `enough` of the best gain, where the best gain exceeds chance."""
+def sufficient_ratio(by_ratio: Mapping[float, Mapping[int, float]]) -> Sufficient:
+    """The smallest ratio that reaches the share `ENOUGH` of the best gain, where the best gain exceeds chance."""
     if len(by_ratio) < 2:
         return Sufficient(None, None, 0)
     gains = paired_gains(by_ratio, familywise_confidence(len(by_ratio) - 1))
@@ -55,7 +55,7 @@ def sufficient_ratio(by_ratio: Mapping[float, Mapping[int, float]], enough: floa
     best = max(known, key=lambda g: g.value)
     rises = best.low is not None and best.low > 0
     values = [0.0, *(g.value if np.isfinite(g.value) else -np.inf for g in others)]
-    return Sufficient(rises, smallest_sufficient(ratios, values, enough) if rises else None, n_seeds)
+    return Sufficient(rises, smallest_sufficient(ratios, values) if rises else None, n_seeds)
 
 
 def smallest_sufficient(

@@ -70,19 +70,6 @@ def exceeds(low: float | None, high: float | None, threshold: float) -> Verdict:
     return "supported" if low > threshold else "contradicted" if high < threshold else "undecided"
 
 
-def weakest(verdicts: list[Verdict]) -> Verdict:
-    """The verdict on a statement that needs all its parts: supported if all are, contradicted if any is.
-
-    Equivalent to nothing if any part is and none is contradicted: without that part the statement does not hold.
-    """
-    if not verdicts:
-        return "undecided"
-    for found in ("contradicted", "equivalent to nothing", "undecided"):
-        if found in verdicts:
-            return found  # type: ignore[return-value]
-    return "supported"
-
-
 def family_verdicts(
     effects: NDArray, lows: NDArray, highs: NDArray, smallest: float, *, bound: float | None = None
 ) -> list[Verdict]:

@@ -30,13 +30,13 @@ PATIENCE = 3.0
 
 
 @contextmanager
-def guarded_folder(parent: str | None = None, prefix: str = "vts-") -> Iterator[str]:
+def guarded_folder(parent: str | None = None) -> Iterator[str]:
     """A temporary folder for the length of a `with` block, in `parent` or the temporary folder of this machine.
 
     Raises:
         OSError: `parent` is no folder that can be written.
     """
-    folder, guard = _start(parent, prefix)
+    folder, guard = _start(parent, "vts-")
     try:
         yield folder
     finally:

@@ -29,12 +29,11 @@ def study_tracker(study: Study, config: TrackConfig) -> Tracker:
     return Tracker(config, study.name, study.storage, str(record.get("description", "")), version)
 
 
-def track_studies(storage: Storage, config: TrackConfig, name: str | None = None) -> Sent:
-    """Log all finished stages of one study, or of every study in `storage`, that MLflow lacks."""
-    names = [name] if name else [n for n in storage.files("studies") if storage.exists(f"studies/{n}/{STUDY_FILE}")]
+def track_studies(storage: Storage, config: TrackConfig) -> Sent:
+    """Log all finished stages of the studies in `storage` that MLflow lacks."""
     total = Sent(0, 0)
-    for study_name in names:
-        study = Study.load(f"{storage.uri.rstrip('/')}/studies/{study_name}")
+    for name in (n for n in storage.files("studies") if storage.exists(f"studies/{n}/{STUDY_FILE}")):
+        study = Study.load(f"{storage.uri.rstrip('/')}/studies/{name}")
         counts = study_tracker(study, config).log(study_entries(study))
         total = Sent(total.sent + counts.sent, total.waiting + counts.waiting)
     return total

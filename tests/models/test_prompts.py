@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import FAMILIES
-from orchestrator.models.prompts import extract_answer, family_rules, question_span, render
+from orchestrator.models.prompts import family_rules, question_span, render
 from tests.models.processors import make_tokenizer
 
 IMAGE = 120
@@ -104,19 +104,3 @@ def test_the_processor_s_own_template_comes_first():
 def test_a_family_without_any_text_says_so():
     with pytest.raises(ModelError, match=r"no chat template and prompts\.yaml has no text"):
         render(Processor(), "unheard_of", "why?", image=True)
-
-
-@pytest.mark.parametrize(
-    ("text", "answer"),
-    [
-        ("Red.", "red"),
-        (" 12\nThere are twelve objects", "12"),
-        ("USER: what? ASSISTANT: Blue", "blue"),
-        ("<think>it is small</think>\n\n**yes**", "yes"),
-        ('Answer: "no".', "no"),
-        ("", ""),
-        ("a traffic light", "a traffic light"),
-    ],
-)
-def test_answers_are_read_from_what_models_write(text, answer):
-    assert extract_answer(text) == answer

@@ -12,7 +12,7 @@ from orchestrator.stats.power import correlation_detectable, detectable_effect, 
 from orchestrator.stats.resample import percentile_interval, resample_weights
 from orchestrator.stats.shape import MIN_BRANCH, monotonicity
 from orchestrator.stats.sufficient import paired_gains, smallest_sufficient, sufficient_ratio
-from orchestrator.stats.verdict import exceeds, family_verdicts, verdict, weakest
+from orchestrator.stats.verdict import exceeds, family_verdicts, verdict
 
 Z95, Z90 = 1.959964, 1.644854
 """Half-widths of normal intervals."""
@@ -91,10 +91,7 @@ def test_a_family_pays_for_its_size_and_leaves_out_what_has_no_value() -> None:
         assert set(found[1:20]) == {"equivalent to nothing"}
 
 
-def test_a_statement_of_several_parts_and_one_about_a_threshold() -> None:
-    assert weakest([]) == "undecided"
-    assert weakest(["supported", "supported"]) == "supported"
-    assert weakest(["supported", "equivalent to nothing", "undecided"]) == "equivalent to nothing"
+def test_a_statement_about_a_threshold() -> None:
     assert exceeds(0.21, 0.4, 0.2) == "supported"
     assert exceeds(0.2, 0.4, 0.2) == exceeds(None, None, 0.2) == exceeds(0.1, np.nan, 0.0) == "undecided"
     assert exceeds(0.1, 0.19, 0.2) == "contradicted"

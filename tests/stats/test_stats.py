@@ -15,7 +15,7 @@ from orchestrator.stats.power import detectable_effect, paired_power
 from orchestrator.stats.resample import bootstrap_means
 from orchestrator.stats.shape import monotonicity
 from orchestrator.stats.sufficient import smallest_sufficient, sufficient_ratio
-from orchestrator.stats.verdict import non_inferiority, verdict, weakest
+from orchestrator.stats.verdict import non_inferiority, verdict
 
 
 @given(st.integers(1, 200), st.data())
@@ -95,8 +95,6 @@ def test_verdicts_are_all_reachable() -> None:
     assert non_inferiority(-0.031, 0.019, 0.01) == "undecided"
     assert non_inferiority(-0.005, 0.019, 0.01) == "supported"
     assert non_inferiority(-0.05, -0.02, 0.01) == "contradicted"
-    assert weakest(["supported", "undecided"]) == "undecided"
-    assert weakest(["supported", "contradicted", "undecided"]) == "contradicted"
 
 
 def test_a_hump_is_no_monotone_relation_and_has_two_branches() -> None:

@@ -82,14 +82,20 @@ def check_model_gives(config: AblateConfig, model_type: str) -> None:
         ConfigError: it does not; names method, model type and the missing input.
     """
     check_routes(config, model_type)
-    choices = [(name, 0) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
-    choices += [(name, 1) for name in config.inside_methods] if "inside" in config.checks else []
-    if "rivals" in config.checks:
-        rivals = [get_selector(name) for name in config.rivals if name != DOWNSAMPLE]
-        choices += [(selector.name, int(max(selector.depths) > 0)) for selector in rivals]
-    for name, layer in choices:
-        if reason := cannot_have(get_selector(name).needs_at(layer), model_type):
-            raise ConfigError(f"ablate: {name} needs what a model of type {model_type!r} does not give: {reason}.")
+    for selector, inside in selections(config):
+        if reason := cannot_have(selector.needs_at(int(inside)), model_type):
+            raise ConfigError(
+                f"ablate: {selector.name} needs what a model of type {model_type!r} does not give: {reason}."
+            )
+
+
+def selections(config: AblateConfig) -> list[tuple[Selector, bool]]:
+    """Every method of an ablation, and whether it selects inside the decoder (else before it)."""
+    chosen = [(name, False) for name in config.methods if name != DOWNSAMPLE] if before_decoder(config) else []
+    chosen += [(name, True) for name in config.inside_methods] if "inside" in config.checks else []
+    rivals = config.rivals if "rivals" in config.checks else ()
+    chosen += [(name, max(get_selector(name).depths) > 0) for name in rivals if name != DOWNSAMPLE]
+    return [(get_selector(name), inside) for name, inside in dict.fromkeys(chosen)]
 
 
 def check_needs(selector: Selector, layers: Sequence[int], model_type: str, cross_layers: Sequence[int]) -> None:

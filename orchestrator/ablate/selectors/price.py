@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.ablate.selectors.check import before_decoder
-from orchestrator.ablate.selectors.entries import DOWNSAMPLE
 from orchestrator.ablate.selectors.kinds import Sizes
-from orchestrator.ablate.selectors.registry import get_selector
 from orchestrator.config import RunConfig
 from orchestrator.models.catalogue import resolve
 from orchestrator.models.known_config import read_config
@@ -42,16 +39,11 @@ def prices(run: RunConfig) -> list[Price]:
     """
     config = read_config(resolve(run.model))
     decoder, load = decoder_stack(config), visual_load(config, *image_size(run.data))
-    choices = [(name, 0) for name in run.ablate.methods if name != DOWNSAMPLE] if before_decoder(run.ablate) else []
-    choices += [(name, 2) for name in run.ablate.inside_methods] if "inside" in run.ablate.checks else []
-    if "rivals" in run.ablate.checks:
-        rivals = [get_selector(name) for name in run.ablate.rivals if name != DOWNSAMPLE]
-        choices += [(rival.name, 2 * int(max(rival.depths) > 0)) for rival in rivals]
     n_kept = max(1, round(KEPT * load.tokens))
     saved = _pass(config, decoder, load, load.tokens) - _pass(config, decoder, load, n_kept)
     priced = []
-    for name, layer in dict.fromkeys(choices):
-        selector = get_selector(name)
+    for selector, inside in selections(run.ablate):
+        layer = 2 * inside
         needs = selector.needs_at(layer)
         total = selector.operations(Sizes(load.tokens, decoder.width, n_kept, QUESTION_TOKENS))
         if "full_pass" in needs:
@@ -59,8 +51,8 @@ def prices(run: RunConfig) -> list[Price]:
         if "own_attention" in needs:
             total += 2.0 * (TEXT_TOKENS + load.tokens) * decoder.width * (decoder.query + 2 * decoder.key)
         share = 1.0 - layer / decoder.layers
-        depth = "inside" if layer else "before the decoder"
-        priced.append(Price(run.model.label, name, depth, total / 1e9, share * saved / 1e9))
+        depth = "inside" if inside else "before the decoder"
+        priced.append(Price(run.model.label, selector.name, depth, total / 1e9, share * saved / 1e9))
     return priced
 
 

@@ -5,7 +5,7 @@ Others are registered under the entry-point group `vtsweep.questions` (docs/data
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -235,7 +235,3 @@ def find_layout(name: str) -> Layout:
     if not isinstance(layout, Layout):
         raise ConfigError(f"data.layout: {name!r} ({points[name].value}) is no orchestrator.data.files.layouts.Layout")
     return layout
-
-
-def layout_names() -> Sequence[str]:
-    return [*LAYOUTS, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))]

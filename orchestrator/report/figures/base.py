@@ -107,6 +107,12 @@ def layer_axis(axes: Axes, label: str = "decoder layer (0 = input)") -> None:
     axes.set_axisbelow(True)
 
 
+def accuracy_axis(axes: Axes) -> None:
+    """A vertical axis of shares, in percent from 0 to 100."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(-0.02, 1.02)
+
+
 def band(
     axes: Axes,
     x: Sequence[float],
@@ -137,7 +143,6 @@ def heat_map(
     diverging: bool,
     limits: tuple[float, float],
     marked: Bool[np.ndarray, "rows columns"] | None = None,
-    write: bool = True,
 ) -> AxesImage:
     """A heat map with a value in each cell; `marked` cells (not significant) carry a cross and no bold number.
 
@@ -161,7 +166,7 @@ def heat_map(
                 continue
             if marked is not None and marked[r, c]:
                 crosses.append((c, r))
-            elif write and not crowded:
+            elif not crowded:
                 text = f"{values[r, c]:.2f}".replace("0.", ".").replace("1.00", "1")
                 ink = "#111111" if light else "#FFFFFF"
                 cell = axes.text(c, r, text, ha="center", va="center", fontsize=6.5, color=ink)

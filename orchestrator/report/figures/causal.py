@@ -48,8 +48,7 @@ def deletion_figure(deletion: pl.DataFrame, title: str) -> Figure:
         axes.set_title(name_of(method).capitalize())
         axes.set_xlabel("share of visual tokens deleted")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        accuracy_axis(axes)
     for axes in panels[::3]:
         axes.set_ylabel("accuracy")
     return _finish(figure, panels, f"Accuracy when visual tokens are deleted · {title} · band = 95 % interval")
@@ -74,8 +73,7 @@ def rivals_figure(rivals: pl.DataFrame, title: str) -> Figure:
         axes.set_title(f"{tier.capitalize()} tier" if tier != "all" else "All questions")
         axes.set_xlabel("visual tokens, mean over layers that read them")
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        accuracy_axis(axes)
     panels[0].set_ylabel("accuracy (dotted: all tokens)")
     return _finish(figure, panels, f"Ways to drop or merge visual tokens · {title} · band = 95 % interval")
 
@@ -139,8 +137,7 @@ def patching_figure(patching: pl.DataFrame, title: str) -> Figure:
             x, mean, low, high = (rows[c].to_list() for c in ("layer", "flip_share", "ci_low", "ci_high"))
             band(axes, x, mean, low, high, colour_of(attribute, k), name_of(attribute))
         axes.set_title(PLACES[place].capitalize())
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        accuracy_axis(axes)
         layer_axis(axes, "decoder layer whose states are replaced")
     for axes in panels[::3]:
         axes.set_ylabel("answers that flip to the donor's")

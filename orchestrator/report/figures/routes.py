@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from orchestrator.report.causal_views import averaged_replacing, narrow_routes, whole_routes
 from orchestrator.report.figures.base import MISSING, band, head, layer_axis, legend, new_panels, styled
@@ -82,8 +81,7 @@ def replacing_figure(replacing: pl.DataFrame, title: str) -> Figure:
                 label = f"by {kind}" + (" (mean of seeds)" if kind == "noise" else "")
                 axes.plot(rows["layer"], rows["accuracy"], color=colour_of("", k), label=label, marker="o", ms=3)
         axes.set_title(f"{PLACES[place].capitalize()}, {tier} tier")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        accuracy_axis(axes)
         layer_axis(axes, "layer at whose input they are replaced")
     for axes in panels[::3]:
         axes.set_ylabel("accuracy, mean over families")
@@ -104,8 +102,7 @@ def lens_figure(lens: pl.DataFrame, title: str) -> Figure:
                 columns = ("layer", "above", "ci_low", "ci_high")
                 _curve(axes, rows, columns, colour_of("", k), label, TIERS.get(tier, "-"))
         axes.set_title(PLACES[place].capitalize())
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylim(-0.02, 1.02)
+        accuracy_axis(axes)
         layer_axis(axes, "point of the residual stream")
     for axes in panels[::3]:
         axes.set_ylabel("right answer above its rivals")

@@ -15,9 +15,9 @@ from orchestrator.report.style import SEQUENTIAL
 MOST_LAYERS = 9
 
 
-def some_layers(n: int, most: int = MOST_LAYERS) -> list[int]:
-    """At most `most` of `n` indices, evenly spaced, including the first and the last."""
-    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, most))})
+def some_layers(n: int) -> list[int]:
+    """At most `MOST_LAYERS` of `n` indices, evenly spaced, including the first and the last."""
+    return sorted({round(i) for i in np.linspace(0, n - 1, min(n, MOST_LAYERS))})
 
 
 def relative_share(share: Shaped[np.ndarray, "rows columns"]) -> Shaped[np.ndarray, "rows columns"]:

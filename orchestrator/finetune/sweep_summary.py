@@ -64,7 +64,7 @@ def accuracy_by_seed(answers: Mapping[tuple[float, int], pl.DataFrame], tier: st
         part = frame.filter(pl.col("tier") == tier).sort("question_id")
         questions = part["question_id"].to_list()
         if not questions:
-            raise DataError(f"answers of ratio {ratio}, seed {seed}: no {family or ''} questions of tier {tier!r}")
+            raise DataError(f"answers of ratio {ratio}, seed {seed}: no questions of tier {tier!r}")
         if question_ids is not None and questions != question_ids:
             raise DataError(f"answers of ratio {ratio}, seed {seed}: not the questions of the other trials")
         question_ids = questions

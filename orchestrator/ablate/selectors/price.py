@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.ablate.selectors.check import selections
 from orchestrator.ablate.selectors.kinds import Sizes
 from orchestrator.config import RunConfig
 from orchestrator.models.catalogue import resolve

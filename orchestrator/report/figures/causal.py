@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from orchestrator.report.causal_views import measured_rivals, over_seeds, windows, without_knockout
-from orchestrator.report.figures.base import band, head, layer_axis, legend, new_panels, styled
+from orchestrator.report.figures.base import accuracy_axis, band, head, layer_axis, legend, new_panels, styled
 from orchestrator.report.style import PLACES, colour_of, name_of
 
 ALL_TOKENS = "all tokens"

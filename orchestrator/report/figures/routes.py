@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from orchestrator.report.causal_views import averaged_replacing, narrow_routes, whole_routes
-from orchestrator.report.figures.base import MISSING, band, head, layer_axis, legend, new_panels, styled
+from orchestrator.report.figures.base import MISSING, accuracy_axis, band, head, layer_axis, legend, new_panels, styled
 from orchestrator.report.model import AttentionMap
 from orchestrator.report.style import PLACES, SEQUENTIAL, colour_of, name_of
 

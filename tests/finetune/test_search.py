@@ -15,6 +15,7 @@ from orchestrator.finetune.finetune_stage import sampled_point
 from orchestrator.finetune.ray import experiment, trials
 from orchestrator.finetune.ray.pruning import PointASHA, rung_steps
 from orchestrator.finetune.ray.search import SampleRecord, check_samples, draw_samples, is_searched, search_folder
+from orchestrator.finetune.ray.watcher import make_watcher
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint
 from tests.points import run_trials, trial_point, trial_stage

@@ -17,6 +17,7 @@ from orchestrator.models.catalogue import Entry, check_lora, digest_folder, reso
 from orchestrator.models.identity import fingerprint, is_shipped
 from orchestrator.models.planning import check_context
 from orchestrator.models.prompts import unknown_words
+from orchestrator.models.size_limits import check_sizes
 from orchestrator.models.stacks import TEXT_TOKENS
 
 CHARACTERS = 6
@@ -53,6 +54,7 @@ def check_model(
     from orchestrator.models.loading import check_extras
 
     check_extras(entry)
+    check_sizes(entry)
     if config.adapter is not None:
         check_lora(config.adapter)
     here = weights_here(entry)

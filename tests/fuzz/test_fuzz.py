@@ -324,6 +324,10 @@ FOUND: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("processor_config.json", lambda c: c["image_processor"].update(size="\ud800")),
     ("tokenizer.json", lambda c: c.update(version=None)),
     ("tokenizer.json", lambda c: c.update(model=[])),
+    ("config.json", lambda c: c["text_config"].update(num_hidden_layers=10**5)),
+    ("config.json", lambda c: c["text_config"].update(head_dim=10**9)),
+    ("processor_config.json", lambda c: c.update(image_seq_length=10**9)),
+    ("processor_config.json", lambda c: c["image_processor"]["size"].update(height=10**6)),
 ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,7 +14,7 @@ Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0.0)]
 
 StageName = Literal["capture", "correlate", "probe", "finetune", "ablate"]
-STAGES: tuple[StageName, ...] = ("capture", "correlate", "probe", "finetune", "ablate")
+STAGES: tuple[StageName, ...] = get_args(StageName)
 
 
 class Section(BaseModel):

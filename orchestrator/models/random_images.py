@@ -25,7 +25,7 @@ def _side(config: Any) -> int:
     return side[0] if isinstance(side, list | tuple) else side
 
 
-def _fixed(config: Any, _: tuple[int, int], generator: torch.Generator) -> _Image:
+def one_tile(config: Any, _: tuple[int, int], generator: torch.Generator) -> _Image:
     side = _side(config)
     n = (side // config.vision_config.patch_size) ** 2
     return [IMAGE] * n, {"pixel_values": _pixels(generator, 1, 3, side, side)}
@@ -102,7 +102,7 @@ def _mllama_image(config: Any, tiles: tuple[int, int], generator: torch.Generato
 
 
 IMAGES: dict[str, Callable[[Any, tuple[int, int], torch.Generator], _Image]] = {
-    "llava": _fixed,
+    "llava": one_tile,
     "llava_next": _anyres,
     "llava_onevision": _anyres,
     "qwen2_5_vl": _qwen,
@@ -110,9 +110,9 @@ IMAGES: dict[str, Callable[[Any, tuple[int, int], torch.Generator], _Image]] = {
     "smolvlm": _separated,
     "idefics3": _separated,
     "internvl": _joined,
-    "paligemma": _fixed,
+    "paligemma": one_tile,
     "gemma3": _separated,
     "molmo2": _molmo2_image,
     "mllama": _mllama_image,
 }
-"""Family -> function from (rows, columns) of tiles to ids and tensors."""
+"""Family -> function from (rows, columns) of tiles to ids and tensors; `one_tile` for other families."""

@@ -18,7 +18,7 @@ from orchestrator.models.batching import Batch
 from orchestrator.models.families import make_adapter
 from orchestrator.models.preparation import encoder_rows
 from orchestrator.models.random_configs import CONFIGS, IMAGE, Size
-from orchestrator.models.random_images import IMAGES
+from orchestrator.models.random_images import IMAGES, one_tile
 
 FIRST_TEXT, LAST_TEXT = 5, 110
 
@@ -64,7 +64,7 @@ def random_example(adapter: Adapter, tiles: tuple[int, int] = (1, 1), n_text: in
     """
     generator = torch.Generator().manual_seed(seed)
     family = adapter.config.model_type
-    placeholders, images = IMAGES[family](adapter.config, tiles, generator)
+    placeholders, images = IMAGES.get(family, one_tile)(adapter.config, tiles, generator)
     before = _text(1 if family == "paligemma" else 3, generator)
     ids = [*([] if family == "paligemma" else before), *placeholders, *_text(n_text, generator)]
     example: Batch = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}

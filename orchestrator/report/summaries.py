@@ -42,16 +42,23 @@ class Summary:
 
 def summarise(name: StageName, view: View) -> Summary:
     """The summary of one finished stage."""
-    result = {
+    makers = {
         "capture": _capture,
         "correlate": _correlate,
         "probe": _probe,
         "finetune": _finetune,
         "ablate": _ablate,
-    }[name](view)
+    }
+    result = makers.get(name, _numbers_of)(view)
     clean = {k: v for k, v in result.metrics.items() if v is not None and math.isfinite(v)}
     params = {**run_params(name, view.run), **result.params}
     return Summary(params, clean, {k: _finite(v) for k, v in result.curves.items()}, result.tables)
+
+
+def _numbers_of(view: View) -> Summary:
+    """Summary of a kind of stage without its own: the numbers of `Stage.mark_done`."""
+    numbers = view.stage.summary().items()
+    return Summary(metrics={key: float(value) for key, value in numbers if isinstance(value, int | float)})
 
 
 def run_params(name: StageName, run: RunConfig) -> dict[str, Any]:

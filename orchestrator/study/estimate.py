@@ -18,7 +18,7 @@ import numpy as np
 
 from orchestrator.cluster.placement import Pool, local_node, n_cores
 from orchestrator.config import RunConfig, StageName
-from orchestrator.errors import ModelError
+from orchestrator.errors import ModelError, StageError
 from orchestrator.models.planning import Footprint
 from orchestrator.probes.cost import Placement, place
 from orchestrator.store.memory import memory_cap, object_store_gb
@@ -136,6 +136,8 @@ def stage_seconds(stage: StageName, run: RunConfig, images: int, model: Footprin
         n_questions = 2 * tune.n_eval_per_family * len(tune.task.families + tune.task.novel_families)
         asking = n_questions * (model.pictures * _QUESTION_SECONDS / machine.cores + 2 * a_pass / workers)
         return trained + asking + (tune.n_capture_images + 2 * tune.n_capture_questions) * an_image
+    if stage != "ablate":
+        raise StageError(f"no estimate of the time of stage {stage!r}")
     from orchestrator.ablate.cells import list_cells
 
     families = max(len(run.ablate.low_families), len(run.ablate.high_families), 1)

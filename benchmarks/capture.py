@@ -10,6 +10,9 @@ modes for each, each in a separate process, timed after the model is loaded:
     ray         the same on Ray with one actor; the steady part, after the first two shards
     numpy_save  `output_hidden_states=True`, then `numpy.save` of all of them, as without this package
 
+The speed of a shared machine drifts within minutes. Every round therefore runs `bare` first and last, each ratio is to
+the mean of these two, and the table has the median over rounds with the smallest and the largest.
+
 Memory is the peak of the process tree's proportional set size. The last line is one JSON object, each ratio the worse
 of the two models: `local_over_bare`, `ray_over_bare`, `numpy_save_over_local` (time), `memory_5000_over_500` (peak of
 `local` with ten times the images, reference model) and `bytes_per_image` (`local`, reference model).
@@ -24,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +40,7 @@ from orchestrator.study.resolve import resolve_run
 BATCH = 16
 SHARDS = {112: 64, 336: 16}
 """Side of the image, px -> images per shard: enough shards for a steady state, each with seconds of work."""
-MORE_ROUNDS = {"reference-joint": 2, "llava-256": 1}
-"""Further rounds of `bare` and `local`, as many as fit in five minutes."""
+ROUNDS = {"reference-joint": 3, "llava-256": 3}
 WAYS = ("bare", "local", "ray", "numpy_save")
 
 
@@ -183,6 +185,15 @@ def measure(way: str, model: str, n_images: int) -> dict[str, float]:
     }
 
 
+def one_round(ways: Sequence[str], model: str, n_images: int) -> dict[str, dict[str, float]]:
+    """One measurement of each mode; the time of `bare` is the mean of those at the start and at the end."""
+    found = {way: measure(way, model, n_images) for way in ways}
+    last = measure("bare", model, n_images)
+    for key in ("seconds", "images_per_second"):
+        found["bare"][key] = (found["bare"][key] + last[key]) / 2
+    return found
+
+
 def tree_memory(pid: int) -> int:
     """Proportional set size of a process and all below it, bytes."""
     total = 0
@@ -211,29 +222,26 @@ def main() -> None:
     quick = arguments.quick
     counts = {"reference-joint": 256, "llava-256": 32} if quick else {"reference-joint": 640, "llava-256": 96}
     results: dict[str, dict[str, dict[str, float]]] = {}
-    print(f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'peak MB':>8} {'bytes/image':>12}", flush=True)
+    print(
+        f"{'model':<16} {'way':<11} {'images/s':>9} {'of bare':>8} {'spread':>10} {'peak MB':>8} {'bytes/image':>12}",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory(prefix="vtsweep-llava-") as folder:
         for model, n_images in counts.items():
             path = make_llava(Path(folder)) if model == "llava-256" else model
             rows = results[model] = {}
             ways = ("bare", "local") if quick and model == "llava-256" else WAYS
-            rounds = [{way: measure(way, path, n_images) for way in ways}]
-            rounds += [
-                {way: measure(way, path, n_images) for way in ("bare", "local")}
-                for _ in range(0 if quick else MORE_ROUNDS[model])
-            ]
+            rounds = [one_round(ways, path, n_images) for _ in range(1 if quick else ROUNDS[model])]
             for way in ways:
-                # Speed drifts over minutes: use medians over rounds, and of ratios within a round.
-                valid_rounds = [round_ for round_ in rounds if way in round_]
                 row = rows[way] = {
-                    key: statistics.median(round_[way][key] for round_ in valid_rounds) for key in valid_rounds[0][way]
+                    key: statistics.median(round_[way][key] for round_ in rounds) for key in rounds[0][way]
                 }
-                row["of_bare"] = share = statistics.median(
-                    round_["bare"]["seconds"] / round_[way]["seconds"] for round_ in valid_rounds
-                )
+                shares = [round_["bare"]["seconds"] / round_[way]["seconds"] for round_ in rounds]
+                row["of_bare"] = statistics.median(shares)
+                spread = f"{min(shares):.2f}-{max(shares):.2f}"
                 print(
-                    f"{model:<16} {way:<11} {row['images_per_second']:>9.2f} {share:>8.2f} {row['peak_mb']:>8.0f} "
-                    f"{row['bytes_per_image']:>12.0f}",
+                    f"{model:<16} {way:<11} {row['images_per_second']:>9.2f} {row['of_bare']:>8.2f} {spread:>10} "
+                    f"{row['peak_mb']:>8.0f} {row['bytes_per_image']:>12.0f}",
                     flush=True,
                 )
     few, many = (64, 320) if quick else (500, 5000)

@@ -18,6 +18,7 @@ from orchestrator.probes import logistic, reference
 from orchestrator.probes.factor import Factor, factorise, standardise
 from orchestrator.probes.labels import Labels
 from orchestrator.probes.mlp import MlpSettings, fit_mlp
+from orchestrator.probes.newton import absent_classes
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.user import load_user_probe
 
@@ -117,7 +118,7 @@ def batched_logistic(block: Block, labels: list[Labels]) -> dict[str, Fit]:
         fit = logistic.fit_logistic(factor.Q, factor.s, codes, valid, block.fold_on_device(), penalties, n_classes)
         weights = fit.rotated.flatten(1, 2)  # B (C T) k1
         logits = (factor.predict(weights[:, :, :-1]) + weights[:, :, -1:]).unflatten(1, fit.rotated.shape[1:3])
-        logits = logits.masked_fill(logistic.absent_classes(logits.shape[1], n_classes)[:, :, None], -torch.inf)
+        logits = logits.masked_fill(absent_classes(logits.shape[1], n_classes)[:, :, None], -torch.inf)
         penalty = np.array(penalties)[fit.penalty.cpu().numpy()]
         predicted = logits.argmax(1).permute(1, 2, 0).cpu().numpy()  # T m B
         for t, label in enumerate(group):

@@ -13,8 +13,9 @@ from orchestrator.probes import engines, logistic, reference
 from orchestrator.probes.factor import Factor, factorise
 from orchestrator.probes.grid import fit_grid
 from orchestrator.probes.labels import make_labels
-from orchestrator.probes.logistic import fit_logistic, make_problems, solve
+from orchestrator.probes.logistic import fit_logistic
 from orchestrator.probes.mlp import MlpBatch, MlpSettings, fit_mlp
+from orchestrator.probes.newton import make_problems, solve
 from orchestrator.probes.ridge import fit_ridge
 from orchestrator.probes.split import make_split
 from orchestrator.probes.targets import make_target

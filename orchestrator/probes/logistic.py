@@ -1,4 +1,4 @@
-"""Logistic probes: the choice of the penalty by cross-validation, and the final fit, by the batched solver (`newton.py`).
+"""Logistic probes: the penalty by cross-validation, then the final fit, both by the batched solver (`newton.py`).
 
 Shapes: B feature matrices (positions), n images, k rotated width (k1 with a bias), C classes, T targets, A penalties, K
 folds.

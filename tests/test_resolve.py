@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,3 +156,17 @@ def test_how_a_capture_is_done_changes_no_table(how: dict, plain: dict[str, pl.D
     """The order of additions may differ with the batch; nothing else."""
     for name, table in captured(tmp_path, **how).items():
         assert_frame_equal(table, plain[name], rel_tol=1e-4, abs_tol=1e-5)
+
+
+def test_checks_of_a_study_of_a_shipped_model_import_neither_torch_nor_transformers() -> None:
+    """Importing them takes 5 s, in which no worker has started."""
+    code = (
+        "import sys; from orchestrator.config.sweep import load_sweep; from orchestrator.study.run import with_inputs\n"
+        "from orchestrator.study.preflight import preflight; from orchestrator.study.resources import check_resources\n"
+        "sweep = load_sweep('sweeps/quickstart.yaml', ['storage=nowhere']); names = with_inputs(sweep.study.stages)\n"
+        "check_resources(sweep, names); preflight(sweep, names)\n"
+        "heavy = {'torch', 'transformers'} & sys.modules.keys(); assert not heavy, heavy"
+    )
+    root = Path(__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr[-1500:]

@@ -165,6 +165,11 @@ def _local(name: str, path: Path) -> Entry:
     return Entry(name=name, folder=path.resolve(), family=family, remote_code=family == "molmo")
 
 
+def is_shipped(folder: Path) -> bool:
+    """Return whether a checkpoint is one that this package brings."""
+    return folder.parent == Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
+
+
 def check_lora(name: str) -> Path:
     """Return the folder of a saved LoRA adapter (a copy, where it lies on an object store), after a look at its files.
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.catalogue import Entry, check_lora, digest_folder, resolve
-from orchestrator.models.identity import fingerprint, is_shipped
+from orchestrator.models.catalogue import Entry, check_lora, digest_folder, is_shipped, resolve
+from orchestrator.models.identity import fingerprint
 from orchestrator.models.planning import check_context
 from orchestrator.models.prompts import unknown_words
 from orchestrator.models.size_limits import check_sizes

@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
-from orchestrator.models.catalogue import ADAPTER_GROUP, Entry, check_lora, digest_folder, resolve
+from orchestrator.models.catalogue import ADAPTER_GROUP, Entry, check_lora, digest_folder, is_shipped, resolve
 from orchestrator.models.checkpoint import read_json
 from orchestrator.models.cuts import known_cut
 from orchestrator.models.known_config import read_config
@@ -104,11 +104,6 @@ def files_here(entry: Entry) -> bool:
 
     names = ("processor_config.json", "preprocessor_config.json")
     return any(isinstance(try_to_load_from_cache(entry.source, n, revision=entry.revision), str) for n in names)
-
-
-def is_shipped(folder: Path) -> bool:
-    """Return whether a checkpoint is one that this package brings."""
-    return folder.parent == Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
 
 
 class FolderTemplate:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from orchestrator.errors import ModelError
-from orchestrator.models.catalogue import Entry
+from orchestrator.models.catalogue import Entry, is_shipped
 from orchestrator.models.decoder_config import named_config
 
 
@@ -28,12 +28,25 @@ def read_config(entry: Entry) -> Any:
         fields = _download_config(entry)
     if fields.get("model_type") == "molmo":
         return SimpleNamespace(**fields)
+    if entry.folder is not None and is_shipped(entry.folder):
+        return _Fields(fields)  # these files are complete; importing transformers takes 5 s
     from transformers import CONFIG_MAPPING
 
     if fields.get("model_type") not in CONFIG_MAPPING:
         raise ModelError(f"{entry.name}: model_type {fields.get('model_type')!r} is not known to transformers.")
     with named_config(entry):
         return CONFIG_MAPPING[fields["model_type"]].from_dict(fields)
+
+
+class _Fields(SimpleNamespace):
+    """A config file's fields as attributes, as the config classes of transformers have them."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(**{key: _Fields(value) if isinstance(value, dict) else value for key, value in fields.items()})
+
+    def get_text_config(self) -> Any:
+        """The decoder's part."""
+        return self.text_config
 
 
 def config_here(entry: Entry) -> bool:

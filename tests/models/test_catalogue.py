@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ModelError
-from orchestrator.models import loading
+from orchestrator.models import known_config, loading
 from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, resolve
+from orchestrator.models.decoder_config import context_length
 from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
 from orchestrator.models.identity import fingerprint
 from orchestrator.models.known_config import read_config
 from orchestrator.models.loading import load_adapter, with_hub_errors
 from orchestrator.models.planning import footprint, footprint_at
+from orchestrator.models.stacks import cross_layers, decoder_stack, vision_stack
 from orchestrator.models.visual_tokens import (
     best_resolution,
     canvas_grid,
@@ -300,3 +302,16 @@ def test_catalogue_needs_no_torch():
     code = "import sys, orchestrator.models.catalogue as c; c.entries(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["reference-joint", "reference-cross"])
+def test_a_shipped_config_read_without_transformers_says_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunConfig.model_validate({"model": {"name": name}, "data": {"source": "scenes", "n_images": 4}})
+    entry = resolve(run.model)
+    found = []
+    for shipped in (True, False):
+        monkeypatch.setattr(known_config, "is_shipped", lambda _, shipped=shipped: shipped)
+        config = known_config.read_config(entry)
+        found.append((footprint(run), decoder_stack(config), vision_stack(config), cross_layers(config)))
+        found[-1] += (context_length(config), config.model_type)
+    assert found[0] == found[1]

@@ -1,9 +1,10 @@
-"""Copies of checkpoint folders on a node's own disk."""
+"""Weights on a node: copies of checkpoint folders on its own disk, and pages that its processes share."""
 
 from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -105,3 +106,22 @@ def test_a_model_is_read_from_the_copy(tmp_path: Path, monkeypatch: pytest.Monke
     config = ModelConfig(name=str(resolve(ModelConfig()).folder))
     adapter = load_adapter(config, weights_cache=str(tmp_path))
     assert Path(str(adapter.model.config._name_or_path)).parent == tmp_path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_weights_of_the_precision_of_their_file_stay_in_its_mapped_pages(tmp_path: Path) -> None:
+    """So that the processes of a node hold them once between them; a cast needs memory of its own."""
+    shipped = resolve(ModelConfig()).folder
+    assert shipped is not None
+    copy = shutil.copytree(shipped, tmp_path / "model")
+
+    def share_mapped(dtype: str) -> float:
+        adapter = load_adapter(ModelConfig(name=str(copy), dtype=dtype))  # type: ignore[arg-type]
+        lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.startswith(str(copy), 73)]
+        ranges = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
+        weights = list(adapter.model.parameters())
+        mapped = [w for w in weights if any(low <= w.data_ptr() < high for low, high in ranges)]
+        return sum(w.numel() for w in mapped) / sum(w.numel() for w in weights)
+
+    assert share_mapped("float32") > 0.99
+    assert share_mapped("bfloat16") == 0

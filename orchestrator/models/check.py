@@ -14,6 +14,7 @@ import numpy as np
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
 from orchestrator.models.catalogue import Entry, check_lora, digest_folder, is_shipped, resolve
+from orchestrator.models.extras import check_extras
 from orchestrator.models.identity import fingerprint
 from orchestrator.models.planning import check_context
 from orchestrator.models.prompts import unknown_words
@@ -51,8 +52,6 @@ def check_model(
         ModelError: which names what is wrong and where.
     """
     entry = resolve(config)
-    from orchestrator.models.loading import check_extras
-
     check_extras(entry)
     check_sizes(entry)
     if config.adapter is not None:

@@ -95,13 +95,13 @@ def _pin(entry: Entry) -> Finding:
 
 
 def _extras(entry: Entry) -> Finding:
-    from orchestrator.models.loading import missing_extras
+    from orchestrator.models.extras import missing_extras
 
     missing = missing_extras(entry)
     if missing:
         fix = f"pip install 'vtsweep[{','.join(missing)}]'"
         return Finding("extras", "fail", f"missing: {', '.join(missing)}", fix)
-    from orchestrator.models.loading import FAMILY_EXTRAS
+    from orchestrator.models.extras import FAMILY_EXTRAS
 
     needed = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
     return Finding("extras", "ok", ", ".join(needed) or "none needed")

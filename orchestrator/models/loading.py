@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -15,6 +14,7 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, did_you_mean
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import ADAPTER_GROUP, FAMILIES, Entry, entries, resolve
+from orchestrator.models.extras import check_extras
 from orchestrator.models.families import make_adapter
 from orchestrator.models.local_copy import local_copy
 from orchestrator.models.lora_folder import attach_lora
@@ -22,29 +22,7 @@ from orchestrator.models.molmo import load_molmo
 from orchestrator.models.processor_fields import check_processor
 from orchestrator.models.weights import load_checked
 
-EXTRA_MODULES = {"molmo": ("einops", "torchvision"), "vision": ("torchvision", "num2words")}
-"""Modules of each optional extra of vtsweep."""
-
-FAMILY_EXTRAS = {
-    "molmo": ("molmo",),
-    "molmo2": ("vision",),
-    "llava_onevision": ("vision",),
-    "qwen2_5_vl": ("vision",),
-    "qwen3_vl": ("vision",),
-    "smolvlm": ("vision",),
-    "internvl": ("vision",),
-}
-"""Extras that a family's processor needs for any checkpoint: most also process videos, which needs torchvision."""
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def missing_extras(entry: Entry) -> list[str]:
-    """Return the extras whose modules are not installed: those of the entry, and of its family's processor."""
-    extras = dict.fromkeys((*entry.extras, *FAMILY_EXTRAS.get(entry.family or "", ())))
-    return [
-        extra for extra in extras if any(importlib.util.find_spec(module) is None for module in EXTRA_MODULES[extra])
-    ]
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -91,16 +69,6 @@ def load_adapter(
     adapter.date, adapter.fit = config.date, config.fit
     adapter.model.eval().requires_grad_(False)
     return adapter
-
-
-def check_extras(entry: Entry) -> None:
-    """Check that the optional packages of a model are installed.
-
-    Raises:
-        ModelError: which says how to install them.
-    """
-    if missing := missing_extras(entry):
-        raise ModelError(f"{entry.name} needs optional packages: pip install 'vtsweep[{','.join(missing)}]'.")
 
 
 def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_map: str | None) -> Adapter:

@@ -97,7 +97,7 @@ def _by_model(runs: Sequence[RunConfig], asking: Asking) -> list[RunConfig]:
 
 def check_models(runs: Sequence[RunConfig], stages: Sequence[StageName]) -> list[str]:
     """Reject incomplete models; return what cannot be checked here because weights or packages are missing."""
-    from orchestrator.models.loading import missing_extras
+    from orchestrator.models.extras import missing_extras
 
     unknown: list[str] = []
     at_hand: list[RunConfig] = []

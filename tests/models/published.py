@@ -87,7 +87,7 @@ def stand_in_for_videos(patch: pytest.MonkeyPatch) -> None:
     import transformers as hf
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from orchestrator.models import loading
+    from orchestrator.models import extras, loading
 
     genuine = loading.load_processor
 
@@ -99,7 +99,7 @@ def stand_in_for_videos(patch: pytest.MonkeyPatch) -> None:
         return without_video(hf.Qwen2_5_VLProcessor)(images, words, chat_template=template)
 
     patch.setattr(loading, "load_processor", load)
-    patch.setattr(loading, "FAMILY_EXTRAS", {**loading.FAMILY_EXTRAS, "qwen2_5_vl": ()})
+    patch.setattr(extras, "FAMILY_EXTRAS", {**extras.FAMILY_EXTRAS, "qwen2_5_vl": ()})
 
 
 def save_family(family: str, folder: Path) -> Path:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ModelError
-from orchestrator.models import known_config, loading
+from orchestrator.models import extras, known_config
 from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, resolve
 from orchestrator.models.decoder_config import context_length
 from orchestrator.models.examine import examine
@@ -47,7 +47,7 @@ def test_every_entry_is_of_a_supported_family_and_complete():
         assert entry.licence
         assert (entry.folder is None) != (entry.repository is None)
         assert entry.revision is None or entry.pinned
-        assert set(entry.extras) <= set(loading.EXTRA_MODULES)
+        assert set(entry.extras) <= set(extras.EXTRA_MODULES)
     assert {entry.family for entry in entries().values()} == set(FAMILIES)
     assert [row["name"] for row in catalogue_rows()] == list(entries())
 
@@ -130,7 +130,7 @@ def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):
 
 
 def test_missing_extras_are_named(monkeypatch):
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match=r"pip install 'vtsweep\[vision\]'"):
         load_adapter(ModelConfig(name="qwen2.5-vl-7b"), "cpu")
 
@@ -290,7 +290,7 @@ def test_doctor_finds_a_reference_model_sound():
 
 def test_doctor_stops_at_what_is_missing(monkeypatch):
     assert [finding.status for finding in examine(ModelConfig(name="nothing-like-it"))] == ["fail"]
-    monkeypatch.setattr(loading.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda _: None)
     findings = examine(ModelConfig(name="qwen2.5-vl-7b"))
     assert findings[-1].check == "extras"
     assert "pip install" in findings[-1].fix

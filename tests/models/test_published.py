@@ -19,7 +19,7 @@ from orchestrator.capture.taps import Taps
 from orchestrator.config import FinetuneConfig, ModelConfig, RunConfig
 from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.train import schedule, train
-from orchestrator.models import loading
+from orchestrator.models import extras, loading
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import resolve
 from orchestrator.models.check import check_model
@@ -267,7 +267,7 @@ def test_every_family_is_loaded_from_a_folder_of_its_files(family: str, tmp_path
     """Doctor, plan, a pass equal to plain transformers', deletion and text alone, for each with its own processor."""
     from transformers import AutoModelForImageTextToText
 
-    if loading.FAMILY_EXTRAS.get(family) and not has_torchvision():
+    if extras.FAMILY_EXTRAS.get(family) and not has_torchvision():
         pytest.skip("the video part of its processor needs torchvision (pip install 'vtsweep[vision]')")
     if family == "paligemma":
         pytest.skip("the tests' tokeniser of characters reads <image> as characters once it is loaded from a file")

@@ -84,7 +84,7 @@ def _run_cells(
 
     pool, threads = ablate_pool(run, cluster, len(pending))
     cluster.check([pool])
-    how = run.how.model_copy(update={"torch_threads": threads})
+    how = cluster.patient(run.how).model_copy(update={"torch_threads": threads})
     settings = run.model_copy(update={"how": how}).model_dump(mode="json")
     remote = ray.remote(AblateWorker).options(
         num_cpus=pool.cpus, num_gpus=pool.gpus, max_restarts=how.max_retries, max_task_retries=how.max_retries

@@ -25,6 +25,7 @@ from orchestrator.ablate.selectors.schedules import average_share, schedule_for
 from orchestrator.answers.evaluate import figures
 from orchestrator.answers.judging import judge
 from orchestrator.capture.taps import State, Taps, tap_layers
+from orchestrator.cluster.placement import n_cores
 from orchestrator.compression.depth import THIRDS
 from orchestrator.compression.metrics import compute
 from orchestrator.config import RunConfig, TaskConfig
@@ -40,7 +41,7 @@ from orchestrator.store.tables.core import TABLES, check_table
 def load_model(run: RunConfig) -> Adapter:
     """The run's model, loaded in this process with its share of threads."""
     if run.how.torch_threads is not None:
-        torch.set_num_threads(run.how.torch_threads)
+        torch.set_num_threads(min(run.how.torch_threads, n_cores()))  # a cluster's mean may exceed this node's cores
     return load_adapter(
         run.model, "cuda" if torch.cuda.is_available() else "cpu", run.how.device_map, run.how.weights_cache
     )

@@ -111,7 +111,8 @@ def _backend(point: ResolvedPoint) -> Iterator[Stream]:
         cluster.check([pool, reader_pool()])
 
         def stream(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:
-            return stream_ray(job, source, shards, pool, len(cluster.nodes))
+            patient = replace(job, run=job.run.model_copy(update={"how": cluster.patient(how)}))
+            return stream_ray(patient, source, shards, pool, len(cluster.nodes))
 
         yield stream
 

@@ -37,12 +37,12 @@ class CaptureActor:
     A `VtsweepError` is returned as a row: Ray would keep its text and lose its type.
     """
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, n_beside: float, gpus: float) -> None:
         self.job = job
         self.error: VtsweepError | None = None
         self.started = time.time()
         try:
-            self.worker = job.make_worker(job, threads)
+            self.worker = job.make_worker(job, actor_threads(job.run, n_beside, gpus))
             self.ready = time.time()
         except VtsweepError as error:
             self.error = error
@@ -124,7 +124,7 @@ def stream_ray(job: Job, source: Source, shards: Sequence[int], pool: Pool, n_no
             compute=data.TaskPoolStrategy(size=len(shards)),
         ).map_batches(
             CaptureActor,
-            fn_constructor_kwargs={"job": job, "threads": actor_threads(job.run, n_actors, n_nodes)},
+            fn_constructor_kwargs={"job": job, "n_beside": math.ceil(n_actors / n_nodes), "gpus": pool.gpus},
             batch_size=1,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(
@@ -193,8 +193,23 @@ def _our_errors(job: Job) -> Iterator[None]:
         ) from error
 
 
-def actor_threads(run: RunConfig, n_actors: int, n_nodes: int) -> int:
-    """Torch threads of one actor: the cores of a node divided by the actors on it."""
+def actor_threads(run: RunConfig, n_beside: float, gpus: float) -> int:
+    """Torch threads of one actor: the cores of the node on which it runs, divided by the actors there.
+
+    Called in the actor: nodes of a cluster differ in their cores, and the driver's node is often the smallest.
+
+    Args:
+        n_beside: actors of a node without GPUs.
+        gpus: GPUs of an actor; with some, as many actors share the node as its GPUs hold.
+    """
     if run.how.torch_threads is not None:
         return run.how.torch_threads
-    return max(1, n_cores() // max(1, math.ceil(n_actors / n_nodes)))
+    return max(1, int(n_cores() // max(1.0, gpus_of_this_node() / gpus if gpus else n_beside)))
+
+
+def gpus_of_this_node() -> float:
+    """GPUs of the node on which this worker runs."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    return next((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["NodeID"] == here), 0.0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator import interrupt
+from orchestrator.cluster.autoscaler import head_config, worker_limits
 from orchestrator.cluster.placement import (
     Node,
     Pool,
@@ -30,6 +31,8 @@ from orchestrator.store.scratch import SHARED, guarded_folder
 
 NAMESPACE = "vtsweep"
 _GB = 1_000_000_000
+MACHINES_START_S = 1800.0
+"""No-progress limit, in s, on a cluster that grows: a GPU machine of a cloud takes 5 to 8 minutes, if one is free."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class Cluster:
     def gpus(self) -> float:
         """Total GPUs, or the autoscaler's limit: a cluster may start without any."""
         return offered("GPU", self.nodes, self.limits)
+
+    def patient(self, how: HowConfig) -> HowConfig:
+        """`how` with time for machines to start, where an autoscaler may have to add some before anything is done."""
+        seconds = max(how.no_progress_timeout_s, MACHINES_START_S if self.limits else 0.0)
+        return how.model_copy(update={"no_progress_timeout_s": seconds})
 
     def check(self, pools: Sequence[Pool]) -> None:
         """Reject pools that would wait for ever; see `check_pools`."""
@@ -226,7 +234,29 @@ def resources() -> Cluster:
         if node["Alive"]
     ]
     limits = state.get_max_resources_from_cluster_config()
-    return Cluster(tuple(nodes), {k: float(v) for k, v in limits.items()} if limits else None)
+    if limits:
+        return Cluster(tuple(nodes), {k: float(v) for k, v in limits.items()})
+    return Cluster(tuple(nodes), _limits(nodes[0]) if nodes else None)
+
+
+def _limits(head: Node) -> dict[str, float] | None:
+    """Upper limits of a cluster that an autoscaler may enlarge, from its head; None if its size is fixed."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    context = ray.get_runtime_context()
+    if context.get_node_id() == head.node_id:
+        config = head_config(context.gcs_address)
+    elif context.gcs_address.startswith("127."):
+        return None
+    else:
+        there = NodeAffinitySchedulingStrategy(head.node_id, soft=False)
+        look = ray.remote(num_cpus=0)(head_config).options(scheduling_strategy=there)
+        config = ray.get(look.remote(context.gcs_address))
+    if config is None:
+        return None
+    workers = worker_limits(config)
+    return {**workers, "CPU": workers.get("CPU", 0.0) + head.cpus, "GPU": workers.get("GPU", 0.0) + head.gpus}
 
 
 # ---------------------------------------------------------------- storage

@@ -12,6 +12,7 @@ import torch
 
 from orchestrator.answers.evaluate import answer_table, predict
 from orchestrator.answers.prepared import Prepared
+from orchestrator.cluster.placement import n_cores
 from orchestrator.compression.registry import chosen_names
 from orchestrator.data.mixture import Example, make_evaluation, make_mixture
 from orchestrator.data.source import make_source
@@ -35,7 +36,7 @@ def worker_for(point: ResolvedPoint) -> TrialWorker:
     """This process's worker for the point's base model, loaded on first use; only one model is in memory at a time."""
     run, key = point.run, digest(dict(point.model))
     if run.how.torch_threads is not None:
-        torch.set_num_threads(run.how.torch_threads)
+        torch.set_num_threads(min(run.how.torch_threads, n_cores()))  # a cluster's mean may exceed this node's cores
     if key not in _WORKERS:
         _WORKERS.clear()
         device = "cuda" if torch.cuda.is_available() else "cpu"

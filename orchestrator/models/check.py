@@ -125,21 +125,26 @@ def _check(
     if unknown := unknown_words(adapter.tokenizer, words):
         raise ModelError(f"{entry.name}: the tokeniser has no token for {unknown[0]!r}, a word of the questions.")
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = f"{size[1]} x {size[0]} px"
+    asked, refused = f"a picture of {pixels}", f"does not take a {pixels} picture and a question"
     try:
         for question in questions or (EXAMPLE,):
             example = adapter.prepare(picture, question)
         check_example(entry, adapter.config, example, *size)
+        question = questions[0] if questions else EXAMPLE
         if n_images > 1:
-            adapter.prepare([picture] * n_images, questions[0] if questions else EXAMPLE)
+            asked, refused = f"{n_images} pictures of {pixels}", f"does not take {n_images} pictures and a question"
+            adapter.prepare([picture] * n_images, question)
         if text_only:
-            adapter.prepare(None, questions[0] if questions else EXAMPLE)
+            asked, refused = "no picture", "takes no question without a picture"
+            adapter.prepare(None, question)
     except ModelError as error:
         shown = question if len(question) <= 80 else f"{question[:80]}... ({len(question)} characters)"
-        raise ModelError(f"{error} Tried with a picture of {size[1]} x {size[0]} px and {shown!r}.") from error
+        raise ModelError(f"{error} Tried with {asked} and {shown!r}.") from error
     except BaseException as error:  # a processor may fail in any way at all; what is wanted is its name
         if not isinstance(error, Exception) and not is_panic(error):
             raise
-        what = f"{type(adapter.processor).__name__} does not take a {size[1]} x {size[0]} px picture and a question"
+        what = f"{type(adapter.processor).__name__} {refused}"
         raise ModelError(f"{entry.name}: {what}: {type(error).__name__}: {error}") from error
 
 

@@ -100,6 +100,7 @@ def _fit_on_ray(work: Work, run: RunConfig, quiet: bool) -> None:
 
     how = run.how
     with session(how, work.stage.storage) as cluster:
+        how = cluster.patient(how)
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else cluster.cpus
         threads = how.torch_threads or 1
         cpus = max(1.0, cluster.cpus / cores) * threads  # a local Ray session may report more CPUs than cores
@@ -208,12 +209,13 @@ def _search_on_ray(
     from orchestrator.cluster.placement import n_cores
     from orchestrator.cluster.session import session
 
-    samples, patience = _draw(space, run), run.how.no_progress_timeout_s
+    samples = _draw(space, run)
     with (
         session(run.how, stage.store) as cluster,
         Progress("probe search", None, "fits", quiet=quiet, about=stage.digest) as progress,
     ):
-        cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 else 1.0
+        cpus = max(1.0, cluster.cpus / n_cores()) if len(cluster.nodes) == 1 and not cluster.limits else 1.0
+        patience = cluster.patient(run.how).no_progress_timeout_s
         task = ray.remote(num_cpus=cpus, max_retries=run.how.max_retries)(_judge_task)
         shared = ray.put(data)
 

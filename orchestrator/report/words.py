@@ -214,6 +214,15 @@ def _knockout(point: PointResults) -> Iterator[Statement]:
         .sort("loss", descending=True)
     )
     worst, mildest = loss.row(0, named=True), loss.row(-1, named=True)
+    if loss.height == 1:
+        yield Statement(
+            f"Blocking the attention of text to vision in layers {worst['first_layer']} to {worst['last_layer']} costs "
+            f"{number(100 * worst['loss'], 0)} points of accuracy on average.",
+            f"the only window of layers: no place to compare it with; mean over families and tiers, "
+            f"{worst['n']} questions",
+            topic="knock-out",
+        )
+        return
     yield Statement(
         f"Text reads vision most in layers {worst['first_layer']} to {worst['last_layer']}: blocking its attention "
         f"there costs {number(100 * worst['loss'], 0)} points of accuracy on average.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pytest
 
 from orchestrator.ablate.ablate_stage import POLICY_FILE
+from orchestrator.ablate.ablate_stage import ablate_stage as ablation_folder
 from orchestrator.ablate.cells import Cell
 from orchestrator.ablate.evaluate import evaluate_points
 from orchestrator.ablate.policy_file import load_policy
@@ -20,7 +22,7 @@ from orchestrator.config.sweep import make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
 from orchestrator.store.stage_folder import SUCCESS, Stage
-from orchestrator.study.resolve import resolve
+from orchestrator.study.resolve import resolve, resolve_run
 from tests.points import ablate_stage, run_ablate
 
 ABLATE: dict[str, Any] = {
@@ -99,6 +101,25 @@ def test_the_digest_follows_what_is_asked_and_not_how(storage: Storage) -> None:
     first = ablate_stage(make_run(), storage).digest
     assert ablate_stage(make_run(how={"batch_size": 3}), storage).digest == first
     assert ablate_stage(make_run(seed=1), storage).digest != first
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("metrics", {"checks": ["deletion", "link"]}), ("selectors", {"methods": ["norm"]})]
+)
+def test_another_version_of_a_package_that_is_used_is_another_ablation(
+    storage: Storage, kind: str, settings: dict
+) -> None:
+    """Of a package of metrics where compression is linked to the tokens needed, and of one that chooses tokens."""
+    run = make_run(**settings)
+    point = resolve_run(run, storage, "ablate")
+    older, newer = (
+        ablation_folder(replace(point, packages={kind: {"norm": f"mine {version}"}})).digest for version in ("1", "2")
+    )
+    assert older != newer
+    if kind == "metrics":
+        unused = resolve_run(make_run(checks=["deletion"]), storage, "ablate")
+        with_package = replace(unused, packages={kind: {"norm": "mine 1"}})
+        assert ablation_folder(with_package).digest == ablation_folder(unused).digest
 
 
 def test_coco_questions_need_coco_images(storage: Storage) -> None:

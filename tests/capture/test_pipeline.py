@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -235,3 +236,18 @@ def test_a_killed_process_resumes_to_equal_tables(tmp_path):
 def test_missing_values_keep_their_column_type(tmp_path):
     stage = run_capture(make_run(data__n_objects=[1, 1], data__n_images=6), Storage(str(tmp_path)), quiet=True)
     assert stage.scan("images").collect_schema()["nearest_distance"] == pl.Float64
+
+
+def test_an_actor_divides_the_cores_of_its_own_node(monkeypatch):
+    """Counted where it runs: a cluster's head, on which the driver runs, is often its smallest node."""
+    ray = pytest.importorskip("orchestrator.capture.ray")
+    given: list[int | None] = []
+    job = SimpleNamespace(run=make_run(how__torch_threads=None), make_worker=lambda _, threads: given.append(threads))
+    monkeypatch.setattr(ray, "gpus_of_this_node", lambda: 8.0)
+    for cores, n_beside, gpus in ((64, 2, 0.0), (2, 2, 0.0), (2, 4, 0.0), (64, 1, 1.0), (64, 1, 0.5), (64, 1, 2.0)):
+        monkeypatch.setattr(ray, "n_cores", lambda cores=cores: cores)
+        ray.CaptureActor(job, n_beside, gpus)
+    assert given == [32, 1, 1, 8, 4, 16]
+    job.run = make_run(how__torch_threads=3)
+    ray.CaptureActor(job, 2, 0.0)
+    assert given[-1] == 3

@@ -1,10 +1,18 @@
 """Which worker pools fit, and what a refusal says."""
 
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ablate.ray import ablate_pool
+from orchestrator.cluster.autoscaler import head_config, worker_limits
 from orchestrator.cluster.placement import (
     Node,
     Pool,
@@ -124,6 +132,69 @@ def test_every_pool_of_models_waits_for_the_gpus_that_an_autoscaler_may_start():
         ZERO.check([pool])
     halves, _ = ablate_pool(RunConfig(how=HowConfig(gpus_per_actor=0.5)), ZERO, n_cells=100)
     assert halves.n == 16
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_limits_of_the_shipped_clusters_are_their_workers_together():
+    from ray.autoscaler._private.kuberay import autoscaling_config as kuberay
+
+    cloud = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    assert worker_limits(cloud) == {"CPU": 128.0, "GPU": 8.0}
+    job = yaml.safe_load((ROOT / "deploy" / "kuberay-rayjob.yaml").read_text())
+    cluster = {"metadata": {"name": "vtsweep", "namespace": "default"}, "spec": job["spec"]["rayClusterSpec"]}
+    limits = worker_limits(kuberay._derive_autoscaling_config_from_ray_cr(cluster))
+    assert (limits["CPU"], limits["GPU"]) == (64.0, 8.0)
+
+
+@given(
+    kinds=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 64), st.integers(0, 8)), min_size=1, max_size=4),
+    most=st.integers(0, 6),
+)
+def test_limits_are_the_largest_sums_of_workers_that_may_be_there(kinds, most):
+    config = {
+        "max_workers": most,
+        "head_node_type": "head",
+        "available_node_types": {
+            "head": {"resources": {"CPU": 99}},
+            **{str(k): {"max_workers": n, "resources": {"CPU": c, "GPU": g}} for k, (n, c, g) in enumerate(kinds)},
+        },
+    }
+    possible = [numbers for numbers in product(*(range(n + 1) for n, _, _ in kinds)) if sum(numbers) <= most]
+    for resource, place in (("CPU", 1), ("GPU", 2)):
+        sums = [sum(n * kind[place] for n, kind in zip(numbers, kinds, strict=True)) for numbers in possible]
+        assert worker_limits(config).get(resource, 0.0) == max(sums)
+
+
+def test_the_limits_are_read_where_the_monitor_was_told_of_them(tmp_path, monkeypatch):
+    """And another Ray of the machine, or a pod of a cluster of fixed size, has none."""
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump({"max_workers": 3}))
+    arguments = ["--gcs-address=10.9.8.7:6379", f"--autoscaling-config={file}"]
+    monitor = subprocess.Popen([sys.executable, "-c", "input()", *arguments], stdin=subprocess.PIPE)
+    try:
+        assert wait_for(lambda: head_config("10.9.8.7:6379")) == {"max_workers": 3}
+        assert head_config("10.9.8.7:6380") is None
+    finally:
+        monitor.communicate(b"\n")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "vtsweep")
+    assert head_config("10.9.8.7:6379") is None
+
+
+def wait_for(look):
+    """What a process that was just started shows, within 10 s."""
+    deadline = time.monotonic() + 10
+    while (found := look()) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return found
+
+
+def test_machines_have_time_to_start_where_an_autoscaler_adds_them():
+    how = HowConfig(no_progress_timeout_s=5000.0)
+    assert ZERO.patient(HowConfig()).no_progress_timeout_s >= 8 * 60
+    assert ZERO.patient(how) == how
+    assert Cluster((Node(2),)).patient(HowConfig()) == HowConfig()
 
 
 def test_an_autoscaler_without_gpus_leaves_workers_on_cpus():

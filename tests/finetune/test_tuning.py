@@ -15,14 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from orchestrator.ablate import runner
 from orchestrator.config import HowConfig, RunConfig, SearchAxis
 from orchestrator.config.search_space import draw, sampled
 from orchestrator.errors import ConfigError, ResourceError, StageError
+from orchestrator.finetune import worker
 from orchestrator.finetune.ray.trials import plan_resources
 from orchestrator.store.filesystem import Storage
-from tests.points import run_trials, trial_stage
+from tests.points import run_trials, trial_point, trial_stage
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -48,6 +51,23 @@ def test_room_is_shared_by_trials_first() -> None:
     assert plan_resources(HowConfig(gpus_per_trial=0.5), 16, 4).n_trials == 8
     assert plan_resources(HowConfig(processes_per_trial=2), 16, 4).n_trials == 2
     assert plan_resources(HowConfig(processes_per_trial=2), 8, 0).threads == 1
+
+
+@pytest.mark.parametrize("threads", [1, 500])
+def test_a_worker_takes_no_more_threads_than_its_node_has_cores(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """A driver divides the cores of all nodes: 640 of ten nodes are 500 threads for the only trial."""
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    for module in (worker, runner):
+        monkeypatch.setattr(module, "n_cores", lambda: 64)
+        monkeypatch.setattr(module, "load_adapter", lambda *_: None)
+    monkeypatch.setattr(worker, "_WORKERS", {})
+    run = make_run(how={"torch_threads": threads})
+    worker.worker_for(trial_point(run, Storage(str(tmp_path))))
+    runner.load_model(run)
+    assert taken == [min(threads, 64)] * 2
 
 
 def test_samples_lie_in_their_space_and_are_validated(make_run: MakeRun) -> None:

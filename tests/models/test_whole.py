@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from orchestrator.cli.common import app
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models import check
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.catalogue import entries
 from orchestrator.models.check import check_model
 from orchestrator.models.examine import examine
@@ -194,6 +196,29 @@ def test_a_model_that_does_not_take_an_example_is_refused(
         with pytest.raises(ModelError, match=UNFIT[harm]):
             door()
     assert any(finding.status == "fail" for finding in examine(ModelConfig(name=str(folder))))
+
+
+def test_a_model_that_answers_no_text_alone_is_refused_where_some_will_be_asked(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried before work, and not after the hours of a trial's other examples."""
+    whole = Adapter.prepare
+
+    def prepare(self: Adapter, image: object, *texts: Any) -> Any:
+        if image is None:
+            raise AttributeError("'NoneType' object has no attribute 'size'")
+        return whole(self, image, *texts)
+
+    monkeypatch.setattr(Adapter, "prepare", prepare)
+    for share, stage in ((0.5, "finetune"), (0.0, "finetune"), (0.5, "capture")):
+        overrides = (f"model.name={folder}", f"finetune.task.text_only_share={share}")
+        sweep = tiny_study(tmp_path / "results", *overrides, stages=[stage])
+        if share and stage == "finetune":
+            for door in (lambda: preflight(sweep, (stage,)), lambda: make_plan(sweep)):  # noqa: B023
+                with pytest.raises(ModelError, match="takes no question without a picture: AttributeError"):
+                    door()
+        else:
+            preflight(sweep, (stage,))
 
 
 def test_a_word_without_a_token_is_refused_before_work(folder: Path, tmp_path: Path) -> None:

@@ -229,3 +229,22 @@ def test_images_of_questions_about_several_are_shown_each_alone():
     study = fake_study(1)
     shown = replace(study.points[0], further={"picture_metrics": found})
     assert "picture metrics" in render_page(replace(study, points=(shown,)))
+
+
+def test_the_whole_model_is_no_place_where_text_reads_vision():
+    """Blocked in all layers it costs most, and names no layer; neither does a window that has no other beside it."""
+    study = fake_study(1)
+    point = next(p for p in study.points if p.knockout is not None)
+    width = pl.col("last_layer") - pl.col("first_layer")
+    whole = point.knockout.filter((width == width.max()) | (width < 0))
+
+    def told(knockout: pl.DataFrame) -> str:
+        points = (replace(point, knockout=knockout),)
+        said = [s for _, part in summary(replace(study, points=points)) for s in part if s.topic == "knock-out"]
+        return " ".join(f"{s.text} {s.evidence}" for s in said)
+
+    last = point.knockout["last_layer"].max()
+    assert "reads vision most in layers" in told(point.knockout)
+    assert f"layers 0 to {last}" not in told(point.knockout)
+    assert f"in layers 0 to {last} costs" in told(whole)
+    assert "most" not in told(whole)

@@ -138,6 +138,7 @@ def _run_ray(
     how, storage, runs = points[0].run.how, points[0].storage, [point.run for point in points]
     algorithm = how_searched(runs) if search else ""
     with session(how, storage) as cluster:
+        how = cluster.patient(how)
         cores = n_cores() if len(cluster.nodes) == 1 and not cluster.limits else int(cluster.cpus)
         resources, pool = trial_pool(runs, cores, cluster.gpus, search)
         cluster.check([pool])

@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from orchestrator.capture.taps import Taps, available_taps
 from orchestrator.errors import ModelError
 from orchestrator.models.lora_folder import attach_lora
+from orchestrator.models.random_images import IMAGES, one_tile
 from tests.models.model_zoo import CLASSES, adapter, batch, examples, fresh, last, same_answer, some
 
 PIXELS = {"molmo": "images"}

@@ -76,8 +76,8 @@ def _judge_scene(question: Question, predicted: str) -> tuple[bool, float | None
         return judge_place(question.answer, predicted)
     correct = normalise(predicted) == normalise(question.answer)
     if question.family.startswith("count"):
-        found = numbers_in(normalise(predicted))
-        return correct, float(abs(found[0] - int(question.answer))) if found else None
+        numbers = numbers_in(normalise(predicted))
+        return correct, float(abs(numbers[0] - int(question.answer))) if numbers else None
     return correct, None
 
 

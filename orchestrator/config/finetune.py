@@ -20,9 +20,9 @@ class GroupConfig(Section):
 
 def check_tiers(low: tuple[int, int], high: tuple[int, int]) -> None:
     """Raise ValueError unless both ranges of object numbers are valid and do not overlap."""
-    for name, (least, most) in (("n_objects_low", low), ("n_objects_high", high)):
-        if least > most:
-            raise ValueError(f"{name}: the smaller value comes first, found [{least}, {most}]")
+    for name, (smaller, larger) in (("n_objects_low", low), ("n_objects_high", high)):
+        if smaller > larger:
+            raise ValueError(f"{name}: the smaller value comes first, found [{smaller}, {larger}]")
     if low[0] < 1:
         raise ValueError(f"n_objects_low: expected 1 or more, found {list(low)}")
     if low[1] >= high[0]:
@@ -79,8 +79,10 @@ class TaskConfig(Section):
         check_tiers(self.n_objects_low, self.n_objects_high)
         if self.size[0] > self.size[1]:
             raise ValueError(f"size: the smaller value comes first, found {list(self.size)}")
-        if both := set(self.families) & set(self.novel_families):
-            raise ValueError(f"novel_families: {sorted(both)} are also in families; a family must be in one of them")
+        if repeated := set(self.families) & set(self.novel_families):
+            raise ValueError(
+                f"novel_families: {sorted(repeated)} are also in families; a family must be in one of them"
+            )
         return self
 
 

@@ -48,8 +48,8 @@ def split_overrides(overrides: Sequence[str]) -> Overrides:
             raise ConfigError(f"override {text!r}: expected KEY=VALUE, for example data.n_images=500")
         head = key.split(".")[0]
         if head not in StudyConfig.model_fields and head not in RunConfig.model_fields:
-            known = list(StudyConfig.model_fields) + dotted_keys(RunConfig)
-            raise ConfigError(f"override {text!r}: unknown key {key!r}.{did_you_mean(key, known)}")
+            keys = list(StudyConfig.model_fields) + dotted_keys(RunConfig)
+            raise ConfigError(f"override {text!r}: unknown key {key!r}.{did_you_mean(key, keys)}")
         parts = _split(value)
         model = StudyConfig if head in StudyConfig.model_fields else RunConfig
         if len(parts) == 1:

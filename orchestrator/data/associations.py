@@ -32,23 +32,23 @@ class Pair:
 
 def roles_of(source: Source) -> Mapping[str, str]:
     """Role of each attribute of a source."""
-    known: Mapping[str, str] = getattr(source, "attribute_roles", {})
-    return {name: known.get(name, "measured") for name in source.attribute_kinds}
+    roles: Mapping[str, str] = getattr(source, "attribute_roles", {})
+    return {name: roles.get(name, "measured") for name in source.attribute_kinds}
 
 
 def associations(columns: Mapping[str, Sequence[Any]], roles: Mapping[str, str]) -> list[Pair]:
     """Pairs of numeric columns, strongest first; without constant columns and pairs of fewer than `MIN_IMAGES`
     images."""
     values = {name: np.array(column, dtype=np.float64) for name, column in columns.items()}
-    found = []
+    pairs = []
     for first, second in itertools.combinations(values, 2):
-        both = np.isfinite(values[first]) & np.isfinite(values[second])
-        pair = values[first][both], values[second][both]
-        if both.sum() >= MIN_IMAGES and all(np.ptp(one) > 0 for one in pair):
+        finite = np.isfinite(values[first]) & np.isfinite(values[second])
+        pair = values[first][finite], values[second][finite]
+        if finite.sum() >= MIN_IMAGES and all(np.ptp(column) > 0 for column in pair):
             rho = float(scipy.stats.spearmanr(*pair).statistic)
             ends = (roles.get(first, "measured"), roles.get(second, "measured"))
-            found.append(Pair(first, second, *ends, rho, int(both.sum())))
-    return sorted(found, key=lambda one: -abs(one.rho))
+            pairs.append(Pair(first, second, *ends, rho, int(finite.sum())))
+    return sorted(pairs, key=lambda entry: -abs(entry.rho))
 
 
 def strongest(pairs: Sequence[Pair], *roles: str) -> Pair | None:

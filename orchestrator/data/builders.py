@@ -66,21 +66,21 @@ def pick(rng: np.random.Generator, items: Sequence[T] | np.ndarray) -> T | None:
     return items[int(rng.integers(len(items)))] if len(items) else None
 
 
-def name_of(thing: SceneObject) -> str:
+def name_of(scene_object: SceneObject) -> str:
     """Describe an object by colour and shape, as in "red circle"."""
-    return f"{thing.colour} {thing.shape}"
+    return f"{scene_object.colour} {scene_object.shape}"
 
 
 def colour_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask the colour of an object whose shape is unique."""
-    thing = pick(rng, [o for o in view.objects if view.by_shape[o.shape] == 1])
-    return thing and ("object", {"shape": thing.shape}, thing.colour)
+    target = pick(rng, [o for o in view.objects if view.by_shape[o.shape] == 1])
+    return target and ("object", {"shape": target.shape}, target.colour)
 
 
 def shape_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask the shape of an object whose colour is unique."""
-    thing = pick(rng, [o for o in view.objects if view.by_colour[o.colour] == 1])
-    return thing and ("object", {"colour": thing.colour}, thing.shape)
+    target = pick(rng, [o for o in view.objects if view.by_colour[o.colour] == 1])
+    return target and ("object", {"colour": target.colour}, target.shape)
 
 
 def existence_question(view: SceneView, rng: np.random.Generator) -> Built | None:
@@ -143,8 +143,8 @@ def relation_question(view: SceneView, rng: np.random.Generator) -> Built | None
     axis = int(rng.integers(2))
     limit = CLEAR * (view.scene.height if axis else view.scene.width)
     order = rng.permutation(len(view.unique))[:12]
-    things = [view.unique[i] for i in order]
-    pairs = [(a, b) for a in things for b in things if (b.y - a.y if axis else b.x - a.x) >= limit]
+    candidates = [view.unique[i] for i in order]
+    pairs = [(a, b) for a in candidates for b in candidates if (b.y - a.y if axis else b.x - a.x) >= limit]
     pair = pick(rng, pairs)
     if pair is None:
         return None
@@ -161,14 +161,18 @@ def percent(value: float, full: float) -> str:
 
 def point_question(view: SceneView, rng: np.random.Generator) -> Built | None:
     """Ask for the centre ("x y") or the box ("x0 y0 x1 y1") of a unique object, in hundredths of width and height."""
-    thing = pick(rng, view.unique)
-    if thing is None:
+    target = pick(rng, view.unique)
+    if target is None:
         return None
-    width, height, radius = view.scene.width, view.scene.height, thing.size / 2
+    width, height, radius = view.scene.width, view.scene.height, target.size / 2
     if rng.random() < 0.75:
-        return "point", {"object": name_of(thing)}, f"{percent(thing.x, width)} {percent(thing.y, height)}"
-    corners = [(thing.x - radius, thing.y - radius), (thing.x + radius, thing.y + radius)]
-    return "box", {"object": name_of(thing)}, " ".join(percent(x, width) + " " + percent(y, height) for x, y in corners)
+        return "point", {"object": name_of(target)}, f"{percent(target.x, width)} {percent(target.y, height)}"
+    corners = [(target.x - radius, target.y - radius), (target.x + radius, target.y + radius)]
+    return (
+        "box",
+        {"object": name_of(target)},
+        " ".join(percent(x, width) + " " + percent(y, height) for x, y in corners),
+    )
 
 
 def caption_question(view: SceneView, _: np.random.Generator) -> Built | None:

@@ -45,10 +45,10 @@ def first_of_like(*keys: Sequence[Hashable | None]) -> list[int]:
         return row
 
     for values in keys:
-        seen: dict[Hashable, int] = {}
+        first_row: dict[Hashable, int] = {}
         for row, value in enumerate(values):
             if value is None:
                 continue
-            one, other = sorted((root(seen.setdefault(value, row)), root(row)))
-            first[other] = one
+            lower, higher = sorted((root(first_row.setdefault(value, row)), root(row)))
+            first[higher] = lower
     return [root(row) for row in range(len(first))]

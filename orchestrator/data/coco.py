@@ -64,7 +64,7 @@ class CocoSource:
         del data
         self.categories, self.supercategories, numbers = read_categories(document, file)
         images = read_images(document, file)
-        table = read_annotations(document, file, numbers, {number: one.size for number, one in images.items()})
+        table = read_annotations(document, file, numbers, {number: entry.size for number, entry in images.items()})
         chosen = self._choose(np.array(sorted(images), dtype=np.int64), table)
         self.ids: Sequence[str] = [f"{config.split}-{image:012d}" for image in chosen.tolist()]
         self.names = [images[i].name for i in chosen.tolist()]
@@ -82,10 +82,10 @@ class CocoSource:
         config = self.config
         plain = table.image[~table.crowd]
         positions = np.searchsorted(images, plain).clip(max=len(images) - 1)
-        known = images[positions] == plain
-        if not known.any():
+        is_plain = images[positions] == plain
+        if not is_plain.any():
             raise DataError(f"instances_{config.split}.json: no annotation belongs to a listed image")
-        keep = np.bincount(positions[known], minlength=len(images)) >= config.min_objects
+        keep = np.bincount(positions[is_plain], minlength=len(images)) >= config.min_objects
         if config.categories is not None:
             for name in config.categories:
                 if name not in self.categories:
@@ -93,7 +93,7 @@ class CocoSource:
                         f"data.categories: unknown category {name!r}.{did_you_mean(name, self.categories)}"
                     )
             category_numbers = [self.categories.index(name) for name in config.categories]
-            has = known & np.isin(table.category[~table.crowd], category_numbers)
+            has = is_plain & np.isin(table.category[~table.crowd], category_numbers)
             keep &= np.bincount(positions[has], minlength=len(images)) > 0
         chosen_ids = images[keep]
         if not len(chosen_ids):

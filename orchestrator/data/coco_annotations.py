@@ -191,8 +191,8 @@ def _refuse(
     if not wrong:
         return
     lines = [f"annotations[{i}] (image {records[i]['image_id']!r}): {describe(records[i])}"[:400] for i in wrong]
-    more = f"\n  and {len(wrong) - MAX_BAD} more" if len(wrong) > MAX_BAD else ""
-    raise DataError(f"{file}: " + "\n  ".join(lines[:MAX_BAD]) + more)
+    omitted = f"\n  and {len(wrong) - MAX_BAD} more" if len(wrong) > MAX_BAD else ""
+    raise DataError(f"{file}: " + "\n  ".join(lines[:MAX_BAD]) + omitted)
 
 
 def _exact(value: Any) -> int | None:

@@ -115,14 +115,14 @@ class CocoQuestions:
             "relation": self._relation,
             "point": self._point,
         }[family]
-        asked = draw(rng, tier)
-        if asked is None:
+        drawn = draw(rng, tier)
+        if drawn is None:
             n = int((self._chosen & (self.tiers == tier)).sum())
             raise DataError(
                 f"data: {n} of {len(self.source)} images of {self.source.config.split} are of the {tier} tier and may "
                 f"be asked about, too few for balanced {tier} {family} questions; choose more images"
             )
-        image, group, words, answer = asked
+        image, group, words, answer = drawn
         template, text = word(family, group, words, rng)
         image_id = self.source.ids[image]
         return image, Question(
@@ -142,19 +142,19 @@ class CocoQuestions:
         """By tier: where each category is (n_images, C), where it is not, and the categories that have both."""
         table = {}
         for tier in ("low", "high"):
-            ours = ((self.tiers == tier) & self._chosen)[:, None]
-            there = np.asfortranarray((self.counts > 0) & ours)
-            absent = np.asfortranarray((self.counts == 0) & ~self.crowded & ours)
-            table[tier] = there, absent, np.flatnonzero(there.any(0) & absent.any(0)).tolist()
+            of_tier = ((self.tiers == tier) & self._chosen)[:, None]
+            present = np.asfortranarray((self.counts > 0) & of_tier)
+            absent = np.asfortranarray((self.counts == 0) & ~self.crowded & of_tier)
+            table[tier] = present, absent, np.flatnonzero(present.any(0) & absent.any(0)).tolist()
         return table
 
     def _existence(self, rng: np.random.Generator, tier: str) -> Asked | None:
-        there, absent, categories = self._presence[tier]
+        present, absent, categories = self._presence[tier]
         category = pick(rng, categories)
         if category is None:
             return None
         answer = "yes" if rng.random() < 0.5 else "no"
-        image = pick(rng, np.flatnonzero((there if answer == "yes" else absent)[:, category]))
+        image = pick(rng, np.flatnonzero((present if answer == "yes" else absent)[:, category]))
         assert image is not None
         return int(image), "pair", {"object": self.names[category]}, answer
 
@@ -163,8 +163,8 @@ class CocoQuestions:
         """By tier: counts (n_images, C), crowds and other images 0; up to which number each category offers all."""
         table = {}
         for tier in ("low", "high"):
-            ours = (self.tiers == tier)[:, None] & ~self.crowded
-            counts = np.asfortranarray(np.where(ours, self.counts, 0))
+            of_tier = (self.tiers == tier)[:, None] & ~self.crowded
+            counts = np.asfortranarray(np.where(of_tier, self.counts, 0))
             offered = np.stack([(counts == k).any(0) for k in range(1, MAX_COUNT + 1)])
             table[tier] = counts, np.cumprod(offered, axis=0).sum(0)
         return table
@@ -172,11 +172,11 @@ class CocoQuestions:
     def _count_by_attribute(self, rng: np.random.Generator, tier: str) -> Asked | None:
         counts, reach = self._countable[tier]
         largest = {t: int(numbers.max(initial=0)) for t, (_, numbers) in self._countable.items()}
-        most = min((n for n in largest.values() if n >= 2), default=0)
+        largest_count = min((n for n in largest.values() if n >= 2), default=0)
         if largest[tier] < 2:
             return None
-        answer = int(rng.integers(1, most + 1))
-        category = pick(rng, np.flatnonzero(reach >= most).tolist())
+        answer = int(rng.integers(1, largest_count + 1))
+        category = pick(rng, np.flatnonzero(reach >= largest_count).tolist())
         assert category is not None
         image = pick(rng, np.flatnonzero(counts[:, category] == answer))
         assert image is not None
@@ -210,16 +210,16 @@ class CocoQuestions:
         image = pick(rng, self._pointable_images[tier])
         if image is None:
             return None
-        thing = pick(rng, list(self._unique(image).values()))
-        assert thing is not None
+        target = pick(rng, list(self._unique(image).values()))
+        assert target is not None
         width, height = self.source.sizes[image].tolist()
-        x0, y0, x1, y1 = thing.x, thing.y, thing.x + thing.width, thing.y + thing.height
+        x0, y0, x1, y1 = target.x, target.y, target.x + target.width, target.y + target.height
         if rng.random() < 0.75:
             group, corners = "point", [((x0 + x1) / 2, (y0 + y1) / 2)]
         else:
             group, corners = "box", [(x0, y0), (x1, y1)]
         answer = " ".join(f"{percent(x, width)} {percent(y, height)}" for x, y in corners)
-        return image, group, {"object": thing.category}, answer
+        return image, group, {"object": target.category}, answer
 
     def _more_often(self, image: int) -> list[tuple[int, int]]:
         counts = np.where(self.crowded[image], 0, self.counts[image])
@@ -227,7 +227,7 @@ class CocoQuestions:
         return [(a, b) for a in present for b in present if counts[a] > counts[b]]
 
     def _left_of(self, image: int, unique: dict[int, CocoObject]) -> list[tuple[int, int]]:
-        centres = {c: thing.x + thing.width / 2 for c, thing in unique.items()}
+        centres = {c: item.x + item.width / 2 for c, item in unique.items()}
         limit = CLEAR * float(self.source.sizes[image, 0])
         return [(a, b) for a in centres for b in centres if centres[b] - centres[a] >= limit]
 
@@ -236,9 +236,9 @@ class CocoQuestions:
         width, height = self.source.sizes[image].tolist()
         alone = (self.counts[image] == 1) & ~self.crowded[image]
         rows = range(int(self.source.starts[image]), int(self.source.starts[image + 1]))
-        things = self.source.objects(image)
+        objects = self.source.objects(image)
         return {
-            int(self.source.category[row]): thing
-            for row, thing in zip(rows, things, strict=True)
-            if alone[self.source.category[row]] and thing.width * thing.height >= LEAST_SHARE * width * height
+            int(self.source.category[row]): item
+            for row, item in zip(rows, objects, strict=True)
+            if alone[self.source.category[row]] and item.width * item.height >= LEAST_SHARE * width * height
         }

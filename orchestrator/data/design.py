@@ -119,9 +119,9 @@ def check_design(config: ScenesConfig) -> DesignSummary:
     many cells.
     """
     levels = _levels(config)
-    for key, known in (("n_colours", colours_of(config)), ("n_shapes", shapes_of(config))):
-        if max(levels[key]) > len(known):  # type: ignore[type-var, operator]
-            raise ConfigError(f"data.design.{key}: found {max(levels[key])}, but scenes have {len(known)} of them")  # type: ignore[type-var]
+    for key, available in (("n_colours", colours_of(config)), ("n_shapes", shapes_of(config))):
+        if max(levels[key]) > len(available):  # type: ignore[type-var, operator]
+            raise ConfigError(f"data.design.{key}: found {max(levels[key])}, but scenes have {len(available)} of them")  # type: ignore[type-var]
     n_cells = math.prod(map(len, levels.values()))
     if n_cells > MAX_CELLS:
         raise ConfigError(f"data.design: {n_cells} cells; expected at most {MAX_CELLS}: leave factors or levels out")

@@ -129,16 +129,16 @@ def _count_by_attribute(draw: Palette, number: Number, room: int) -> tuple[list[
     """Plant groups of 0, 1, ..., m objects and ask for any of them: no group of the image is likelier to be asked."""
     way = int(draw.rng.integers(3))
     kinds_of_group = draw.groups(way)
-    most = min(largest_group(room), len(kinds_of_group) - 2)
-    n = number(max(LEAST_OBJECTS["count_by_attribute"], most * (most + 1) // 2))
-    asked = int(draw.rng.integers(most + 1))
-    groups = kinds_of_group[: most + 1]
+    largest = min(largest_group(room), len(kinds_of_group) - 2)
+    n = number(max(LEAST_OBJECTS["count_by_attribute"], largest * (largest + 1) // 2))
+    answer = int(draw.rng.integers(largest + 1))
+    groups = kinds_of_group[: largest + 1]
     kinds = [kind for size, group in enumerate(groups) for kind in draw.of(group, size)]
     planted = {kind for group in groups for kind in group}
     kinds += draw.kinds(n - len(kinds), lambda c, s: (c, s) not in planted)
-    colour, shape = groups[asked][0]
+    colour, shape = groups[answer][0]
     name = group_name(None if way == 1 else colour, None if way == 0 else shape)
-    return kinds, ("group", {"group": name}, str(asked))
+    return kinds, ("group", {"group": name}, str(answer))
 
 
 def _comparison(draw: Palette, number: Number, room: int) -> tuple[list[Kind], Built]:

@@ -68,9 +68,11 @@ class FileQuestions:
 
     def rejected(self) -> list[tuple[int, str, str]]:
         """Place, id and reason of each row that cannot be asked: bad, passed over, or without the image it needs."""
-        found = self.source.rejected(self.passed_over)
+        rejections = self.source.rejected(self.passed_over)
         return (
-            sorted([*found, *self.source.without_image("there is nothing to take away")]) if self.with_image else found
+            sorted([*rejections, *self.source.without_image("there is nothing to take away")])
+            if self.with_image
+            else rejections
         )
 
     def _tiers(self, complexity: str | None) -> tuple[np.ndarray, list[str]]:
@@ -96,8 +98,8 @@ class FileQuestions:
             ConfigError: there is none.
             DataError: see `make`.
         """
-        found = self._first(family, tier, seed, n)
-        return sum(turn == 0 for turn, _ in found[:n])
+        turns = self._first(family, tier, seed, n)
+        return sum(turn == 0 for turn, _ in turns[:n])
 
     def _rows(self, family: str, tier: str) -> np.ndarray:
         if (rows := self.rows.get((family, tier))) is not None:
@@ -108,11 +110,11 @@ class FileQuestions:
                 f"families: no row has a tier, so that none is {tier}; name a numeric column in `complexity` "
                 f"(there are: {', '.join(numbers) or 'none'})"
             )
-        known = sorted({name for name, of in self.rows if of == tier})
+        families = sorted({name for name, of in self.rows if of == tier})
         raise ConfigError(
             f"families: no answered {tier} rows of family {family!r}{' with an image' * self.with_image}; there are: "
-            f"{', '.join(known) or 'none'}."
-            f"{did_you_mean(family, known)}"
+            f"{', '.join(families) or 'none'}."
+            f"{did_you_mean(family, families)}"
         )
 
     def make(self, family: str, tier: str, seed: int, index: int) -> tuple[int, Question]:
@@ -137,9 +139,9 @@ class FileQuestions:
                 self._in_order(self._rows(family, tier), zlib.crc32(f"{family}-{tier}".encode()), seed),
                 [],
             )
-        rest, found = self._asked[key]
-        found += itertools.islice(rest, max(0, n - len(found)))
-        return found
+        rest, drawn = self._asked[key]
+        drawn += itertools.islice(rest, max(0, n - len(drawn)))
+        return drawn
 
     def _in_order(self, rows: np.ndarray, name: int, seed: int) -> Iterator[tuple[int, int]]:
         for turn in itertools.count():

@@ -101,11 +101,11 @@ def _opened(config: str, version: str) -> FolderSource:  # noqa: ARG001 - part o
 
 def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, root: str = "") -> None:
     """DataError with both rows if a value is duplicated, or two spellings name one file of `root`."""
-    first: dict[str, int] = {}
+    rows: dict[str, int] = {}
     for row, value in enumerate(values, 2):
-        if value in first:
-            raise DataError(f"{file}, rows {first[value]} and {row}: {column} {value!r} occurs more than once")
-        first[value] = row
+        if value in rows:
+            raise DataError(f"{file}, rows {rows[value]} and {row}: {column} {value!r} occurs more than once")
+        rows[value] = row
     if fs is None:
         return
     # Names that differ in letter case or Unicode normalisation are one file on some file systems.
@@ -113,9 +113,7 @@ def check_unique(values: Sequence[str], file: str, column: str, fs: Any = None, 
     for value in values:
         other = folded.setdefault(unicodedata.normalize("NFC", value).casefold(), value)
         if other != value and _same_file(fs, f"{root}/{other}", f"{root}/{value}"):
-            raise DataError(
-                f"{file}, rows {first[other]} and {first[value]}: {other!r} and {value!r} are one file here"
-            )
+            raise DataError(f"{file}, rows {rows[other]} and {rows[value]}: {other!r} and {value!r} are one file here")
 
 
 def _same_file(fs: Any, first: str, second: str) -> bool:

@@ -81,8 +81,8 @@ def _turned(image: Image.Image, name: str, size: tuple[int, int]) -> bool:
 
 def orientation_of(image: Image.Image) -> int:
     """EXIF orientation, 1 to 8; 1 (upright) where there is none."""
-    found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    return found if found in range(1, 9) else 1
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return orientation if orientation in range(1, 9) else 1
 
 
 def to_rgb(image: Image.Image, name: str, *, turn: bool = True) -> np.ndarray:

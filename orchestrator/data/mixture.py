@@ -233,7 +233,7 @@ def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
     Means of `n_objects` (where known), `coverage` and `size_mean` (scenes alone), `words` of the question and
     `answer_words`; and `answer_entropy`, the mean over families of the entropy of right answers, bits.
     """
-    found: dict[str, float] = {}
+    facts: dict[str, float] = {}
     for tier in sorted({e.question.tier for e in examples if e.question.tier}):
         inside = [e for e in examples if e.question.tier == tier]
         values: dict[str, list[float]] = {
@@ -248,8 +248,8 @@ def tier_facts(examples: Sequence[Example]) -> dict[str, float]:
         scenes = [scene_attributes(e.scene) for e in inside if e.scene is not None]
         for fact in ("coverage", "size_mean") if scenes else ():
             values[fact] = [attributes[fact] for attributes in scenes]
-        found |= {f"questions/{tier}/{fact}": float(np.mean(numbers)) for fact, numbers in values.items() if numbers}
-    return found
+        facts |= {f"questions/{tier}/{fact}": float(np.mean(numbers)) for fact, numbers in values.items() if numbers}
+    return facts
 
 
 def _entropy(answers: Sequence[str]) -> float:
@@ -271,12 +271,12 @@ def make_evaluation(
     """
     task, n = config.task, n_per_family or config.n_eval_per_family
     maker = ExampleMaker(task, source, None if task.eval_split else is_held_out)
-    wanted = [(tier, family) for tier in ("low", "high") for family in task.families + task.novel_families]
-    found = [
+    requested = [(tier, family) for tier in ("low", "high") for family in task.families + task.novel_families]
+    evaluation = [
         maker.make(family, tier, config.eval_seed, index)
-        for tier, family in wanted
+        for tier, family in requested
         for index in range(maker.at_most(family, tier, config.eval_seed, n))
     ]
     if rejected is not None:
         rejected += maker.rejected()
-    return found
+    return evaluation

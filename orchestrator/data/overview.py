@@ -77,8 +77,8 @@ def survey(source: Source) -> Overview:
     )
 
 
-def _spread(n: int, most: int) -> list[int]:
-    return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+def _spread(n: int, limit: int) -> list[int]:
+    return np.linspace(0, n - 1, min(n, limit)).round().astype(int).tolist()
 
 
 def _families(source: QuestionSource) -> list[dict[str, Any]]:

@@ -46,12 +46,12 @@ def picture_sizes(source: Source) -> dict[int, Size]:
         return {i: (int(inner.sizes[i][1]), int(inner.sizes[i][0])) for i in _spread(len(inner), MAX_OPENED)}
     if isinstance(inner, FolderSource):
         places = _spread(len(inner), _most(inner.fs))
-        found = {i: header_size(inner.fs, f"{inner.root}/{inner.names[i]}") for i in places}
+        sizes = {i: header_size(inner.fs, f"{inner.root}/{inner.names[i]}") for i in places}
     elif isinstance(inner, QuestionSource):
-        found = dict(_of_rows(inner))
+        sizes = dict(_of_rows(inner))
     else:
         return {}
-    return {i: size for i, size in found.items() if size is not None}
+    return {i: size for i, size in sizes.items() if size is not None}
 
 
 def _of_rows(source: QuestionSource) -> Iterator[tuple[int, Size | None]]:
@@ -81,8 +81,8 @@ def asked_places(source: Source, index: int) -> list[Box]:
         return [(o.x, o.y, o.x + o.width, o.y + o.height) for o in inner.objects(index) if not o.crowd]
     if isinstance(inner, QuestionSource):
         row = json.loads(inner.record(index)["row"]) or {}
-        found: Sequence[float] = row.get("box") or row.get("point") or ()
-        return [(found[0], found[1], found[-2], found[-1])] if len(found) in (2, 4) else []
+        places: Sequence[float] = row.get("box") or row.get("point") or ()
+        return [(places[0], places[1], places[-2], places[-1])] if len(places) in (2, 4) else []
     return []
 
 
@@ -102,5 +102,5 @@ def _most(fs: Any) -> int:
     return MAX_OPENED if protocol in ("file", "local", "memory") else MAX_FETCHED
 
 
-def _spread(n: int, most: int) -> list[int]:
-    return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
+def _spread(n: int, limit: int) -> list[int]:
+    return np.linspace(0, n - 1, min(n, limit)).round().astype(int).tolist()

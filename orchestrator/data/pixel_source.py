@@ -33,8 +33,8 @@ class PixelSource:
         sample = self.source.load(index)
         each = [pixel_attributes(image) for image in (sample.image, *sample.more)]
         # of several images their mean, which need not be a whole number
-        found = {name: sum(one[name] for one in each) / len(each) for name in self.names} if sample.more else each[0]
-        return replace(sample, attributes={**sample.attributes, **{name: found[name] for name in self.names}})
+        values = {name: sum(one[name] for one in each) / len(each) for name in self.names} if sample.more else each[0]
+        return replace(sample, attributes={**sample.attributes, **{name: values[name] for name in self.names}})
 
     def fingerprint(self) -> dict[str, Any]:
         return {**self.source.fingerprint(), "pixels": list(self.names), "pixels_version": VERSION}

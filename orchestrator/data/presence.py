@@ -26,6 +26,10 @@ def check_presence(data: Any) -> None:
     for name in tables:
         key = "table" if data.source == "folder" else "file"
         if "://" not in name and not any(mark in name for mark in "*?[") and not (folder / name).exists():
-            there = [path.name for path in folder.iterdir() if path.suffix in (".csv", ".jsonl", ".json", ".parquet")]
-            only = f" It holds {there[0]!r}: data.{key}={there[0]}" if len(there) == 1 else did_you_mean(name, there)
+            present = [path.name for path in folder.iterdir() if path.suffix in (".csv", ".jsonl", ".json", ".parquet")]
+            only = (
+                f" It holds {present[0]!r}: data.{key}={present[0]}"
+                if len(present) == 1
+                else did_you_mean(name, present)
+            )
             raise DataError(f"data.{key}: {root} holds no {name}.{only}")

@@ -152,10 +152,10 @@ def tier_accuracy(answers: pl.DataFrame) -> dict[str, float]:
 def _rejected(point: ResolvedPoint) -> list[tuple[int, str, str]]:
     """Rows of question files that this trial could not train on or ask: place, id and fault, each row once."""
     run, config = point.run, point.run.finetune
-    found: list[tuple[int, str, str]] = []
-    make_mixture(config, config.complexity_ratio, config.seed, task_source(run), found)
-    make_evaluation(config, task_source(run, held_out=True), rejected=found)
-    return list({name: row for row in found for name in [row[1]]}.values())
+    rejected: list[tuple[int, str, str]] = []
+    make_mixture(config, config.complexity_ratio, config.seed, task_source(run), rejected)
+    make_evaluation(config, task_source(run, held_out=True), rejected=rejected)
+    return list({name: row for row in rejected for name in [row[1]]}.values())
 
 
 def load_baseline(stage: Stage) -> tuple[pl.DataFrame, Snapshot]:

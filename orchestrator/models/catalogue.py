@@ -147,17 +147,17 @@ def resolve(config: ModelConfig) -> Entry:
 
 
 def _find(name: str) -> Entry:
-    known = entries()
-    if name in known:
-        return known[name]
+    named = entries()
+    if name in named:
+        return named[name]
     path = Path(name).expanduser()
     if path.is_dir():
         return _local(name, path)
     if _HUB_ID.fullmatch(name) and not name.startswith("."):
-        match = next((entry for entry in known.values() if entry.repository == name), None)
+        match = next((entry for entry in named.values() if entry.repository == name), None)
         return match or Entry(name=name, repository=name)
     expected = "expected a catalogue name, a hub repository id (owner/name) or a folder with config.json."
-    raise ModelError(f"model.name {name!r} is unknown; {expected}{did_you_mean(name, known)}")
+    raise ModelError(f"model.name {name!r} is unknown; {expected}{did_you_mean(name, named)}")
 
 
 def _local(name: str, path: Path) -> Entry:

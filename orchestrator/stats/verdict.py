@@ -89,10 +89,10 @@ def family_verdicts(
     below = scipy.stats.norm.sf((-effect - limit) / error)
     inside = np.maximum(scipy.stats.norm.sf((effect + limit) / error), scipy.stats.norm.sf((limit - effect) / error))
     q = [benjamini_hochberg(p) for p in (above, below, inside)]
-    found: list[Verdict] = []
+    verdicts: list[Verdict] = []
     for k in range(len(effect)):
         over, under, within = (values[k] < level for values, level in zip(q, (0.025, 0.025, 0.05), strict=True))
-        found.append(
+        verdicts.append(
             "supported" if over else "contradicted" if under else "equivalent to nothing" if within else "undecided"
         )
-    return found
+    return verdicts

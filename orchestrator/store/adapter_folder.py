@@ -46,11 +46,11 @@ def _checked(uri: str, states: tuple[tuple[str, FileState], ...], is_local: bool
 
 def _trial_of(uri: str) -> Stage | None:
     """The finished trial whose adapter a folder is, if it is one's."""
-    found = _OF_TRIAL.fullmatch(uri)
-    if found is None:
+    matches = _OF_TRIAL.fullmatch(uri)
+    if matches is None:
         return None
     try:
-        stage = load_stage(Storage(found["root"]), "finetune", found["digest"])
+        stage = load_stage(Storage(matches["root"]), "finetune", matches["digest"])
     except AbsentError:
         return None
     return stage if stage.is_done() else None

@@ -39,11 +39,11 @@ def load_stage(storage: Storage, name: str, stage_digest: str) -> Stage:
         for key, value in dict(record["inputs"]).items():
             _check_name(key, value)
         stage = Stage(storage, name, record["what"], record["inputs"])
-        found = stage.digest
+        stored = stage.digest
     except KeyError as error:
         raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: no {error}") from error
     except (TypeError, ValueError) as error:  # numbers that are not finite and broken surrogates have no digest
         raise StorageError(f"{name}/{stage_digest}: stage.json is damaged: {str(error)[:200]}") from error
-    if found != stage_digest:
+    if stored != stage_digest:
         raise StorageError(f"{name}/{stage_digest}: stage.json belongs to {stage.digest}; the folder was altered")
     return stage

@@ -52,8 +52,8 @@ class ResolvedPoint:
 
     def packages_of(self, kind: str, names: Iterable[str] | None = None) -> dict[str, str]:
         """Package and version of each of `names` (all if None) that another package registers."""
-        known = self.packages.get(kind, {})
-        return {name: known[name] for name in (known if names is None else names) if name in known}
+        packages = self.packages.get(kind, {})
+        return {name: packages[name] for name in (packages if names is None else names) if name in packages}
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON values, for a worker's configuration."""

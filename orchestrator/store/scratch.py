@@ -101,7 +101,7 @@ def processes_of(folder: str) -> list[int]:
 
     Ray's workers and agents overwrite their command line with `ray::NAME`; their logs lie in the folder.
     """
-    found = []
+    processes = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
@@ -110,8 +110,8 @@ def processes_of(folder: str) -> list[int]:
         except OSError:  # it has ended
             continue
         if folder.encode() in command or (command.startswith(b"ray::") and _has_open(entry, folder)):
-            found.append(int(entry.name))
-    return found
+            processes.append(int(entry.name))
+    return processes
 
 
 def _has_open(process: Path, folder: str) -> bool:

@@ -40,7 +40,7 @@ def _listed(storage: Storage, name: str) -> ListedStudy:
         return ListedStudy(name, problem=str(error))
     record = study.record
     stages = {(stage, digest) for point in record["points"] for stage, digest in point["stages"].items()}
-    done = sum(storage.exists(f"{stage}/{digest}/{SUCCESS}") for stage, digest in stages)
+    n_done = sum(storage.exists(f"{stage}/{digest}/{SUCCESS}") for stage, digest in stages)
     report = study.folder.locate("report/report.html") if study.folder.exists("report/report.html") else None
     return ListedStudy(
         name,
@@ -48,7 +48,7 @@ def _listed(storage: Storage, name: str) -> ListedStudy:
         record["created"],
         record["command"],
         len(record["points"]),
-        done,
+        n_done,
         len(stages),
         report,
     )
@@ -58,8 +58,8 @@ def versions_of(storage: Storage, name: str) -> list[str]:
     """Names of the other versions of a study: `NAME`, `NAME.v2`, ... in that order."""
     base = re.sub(r"\.v\d+$", "", name)
     versions = [
-        (int(match[1]) if match[1] else 1, other)
-        for other in storage.files("studies")
-        if (match := re.fullmatch(re.escape(base) + r"(?:\.v(\d+))?", other)) and other != name
+        (int(match[1]) if match[1] else 1, listed)
+        for listed in storage.files("studies")
+        if (match := re.fullmatch(re.escape(base) + r"(?:\.v(\d+))?", listed)) and listed != name
     ]
-    return [other for _, other in sorted(versions)]
+    return [listed for _, listed in sorted(versions)]

@@ -95,9 +95,9 @@ class Study:
             content = storage.read_json(f"studies/{name}/{STUDY_FILE}")
             return cls(storage, check_record(content, name, storage.locate(f"studies/{name}/{STUDY_FILE}")))
         except FileNotFoundError as error:
-            known = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
+            names = storage.files("studies") or Storage(uri).files("studies")  # the storage itself was named
             expected = f"no study in {folder!r}; expected STORAGE/studies/NAME."
-            raise StorageError(expected + did_you_mean(name, known)) from error
+            raise StorageError(expected + did_you_mean(name, names)) from error
 
     @property
     def name(self) -> str:

@@ -39,24 +39,24 @@ def verify_study(study: Study, note: Callable[[int], None] = lambda _: None) -> 
         One finding a stage that was begun.
     """
     stages: dict[str, Stage] = {}
-    found: list[Finding] = []
-    wanted = [(name, digest) for point in study.record["points"] for name, digest in point["stages"].items()]
+    results: list[Finding] = []
+    selected = [(name, digest) for point in study.record["points"] for name, digest in point["stages"].items()]
     for _ in range(FOLLOWED):
         inputs: list[tuple[str, str]] = []
-        for name, digest in dict.fromkeys(wanted):
+        for name, digest in dict.fromkeys(selected):
             key = f"{name}/{digest}"
-            if key in stages or any(f"{f.stage}/{f.digest}" == key for f in found):
+            if key in stages or any(f"{f.stage}/{f.digest}" == key for f in results):
                 continue
             if not study.storage.exists(key) and not study.storage.files(key):
                 continue  # not begun yet
             try:
                 stages[key] = load_stage(study.storage, name, digest)
             except StorageError as error:
-                found.append(Finding(name, digest, 0, 0, (str(error),), ()))
+                results.append(Finding(name, digest, 0, 0, (str(error),), ()))
                 continue
             inputs += stages[key].inputs.items()
-        wanted = inputs
-    return found + [_verify_stage(stage, note) for stage in stages.values()]
+        selected = inputs
+    return results + [_verify_stage(stage, note) for stage in stages.values()]
 
 
 def _verify_stage(stage: Stage, note: Callable[[int], None]) -> Finding:

@@ -91,8 +91,8 @@ class Stage:
             if stored["checksum"] != digest(stored["plan"]):
                 raise ValueError(f"{self.folder}/{STAGE_FILE} is damaged: its plan is not the one that was written")
             return dict(stored["plan"])
-        except (StorageError, KeyError, TypeError, ValueError) as error:
-            found_fault = str(error) if isinstance(error, StorageError | ValueError) else f"{STAGE_FILE} is damaged"
+        except (DamagedError, KeyError, TypeError, ValueError) as error:
+            found_fault = str(error) if isinstance(error, DamagedError | ValueError) else f"{STAGE_FILE} is damaged"
             raise StorageError(f"{found_fault}; remove the folder {self.store.uri} to begin the stage again") from error
 
     def is_done(self) -> bool:

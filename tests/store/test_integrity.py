@@ -219,6 +219,7 @@ def test_a_record_that_is_no_record_is_refused(study: Path, text: str) -> None:
     [
         {"what": []},
         {"inputs": {"capture": "../x"}},
+        {"inputs": {"c!pture": "0" * 16}},
         {"what": {"x": float("nan")}},
         {"what": {"x": "\ud800"}},
         {"inputs": 3},
@@ -228,7 +229,7 @@ def test_a_stage_record_that_was_altered_is_refused(tmp_path: Path, change: dict
     stage = make_stage(tmp_path)
     record = json.loads(stage.store.read("stage.json"))
     stage.store.write("stage.json", json.dumps({**record, **change}).encode())
-    with pytest.raises(StorageError):
+    with pytest.raises(DamagedError, match=rf"remove the folder {stage.store.uri} to begin the stage again"):
         load_stage(stage.storage, stage.name, stage.digest)
 
 

@@ -118,12 +118,13 @@ def _backend(point: ResolvedPoint) -> Iterator[Stream]:
 
 
 def stream_local(job: Job, source: Source, shards: Sequence[int]) -> Iterator[ShardStats]:
-    """Capture `shards` in this process, in order; the images of the next shard are prefetched by a thread."""
-    started = time.time()
-    worker = job.make_worker(job, job.run.how.torch_threads)
-    ready = time.time()
+    """Capture `shards` in this process, in order; a thread reads the images of the first while the model is loaded, and
+    those of each later one while the model runs."""
     with ThreadPoolExecutor(1, "loading") as executor:
         prefetched = executor.submit(load_shard, source, job.images_of(shards[0]))
+        started = time.time()
+        worker = job.make_worker(job, job.run.how.torch_threads)
+        ready = time.time()
         for position, shard in enumerate(shards):
             images = prefetched.result()
             if position + 1 < len(shards):

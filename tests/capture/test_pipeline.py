@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,9 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from benchmarks.simulated import Simulation
+from orchestrator.capture import capture_stage as capturing
 from orchestrator.capture.first_shard import PARTS, FirstShard
+from orchestrator.capture.loading import load_shard
 from orchestrator.capture.shard_job import Job, ShardStats, Tally
 from orchestrator.cli.closing import first_shard_line
 from orchestrator.errors import ConfigError, StageError
@@ -87,6 +90,21 @@ def test_time_to_the_first_shard_is_recorded_with_where_it_went(tmp_path):
     assert seconds.keys() == {*PARTS, "total"}
     assert min(seconds.values()) >= 0
     assert sum(seconds[part] for part in PARTS) == pytest.approx(seconds["total"], abs=0.05)
+
+
+def test_images_of_the_first_shard_are_read_while_the_model_is_loaded(tmp_path, monkeypatch):
+    read = threading.Event()
+
+    def load(*args):
+        read.set()
+        return load_shard(*args)
+
+    def make_worker(job, threads):
+        assert read.wait(20), "no image was asked for before the worker was made"
+        return Simulation()(job, threads)
+
+    monkeypatch.setattr(capturing, "load_shard", load)
+    run_simulated(make_run(), tmp_path, make_worker)
 
 
 def test_the_first_shard_is_that_of_the_worker_that_was_first(monkeypatch):

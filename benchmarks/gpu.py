@@ -50,6 +50,20 @@ PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
 """In order of execution: first the parts that need most memory, last those that start processes."""
 
 
+KEYS = (
+    "capture_default_over_bare",
+    "capture_norms_over_bare",
+    "capture_full_exact_over_bare",
+    "capture_full_estimate_over_bare",
+    "ray_over_local",
+    "probe_block_s",
+    "probe_sklearn_over_ours",
+    "step_over_peft",
+    "quickstart_s",
+    "images_per_s",
+    "mfu",
+)
+"""Figures of the last line whatever was run; null for those whose part was left out or failed."""
 ON_CORES = ("train", "small", "ray", "quickstart")
 """Parts whose figures cannot be counted; without a GPU they run on processor cores, all but the last at small sizes."""
 
@@ -58,7 +72,9 @@ def counted(settings: gpu_parts.Settings, wanted: Sequence[str]) -> dict[str, An
     """The counted table, printed, and its figures, with those of the parts that only a run can give."""
     from benchmarks.counted import table
 
-    figures: dict[str, Any] = {"counted": True, **table(tiny=settings.tiny)}
+    figures: dict[str, Any] = {"counted": True}
+    if {"capture", "metrics", "probes"} & set(wanted):
+        figures |= table(tiny=settings.tiny)
     small = gpu_parts.Settings("cpu", tiny=True)
     named: dict[str, dict[str, Any]] = {}
     for name in ON_CORES:
@@ -100,7 +116,7 @@ def main() -> None:
     has_gpu = torch.cuda.is_available()
     settings = gpu_parts.Settings("cuda" if has_gpu else "cpu", arguments.tiny)
     card = torch.cuda.get_device_name() if has_gpu else "none"
-    figures: dict[str, Any] = {"card": card, "torch": torch.__version__, "tiny": arguments.tiny}
+    figures: dict[str, Any] = dict.fromkeys(KEYS) | {"card": card, "torch": torch.__version__, "tiny": arguments.tiny}
     if arguments.profile:
         gpu_parts.profile(settings)
         return

@@ -234,7 +234,7 @@ def training(settings: Settings) -> dict[str, float]:
     from orchestrator.finetune.train import train
 
     adapter, batch = settings.model()
-    n_steps = 3 if settings.tiny else 7
+    n_steps = 9 if settings.tiny else 7
     config = FinetuneConfig(n_steps=n_steps, dropout=0.0, batch_size=settings.shape.images)
     labels = torch.full_like(batch["input_ids"], -100)
     labels[:, -4:] = batch["input_ids"][:, -4:]
@@ -394,7 +394,7 @@ def quickstart(settings: Settings) -> dict[str, float]:
             changes += ["base.finetune.n_eval_per_family=2", "base.finetune.n_capture_images=4", "how.backend=local"]
         command = [sys.executable, "-m", "orchestrator", "run", "sweeps/quickstart.yaml", *changes]
         started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=400, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=900, check=False)
         wall = time.perf_counter() - started
     print("\n".join(done.stdout.splitlines()[-25:]))
     if done.returncode:

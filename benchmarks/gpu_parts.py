@@ -369,7 +369,7 @@ def on_ray(settings: Settings) -> dict[str, float]:
 
     settings.made.clear()
     free()
-    n_images = 48 if settings.tiny else 256
+    n_images = 160 if settings.tiny else 256
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
         name = gpu_model.checkpoint(settings.shape, settings.device, Path(folder, "model"))

@@ -49,11 +49,12 @@ def fit_logistic(
     to the number of valid images. A single penalty needs no folds.
     """
     K = int(fold.max()) + 1 if len(penalties) > 1 else 0
-    C, together = int(n_classes.max()), TOGETHER[Q.device.type]
-    a_matrix = Q.element_size() * Q.shape[1] * C * len(codes) * max(K, 1) * (len(penalties) if together else 1)
-    size = max(1, BATCH_BYTES[Q.device.type] // a_matrix)
+    limit, a_penalty = BATCH_BYTES[Q.device.type], Q.element_size() * Q.shape[1] * len(codes) * max(K, 1)
+    a_penalty *= int(n_classes.max())
+    at_once = max(1, min(len(penalties), limit // a_penalty)) if TOGETHER[Q.device.type] else 1
+    size = max(1, limit // (a_penalty * at_once))
     parts = [
-        _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes, together)
+        _fit_paths(Q[b : b + size], s[b : b + size], codes, valid, fold, K, penalties, n_classes, at_once)
         for b in range(0, len(Q), size)
     ]
     return LogisticFit(
@@ -72,7 +73,7 @@ def _fit_paths(
     K: int,
     penalties: tuple[float, ...],
     n_classes: Tensor,
-    together: bool,
+    at_once: int,
 ) -> LogisticFit:
     B, T, C = len(Q), len(codes), int(n_classes.max())
     n_valid = valid.sum(1)
@@ -88,7 +89,7 @@ def _fit_paths(
         order = sorted(range(len(penalties)), key=lambda a: -penalties[a])
         losses: list[Tensor] = []
         means: list[Tensor] = []
-        for group in [order] if together else [[a] for a in order]:
+        for group in (order[a : a + at_once] for a in range(0, len(order), at_once)):
             # each fold starts from its own fit at the last penalty, never from a fit that used the held-out rows
             A = len(group)
             some = problems.take(torch.arange(T * K, device=Q.device).repeat(A)) if A > 1 else problems

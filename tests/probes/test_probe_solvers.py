@@ -144,7 +144,11 @@ def several_targets(n_positions: int, n: int, classes: tuple[int, ...]) -> tuple
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_penalties_and_class_counts_in_one_batch_give_what_paths_give(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("limit", [2**30, 4 * 120 * 4 * 4 * 4 * 3], ids=["all penalties", "three at a time"])
+def test_penalties_and_class_counts_in_one_batch_give_what_paths_give(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(logistic.BATCH_BYTES, "cpu", limit)
     factor, codes, classes = several_targets(2, 120, (2, 4, 3, 2))
     valid = torch.ones(4, 120)
     valid[2, ::7] = 0

@@ -83,6 +83,7 @@ def run_trial(point: ResolvedPoint, report: Report | None = None) -> Stage:
     """
     stage = point.stages["finetune"]
     if stage.is_done():
+        run_baseline(point)  # it may have been taken back
         return stage
     from orchestrator.store.memory import return_freed_memory
 

@@ -50,6 +50,11 @@ class ResolvedPoint:
         """A copy with these stages added or replaced."""
         return replace(self, stages={**self.stages, **{stage.name: stage for stage in stages}})
 
+    def is_done(self, name: str) -> bool:
+        """Whether a stage and what it reads are done: a trial whose base model was taken back is not."""
+        stage = self.stages[name]
+        return all(one.is_done() for one in (stage, *(self.stages[k] for k in stage.inputs if k in self.stages)))
+
     def packages_of(self, kind: str, names: Iterable[str] | None = None) -> dict[str, str]:
         """Package and version of each of `names` (all if None) that another package registers."""
         packages = self.packages.get(kind, {})

@@ -54,7 +54,7 @@ def run_study(
         for stage in names:
             started = time.monotonic()
             todo = distinct(points, stage)
-            pending = [stage_.digest for stage_ in (p.stages[stage] for p in todo) if not stage_.is_done()]
+            pending = [point.stages[stage].digest for point in todo if not point.is_done(stage)]
             with streamed(tracker, study, stage, pending) as watch:
                 completed = STAGE_KINDS[stage].run(todo, search_of(sweep, stage), quiet, watch)
             add_samples(study, stage, [point for point in completed if point not in todo])
@@ -101,7 +101,7 @@ def _is_complete(name: StageName, points: Sequence[ResolvedPoint], search: dict[
     is_searched = STAGE_KINDS[name].is_searched
     if is_searched and search and any(point.run.finetune.search_trials for point in points):
         return is_searched(distinct(points, name), search)
-    return all(point.stages[name].is_done() for point in points)
+    return all(point.is_done(name) for point in points)
 
 
 def open_study(
@@ -157,7 +157,7 @@ def _ray(points: Sequence[ResolvedPoint], stages: Sequence[StageName]) -> Iterat
     pending = [
         point
         for point in points
-        if point.run.how.backend == "ray" and not all(point.stages[stage].is_done() for stage in on_ray)
+        if point.run.how.backend == "ray" and not all(point.is_done(stage) for stage in on_ray)
     ]
     if not pending:
         yield

@@ -25,7 +25,7 @@ from orchestrator.errors import ConfigError, ResourceError, StageError
 from orchestrator.finetune import worker
 from orchestrator.finetune.ray.trials import plan_resources
 from orchestrator.store.filesystem import Storage
-from tests.points import run_trials, trial_point, trial_stage
+from tests.points import baseline_stage, run_trials, trial_point, trial_stage
 
 MakeRun = Callable[..., RunConfig]
 ROOT = Path(__file__).parents[2]
@@ -101,6 +101,16 @@ def test_a_search_tries_its_samples_at_every_point(make_run: MakeRun, tmp_path: 
     assert sorted(run.finetune.complexity_ratio for run in done) == [0.0, 0.0, 1.0, 1.0]
     assert len({run.finetune.language.learning_rate for run in done}) == 4
     assert all(trial_stage(run, storage).is_done() for run in done)
+
+    base, trial = baseline_stage(points[0], storage), trial_stage(done[0], storage)
+    answers, written = base.scan("answers").collect(), Path(trial.store.path("_SUCCESS")).stat().st_mtime_ns
+    base.store.remove("_SUCCESS")  # as `verify --redo` takes a damaged one back
+    base.store.remove("shards/00000.json")
+    assert not trial_point(done[0], storage).is_done("finetune")
+    assert run_trials(points, storage, search=space, quiet=True) == done
+    assert trial_point(done[0], storage).is_done("finetune")
+    assert base.scan("answers").collect().equals(answers)
+    assert Path(trial.store.path("_SUCCESS")).stat().st_mtime_ns == written
 
 
 def test_pruning_never_stops_the_last_trial_of_a_point() -> None:

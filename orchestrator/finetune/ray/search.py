@@ -133,8 +133,7 @@ def unfinished_samples(samples: Sequence[Sample], records: Mapping[tuple[str, in
         record = records.get((sample.point, sample.number))
         if record is None or (sample.values is not None and record.values != dict(sample.values)):
             return False
-        trial = sampled_point(sample.base, record.values).stages["finetune"]
-        return record.state != "done" or trial.is_done()
+        return record.state != "done" or sampled_point(sample.base, record.values).is_done("finetune")
 
     return [sample for sample in samples if not settled(sample)]
 

@@ -172,7 +172,7 @@ def _search_on_ray(points: Sequence[ResolvedPoint], experiment: Experiment, algo
 
 
 def _unfinished(points: Sequence[ResolvedPoint]) -> list[ResolvedPoint]:
-    return [point for point in points if not point.stages["finetune"].is_done()]
+    return [point for point in points if not point.is_done("finetune")]
 
 
 def how_searched(runs: Sequence[RunConfig]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,3 +261,21 @@ def test_the_experiments_own_folder_is_no_place_that_others_can_write(
     assert not folder.is_relative_to(tmp_path)
     assert not folder.exists(), "it goes with the experiment"
     assert not storage.files("tune")
+
+
+def test_what_watches_a_search_needs_no_pickle() -> None:
+    """Tune pickles its callbacks; MLflow's client, which writes samples as they run, holds locks."""
+    from ray import cloudpickle
+
+    from orchestrator.finetune.ray.watcher import make_watcher
+
+    lock, told = threading.Lock(), []
+
+    def watch(*call: object) -> None:
+        with lock:
+            told.append(call)
+
+    watcher = make_watcher(None, 1.0, None, [0], watch)
+    assert cloudpickle.loads(cloudpickle.dumps(watcher)).__dict__ == {}
+    watcher.watch(None, "running")
+    assert told == [(None, "running")]

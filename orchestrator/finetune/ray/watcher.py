@@ -24,10 +24,12 @@ def make_watcher(
     from ray.tune import Callback
 
     class Watcher(Callback):
-        def __init__(self, shown: Progress | None, folder: SearchFolder | None, free: list[int]) -> None:
+        # What the methods close over is pickled with their class: the rest is given as attributes.
+        def __init__(self, shown: Progress | None, folder: SearchFolder | None, free: list[int], watch: Watch) -> None:
             self.failures: dict[str, str] = {}
             self.rungs: dict[str, list[tuple[int, float]]] = {}
             self.shown, self.folder, self.free = shown, folder, free
+            self.watch = watch
             self.numbers: dict[str, int] = {}
 
         def __getstate__(self) -> dict[str, Any]:  # Tune pickles its callbacks into its own temporary folder
@@ -77,7 +79,7 @@ def make_watcher(
 
         def _tell(self, trial: Any, entry: Entry, state: str) -> None:
             if entry.point:
-                watch(sample_point(entry.resolved, self._number(entry, trial), {}), state)
+                self.watch(sample_point(entry.resolved, self._number(entry, trial), {}), state)
 
         def _record(self, folder: SearchFolder, entry: Entry, state: State, trial: Any) -> None:
             number = self._number(entry, trial)
@@ -102,7 +104,7 @@ def make_watcher(
                 )  # Tune creates trials as resources become free
                 self.shown.advance(note=entry.name)
 
-    return Watcher(progress, folder, list(numbers))
+    return Watcher(progress, folder, list(numbers), watch)
 
 
 def _last_line(trial: Any) -> str:

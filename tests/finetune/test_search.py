@@ -35,14 +35,14 @@ def storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """`run_trial` in name only: notes the learning rate and marks the trial done."""
+    """`run_trial` in name only: notes the learning rate and marks the trial and its base model done."""
     rates: list[float] = []
 
     def run_trial(point: ResolvedPoint) -> Any:
         rates.append(point.run.finetune.language.learning_rate)
-        stage = point.stages["finetune"]
-        stage.open()
-        stage.mark_done({"accuracy/low": 0.5})
+        for stage in (point.stages["baseline"], point.stages["finetune"]):
+            stage.open()
+            stage.mark_done({"accuracy/low": 0.5})
         return stage
 
     monkeypatch.setattr(trials, "run_trial", run_trial)

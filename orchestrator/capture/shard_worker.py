@@ -18,12 +18,13 @@ from torch import Tensor
 
 from orchestrator.capture import positions
 from orchestrator.capture.by_picture import ByPicture, picture_rows, recorder_maker
+from orchestrator.capture.kept import Kept, token_maps
 from orchestrator.capture.loading import Loaded, describe
 from orchestrator.capture.pass_record import PassRecord, Pending
 from orchestrator.capture.preparing import Preparer
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.shard_result import ShardResult
-from orchestrator.capture.tables import PictureKey, images_table, metrics_table, picture_table, rejected_table
+from orchestrator.capture.tables import images_table, metrics_table, picture_table, rejected_table
 from orchestrator.capture.taps import State, Taps
 from orchestrator.compression.registry import chosen_names
 from orchestrator.config import RunConfig
@@ -39,17 +40,13 @@ from orchestrator.models.tap_names import chosen_taps
 
 
 @dataclass
-class _Kept:
-    """Results of one image: (tap, layer, group) -> (n_tokens, values); tap -> layer -> float32 (P, D)."""
+class _Examples:
+    """Model inputs of a shard's images by index, with the reasons why some have none."""
 
-    metrics: dict[tuple[str, int, str], tuple[int, np.ndarray]] = field(default_factory=dict)
-    features: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    token_norms: dict[str, dict[int, np.ndarray]] = field(default_factory=dict)
-    """tap -> layer -> float32 (V,)."""
-    apart: dict[PictureKey, tuple[int, np.ndarray]] = field(default_factory=dict)
-    """Metrics of each image alone, of a question about several."""
-    grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.int16))
-    """int16 (V, 3): row, column and tile of each vision token."""
+    inputs: dict[int, Batch] = field(default_factory=dict)
+    classes: dict[int, Tensor] = field(default_factory=dict)
+    """Vision tokens of objects and of background, bool (2, V), with `capture.object_positions`."""
+    rejected: dict[int, str] = field(default_factory=dict)
 
 
 class CaptureWorker:
@@ -94,20 +91,9 @@ class CaptureWorker:
 
     def shard(self, images: Sequence[Loaded]) -> ShardResult:
         """Capture the images of a shard, in batches of equal shapes; unusable images are recorded with their reason."""
-        rejected = {item.index: item.reason or "no image" for item in images if item.image is None}
-        examples: dict[int, Batch] = {}
-        classes: dict[int, Tensor] = {}
-        for item in images:
-            if item.image is None:
-                continue
-            try:
-                example = self.prepare(item.pictures, item.prompt)
-                if self.run.capture.object_positions:
-                    classes[item.index] = self._classes(item, example)
-                examples[item.index] = example
-            except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
-                rejected[item.index] = f"cannot be prepared: {describe(error)}"
-        kept: dict[int, _Kept] = {}
+        prepared = self._examples(images)
+        examples, classes, rejected = prepared.inputs, prepared.classes, prepared.rejected
+        kept: dict[int, Kept] = {}
         names: dict[str, list[str]] = {}
         in_flight: deque[tuple[Sequence[int], list[Pending]]] = deque()
 
@@ -133,6 +119,21 @@ class CaptureWorker:
         while in_flight:
             unpack(*in_flight.popleft())
         return self._result([item for item in images if item.index in kept], images, kept, names, rejected)
+
+    def _examples(self, images: Sequence[Loaded]) -> _Examples:
+        """The model's inputs of a shard; an image that cannot be prepared is recorded with the reason."""
+        found = _Examples(rejected={item.index: item.reason or "no image" for item in images if item.image is None})
+        for item in images:
+            if item.image is None:
+                continue
+            try:
+                example = self.prepare(item.pictures, item.prompt)
+                if self.run.capture.object_positions:
+                    found.classes[item.index] = self._classes(item, example)
+                found.inputs[item.index] = example
+            except (ValueError, TypeError, RuntimeError, ArithmeticError) as error:
+                found.rejected[item.index] = f"cannot be prepared: {describe(error)}"
+        return found
 
     def _classes(self, item: Loaded, example: Batch) -> Tensor:
         """Vision tokens of objects and of background, bool (2, V)."""
@@ -206,14 +207,14 @@ class CaptureWorker:
         record: PassRecord,
         apart: Sequence[PassRecord],
         chunk: Sequence[int],
-        kept: dict[int, _Kept],
+        kept: dict[int, Kept],
         rejected: dict[int, str],
     ) -> None:
         for row, index in enumerate(chunk):
             if row in record.broken:
                 rejected[index] = record.broken[row]
                 continue
-            of_image = kept[index] = _Kept(apart=picture_rows(apart, row))
+            of_image = kept[index] = Kept(apart=picture_rows(apart, row))
             for metrics in record.rows:
                 key = (metrics.tap, metrics.layer, metrics.group)
                 of_image.metrics[key] = (int(metrics.n_tokens[row]), metrics.values[:, row])
@@ -228,7 +229,7 @@ class CaptureWorker:
         self,
         captured: Sequence[Loaded],
         images: Sequence[Loaded],
-        kept: dict[int, _Kept],
+        kept: dict[int, Kept],
         names: dict[str, list[str]],
         rejected: dict[int, str],
     ) -> ShardResult:
@@ -274,29 +275,3 @@ def _first_budget(run: RunConfig) -> float:
     if tokens is None:
         return float("inf")
     return 1 if tokens == "auto" and torch.cuda.is_available() else float("inf") if tokens == "auto" else tokens
-
-
-def token_maps(kept: Sequence[_Kept]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays for maps over the image, and the names of their axes; both empty if no tap has vision tokens.
-
-    `token_norms`: float32 (images, layers, V), NaN as padding. `token_grid`: int16 (images, V, 3), row, column and
-    tile of each vision token, -1 as padding.
-    """
-    taps = list(kept[0].token_norms) if kept else []
-    if not taps:
-        return {}, {}
-    layers = sorted(kept[0].token_norms[taps[0]])
-    max_tokens = max(len(image.grid) for image in kept)
-    norms = np.full((len(kept), len(layers), max_tokens), np.nan, np.float32)
-    grid = np.full((len(kept), max_tokens, 3), -1, np.int16)
-    for i, image in enumerate(kept):
-        n = len(image.grid)
-        n_norms = int(np.isfinite(image.token_norms[taps[0]][layers[0]]).sum())
-        if n_norms != n:
-            raise ModelError(
-                f"the adapter's vision_grid gives {n} places for {n_norms} vision tokens; expected one each"
-            )
-        grid[i, :n] = image.grid
-        for k, layer in enumerate(layers):
-            norms[i, k, :n] = image.token_norms[taps[0]][layer][:n]
-    return {"token_norms": norms, "token_grid": grid}, {"token_norms": {"tap": taps[0], "layers": layers}}

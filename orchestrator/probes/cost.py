@@ -2,8 +2,8 @@
 
 Measured (26 November 2026; ten attributes, ridge and logistic): a block of 27 positions, 400 images and width 128 takes
 2.8 s on one core and 1.0 s on an H200, one of 128 images and width 4,096 takes 9.4 and 2.8 s; a position of 2,000
-images and width 3,584 takes 0.5 s on the H200. A process with a GPU needs 8 s before its first block. The logistic solver
-was another one then; with the present one both take less, a GPU by more (not measured).
+images and width 3,584 takes 0.5 s on the H200. A process with a GPU needs 8 s before its first block. The
+logistic solver was another one then; with the present one both take less, a GPU by more (not measured).
 """
 
 from __future__ import annotations

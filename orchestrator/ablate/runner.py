@@ -93,11 +93,7 @@ class Ablation:
         single = [
             {
                 **setting,
-                "question_id": item.question.question_id,
-                "image_id": item.question.image_id,
-                "cluster": item.question.cluster,
-                "family": item.question.family,
-                "tier": item.question.tier,
+                **item.question.keys,
                 "half": half_of(item.question.cluster),
                 "answer": item.question.answer,
                 "n_objects": item.question.detail.get("n_objects"),
@@ -138,11 +134,7 @@ class Ablation:
             rows.append(
                 {
                     **setting,
-                    "question_id": question.question_id,
-                    "image_id": question.image_id,
-                    "cluster": question.cluster,
-                    "family": question.family,
-                    "tier": question.tier,
+                    **question.keys,
                     "n_vision": n_vision,
                     "correct": bool(answered.correct[i]),
                     "score": float(answered.score[i]),

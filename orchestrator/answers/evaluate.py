@@ -88,11 +88,7 @@ def answer_table(asked: Sequence[Asked], replies: Sequence[Reply]) -> pl.DataFra
         options = question.detail.get("options")
         rows.append(
             {
-                "question_id": question.question_id,
-                "image_id": question.image_id,
-                "cluster": question.cluster,
-                "family": question.family,
-                "tier": question.tier,
+                **question.keys,
                 "wording": str(question.detail["wording"]),
                 "question": question.text,
                 "answer": question.answer,

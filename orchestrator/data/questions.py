@@ -47,6 +47,12 @@ class Question:
         """What makes questions depend on each other: the group that a question file names, else the image."""
         return self.detail.get("cluster") or self.image_id
 
+    @property
+    def keys(self) -> dict[str, str | None]:
+        """Columns that identify the question in tables."""
+        names = ("question_id", "image_id", "cluster", "family", "tier")
+        return {name: getattr(self, name) for name in names}
+
 
 def tier_of(
     n_objects: int, low: tuple[int, int] = LOW_OBJECTS, high: tuple[int, int] = HIGH_OBJECTS

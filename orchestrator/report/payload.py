@@ -159,17 +159,23 @@ def _reading(point: PointResults) -> dict[str, Any]:
 
 
 def _attended(shown: AttentionMap) -> dict[str, Any]:
-    high = float(np.nanmax(shown.relative)) or 1.0
+    return {"id": shown.words, "target": shown.target, **_grid(shown, {"share": shown.relative})}
+
+
+def _grid(shown: AttentionMap | TokenMap, values_by_view: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """An image with values on its token grid, (layers, rows, columns) for each view."""
+    views = {}
+    for name, values in values_by_view.items():
+        high = float(np.nanmax(values)) or 1.0
+        views[name] = {"high": high, "data": _base64(_steps(values, (0.0, high)))}
     return {
-        "id": shown.words,
-        "target": shown.target,
         "view": shown.view,
         "image": _picture(shown.thumbnail),
         "width": shown.thumbnail.shape[1],
         "height": shown.thumbnail.shape[0],
         "layers": list(shown.layers),
-        "shape": list(shown.shares.shape[1:]),
-        "views": {"share": {"high": high, "data": _base64(_steps(shown.relative, (0.0, high)))}},
+        "shape": list(values.shape[1:]),
+        "views": views,
     }
 
 
@@ -177,20 +183,7 @@ def _map(token_map: TokenMap) -> dict[str, Any]:
     share = token_map.energy_share
     n_tokens = np.isfinite(share).sum(axis=(1, 2), keepdims=True)
     relative, norms = share * n_tokens, token_map.norms / np.nanmean(token_map.norms, axis=(1, 2), keepdims=True)
-    views = {}
-    for name, values in (("energy", relative), ("norm", norms)):
-        high = float(np.nanmax(values)) or 1.0
-        views[name] = {"high": high, "data": _base64(_steps(values, (0.0, high)))}
-    return {
-        "id": token_map.image_id,
-        "view": token_map.view,
-        "image": _picture(token_map.thumbnail),
-        "width": token_map.thumbnail.shape[1],
-        "height": token_map.thumbnail.shape[0],
-        "layers": list(token_map.layers),
-        "shape": list(token_map.norms.shape[1:]),
-        "views": views,
-    }
+    return {"id": token_map.image_id, **_grid(token_map, {"energy": relative, "norm": norms})}
 
 
 def _picture(pixels: np.ndarray) -> str:

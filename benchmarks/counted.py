@@ -152,7 +152,7 @@ def forward(shape: gpu_model.Shape) -> tuple[float, float]:
 
 def probe_work(n: int, n_positions: int, width: int) -> Work:
     """The work of one block of probes, as a GPU would do it."""
-    from benchmarks.gpu_parts import probe_problem
+    from benchmarks.gpu_probes import probe_problem
     from orchestrator.probes import grid, logistic
 
     features, targets, split, names = probe_problem(n, n_positions, width)
@@ -168,7 +168,8 @@ def probe_work(n: int, n_positions: int, width: int) -> Work:
 
 def table(*, tiny: bool = False) -> dict[str, float]:
     """Print launches, bytes, operations and time of a bare pass, of each set of metrics and of blocks of probes."""
-    from benchmarks.gpu_parts import BLOCKS, PEAK, PROBE_SIZES, SETS, TINY_PROBE_SIZES
+    from benchmarks.gpu_parts import PEAK, SETS
+    from benchmarks.gpu_probes import BLOCKS, PROBE_SIZES, TINY_PROBE_SIZES
 
     shape = gpu_model.TINY if tiny else gpu_model.SEVEN_B
     flops, seconds = forward(shape)

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import gpu_parts
+from benchmarks import gpu_parts, gpu_probes, gpu_studies
 from benchmarks.common import header
 
 PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
@@ -42,10 +42,10 @@ PARTS: dict[str, Callable[[gpu_parts.Settings], dict[str, float]]] = {
     "metrics": gpu_parts.metrics,
     "ablation": gpu_parts.ablation,
     "train": gpu_parts.training,
-    "probes": gpu_parts.probes,
-    "small": gpu_parts.small,
-    "quickstart": gpu_parts.quickstart,
-    "ray": gpu_parts.on_ray,
+    "probes": gpu_probes.probes,
+    "small": gpu_studies.small,
+    "quickstart": gpu_studies.quickstart,
+    "ray": gpu_studies.on_ray,
 }
 """In order of execution: first the parts that need most memory, last those that start processes."""
 

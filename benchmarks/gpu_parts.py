@@ -1,20 +1,14 @@
-"""The parts of `benchmarks.gpu`, which explains their figures."""
+"""Parts of `benchmarks.gpu`, which explains their figures, on a 7B-shaped model: capture, metrics, ablation, training."""
 
 from __future__ import annotations
 
 import gc
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,7 +20,7 @@ from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import Taps, default_taps
 from orchestrator.compression.metrics import NORMS, measure
 from orchestrator.compression.registry import default_names
-from orchestrator.config import CaptureConfig, FinetuneConfig, ProbeConfig, RunConfig
+from orchestrator.config import CaptureConfig, FinetuneConfig
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.batching import Batch
 from orchestrator.models.random_models import random_example
@@ -269,134 +263,3 @@ def training(settings: Settings) -> dict[str, float]:
     wrapped.unload()
     adapter.model.eval().requires_grad_(False)
     return {"step_over_peft": ours / bare, "step_ms": 1e3 * ours, "peft_ms": 1e3 * bare, "recomputing": float(again)}
-
-
-# ---------------------------------------------------------------- probes
-
-PROBE_SIZES = {"128": (400, 27, 128), "4096": (128, 27, 4096), "3584x2000": (2000, 8, 3584)}
-"""Images, positions and width of a block of probes."""
-TINY_PROBE_SIZES = {"128": (60, 3, 16), "4096": (40, 3, 80)}
-BLOCKS = ("128", "4096")
-"""Blocks of which `probe_block_s` is the slowest."""
-
-
-def probe_problem(n: int, n_positions: int, width: int) -> tuple[np.ndarray, list, Any, list[str]]:
-    """Features of one (tap, layer) and ten attributes, as a study of scenes has."""
-    from orchestrator.probes.split import make_split
-    from orchestrator.probes.targets import make_target
-
-    random = np.random.default_rng(0)
-    latent = random.normal(size=(n, 10)).astype(np.float32)
-    features = np.stack([latent @ random.standard_normal((10, width), np.float32) for _ in range(n_positions)], 1)
-    features += random.standard_normal(features.shape, np.float32) * np.logspace(0.5, -1, width, dtype=np.float32)
-    targets = [make_target(f"number{i}", "continuous", latent[:, i] + random.normal(size=n)) for i in range(5)]
-    targets += [make_target(f"class{c}", "categorical", latent[:, :c].argmax(1)) for c in (2, 2, 3, 4, 5)]
-    names = [f"vision_{p:02d}" for p in range(n_positions)]
-    return features.astype(np.float16), targets, make_split(range(n), 0.3, 5, 0), names
-
-
-def probes(settings: Settings) -> dict[str, float]:
-    """One block of probes, warm, by width and device, and scikit-learn's time per matrix relative to ours."""
-    from orchestrator.probes.grid import fit_grid
-
-    config = ProbeConfig(solvers=("ridge", "logistic"))
-    sizes = TINY_PROBE_SIZES if settings.tiny else PROBE_SIZES
-    figures: dict[str, float] = {}
-    for name, size in sizes.items():
-        features, targets, split, positions_of = probe_problem(*size)
-        for device in dict.fromkeys((settings.device, "cpu")):
-            if device == "cpu" and name == "3584x2000":
-                continue
-            before = torch.get_num_threads()
-            torch.set_num_threads(1 if device == "cpu" else before)
-            spent = []
-            for _ in range(2):
-                started = time.perf_counter()
-                fit_grid(
-                    features, targets, config, split, tap="decoder", layer=0, positions=positions_of, device=device
-                )
-                spent.append(time.perf_counter() - started)
-            torch.set_num_threads(before)
-            figures[f"probe_block_{name}_{device}_s"] = spent[-1]
-    device = settings.device
-    figures["probe_block_s"] = max(min(figures[f"probe_block_{n}_{d}_s"] for d in (device, "cpu")) for n in BLOCKS)
-    n, _, width = sizes["128"]
-    features, targets, split, positions_of = probe_problem(n, 1, width)
-    single = config.model_copy(update={"engine": "sklearn"})
-    started = time.perf_counter()
-    fit_grid(features, targets, single, split, tap="decoder", layer=0, positions=positions_of)
-    a_matrix = time.perf_counter() - started
-    ours = min(figures[f"probe_block_128_{d}_s"] for d in (device, "cpu")) / sizes["128"][1]
-    return {**figures, "probe_sklearn_over_ours": a_matrix / ours}
-
-
-# ---------------------------------------------------------------- the small model, Ray, a whole study
-
-
-def small(settings: Settings) -> dict[str, float]:
-    """`reference-joint`: a pass with the default set over the bare one, 64 scenes a pass."""
-    from orchestrator.data.source import make_source
-    from orchestrator.models.loading import load_adapter
-
-    run = study_run("reference-joint", 8 if settings.tiny else 64, 112, "local")
-    adapter = load_adapter(run.model, settings.device)
-    source = make_source(run.data)
-    images = [source.load(i).image for i in range(len(source))]
-    batch = adapter.collate([adapter.prepare(image, run.capture.prompt) for image in images])
-    works: dict[str, Callable[[], object]] = {
-        "bare": lambda: passes(adapter, batch, None, 4),
-        "norms": lambda: passes(adapter, batch, SETS["norms"], 4),
-        "default": lambda: passes(adapter, batch, SETS["default"], 4),
-    }
-    times = seconds(works, 3, settings.device)
-    return {
-        "small_norms_over_bare": times["norms"] / times["bare"],
-        "small_default_over_bare": times["default"] / times["bare"],
-        "small_images_per_s": 4 * len(images) / times["default"],
-    }
-
-
-def study_run(model: str, n_images: int, side: int, backend: str, **how: Any) -> RunConfig:
-    """A capture run of scenes."""
-    data = {"source": "scenes", "n_images": n_images, "n_objects": [1, 50], "width": side, "height": side}
-    how_settings = {"backend": backend, "batch_size": 8, "shard_size": 16, **how}
-    return RunConfig.model_validate({"model": {"name": model}, "data": data, "how": how_settings})
-
-
-def on_ray(settings: Settings) -> dict[str, float]:
-    """Capture of a model loaded from disk, in this process and on Ray with one actor: images/s of the steady part."""
-    from benchmarks.capture import time_local, time_ray
-
-    settings.made.clear()
-    free()
-    n_images = 160 if settings.tiny else 256
-    figures: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
-        name = gpu_model.checkpoint(settings.shape, settings.device, Path(folder, "model"))
-        free()
-        for backend, measured in (("local", time_local), ("ray", time_ray)):
-            run = study_run(name, n_images, 14 * settings.shape.side, backend, object_store_gb=1.0)
-            started = time.perf_counter()
-            steady = measured(run, Path(folder, backend))
-            figures[f"{backend}_images_per_s"] = n_images / steady
-            figures[f"{backend}_total_s"] = time.perf_counter() - started
-            free()
-    figures["ray_over_local"] = figures["ray_images_per_s"] / figures["local_images_per_s"]
-    return figures
-
-
-def quickstart(settings: Settings) -> dict[str, float]:
-    """Wall time of the quick start, in a separate process."""
-    with tempfile.TemporaryDirectory(prefix="vtsweep-gpu-") as folder:
-        changes = [f"storage={folder}", "track.enabled=false"]
-        if settings.tiny:
-            changes += ["base.data.n_images=24", "base.finetune.n_steps=2", "base.finetune.n_examples=64"]
-            changes += ["base.finetune.n_eval_per_family=2", "base.finetune.n_capture_images=4", "how.backend=local"]
-        command = [sys.executable, "-m", "orchestrator", "run", "sweeps/quickstart.yaml", *changes]
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, timeout=900, check=False)
-        wall = time.perf_counter() - started
-    print("\n".join(done.stdout.splitlines()[-25:]))
-    if done.returncode:
-        raise RuntimeError(f"quickstart ended with {done.returncode}: {done.stderr[-1500:]}")
-    return {"quickstart_s": wall}

@@ -1,4 +1,4 @@
-"""Parts of `benchmarks.gpu`, which explains their figures: a 7B-shaped model captured, measured, ablated and trained."""
+"""Parts of `benchmarks.gpu` (which explains their figures) on a 7B-shaped model: capture, metrics, ablation, training."""
 
 from __future__ import annotations
 

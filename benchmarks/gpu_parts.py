@@ -1,4 +1,4 @@
-"""Parts of `benchmarks.gpu` (which explains their figures) on a 7B-shaped model: capture, metrics, ablation, training."""
+"""Parts of `benchmarks.gpu`, which explains their figures: capture, metrics, ablation and training of a 7B model."""
 
 from __future__ import annotations
 

@@ -317,6 +317,14 @@ def test_adapter_configs(fuzz: Fuzz, tmp_path: Path) -> None:
     fuzz(documents(json.loads(plain)), use)
 
 
+def test_an_adapter_config_on_which_a_library_stumbles_is_named(tmp_path: Path) -> None:
+    lora = trained_adapter(tmp_path / "lora")
+    file = lora / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "trainable_token_indices": 7.5}))
+    with pytest.raises(ModelError, match="its settings do not fit the model: IndexError"):
+        check_model(ModelConfig(name="reference-joint", adapter=str(lora)), size=(112, 112))
+
+
 FOUND: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("config.json", lambda c: c.update(image_seq_length=None)),
     ("config.json", lambda c: c["text_config"].update(num_attention_heads=0)),

@@ -36,11 +36,8 @@ function frame(root, spec, size, scaleX, scaleY, xTicks, yTicks) {
   below.forEach((line, i) => axisText(root, halfway, height - 8 + 13 * i, line, { class: "label" }));
   grow(root, 0, 13 * (below.length - 1));
   const middle = (MARGIN.top + bottom) / 2;
-  const label = svg("text", { class: "label", "text-anchor": "middle", transform: `translate(13 ${middle}) rotate(-90)` }, spec.y.label);
-  const room = bottom - MARGIN.top + 30;
-  if (spec.y.label.length * 6 > room) label.setAttribute("textLength", room);
-  if (spec.y.label.length * 6 > room) label.setAttribute("lengthAdjust", "spacingAndGlyphs");
-  root.append(label);
+  const room = bottom - MARGIN.top + 10, upright = wrapped(spec.y.label, room, LABEL_FONT);
+  upright.forEach((line, i) => root.append(svg("text", { class: "label", "text-anchor": "middle", transform: `translate(${13 - 2 * (upright.length - 1) + 11 * i} ${middle}) rotate(-90)` }, line)));
   heading(root, MARGIN.left, spec, width);
 }
 

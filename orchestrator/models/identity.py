@@ -6,6 +6,7 @@ folder alone, so that planning needs no torch; of any other the checkpoint's own
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -30,7 +31,8 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     """Return what identifies a model and what it is shown: weights, adapter, the text around a question, the fit.
 
     The text is there as it is written (`prompt_texts`), with the rules that write it (`rendering`). Weights are a
-    content digest of a folder, or repository and revision of a hub model. It goes into stage digests and never holds a
+    content digest of a folder, or repository and revision of a hub model. Pictures are resized by Pillow, or by
+    torchvision (`pictures_by`) where it is installed. It goes into stage digests and never holds a
     path. An unpinned hub model has revision "unpinned". An adapter of another package is named with its version.
     """
     entry = resolve(config)
@@ -41,6 +43,8 @@ def fingerprint(config: ModelConfig) -> dict[str, str]:
     parts |= prompt_texts(config, entry, parts.get("content", ""))
     parts["rendering"] = prompt_fingerprint(config, entry.family)
     parts["fit"] = config.fit
+    if entry.family != "molmo" and importlib.util.find_spec("torchvision") is not None:
+        parts["pictures_by"] = "torchvision"  # where it is installed transformers resizes by it, to other pixels
     if known_cut(config) is not None:
         parts["places"] = "of what is seen"  # points and boxes of training are those of the padded or cut picture
     if config.adapter is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -53,6 +55,7 @@ def load_adapter(
     device = torch.device(device)
     entry = resolve(config)
     check_extras(entry)
+    check_torchvision()
     read = entry
     if weights_cache is not None and entry.folder is not None:
         read = replace(entry, folder=local_copy(entry.folder, Path(weights_cache)))
@@ -92,8 +95,27 @@ def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_m
     return make_adapter(model, processor)
 
 
+def check_torchvision() -> None:
+    """Check that torchvision can be imported if it is installed, as transformers then imports it for any model.
+
+    Raises:
+        ModelError: it was built for another torch.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:
+        raise ModelError(
+            f"torchvision is installed and does not fit torch {torch.__version__} ({error}). Install both from one"
+            " package index, so that both are builds for a CPU or both for the same CUDA; or remove it where no model"
+            " needs it: pip uninstall torchvision."
+        ) from error
+
+
 def load_processor(entry: Entry, **options: Any) -> Any:
     """Return a model's processor; `options` are keywords of `from_pretrained`."""
+    check_torchvision()
     from transformers import AutoProcessor
 
     try:

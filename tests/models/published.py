@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from orchestrator.models.random_models import reinitialise
@@ -30,6 +31,15 @@ MOLMO_VISION = {
     "image_num_layers=10", "image_num_key_value_heads=16": "image_num_key_value_heads=2", "image_head_dim=64":
     "image_head_dim=16", "image_mlp_dim=4096": "image_mlp_dim=64",
 }  # fmt: skip
+VIDEO_PROCESSOR = {
+    "llava_onevision": "LlavaOnevisionVideoProcessor",
+    "qwen2_5_vl": "Qwen2VLVideoProcessor",
+    "qwen3_vl": "Qwen3VLVideoProcessor",
+    "smolvlm": "SmolVLMVideoProcessor",
+    "internvl": "InternVLVideoProcessor",
+    "molmo2": "Molmo2VideoProcessor",
+}
+"""Classes of the video part of processors, which torchvision makes."""
 
 
 @cache
@@ -106,7 +116,9 @@ def save_family(family: str, folder: Path) -> Path:
     """Write a checkpoint of a family's random model with its genuine processor, as its publishers would."""
     adapter = processed_adapter(family)
     if getattr(adapter.processor, "video_processor", True) is None:
-        pytest.skip("the video part of its processor needs torchvision (pip install 'vtsweep[vision]')")
+        if not has_torchvision():
+            pytest.skip("the video part of its processor needs torchvision (pip install 'vtsweep[vision]')")
+        adapter.processor.video_processor = getattr(transformers, VIDEO_PROCESSOR[family])()
     model: Any = adapter.model
     model.save_pretrained(folder)
     adapter.processor.save_pretrained(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from orchestrator.capture.capture_stage import run_capture
 from orchestrator.cli.common import app
 from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError
+from orchestrator.models import identity
 from orchestrator.models.catalogue import entries, resolve
+from orchestrator.models.examine import examine
 from orchestrator.models.identity import ANSWER, QUESTION, UNKNOWN, fingerprint, prompt_texts
-from orchestrator.models.loading import load_processor
+from orchestrator.models.loading import load_adapter, load_processor
 from orchestrator.models.prompts import render
 from orchestrator.report.collect import gather_results
 from orchestrator.report.page import render_page
@@ -43,6 +46,29 @@ def test_the_text_of_a_shipped_model_is_what_its_processor_writes(name: str) -> 
     for key, image in (("prompt", True), ("prompt_without_image", False)):
         assert found[key] == render(processor, str(entry.family), QUESTION, image=image)[0]
     assert found["answer"] == render(processor, str(entry.family), QUESTION, image=True, answer=ANSWER)[1]
+
+
+def test_pictures_resized_by_another_library_are_another_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers takes torchvision wherever it is installed, for any model: other pixels of the same picture."""
+    found = {}
+    for there in (None, object()):
+        monkeypatch.setattr(identity.importlib.util, "find_spec", lambda _, there=there: there)
+        found[there is not None] = fingerprint(ModelConfig())
+    assert found[True].pop("pictures_by") == "torchvision"
+    assert found[True] == found[False]
+
+
+def test_a_torchvision_of_another_torch_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else any model, those that need none of it too, ends in "Could not import module 'AutoProcessor'"."""
+    (tmp_path / "torchvision").mkdir()
+    words = "operator torchvision::nms does not exist"
+    (tmp_path / "torchvision" / "__init__.py").write_text(f"raise RuntimeError({words!r})")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    for door in (lambda: load_adapter(ModelConfig()), lambda: load_processor(resolve(ModelConfig()))):
+        with pytest.raises(ModelError, match=f"does not fit torch .*{words}.*pip uninstall torchvision"):
+            door()
+    assert any("does not fit torch" in finding.found for finding in examine(ModelConfig()) if finding.status == "fail")
 
 
 def test_another_template_is_another_prompt_and_another_stage(tmp_path: Path) -> None:

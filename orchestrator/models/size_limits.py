@@ -12,7 +12,7 @@ from orchestrator.models.checkpoint import read_json
 
 FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 PIXEL_BUDGETS = re.compile(r"^(Qwen|Glm|Keye|Ernie)", re.IGNORECASE)
-"""Image processors whose `shortest_edge` and `longest_edge` count the pixels of an image, not those of an edge."""
+"""Image and video processors whose `shortest_edge` and `longest_edge` count the pixels of an image, not those of an edge."""
 LIMITS: tuple[tuple[str, int], ...] = (
     (r"n_layers?|num_.*layers|depth|num_.*blocks", 1024),
     (r"max_.*(tiles|crops|patches|patch|images)", 2**16),
@@ -48,7 +48,8 @@ def _limit(path: tuple[str, ...]) -> int | None:
 def _numbers(fields: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
     """Yield every number below `fields` with the names that lead to it."""
     if isinstance(fields, dict):
-        counts_pixels = PIXEL_BUDGETS.match(str(fields.get("image_processor_type", "")))
+        kinds = (str(fields.get(f"{part}_processor_type", "")) for part in ("image", "video"))
+        counts_pixels = any(PIXEL_BUDGETS.match(kind) for kind in kinds)
         for name, value in fields.items():
             if counts_pixels and name == "size" and isinstance(value, dict):
                 yield from _numbers({"min_pixels": value.get("shortest_edge")}, (*path, "size"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +22,12 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models import check
 from orchestrator.models.adapter import Adapter
-from orchestrator.models.catalogue import entries
+from orchestrator.models.catalogue import entries, resolve
 from orchestrator.models.check import check_model
 from orchestrator.models.examine import examine
 from orchestrator.models.loading import load_adapter
+from orchestrator.models.processor_fields import check_processor
+from orchestrator.models.size_limits import check_sizes
 from orchestrator.study.plan import make_plan
 from orchestrator.study.preflight import preflight
 from tests.conftest import tiny_study
@@ -227,6 +231,26 @@ def test_a_word_without_a_token_is_refused_before_work(folder: Path, tmp_path: P
         with pytest.raises(ModelError, match=r"no token for 'armadillo' in 'describe the armadillo \.'") as refused:
             preflight(sweep, ("capture",))
         assert ("A shipped model knows" in str(refused.value)) == (name == "reference-joint")
+
+
+@pytest.mark.parametrize("part", ["image", "video"])
+def test_a_published_number_of_pixels_is_no_edge(folder: Path, part: str) -> None:
+    """Qwen's processors call the least and most pixels of a picture, or of a video, `shortest_edge` and `longest_edge`."""
+    size = {"shortest_edge": 3136, "longest_edge": 12_845_056}
+    for kind in ("Qwen2VL", "CLIP"):
+        settings = {f"{part}_processor_type": f"{kind}{part.capitalize()}Processor", "size": size}
+        edit_json(folder / "processor_config.json", lambda c: c.update({f"{part}_processor": settings}))  # noqa: B023
+        with contextlib.nullcontext() if kind == "Qwen2VL" else pytest.raises(ModelError, match="longest_edge"):
+            check_sizes(resolve(ModelConfig(name=str(folder))))
+
+
+def test_the_mark_of_an_image_need_not_be_the_token_of_its_features() -> None:
+    """Molmo2's processor calls `<|image|>` so, which it replaces by other tokens; LLaVA's writes the token itself."""
+    processor = SimpleNamespace(image_token_id=119)
+    for family in ("molmo2", "gemma3", "llava"):
+        config = SimpleNamespace(model_type=family, image_token_id=120)
+        with pytest.raises(ModelError, match="image_token_id 119") if family == "llava" else contextlib.nullcontext():
+            check_processor(resolve(ModelConfig()), processor, config)
 
 
 def test_a_whole_copy_passes_and_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from orchestrator.models.checkpoint import read_json
 
 FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 PIXEL_BUDGETS = re.compile(r"^(Qwen|Glm|Keye|Ernie)", re.IGNORECASE)
-"""Image and video processors whose `shortest_edge` and `longest_edge` count the pixels of an image, not those of an edge."""
+"""Image and video processors whose `shortest_edge` and `longest_edge` count pixels of a picture, not of an edge."""
 LIMITS: tuple[tuple[str, int], ...] = (
     (r"n_layers?|num_.*layers|depth|num_.*blocks", 1024),
     (r"max_.*(tiles|crops|patches|patch|images)", 2**16),

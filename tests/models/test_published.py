@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +38,18 @@ from tests.models.published import build, has_torchvision, save_family, stand_in
 PUBLISHED = ("llava15", "granite", "qwen25vl", "molmo", "molmo_o")
 NATIVE = PUBLISHED[:3]
 ASKED = (("What colour is it?", "red"), ("How many are there?", "3"), ("Is there a dog?", "yes"), ("Where?", "left"))
+DISTINCT = tuple(
+    (f"{words} {words} {words}?", answer)
+    for words, answer in (
+        ("colour shade tint hue paint dye tone stain", "red"),
+        ("count number total sum amount figure tally many", "3"),
+        ("dog puppy hound terrier collie beagle spaniel poodle", "yes"),
+        ("where place side corner edge border spot position", "left"),
+    )
+)
+"""Questions with so many words of their own that a small random model's states tell them apart from the first step."""
+IN_FOUR_STEPS = ("llava15", "qwen25vl")
+"""Families whose small random copies learn them in four steps; docs/log.md has the figures of the others."""
 ALL_FAMILIES = (
     *FAMILIES,
     pytest.param("molmo2", marks=pytest.mark.skipif(not has_torchvision(), reason="its processor needs torchvision")),
@@ -75,23 +87,27 @@ def picture(i: int, height: int = 60, width: int = 60) -> np.ndarray:
     return np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def learns_its_answers(adapter: Adapter, n_steps: int = 60) -> bool:
+def learns_its_answers(
+    adapter: Adapter, n_steps: int = 60, asked: Sequence[tuple[str, str]] = ASKED, **settings: float
+) -> bool:
     """Whether a model that was trained on a few questions without a picture then generates their answers and stops."""
-    examples = [adapter.prepare(None, *asked) for asked in ASKED]
-    part = {"rank": 16, "learning_rate": 1e-2}
-    config = FinetuneConfig.model_validate(
-        {"n_steps": n_steps, "batch_size": 4, "language": part, "projector": {**part, "rank": 0}}
-    )
+    examples = [adapter.prepare(None, *one) for one in asked]
+    part = {"rank": settings.pop("rank", 16), "learning_rate": settings.pop("learning_rate", 1e-2)}
+    parts = {"language": part, "projector": {**part, "rank": 0}}
+    config = FinetuneConfig.model_validate({"n_steps": n_steps, "batch_size": 4, **parts, **settings})
     with tunable(adapter, config) as tuned:
         train(adapter, tuned, lambda _: [adapter.collate(examples)], config)
-        prompts = [adapter.prepare(None, question) for question, _ in ASKED]
-        return [adapter.generate(prompt, 8)[0] for prompt in prompts] == [answer for _, answer in ASKED]
+        prompts = [adapter.prepare(None, question) for question, _ in asked]
+        return [adapter.generate(prompt, 8)[0] for prompt in prompts] == [answer for _, answer in asked]
 
 
 @pytest.mark.parametrize("family", PUBLISHED)
 def test_published_models_answer_what_they_were_trained_on(loaded, family: str) -> None:
     """LLaVA-1.5's template ends a turn with a space and no end token, and its tokeniser puts a space in front."""
-    assert learns_its_answers(loaded(family), 24)
+    if family in IN_FOUR_STEPS:
+        assert learns_its_answers(loaded(family), 4, DISTINCT, rank=64, learning_rate=4e-3, alpha_over_rank=8.0)
+    else:
+        assert learns_its_answers(loaded(family), 24)
 
 
 @pytest.mark.parametrize("family", ALL_FAMILIES)

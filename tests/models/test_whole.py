@@ -235,7 +235,7 @@ def test_a_word_without_a_token_is_refused_before_work(folder: Path, tmp_path: P
 
 @pytest.mark.parametrize("part", ["image", "video"])
 def test_a_published_number_of_pixels_is_no_edge(folder: Path, part: str) -> None:
-    """Qwen's processors call the least and most pixels of a picture, or of a video, `shortest_edge` and `longest_edge`."""
+    """Qwen's processors call the least and most pixels of a picture or video `shortest_edge` and `longest_edge`."""
     size = {"shortest_edge": 3136, "longest_edge": 12_845_056}
     for kind in ("Qwen2VL", "CLIP"):
         settings = {f"{part}_processor_type": f"{kind}{part.capitalize()}Processor", "size": size}

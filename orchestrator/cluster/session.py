@@ -113,6 +113,7 @@ def _connected(ray: Any, storage: Storage | None, owned: bool) -> Iterator[Clust
     finally:
         if owned:
             ray.shutdown()
+            interrupt.restore()  # Ray's core sets SIGTERM to its default when it ends
 
 
 @contextmanager

@@ -93,6 +93,26 @@ def test_storage_only_this_process_sees_is_refused():
         pass
 
 
+def test_a_signal_after_a_session_interrupts_a_command_as_before_it():
+    """Ray's core takes SIGTERM when it starts, and sets it to its default when it ends."""
+    script = """
+import os, signal
+from orchestrator import interrupt
+from orchestrator.cluster.session import session
+from orchestrator.config import HowConfig
+with interrupt.handled():
+    try:
+        with session(HowConfig(object_store_gb=0.2)):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("not stopped")
+    except interrupt.Interrupted:
+        print("interrupted", interrupt.exit_code())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "interrupted 143"), done.stderr[-2000:]
+
+
 def test_object_store_is_bounded():
     assert 0.0 < object_store_gb(HowConfig()) <= 8.0
     assert object_store_gb(HowConfig(), 1.0) == 0.2

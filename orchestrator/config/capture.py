@@ -15,7 +15,7 @@ class ModelConfig(Section):
     name: str = "reference-joint"
     """Catalogue name, hub repository id, or a local checkpoint folder."""
     revision: str | None = None
-    """Commit of a hub repository; required when `trust_remote_code` is on."""
+    """Commit of a hub repository; required when `trust_remote_code` is on. A folder has none."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the weights; `auto` is bfloat16 if the machine or cluster has a GPU, else float32; it is resolved
     before work starts, and digests contain the resolved precision."""

@@ -126,11 +126,16 @@ def resolve(config: ModelConfig) -> Entry:
     """Return the entry of a catalogue name, a hub repository id, or a local checkpoint folder.
 
     Raises:
-        ModelError: if the name is none of them, the folder is no checkpoint or has pickled weights only, or remote
-            code is asked for without a pinned revision.
+        ModelError: if the name is none of them, the folder is no checkpoint or has pickled weights only, a revision is
+            asked of a folder, or remote code is asked for without a pinned revision.
     """
     entry = _find(config.name)
-    if config.revision is not None and entry.folder is None:
+    if config.revision is not None and entry.folder is not None:
+        raise ModelError(
+            f"model.revision {config.revision!r}: model.name {config.name!r} is the folder {entry.folder}, which has no"
+            " revisions; its content is what is used. Leave model.revision out, or name the repository on the hub."
+        )
+    if config.revision is not None:
         entry = replace(entry, revision=config.revision)
     if entry.remote_code and not config.trust_remote_code:
         pin = "" if entry.pinned else " and model.revision: COMMIT (the full 40-digit hash)"

@@ -71,6 +71,14 @@ def test_remote_code_needs_consent_and_a_pinned_revision():
     assert resolve(ModelConfig(name="molmo-7b-o", trust_remote_code=True, revision=COMMIT)).revision == COMMIT
 
 
+def test_a_folder_has_no_revision(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for name in ("reference-joint", str(tmp_path)):
+        with pytest.raises(ModelError, match=r"model\.revision 'abc'.*is the folder .*has no revisions"):
+            resolve(ModelConfig(name=name, revision="abc"))
+
+
 def test_a_folder_must_be_a_checkpoint_with_safetensors(tmp_path):
     with pytest.raises(ModelError, match=r"no config\.json"):
         resolve(ModelConfig(name=str(tmp_path)))

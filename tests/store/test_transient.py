@@ -59,6 +59,19 @@ def test_pauses_grow_and_the_last_error_is_raised(pauses: list[float]) -> None:
     assert pauses == sorted(pauses)
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "passes"),
+    [
+        ("botocore.exceptions", "ConnectTimeoutError", True),
+        ("aiohttp.client_exceptions", "ServerDisconnectedError", True),
+        ("botocore.exceptions", "ParamValidationError", False),
+        ("own_reader", "ConnectionLostError", False),
+    ],
+)
+def test_errors_of_object_store_clients_are_told_by_module_and_name(module: str, name: str, passes: bool) -> None:
+    assert is_transient(type(name, (Exception,), {"__module__": module})()) is passes
+
+
 @pytest.mark.parametrize("times", [1, transient.ATTEMPTS])
 def test_storage_that_fails_for_a_moment_costs_a_pause_and_for_good_a_storage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int

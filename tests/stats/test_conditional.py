@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
 from scipy.stats import rankdata
 from scipy.stats import t as student
 
@@ -133,3 +134,26 @@ def test_too_few_images_and_values_that_are_not_finite() -> None:
     assert np.isfinite(conditional_association(*rng.standard_normal((2, 20, 1)), np.ones((20, 1))).rho).all()
     with pytest.raises(ValueError, match="covariates"):
         conditional_association(np.ones((30, 1)), np.ones((30, 1)), np.full((30, 1), np.nan))
+
+
+@pytest.mark.parametrize(("t_squared", "taken_off"), [(11.7, False), (12.3, True)])
+def test_a_jump_is_taken_off_where_the_t_of_least_squares_exceeds_its_limit(t_squared: float, taken_off: bool) -> None:
+    n = 40
+    curves = Curves.of(np.arange(n, dtype=float)[:, None])
+    basis, noise = curves.smoothers[5][0], np.random.default_rng(4).standard_normal(n)
+
+    def largest_t_squared(column: np.ndarray) -> float:
+        values = []
+        for jump in curves.jumps.T:
+            design = np.column_stack([basis, jump])
+            coefficients = np.linalg.lstsq(design, column, rcond=None)[0]
+            residual, covariance = column - design @ coefficients, np.linalg.pinv(design.T @ design)
+            if covariance[-1, -1] < 2:  # not explained by the curve already
+                variance = residual @ residual / (n - design.shape[1])
+                values.append(coefficients[-1] ** 2 / variance / covariance[-1, -1])
+        return max(values)
+
+    step = curves.jumps[:, curves.jumps.shape[1] // 2]
+    size = scipy.optimize.brentq(lambda a: largest_t_squared(noise + a * step) - t_squared, 0.0, 50.0)
+    column = (noise + size * step)[:, None]
+    assert (not np.array_equal(curves._without_jumps(column), column)) is taken_off

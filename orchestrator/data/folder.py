@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import unicodedata
@@ -131,7 +132,17 @@ def _typed(table: pl.DataFrame, file: str, config: FolderConfig) -> dict[str, Co
 
 
 def _read(data: bytes, file: str) -> pl.DataFrame:
-    """The table as text; checks its header and its columns `file` and `id`."""
+    """The table as text; checks its encoding, its header and its columns `file` and `id`."""
+    try:
+        header = next(csv.reader(io.StringIO(data.decode("utf-8-sig"))), [])
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{file}, line {line}: byte {data[error.start]:#04x} is no UTF-8; save it as UTF-8") from None
+    except csv.Error as error:
+        raise DataError(f"{file}: not a CSV table: {error}") from None
+    for place, name in enumerate(header):
+        if name and (first := header.index(name)) != place:
+            raise DataError(f"{file}: columns {first + 1} and {place + 1} have one name, {name!r}")
     try:
         table = pl.read_csv(io.BytesIO(data), infer_schema=False)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:

@@ -83,11 +83,20 @@ def test_a_photo_is_turned_as_its_exif_says(tmp_path: Path) -> None:
         ("file, n\na.png, 1\n", "a name without spaces"),
         ("file,n\na.png,99999999999999999999\n", "64 bits"),
         ("file,n\na.png,1.5\nb/c.png,inf\n", "infinite"),
+        ("file,n,m,n\na.png,1,2,3\n", "columns 2 and 4 have one name, 'n'"),
     ],
 )
 def test_malformed_tables_are_named(tmp_path: Path, table: str, words: str) -> None:
     with pytest.raises(DataError, match=words):
         open_folder(write(tmp_path, table))
+
+
+def test_a_table_of_another_encoding_is_named_with_the_line(tmp_path: Path) -> None:
+    """Read as UTF-8 its words would be others: `größe` of a table in Latin-1."""
+    root = write(tmp_path)
+    (root / "attributes.csv").write_bytes("file,size\na.png,1\nb/c.png,größe\n".encode("latin-1"))
+    with pytest.raises(DataError, match="line 3: byte 0xf6 is no UTF-8"):
+        open_folder(root)
 
 
 def test_missing_places_are_named(tmp_path: Path) -> None:

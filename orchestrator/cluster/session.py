@@ -15,14 +15,7 @@ from typing import Any
 
 from orchestrator import interrupt
 from orchestrator.cluster.autoscaler import head_config, worker_limits
-from orchestrator.cluster.placement import (
-    Node,
-    Pool,
-    check_pools,
-    cluster_address,
-    local_node,
-    offered,
-)
+from orchestrator.cluster.placement import Node, Pool, check_pools, cluster_address, local_node, offered
 from orchestrator.config import HowConfig
 from orchestrator.errors import ResourceError, StorageError
 from orchestrator.store.filesystem import Storage

@@ -24,7 +24,7 @@ from orchestrator.store.study_record import Study
 from orchestrator.study.run import run_study
 from tests.conftest import tiny_study
 
-pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.ray, pytest.mark.timeout(900), pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = {

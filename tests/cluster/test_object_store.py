@@ -124,6 +124,7 @@ def test_a_store_that_does_not_answer_is_named(monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "testing")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")  # the client's own retries below ours take half a minute
     s3fs.S3FileSystem.clear_instance_cache()
     away = Storage("s3://bucket/results")
     for use in (

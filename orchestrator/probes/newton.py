@@ -61,7 +61,11 @@ class Problems:
 
     def logits(self, W: Float[Tensor, "B C P k1"]) -> Float[Tensor, "B C P n"]:
         """Logits of all rows; -inf for classes that a problem does not have."""
-        return (W.flatten(1, 2) @ self.Q.mT).view(*W.shape[:3], -1).masked_fill_(self.absent, -torch.inf)
+        return self.product(W).masked_fill_(self.absent, -torch.inf)
+
+    def product(self, W: Float[Tensor, "B C P k1"]) -> Float[Tensor, "B C P n"]:
+        """Rows times weights: logits but for absent classes, and their change along a direction."""
+        return (W.flatten(1, 2) @ self.Q.mT).view(*W.shape[:3], -1)
 
     def take_matrices(self, index: Int[Tensor, " b"]) -> Problems:
         """The problems on the feature matrices at `index`."""
@@ -135,9 +139,6 @@ class _Newton:
         self.e, self.total, self.partition = _exponentials(self.logits, self.p.weight)
         self.stuck = torch.zeros(alpha.shape, dtype=torch.bool, device=W.device)
 
-    def _product(self, W: Tensor) -> Float[Tensor, "B C P n"]:
-        return (W.flatten(1, 2) @ self.p.Q.mT).view(*W.shape[:3], -1)
-
     def narrow(self, keep_b: Tensor, keep_p: Tensor) -> None:
         def cut(tensor: Tensor) -> Tensor:
             return tensor[keep_b][:, :, keep_p]
@@ -163,7 +164,7 @@ class _Newton:
         size = _dot(r, d)
         end, active = FORCING**2 * size, unfinished
         for _ in range(MAX_INNER):
-            along = self._product(d)
+            along = self.p.product(d)
             along = (along - (shares * along).sum(1, keepdim=True)).mul_(weighted)
             image = (along.flatten(1, 2) @ self.p.Q).view(d.shape).addcmul_(self.curvature, d)
             step = _wide((size / _dot(d, image).clamp_min(1e-30)).where(active, 0.0))
@@ -179,7 +180,7 @@ class _Newton:
 
     def step(self, gradient: Tensor, unfinished: Bool[Tensor, "B P"]) -> None:
         direction = self._direction(gradient, unfinished)
-        along = self._product(direction)
+        along = self.p.product(direction)
         slope = _dot(gradient, direction)
         penalised = self.penalty * direction
         # apart from the partition function, the loss is quadratic in the step length: its two coefficients

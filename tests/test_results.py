@@ -155,3 +155,10 @@ def test_the_strongest_window_says_of_how_many() -> None:
                     pl.col("last_layer") - pl.col("first_layer") < route["last_layer"] - route["first_layer"]
                 )["change"].min()
             )
+
+
+def test_a_sweep_that_ran_whole_replaces_what_was_told_of_its_parts() -> None:
+    parts = [{"sweep": "rivals", "commit": "a"}, {"sweep": "routes", "commit": "a"}, {"sweep": "routes", "commit": "b"}]
+    again = {"sweep": "routes", "commit": "b", "hours": 1}
+    assert tables.with_run(parts, again, whole=False) == [*parts[:2], again]
+    assert tables.with_run(parts, again, whole=True) == [parts[0], again]

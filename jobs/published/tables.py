@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -98,6 +99,12 @@ def collect(storage: str, folder: Path = FOLDER) -> None:
         print(f"{name}: {trials.height} trials here, {table.height} published")
 
 
+def with_run(runs: Sequence[Mapping[str, Any]], run: Mapping[str, Any], *, whole: bool) -> list[Mapping[str, Any]]:
+    """`runs` and one more: a sweep run whole replaces all that is told of it, any other what its commit gave."""
+    replaced = ("sweep",) if whole else ("sweep", "commit")
+    return [r for r in runs if any(r[key] != run[key] for key in replaced)] + [run]
+
+
 def collect_runs(storage: str, folder: Path = FOLDER) -> None:
     """Where, when and from which commit each sweep ran, from its study record, beside the runs told before."""
     file = folder / "study.json"
@@ -109,6 +116,7 @@ def collect_runs(storage: str, folder: Path = FOLDER) -> None:
             continue
         hardware, words = record["hardware"], record["command"].split()
         told = [w for w in words if "=" in w and not w.startswith(("storage=", "track.", "how.", "data.root="))]
+        told = [word for word in told if word not in COCO]
         run = {
             "sweep": sweep,
             "n": f"{len(record['points'])} points" + (f", `{' '.join(told)}`" if told else ""),
@@ -117,7 +125,7 @@ def collect_runs(storage: str, folder: Path = FOLDER) -> None:
             "commit": record["commit"][:7],
             "hours": round(sum(record["seconds"].values()) / 3600, 2),
         }
-        runs = [r for r in runs if (r["sweep"], r["commit"]) != (run["sweep"], run["commit"])] + [run]
+        runs = with_run(runs, run, whole=not told)
     runs.sort(key=lambda r: [*SWEEPS, COCO[0]].index(r["sweep"]))
     file.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
 

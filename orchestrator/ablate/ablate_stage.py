@@ -29,7 +29,7 @@ from orchestrator.store.tables.core import TABLES, check_table, rejected_rows
 if TYPE_CHECKING:
     from orchestrator.ablate.runner import Ablation
 
-VERSION = 9
+VERSION = 10
 """Raised whenever equal inputs would give other values; part of the digest."""
 POLICY_FILE = "policy.yaml"
 

@@ -27,7 +27,7 @@ from orchestrator.store.filesystem import checksum
 from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import STAGE_FILE, Stage
 
-VERSION = 6
+VERSION = 7
 """Incremented whenever equal inputs give different values; part of the digest."""
 SEARCH_VERSION = 2
 """The version of the hyperparameter search."""

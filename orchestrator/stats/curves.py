@@ -108,12 +108,12 @@ class Curves:
         if not self.jumps.shape[1]:
             return columns
         basis = self.smoothers[min(_SMOOTH, len(self.smoothers) - 1)][0]
-        orthogonal = np.linalg.qr(basis)[0]
+        orthogonal = scipy.linalg.orth(basis)  # splines sum to the constant: fewer directions than columns
         steps = self.jumps - orthogonal @ (orthogonal.T @ self.jumps)
         norms = (steps**2).sum(0)
         steps, places = steps[:, norms > 0.5], np.flatnonzero(norms > 0.5)
         norms = norms[places]
-        dof = len(columns) - basis.shape[1] - 1
+        dof = len(columns) - orthogonal.shape[1] - 1
         columns = columns.copy()
         for _ in range(_MOST_JUMPS if len(places) and dof > 3 else 0):
             left = columns - orthogonal @ (orthogonal.T @ columns)

@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import TypeAdapter
 
 from orchestrator.config import CocoConfig, ScenesConfig
 from orchestrator.config.search_space import check_search
+from orchestrator.config.study import LONGEST_NAME
 from orchestrator.config.sweep import load_sweep, make_sweep
 from orchestrator.errors import ConfigError
 from orchestrator.store.filesystem import Storage
+from orchestrator.store.record_format import Name
 from tests.points import stage_of
 
 BASE = {"name": "t", "base": {"data": {"source": "scenes", "n_images": 4}}}
@@ -157,12 +160,15 @@ def test_numbers_with_an_exponent_are_numbers_wherever_they_stand(tmp_path: Path
         (["nonsense"], ["expected KEY=VALUE"]),
         (["finetune.eval_seed=0"], ["held-out scenes would be training scenes"]),
         (["stages=[captur]"], ["stages", "'captur'", "'capture'"]),
-        (["name=a/b"], ["name", "a/b"]),
+        (["name=a/b"], ["name", "found 'a/b'", "Use 'a-b'"]),
+        (["name=" + 300 * "n"], ["name", "of 300 characters", "expected 1 to 120 letters"]),
+        (["storage=s3:/bucket/x"], ["storage", "expected s3://bucket/x", "./s3:/bucket/x"]),
         (["capture.layers=[1"], ["not valid YAML"]),
         (["capture.layers=[-1]"], ["capture.layers", "greater than or equal to 0"]),
         (["capture.layers=[]"], ["capture.layers", "at least 1"]),
         (["capture.metrics=[]"], ["capture.metrics", "at least 1"]),
         (["capture.prompt="], ["capture.prompt", "at least 1"]),
+        (['capture.prompt=" "'], ["capture.prompt", "found ' '", "expected a question"]),
         (["capture.prompt=what # is it"], ["capture.prompt", "comment"]),
         (["stages=[]"], ["stages", "at least 1"]),
         (["finetune.complexity_ratio=true"], ["finetune.complexity_ratio", "valid number", "True"]),
@@ -173,6 +179,11 @@ def test_bad_input_is_named(overrides: list[str], pieces: list[str]) -> None:
         make_sweep(BASE, overrides, file="my.yaml")
     for piece in pieces:
         assert piece in str(caught.value)
+
+
+def test_a_record_takes_the_longest_name_with_a_number_of_its_version() -> None:
+    longest = make_sweep({**BASE, "name": LONGEST_NAME * "n"}).study.name
+    TypeAdapter(Name).validate_python(f"{longest}.v99999")
 
 
 def test_every_mistake_of_a_file_is_named_at_once() -> None:

@@ -75,6 +75,13 @@ class CaptureConfig(Section):
     seed: Count = 0
     """Seed of the kept positions."""
 
+    @field_validator("prompt")
+    @classmethod
+    def _has_words(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError(f"found {prompt!r}; expected a question or an instruction")
+        return prompt
+
     @field_validator("layers")
     @classmethod
     def _in_order(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.config.ablate import AblateConfig
 from orchestrator.config.capture import CaptureConfig, CorrelateConfig, ModelConfig
@@ -13,6 +14,9 @@ from orchestrator.config.finetune import FinetuneConfig
 from orchestrator.config.how import HowConfig, TrackConfig
 from orchestrator.config.probe import ProbeConfig
 from orchestrator.config.section import Float, Section, StageName
+
+LONGEST_NAME = 120
+"""Characters of a study's name, so that a record's (`record_format.Name`) holds the number of a version as well."""
 
 
 class SearchAxis(Section):
@@ -66,8 +70,8 @@ class RunConfig(Section):
 class StudyConfig(Section):
     """A sweep file: shared settings, axes, and stages."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    """Name of the study, of its folder and of its MLflow experiment."""
+    name: str
+    """Name of the study, of its folder and of its MLflow experiment: letters, digits, `_`, `.` and `-`."""
     description: str = ""
     """The research question, in one sentence."""
     storage: Annotated[str, Field(min_length=1)] = "results"
@@ -83,3 +87,26 @@ class StudyConfig(Section):
     search: dict[str, SearchAxis] = Field(default_factory=dict)
     """Dotted key -> search space."""
     track: TrackConfig = TrackConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9_.-]{{0,{LONGEST_NAME - 1}}}", name):
+            usable = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("._-")[:LONGEST_NAME]
+            found = repr(name) if len(name) <= LONGEST_NAME else f"{name[:20]!r}... of {len(name)} characters"
+            raise ValueError(
+                f"found {found}; expected 1 to {LONGEST_NAME} letters, digits, '_', '.' and '-', a letter or digit"
+                f" first" + (f". Use {usable!r}" if 0 < len(usable) <= 40 else "")
+            )
+        return name
+
+    @field_validator("storage")
+    @classmethod
+    def _is_no_half_uri(cls, storage: str) -> str:
+        half = re.match(r"([a-z][a-z0-9+.-]+):/(?!/)(.*)", storage)
+        if half and half[1] not in ("file", "local"):
+            raise ValueError(
+                f"found {storage!r}; expected {half[1]}://{half[2]} for an object store, or ./{storage} for a folder of"
+                " that name"
+            )
+        return storage

@@ -153,7 +153,8 @@ class CocoSource:
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
-        content = content_digest(self.fs, f"{self.root}/{self.folder}", self.names)
+        listed_in = f"instances_{self.config.split}.json"
+        content = content_digest(self.fs, f"{self.root}/{self.folder}", self.names, listed_in)
         return {**settings, "version": COCO_VERSION, "annotations": self.digest, "images": content}
 
 

@@ -21,7 +21,7 @@ import polars as pl
 from fsspec.implementations.local import LocalFileSystem
 
 from orchestrator.data.reading import retrying
-from orchestrator.errors import StorageError
+from orchestrator.errors import DataError, StorageError
 
 FRESH_NS = 2_000_000_000
 """Files modified less than this before reading are not cached: a second change may have the same time stamp."""
@@ -36,26 +36,47 @@ _NEVER = 2**63 - 1
 _recent: dict[tuple[str, str], tuple[float, str]] = {}
 
 
-def content_digest(fs: Any, root: str, names: Sequence[str]) -> str:
+def content_digest(fs: Any, root: str, names: Sequence[str], listed_in: str | None = None) -> str:
     """Digest of the content of the files `root/name`, in the order of `names`; names and absences count.
 
     Args:
         fs: an fsspec file system.
         root: folder, in the notation of `fs`.
         names: paths below `root`.
+        listed_in: table of the names, each of which must be a file of its own (seen on local disks).
 
     Raises:
+        DataError: two names are one file, by a link or a disk that ignores case; names both.
         StorageError: a transient error persists after retries (`reading.retrying`).
     """
     listing = hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest()
     key = f"{fs.unstrip_protocol(root)}", listing
     if len(names) > TRUSTED_FILES and key in _recent and time.monotonic() - _recent[key][0] < TRUSTED_S:
         return _recent[key][1]
+    if listed_in is not None and isinstance(fs, LocalFileSystem):
+        _check_apart(root, names, listed_in)
     digests = file_digests(fs, root, names)
     text = "".join(f"{name}\0{digest}\n" for name, digest in zip(names, digests, strict=True))
     found = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     _recent[key] = time.monotonic(), found
     return found
+
+
+def _check_apart(root: str, names: Sequence[str], listed_in: str) -> None:
+    """Refuse two names of one file: it would count as two independent pictures."""
+    first: dict[tuple[int, int], str] = {}
+    for name in names:
+        try:
+            status = os.stat(f"{root}/{name}")  # noqa: PTH116 - a third of the time of Path.stat
+        except OSError:
+            continue
+        other = first.setdefault((status.st_dev, status.st_ino), name)
+        if other != name and status.st_ino:
+            file = Path(root, name).resolve()
+            raise DataError(
+                f"{listed_in}: {other!r} and {name!r} are one file, {file}; each picture counts once. Leave one of them"
+                " out, or put a copy in place of the link if both are meant."
+            )
 
 
 def file_digests(fs: Any, root: str, names: Sequence[str]) -> list[str]:

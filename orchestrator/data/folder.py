@@ -83,7 +83,7 @@ class FolderSource:
 
     def fingerprint(self) -> dict[str, Any]:
         settings = self.config.model_dump(mode="json", exclude={"root", "max_rejected_fraction"})
-        content = content_digest(self.fs, self.root, self.names)
+        content = content_digest(self.fs, self.root, self.names, self.config.table)
         return {**settings, "version": FOLDER_VERSION, "table": self.digest, "images": content}
 
 

@@ -8,6 +8,17 @@ from typing import Any
 from orchestrator.errors import DataError, did_you_mean
 
 
+def is_here(data: Any) -> bool:
+    """Whether the files of a data section are on this machine, by their names; False for places elsewhere."""
+    if "://" in (getattr(data, "root", None) or ""):
+        return False
+    try:
+        check_presence(data)
+    except DataError:
+        return False
+    return True
+
+
 def check_presence(data: Any) -> None:
     """Refuse a data section whose folder or table is not there; places elsewhere (`s3://...`) are not asked.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
@@ -175,6 +177,30 @@ def is_shipped(folder: Path) -> bool:
     return folder.parent == Path(__file__).resolve().parents[1] / "reference" / "checkpoints"
 
 
+def _is_number(value: Any) -> bool:
+    return type(value) is int or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_LORA_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": ("the rank, a whole number above 0", lambda r: _is_number(r) and r > 0 and not r % 1),
+    "lora_alpha": ("a number other than 0: an update is scaled by lora_alpha / r", lambda a: _is_number(a) and a != 0),
+    "target_modules": ("names of layers, or a pattern of them", _is_names),
+    "modules_to_save": ("names of modules, or null", lambda names: names is None or _is_names(names)),
+    **dict.fromkeys(
+        ("rank_pattern", "alpha_pattern"),
+        (
+            "numbers by name of layer",
+            lambda numbers: numbers is None or (isinstance(numbers, dict) and all(map(_is_number, numbers.values()))),
+        ),
+    ),
+}
+"""Fields of an adapter's config: peft computes with defaults of its own where one is absent."""
+
+
 def check_lora(name: str) -> Path:
     """Return the folder of a saved LoRA adapter (a copy, where it lies on an object store), after a look at its files.
 
@@ -192,6 +218,10 @@ def check_lora(name: str) -> Path:
     if config.get("megatron_config") is not None:
         raise ModelError(f"{place}: megatron_config is set; expected null: weights split by Megatron cannot be loaded.")
     header(folder / ADAPTER_WEIGHTS, place)
+    for field, (expected, is_valid) in _LORA_FIELDS.items():
+        if not is_valid(value := config.get(field)):
+            found = repr(value) if field in config else "nothing"
+            raise ModelError(f"{place}: {ADAPTER_CONFIG}: {field}: found {found}; expected {expected}.")
     return folder
 
 

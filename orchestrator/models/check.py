@@ -93,7 +93,10 @@ def check_words(name: str, folder: Path, texts: tuple[str, ...]) -> int:
     longest = 0
     words = Tokenizer.from_file(str(folder / "tokenizer.json"))
     unknown = getattr(words.model, "unk_token", None)
+    image = next((t.content for t in words.get_added_tokens_decoder().values() if "image" in t.content), None)
     for text in texts:
+        if image is not None and image in text:
+            raise ModelError(f"{name}: {text!r} holds the image placeholder {image!r}; leave it out.")
         if unknown in (encoded := words.encode(text)).tokens:
             start, end = encoded.offsets[encoded.tokens.index(unknown)]
             hint = _WORDS_OF_SHIPPED if is_shipped(folder) else ""

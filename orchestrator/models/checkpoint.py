@@ -75,6 +75,11 @@ def weight_files(place: str, folder: Path) -> list[Path]:
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise ModelError(f"{place}: {INDEX} has no weight_map of file names.")
         names = sorted(set(shards.values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise ModelError(
+                f"{place}: {INDEX}: weight_map: found {outside[0]!r}; expected names of files beside it, as only those"
+                " are part of what identifies the model. Move the file into the folder and name it there."
+            )
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ModelError(

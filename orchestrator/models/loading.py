@@ -61,6 +61,10 @@ def load_adapter(
         read = replace(entry, folder=local_copy(entry.folder, Path(weights_cache)))
     dtype = pick_dtype(config.dtype, device)
     placement = "meta" if device.type == "meta" else device_map
+    if entry.folder is not None or not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # no progress bar: it is useless for cached files, and many lines in a log
     if entry.family == "molmo":
         adapter: Adapter = with_hub_errors(entry, lambda: load_molmo(read, config.allow, dtype, placement))
     else:
@@ -76,10 +80,7 @@ def load_adapter(
 
 def _load_native(entry: Entry, config: ModelConfig, dtype: torch.dtype, device_map: str | None) -> Adapter:
     from transformers import AutoConfig, AutoModelForImageTextToText
-    from transformers.utils import logging
 
-    if entry.folder is not None or not sys.stderr.isatty():
-        logging.disable_progress_bar()  # no progress bar: it is useless for cached files, and many lines in a log
     arguments: dict[str, Any] = {"revision": entry.revision, "trust_remote_code": config.trust_remote_code}
     if device_map == "meta":
         arguments["local_files_only"] = True

@@ -13,6 +13,8 @@ from orchestrator.models.checkpoint import read_json
 FILES = ("config.json", "processor_config.json", "preprocessor_config.json")
 PIXEL_BUDGETS = re.compile(r"^(Qwen|Glm|Keye|Ernie)", re.IGNORECASE)
 """Image and video processors whose `shortest_edge` and `longest_edge` count pixels of a picture, not of an edge."""
+BUDGET_FIELDS = ("merge_size", "min_pixels", "max_pixels", "temporal_patch_size")
+"""Fields of a processor that makes as many patches as a budget of pixels allows: its `size` is such a budget."""
 LIMITS: tuple[tuple[str, int], ...] = (
     (r"n_layers?|num_.*layers|depth|num_.*blocks", 1024),
     (r"max_.*(tiles|crops|patches|patch|images)", 2**16),
@@ -49,7 +51,7 @@ def _numbers(fields: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ..
     """Yield every number below `fields` with the names that lead to it."""
     if isinstance(fields, dict):
         kinds = (str(fields.get(f"{part}_processor_type", "")) for part in ("image", "video"))
-        counts_pixels = any(PIXEL_BUDGETS.match(kind) for kind in kinds)
+        counts_pixels = any(map(PIXEL_BUDGETS.match, kinds)) or any(fields.get(name) for name in BUDGET_FIELDS)
         for name, value in fields.items():
             if counts_pixels and name == "size" and isinstance(value, dict):
                 yield from _numbers({"min_pixels": value.get("shortest_edge")}, (*path, "size"))

@@ -79,7 +79,10 @@ class Asking:
 
 def _texts(run: RunConfig) -> tuple[str, tuple[str, ...]]:
     """Return the distinct words of a question file's questions and choices as one text, and the longest prompts."""
-    source: Any = make_source(run.data)
+    try:
+        source: Any = make_source(run.data)
+    except DataError:
+        return "", ()  # `plan` need not have the data at hand
     source = getattr(source, "source", source)
     if not isinstance(source, QuestionSource):
         return "", ()  # a source of another kind in its place

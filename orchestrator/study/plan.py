@@ -12,6 +12,7 @@ from orchestrator.ablate.selectors.price import Price, prices
 from orchestrator.config import RunConfig, StageName
 from orchestrator.config.search_space import check_search
 from orchestrator.config.sweep import Sweep
+from orchestrator.data.presence import is_here
 from orchestrator.data.source import make_source
 from orchestrator.data.summary import MAX_LOOKED_AT, AttributeSummary, summarise_attributes
 from orchestrator.errors import DataError, ModelError, ResourceError, VtsweepError
@@ -40,12 +41,13 @@ from orchestrator.study.versions import version_name
 def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
     """Expand, digest and estimate a study; with `gpu`, also for `n_gpus` of this model (`cards.CARDS`).
 
-    Weights, GPUs and data need not be available: what cannot be determined is listed in `problems`. Raises if actors
-    could never be placed.
+    Weights, GPUs and data need not be available: what cannot be determined is listed in `problems`. What is available
+    is checked as `run` checks it.
 
     Raises:
         ResourceError: the actor pools do not fit this machine (only where no cluster address is named).
         ConfigError: a name is unknown.
+        DataError: data of this machine are malformed.
         ModelError: an available model is incomplete, or does not support the settings.
     """
     card = find_card(gpu) if gpu else None
@@ -61,6 +63,8 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         try:
             check_file_questions(run, stage_names)
         except DataError as error:
+            if is_here(run.data):
+                raise
             problems.append(str(error))
     problems += check_models(runs, stage_names)
     points = _resolved(sweep, stage_names, problems)
@@ -180,6 +184,8 @@ def _resolved(sweep: Sweep, stages: Sequence[StageName], problems: list[str]) ->
         try:
             points.append(resolver.point(point))
         except (DataError, ModelError, ResourceError) as error:
+            if isinstance(error, DataError) and is_here(point.run.data):
+                raise
             problems.append(str(error))
     return points
 

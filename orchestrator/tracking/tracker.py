@@ -7,10 +7,11 @@ completed. The next call sends what could not be sent, from the same finished st
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -126,7 +127,10 @@ class Tracker:
             return False
         try:
             with quiet_mlflow(), self._lock():
-                work()
+                try:
+                    work()
+                finally:
+                    _remove_stray(self.uri or "")
         except StorageError:
             raise
         except Exception as error:  # tracking errors must not end the study; results are in storage
@@ -175,8 +179,19 @@ class Tracker:
 
 
 def default_uri(storage: Storage) -> str | None:
-    """`sqlite:///STORAGE/mlflow.db` for a local storage (percent-encoded), else None."""
-    return f"sqlite:///{quote(str(Path(storage.path('mlflow.db')).absolute()))}" if storage.is_local else None
+    """`sqlite:///STORAGE/mlflow.db` for a local storage (`%`, `?` and `#` percent-encoded), else None."""
+    if not storage.is_local:
+        return None
+    file = str(Path(storage.path("mlflow.db")).absolute())
+    return "sqlite:///" + re.sub("[%?#]", lambda mark: quote(mark[0]), file)
+
+
+def _remove_stray(uri: str) -> None:
+    """Remove the empty folder with the URI's encoded name that MLflow makes beside the database's own."""
+    file, encoded = database_file(uri), Path(uri.removeprefix("sqlite:///"))
+    if file is not None and encoded != file:
+        with suppress(OSError):
+            os.removedirs(encoded.parent)
 
 
 def database_file(uri: str) -> Path | None:

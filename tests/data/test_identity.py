@@ -95,6 +95,22 @@ def test_two_names_of_one_file_on_a_disk_that_ignores_case_are_refused(tmp_path:
         make_source(config)
 
 
+@pytest.mark.parametrize("make", [folder, coco])
+def test_a_link_to_a_picture_is_no_second_picture(tmp_path: Path, make: Any) -> None:
+    """The first two pictures of a root become one file, by a link of each kind."""
+    for kind, link in (("copy", None), ("symbolic", os.symlink), ("hard", os.link)):
+        config = make(tmp_path / kind)
+        first, second = sorted(path for path in (tmp_path / kind).rglob("*") if path.suffix in (".png", ".jpg"))[:2]
+        second.unlink()
+        if link is None:
+            second.write_bytes(first.read_bytes())
+            make_source(config).fingerprint()
+            continue
+        link(first, second)
+        with pytest.raises(DataError, match=rf"'{first.name}' and '{second.name}' are one file, .*{kind}"):
+            make_source(config).fingerprint()
+
+
 def two_categories(name: str, number: int) -> list[dict[str, Any]]:
     return [{"id": 1, "name": "dog"}, {"id": number, "name": name}]
 

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.config import RunConfig
 from orchestrator.data.presence import check_presence
 from orchestrator.errors import DataError
+from orchestrator.study.plan import make_plan
 from orchestrator.study.preflight import preflight
 from tests.conftest import tiny_study
 
@@ -36,6 +37,18 @@ def test_what_is_there_or_elsewhere_passes(tmp_path: Path) -> None:
     _check(source="folder", root="s3://bucket/pictures")
     _check(source="questions", root=str(tmp_path), file="*.jsonl")
     _check(source="scenes")
+
+
+@pytest.mark.parametrize(("source", "name"), [("folder", "attributes.csv"), ("questions", "questions.jsonl")])
+def test_a_plan_lists_data_that_are_elsewhere_and_refuses_broken_ones(tmp_path: Path, source: str, name: str) -> None:
+    root = tmp_path / "pictures"
+    named = (f"data.source={source}", f"data.root={root}", f"data.{'table' if source == 'folder' else 'file'}={name}")
+    sweep = tiny_study(tmp_path / "results", *(key for key in named), base={"model": {"name": "reference-joint"}})
+    assert any(f"no folder {root}" in problem for problem in make_plan(sweep).problems)
+    root.mkdir()
+    (root / name).write_text("file;n\n" if source == "folder" else "[1, 2\n")
+    with pytest.raises(DataError, match=name):
+        make_plan(sweep)
 
 
 def test_too_few_images_for_probes_are_refused_before_they_are_captured(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from orchestrator.models.adapter import Adapter
 from orchestrator.models.families import make_adapter
+from orchestrator.models.random_configs import Size
 from orchestrator.models.random_models import FAMILIES as RANDOM
 from orchestrator.models.random_models import random_adapter
 
@@ -138,7 +139,7 @@ def make_processor(family: str, config: Any) -> Any:
     return hf.MllamaProcessor(images, words)
 
 
-def processed_adapter(family: str) -> Adapter:
+def processed_adapter(family: str, size: Size | None = None) -> Adapter:
     """A random model of a family with a genuine processor."""
-    adapter = random_adapter(family)
+    adapter = random_adapter(family, size)
     return make_adapter(adapter.model, make_processor(family, adapter.config))

@@ -19,8 +19,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from orchestrator.models.adapter import Adapter
 from orchestrator.models.random_models import reinitialise
 from tests.models.processors import processed_adapter, without_video
 
@@ -62,7 +64,7 @@ def build(family: str, folder: Path) -> Path:
     tiny().build(family, folder)
     for file in folder.iterdir():
         file.chmod(0o644)
-    sharpen_head(folder, "lm_head.weight")
+    make_teachable(folder, "lm_head.weight", "model.text_model.norm.weight")
     if family == "granite":  # whose pictures are always scaled up to four tiles: one is as good for a test
         file = folder / "preprocessor_config.json"
         settings = json.loads(file.read_text())
@@ -71,16 +73,37 @@ def build(family: str, folder: Path) -> Path:
     return folder
 
 
-def sharpen_head(folder: Path, name: str) -> None:
-    """Scale an output head so that an answer can be certain; one that shares the embedding's weights is so already.
+def make_teachable(folder: Path, head: str, norm: str) -> None:
+    """Change an output head drawn at random so that a few steps can teach it an answer.
 
-    Drawn at random, a head of 64 inputs and 152,064 rows gives a loss of 8 nats and more whatever the states are:
-    training by any loop then takes hundreds of steps.
+    A head of 64 inputs and 152,064 rows gives a loss of 8 nats and more whatever the states are, until its rows are as
+    long as a trained head's. One that shares the embedding's weights writes the token that it reads, with 23 of 24
+    possible nats; the final norm's weights get signs in turn, which makes the two independent of each other.
+
+    Args:
+        head: end of the name of the head's weights; a head that is not in the file shares the embedding's.
+        norm: name of the final norm's weights.
     """
     file = folder / "model.safetensors"
     state = load_file(file)
-    if name in state:
-        save_file({**state, name: 8 * state[name]}, file, metadata={"format": "pt"})
+    if own := [name for name in state if name.endswith(head)]:
+        state[own[0]] *= 0.5 / state[own[0]].std()
+    else:
+        state[norm][1::2] *= -1
+    save_file(state, file, metadata={"format": "pt"})
+
+
+@torch.no_grad()
+def sharpen(adapter: Adapter) -> Adapter:
+    """The same for a random model of a family: twice the logits, and signs where head and embedding are one."""
+    model: Any = adapter.model
+    weight: Any = adapter.final_norm.weight
+    neutral = 0.0 if weight.mean().abs() < 0.5 else 1.0  # Gemma's norms multiply by one more than their weight
+    signs = torch.ones_like(weight)
+    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        signs[1::2] = -1
+    weight.copy_(2 * signs * (weight + 1 - neutral) - (1 - neutral))
+    return adapter
 
 
 def has_torchvision() -> bool:
@@ -112,16 +135,49 @@ def stand_in_for_videos(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(extras, "FAMILY_EXTRAS", {**extras.FAMILY_EXTRAS, "qwen2_5_vl": ()})
 
 
-def save_family(family: str, folder: Path) -> Path:
-    """Write a checkpoint of a family's random model with its genuine processor, as its publishers would."""
+def stand_in_for_resizing(patch: pytest.MonkeyPatch) -> None:
+    """Let Molmo2's files load without torchvision, of which its image processor takes two functions of tensors."""
+    from transformers import image_processing_backends as backends
+    from transformers.models.molmo2.image_processing_molmo2 import Molmo2ImageProcessor
+    from transformers.models.molmo2.processing_molmo2 import Molmo2Processor
+
+    from orchestrator.models import extras, loading
+
+    def resize(image: torch.Tensor, size: tuple[int, int], interpolation: str, antialias: bool) -> torch.Tensor:
+        return torch.nn.functional.interpolate(image, size=size, mode=interpolation, antialias=antialias)
+
+    def normalize(image: torch.Tensor, mean: Any, std: Any, inplace: bool = False) -> torch.Tensor:  # noqa: ARG001
+        return (image - torch.as_tensor(mean)[:, None, None]) / torch.as_tensor(std)[:, None, None]
+
+    modes = SimpleNamespace(BILINEAR="bilinear", BICUBIC="bicubic", LANCZOS="lanczos")
+    functions = {"resize": resize, "normalize": normalize, "grayscale_to_rgb": lambda image: image}
+    patch.setattr(backends, "tvF", SimpleNamespace(InterpolationMode=modes, **functions), raising=False)
+    patch.setattr(backends, "pil_torch_interpolation_mapping", {Image.Resampling.BILINEAR: modes.BILINEAR})
+
+    def load(entry: Any, **_: Any) -> Any:
+        images = Molmo2ImageProcessor.from_pretrained(entry.source)
+        return without_video(Molmo2Processor)(images, None, transformers.AutoTokenizer.from_pretrained(entry.source))
+
+    patch.setattr(loading, "load_processor", load)
+    patch.setattr(extras, "FAMILY_EXTRAS", {**extras.FAMILY_EXTRAS, "molmo2": ()})
+
+
+def save_family(family: str, folder: Path, *, videos: bool = True) -> Path:
+    """Write a checkpoint of a family's random model with its genuine processor, as its publishers would.
+
+    Args:
+        videos: with the video part of the processor, if it has one.
+    """
     adapter = processed_adapter(family)
-    if getattr(adapter.processor, "video_processor", True) is None:
+    if videos and getattr(adapter.processor, "video_processor", True) is None:
         if not has_torchvision():
             pytest.skip("the video part of its processor needs torchvision (pip install 'vtsweep[vision]')")
         adapter.processor.video_processor = getattr(transformers, VIDEO_PROCESSOR[family])()
     model: Any = adapter.model
     model.save_pretrained(folder)
-    adapter.processor.save_pretrained(folder)
+    processor = adapter.processor
+    for part in (processor,) if videos else (processor.image_processor, processor.tokenizer):
+        part.save_pretrained(folder)
     return folder
 
 
@@ -182,6 +238,7 @@ def write_molmo_weights(folder: Path) -> None:
                 parameter.normal_(std=0.5)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    make_teachable(folder, "transformer.ff_out.weight", "model.transformer.ln_f.weight")
 
 
 class FloatImage:

@@ -124,7 +124,8 @@ def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):
     assert hub["revision"] == "unpinned"
     with pytest.raises(ModelError, match=r"no adapter_config\.json"):
         fingerprint(ModelConfig(adapter=str(tmp_path)))
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     (tmp_path / "adapter_model.bin").write_bytes(b"pickle")
     with pytest.raises(ModelError, match=r"no adapter_model\.safetensors"):
         fingerprint(ModelConfig(adapter=str(tmp_path)))

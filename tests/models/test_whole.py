@@ -22,7 +22,7 @@ from orchestrator.config import ModelConfig
 from orchestrator.errors import ModelError, VtsweepError
 from orchestrator.models import check
 from orchestrator.models.adapter import Adapter
-from orchestrator.models.catalogue import entries, resolve
+from orchestrator.models.catalogue import check_lora, entries, resolve
 from orchestrator.models.check import check_model
 from orchestrator.models.examine import examine
 from orchestrator.models.loading import load_adapter
@@ -108,6 +108,12 @@ def lose_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
 
 
+def shard_outside(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "weights.safetensors")
+    shards = dict.fromkeys(load_file(folder.parent / "weights.safetensors"), "../weights.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+
+
 def variant(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
 
@@ -162,6 +168,7 @@ BROKEN = {
     cut_weight: r"another shape: .*q_proj\.weight \(found \[3, ",
     truncate: r"model\.safetensors has .* bytes; its header says",
     lose_shard: r"1 of 2 weight files are missing: model-00002-of-00002",
+    shard_outside: r"index\.json: weight_map: found '\.\./weights\.safetensors'; expected names of files beside it",
     variant: r"no model\.safetensors, but a variant of it: model\.fp16\.safetensors",
     pickle_only: r"only pickled weights \(pytorch_model\.bin\)",
     adapter_inside: r"adapter_config\.json beside the weights",
@@ -242,6 +249,21 @@ def test_a_published_number_of_pixels_is_no_edge(folder: Path, part: str) -> Non
         edit_json(folder / "processor_config.json", lambda c: c.update({f"{part}_processor": settings}))  # noqa: B023
         with contextlib.nullcontext() if kind == "Qwen2VL" else pytest.raises(ModelError, match="longest_edge"):
             check_sizes(resolve(ModelConfig(name=str(folder))))
+
+
+@pytest.mark.parametrize("field", ["merge_size", "min_pixels", "max_pixels", "temporal_patch_size", "patch_size"])
+def test_a_processor_with_a_budget_of_pixels_is_known_by_its_fields(folder: Path, field: str) -> None:
+    settings = {"image_processor_type": "BrandNewImageProcessor", "size": {"shortest_edge": 65_536}, field: 2}
+    edit_json(folder / "processor_config.json", lambda c: c.update(image_processor=settings))
+    refused = pytest.raises(ModelError, match=r"size\.shortest_edge is 65536; expected at most 16384")
+    with refused if field == "patch_size" else contextlib.nullcontext():
+        check_sizes(resolve(ModelConfig(name=str(folder))))
+
+
+def test_a_prompt_with_the_mark_of_a_picture_is_refused_before_work(folder: Path, tmp_path: Path) -> None:
+    for name in ("reference-joint", str(folder)):
+        with pytest.raises(ModelError, match="'<image> what' holds the image placeholder '<image>'"):
+            preflight(tiny_study(tmp_path, f"model.name={name}", "capture.prompt=<image> what"), ("capture",))
 
 
 def test_the_mark_of_an_image_need_not_be_the_token_of_its_features() -> None:
@@ -338,6 +360,30 @@ def test_an_adapter_that_does_not_fit_is_refused_by_every_door(
     harm, match = HARMED[kind]
     harm(lora)
     refused_everywhere(ModelConfig(name=str(folder), adapter=str(lora)), match, tmp_path)
+
+
+ODD_FIELDS = {
+    "lora_alpha": (None, 0, "16", float("nan")),
+    "r": (None, 0, 2.5, True),
+    "target_modules": (None, [1]),
+    "alpha_pattern": ({"q_proj": None}, []),
+    "modules_to_save": ({},),
+}
+
+
+def test_an_odd_field_of_an_adapter_is_named_with_file_found_and_expected(lora: Path) -> None:
+    """peft computes with a scale of its own where `lora_alpha` is absent."""
+    check_lora(str(lora))
+    file = lora / "adapter_config.json"
+    whole = json.loads(file.read_text())
+    for field, values in ODD_FIELDS.items():
+        for value in values:
+            file.write_text(json.dumps({**whole, field: value}))
+            with pytest.raises(ModelError, match=rf"adapter_config\.json: {field}: found .*; expected "):
+                check_lora(str(lora))
+    file.write_text(json.dumps({key: value for key, value in whole.items() if key != "lora_alpha"}))
+    with pytest.raises(ModelError, match="lora_alpha: found nothing; expected a number"):
+        check_lora(str(lora))
 
 
 def test_an_adapter_that_fits_changes_the_answers(folder: Path, lora: Path) -> None:

@@ -38,6 +38,11 @@ class Listings:
                 self.known[folder] = self.store.states(folder)
         return self.known[folder].get(name)
 
+    def size(self, name: str) -> int | None:
+        """Size of a file in bytes; None for a missing one."""
+        state = self._state(name)
+        return None if state is None else state.size
+
     def untouched(self, name: str, size: int, shard: int) -> bool:
         """Whether a file has its recorded size and was not written after its shard's record."""
         state, record = self._state(name), self._state(f"shards/{shard:05d}.json")

@@ -206,10 +206,11 @@ class Stage:
             {key: value for key, value in content.items() if key != "checksum"} if isinstance(content, dict) else {}
         )
         if not isinstance(content, dict) or content.get("checksum") != checksum(encode_json(record)):
-            raise self._damaged(name, "it does not equal its checksum")
+            raise self.damaged(name, "it does not equal its checksum")
         return record
 
-    def _damaged(self, name: str, problem: str) -> DamagedError:
+    def damaged(self, name: str, problem: str) -> DamagedError:
+        """The error for a file that is not what was written."""
         return DamagedError(
             f"{self.storage.locate(self.folder)}: {name} is damaged: {problem}. "
             "`vtsweep verify STUDY --redo` takes it back; the same command then does it again"
@@ -254,7 +255,7 @@ class Stage:
             DamagedError: a file is not what was written.
         """
         names = self._shard_files(folder, suffix)
-        read_against(self.store, names, self._mark, self._damaged)
+        read_against(self.store, names, self._mark, self.damaged)
         return names
 
     def _mark(self, name: str) -> FileMark | None:
@@ -271,7 +272,7 @@ class Stage:
         marks = (self._shard_record(index)["files"].get(name) for index in reversed(self.written_shards()))
         mark = next((mark for mark in marks if mark), None)
         if mark is None or checksum(data) != mark["blake2b"]:
-            raise self._damaged(name, "its content is not what was written")
+            raise self.damaged(name, "its content is not what was written")
         return data
 
     def _shard_files(self, folder: str, suffix: str) -> list[str]:

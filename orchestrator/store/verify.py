@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from orchestrator.errors import StorageError
 from orchestrator.store.load_stage import load_stage
-from orchestrator.store.stage_folder import SUCCESS, Stage
+from orchestrator.store.shard_files import Listings
+from orchestrator.store.stage_folder import STAGE_FILE, SUCCESS, Stage
 from orchestrator.store.study_record import Study
 
 FOLLOWED = 6
@@ -84,6 +85,26 @@ def _verify_stage(stage: Stage, note: Callable[[int], None]) -> Finding:
         elif indices != list(range(len(indices))):
             problems.append(f"shards are missing: found {len(indices)}, the last is {indices[-1]}")
     return Finding(stage.name, stage.digest, len(indices), n_bytes, tuple(problems), tuple(damaged))
+
+
+def check_unread(stage: Stage) -> None:
+    """Check the records of a stage, and that a finished one's files have their recorded sizes; reads no table.
+
+    Raises:
+        DamagedError: a record or a file is not what was written, as far as that is known without reading all.
+    """
+    if not stage.store.exists(STAGE_FILE):
+        return
+    load_stage(stage.storage, stage.name, stage.digest)
+    if not stage.is_done():
+        return
+    stage.summary()
+    listed = Listings(stage.store)
+    for record in stage.finished_shards().values():
+        for name, mark in record["files"].items():
+            if (size := listed.size(name)) != mark["bytes"]:
+                found = "it is missing" if size is None else f"{size} bytes, expected {mark['bytes']}"
+                raise stage.damaged(name, found)
 
 
 def redo(study: Study, findings: list[Finding]) -> list[str]:

@@ -24,6 +24,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.resolved_point import ResolvedPoint, distinct
 from orchestrator.store.stage_folder import Stage, canonical_json
 from orchestrator.store.study_record import describe_run
+from orchestrator.store.verify import check_unread
 from orchestrator.study.across import across_words
 from orchestrator.study.cards import Card, CardPlan, card_plan, card_seconds, find_card
 from orchestrator.study.estimate import START_SECONDS, probe_placement, stage_seconds, this_machine
@@ -48,6 +49,7 @@ def make_plan(sweep: Sweep, gpu: str | None = None, n_gpus: int = 1) -> Plan:
         ResourceError: the actor pools do not fit this machine (only where no cluster address is named).
         ConfigError: a name is unknown.
         DataError: data of this machine are malformed.
+        DamagedError: a finished stage's records or files are not what was written.
         ModelError: an available model is incomplete, or does not support the settings.
     """
     card = find_card(gpu) if gpu else None
@@ -218,6 +220,7 @@ def _attributes(runs: Sequence[RunConfig]) -> list[AttributeSummary]:
 
 
 def _progress(stage: Stage) -> str:
+    check_unread(stage)
     if stage.is_done():
         return "done"
     finished = len(stage.finished_shards())

@@ -21,8 +21,10 @@ from orchestrator.store.shard_files import _CHECKED
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.study_record import Study
 from orchestrator.store.verify import redo, verify_study
+from orchestrator.study.plan import make_plan
 from orchestrator.study.run import run_study, write_report
 from tests.conftest import tiny_study
+from tests.points import run_capture
 
 
 def make_stage(folder: Path) -> Stage:
@@ -33,6 +35,21 @@ def make_stage(folder: Path) -> Stage:
         features = np.arange(60, dtype=np.float16).reshape(30, 2)
         stage.write_shard(index, {"images": table}, {"features/decoder": features}, {"n": {1: 2}, "nan": float("nan")})
     return stage
+
+
+def test_a_plan_calls_no_stage_done_whose_files_are_not_what_was_written(tmp_path: Path) -> None:
+    sweep = tiny_study(tmp_path, "capture.layers=[0]", "capture.metrics=[gini]", stages=["capture"])
+    folder = Path(run_capture(sweep.points[0].run, Storage(str(tmp_path)), quiet=True).store.path(""))
+    assert [stage.done for stage in make_plan(sweep).stages] == ["done"]
+    for file in ("stage.json", "_SUCCESS", "shards/00000.json", "layer_metrics/00000.parquet"):
+        whole = (folder / file).read_bytes()
+        for harmed in (whole[:-3], None):
+            (folder / file).write_bytes(harmed) if harmed else (folder / file).unlink()
+            if harmed or file.startswith("layer"):
+                with pytest.raises(DamagedError, match=file.split("/")[-1]):
+                    make_plan(sweep)
+            (folder / file).write_bytes(whole)
+    assert [stage.done for stage in make_plan(sweep).stages] == ["done"]
 
 
 FILES = ("shards/00000.json", "images/00000.parquet", "features/decoder/00000.npy")

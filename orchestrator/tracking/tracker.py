@@ -130,7 +130,7 @@ class Tracker:
                 try:
                     work()
                 finally:
-                    _remove_stray(self.uri or "")
+                    remove_stray(self.uri or "")
         except StorageError:
             raise
         except Exception as error:  # tracking errors must not end the study; results are in storage
@@ -186,7 +186,7 @@ def default_uri(storage: Storage) -> str | None:
     return "sqlite:///" + re.sub("[%?#]", lambda mark: quote(mark[0]), file)
 
 
-def _remove_stray(uri: str) -> None:
+def remove_stray(uri: str) -> None:
     """Remove the empty folder with the URI's encoded name that MLflow makes beside the database's own."""
     file, encoded = database_file(uri), Path(uri.removeprefix("sqlite:///"))
     if file is not None and encoded != file:

@@ -24,7 +24,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.scratch import guarded_process
 from orchestrator.tracking import views
 from orchestrator.tracking.landing import landing_server
-from orchestrator.tracking.tracker import default_uri
+from orchestrator.tracking.tracker import default_uri, remove_stray
 
 LANDING_PORT = 4990
 """Default port of the page of studies; another free port if it is taken."""
@@ -134,6 +134,7 @@ def ui_server(uri: str, port: int | None = None) -> Iterator[tuple[str, subproce
                 process.wait(timeout=15)
             except subprocess.TimeoutExpired:
                 process.kill()
+            remove_stray(uri)
 
 
 def _relay(process: subprocess.Popen[bytes]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from orchestrator.store.filesystem import Storage
 from orchestrator.store.study_record import DEFAULT_STORAGE
 from orchestrator.tracking import ui
 from orchestrator.tracking.landing import answer_request, landing_page, landing_server
+from orchestrator.tracking.tracker import default_uri
 
 LINKS = {
     "mine": ("http://127.0.0.1:5000/#/experiments/1", {"Compression against accuracy": "http://127.0.0.1:5000/#/v"})
@@ -129,3 +132,27 @@ def test_servers_listen_on_loopback_alone(storage: Storage, monkeypatch: pytest.
         pass
     (command,) = started
     assert command[command.index("--host") + 1] == "127.0.0.1"
+
+
+def test_the_servers_stray_folder_of_an_encoded_path_goes_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a#b"
+    folder.mkdir()
+    stray = tmp_path / "a%23b"
+
+    class Server:
+        pid, stdout = 0, io.BytesIO()
+
+        def __init__(self, *_: object, **__: object) -> None:
+            stray.mkdir()
+
+        def terminate(self) -> None: ...
+        def wait(self, timeout: float) -> None: ...
+
+    monkeypatch.setattr(ui.subprocess, "Popen", Server)
+    monkeypatch.setattr(ui, "guarded_process", lambda _: nullcontext())
+    monkeypatch.setattr(ui, "_wait", lambda *_: None)
+    with ui.ui_server(default_uri(Storage(str(folder))) or ""):
+        assert stray.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["a#b"]

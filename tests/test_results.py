@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -162,3 +164,29 @@ def test_a_sweep_that_ran_whole_replaces_what_was_told_of_its_parts() -> None:
     again = {"sweep": "routes", "commit": "b", "hours": 1}
     assert tables.with_run(parts, again, whole=False) == [*parts[:2], again]
     assert tables.with_run(parts, again, whole=True) == [parts[0], again]
+
+
+def test_a_sweep_that_has_not_ended_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {
+        "hardware": {"cores": 2, "processor": "Intel(R) Xeon(R) Processor"},
+        "command": "vtsweep run sweeps/rivals.yaml storage=elsewhere",
+        "points": [{}, {}],
+        "created": "2026-11-27T05:00:00+00:00",
+        "commit": "0123456789",
+        "seconds": {"ablate": 1800.0},
+    }
+    monkeypatch.setattr(tables.Study, "load", lambda _: SimpleNamespace(record=record))
+    tables.collect_runs(str(tmp_path), tmp_path)
+    assert json.loads((tmp_path / "study.json").read_text()) == []
+    record["seconds"] = {"ablate": 1800.0, "report": 36.0}
+    tables.collect_runs(str(tmp_path), tmp_path)
+    told = json.loads((tmp_path / "study.json").read_text())
+    assert [run["sweep"] for run in told] == [*tables.SWEEPS, "coco"]
+    assert told[0] == {
+        "sweep": "published_ratio",
+        "n": "2 points",
+        "hardware": "2 cores of an Intel Xeon Processor",
+        "date": "27 November 2026",
+        "commit": "0123456",
+        "hours": 0.51,
+    }

@@ -106,7 +106,7 @@ def with_run(runs: Sequence[Mapping[str, Any]], run: Mapping[str, Any], *, whole
 
 
 def collect_runs(storage: str, folder: Path = FOLDER) -> None:
-    """Where, when and from which commit each sweep ran, from its study record, beside the runs told before."""
+    """Where, when and from which commit each finished sweep ran, by its study record, beside the runs told before."""
     file = folder / "study.json"
     runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     for sweep in (*SWEEPS, COCO[0]):
@@ -114,6 +114,8 @@ def collect_runs(storage: str, folder: Path = FOLDER) -> None:
             record = Study.load(newest(storage, sweep.replace("_", "-"))).record
         except VtsweepError:
             continue
+        if "report" not in record["seconds"]:
+            continue  # it is still running, or was stopped
         hardware, words = record["hardware"], record["command"].split()
         told = [w for w in words if "=" in w and not w.startswith(("storage=", "track.", "how.", "data.root="))]
         told = [word for word in told if word not in COCO]

@@ -38,8 +38,8 @@ SHORT = """\
 With {{ first|share }} of the training scenes crowded instead of none, `reference-joint` counts right in \
 {{ j[1].mean|percent }} of crowded scenes instead of {{ j[0].mean|percent }}, and `reference-cross` in \
 {{ c[1].mean|percent }} instead of {{ c[0].mean|percent }}; with all of them crowded, in \
-{{ j[-1].mean|percent }} and {{ c[-1].mean|percent }}. At one half nothing of counting in simple scenes is lost \
-({{ jl[-2].mean|percent }} and {{ cl[-2].mean|percent }}); at all it falls to {{ jl[-1].mean|percent }} and \
+{{ j[-1].mean|percent }} and {{ c[-1].mean|percent }}. At one half, counting in simple scenes stays at \
+{{ jl[-2].mean|percent }} and {{ cl[-2].mean|percent }}; at all it falls to {{ jl[-1].mean|percent }} and \
 {{ cl[-1].mean|percent }}. The visual tokens hardly notice: their centred stable rank in the middle layers \
 changes by {{ jr.effect|signed }} ({{ jr.ci_low|signed }} to {{ jr.ci_high|signed }}; {{ jr.verdict }}) and \
 {{ cr.effect|signed }} ({{ cr.ci_low|signed }} to {{ cr.ci_high|signed }}; {{ cr.verdict }}).

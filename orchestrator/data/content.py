@@ -53,37 +53,21 @@ def content_digest(fs: Any, root: str, names: Sequence[str], listed_in: str | No
     key = f"{fs.unstrip_protocol(root)}", listing
     if len(names) > TRUSTED_FILES and key in _recent and time.monotonic() - _recent[key][0] < TRUSTED_S:
         return _recent[key][1]
-    if listed_in is not None and isinstance(fs, LocalFileSystem):
-        _check_apart(root, names, listed_in)
-    digests = file_digests(fs, root, names)
+    digests = file_digests(fs, root, names, listed_in)
     text = "".join(f"{name}\0{digest}\n" for name, digest in zip(names, digests, strict=True))
     found = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
     _recent[key] = time.monotonic(), found
     return found
 
 
-def _check_apart(root: str, names: Sequence[str], listed_in: str) -> None:
-    """Refuse two names of one file: it would count as two independent pictures."""
-    first: dict[tuple[int, int], str] = {}
-    for name in names:
-        try:
-            status = os.stat(f"{root}/{name}")  # noqa: PTH116 - a third of the time of Path.stat
-        except OSError:
-            continue
-        other = first.setdefault((status.st_dev, status.st_ino), name)
-        if other != name and status.st_ino:
-            file = Path(root, name).resolve()
-            raise DataError(
-                f"{listed_in}: {other!r} and {name!r} are one file, {file}; each picture counts once. Leave one of them"
-                " out, or put a copy in place of the link if both are meant."
-            )
-
-
-def file_digests(fs: Any, root: str, names: Sequence[str]) -> list[str]:
-    """SHA-256 (first 32 hex digits) of each file's content, `MISSING` for a missing file."""
+def file_digests(fs: Any, root: str, names: Sequence[str], listed_in: str | None = None) -> list[str]:
+    """SHA-256 (first 32 hex digits) of each file's content, `MISSING` for a missing file; for `listed_in` see
+    `content_digest`."""
     local = isinstance(fs, LocalFileSystem)
     started = time.time_ns()
     states = _local_states(root, names) if local else _remote_states(fs, root, names)
+    if listed_in is not None:
+        _check_apart(root, names, states, listed_in)
     columns = {"name": list(names), "size": [state.size for state in states], "changed": [s.changed for s in states]}
     frame = pl.DataFrame(columns, schema={key: _SCHEMA[key] for key in columns})
     file = _cache_file(fs.unstrip_protocol(root))
@@ -109,6 +93,8 @@ class _State(NamedTuple):
     """Times of change, or an object store's version."""
     newest_ns: int
     """Time of the last change since 1970, ns; far in the future if the file system provides no version."""
+    file: tuple[int, int] = (0, 0)
+    """Device and inode on a local disk, which two names of one file share; inode 0: unknown."""
 
 
 _ABSENT = _State(-1, "", _NEVER)
@@ -124,9 +110,22 @@ def _local_states(root: str, names: Sequence[str]) -> list[_State]:
         except OSError:
             return _ABSENT
         newest = max(status.st_mtime_ns, status.st_ctime_ns)
-        return _State(status.st_size, f"{status.st_mtime_ns}/{status.st_ctime_ns}", newest)
+        return _State(status.st_size, f"{status.st_mtime_ns}/{status.st_ctime_ns}", newest, (status.st_dev, status.st_ino))
 
     return [state(name) for name in names]
+
+
+def _check_apart(root: str, names: Sequence[str], states: Sequence[_State], listed_in: str) -> None:
+    """Refuse two names of one file: it would count as two independent pictures."""
+    first: dict[tuple[int, int], str] = {}
+    for name, state in zip(names, states, strict=True):
+        other = first.setdefault(state.file, name) if state.file[1] else name
+        if other != name:
+            file = Path(root, name).resolve()
+            raise DataError(
+                f"{listed_in}: {other!r} and {name!r} are one file, {file}; each picture counts once. Leave one of them"
+                " out, or put a copy in place of the link if both are meant."
+            )
 
 
 def _remote_states(fs: Any, root: str, names: Sequence[str]) -> list[_State]:

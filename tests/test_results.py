@@ -7,6 +7,7 @@ import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ import pytest
 
 from jobs import results
 from jobs.published import figures, numbers, tables
+from orchestrator.store.study_record import Study
 
 ROOT = Path(__file__).parents[1]
 
@@ -164,6 +166,15 @@ def test_a_sweep_that_ran_whole_replaces_what_was_told_of_its_parts() -> None:
     again = {"sweep": "routes", "commit": "b", "hours": 1}
     assert tables.with_run(parts, again, whole=False) == [*parts[:2], again]
     assert tables.with_run(parts, again, whole=True) == [parts[0], again]
+
+
+def test_hours_of_a_sweep_count_the_trials_of_runs_that_were_killed() -> None:
+    trials = pl.LazyFrame({"trial_seconds": [5400.0, 5400.0]})
+    record = {"hardware": {"cores": 2}, "seconds": {"finetune": 1800.0, "report": 36.0}}
+    study = cast(Study, SimpleNamespace(record=record, table=lambda _: trials))
+    assert tables.hours_of(study) == pytest.approx(1.51)
+    record["seconds"] = {"finetune": 7200.0, "report": 36.0}
+    assert tables.hours_of(study) == pytest.approx(2.01)
 
 
 def test_a_sweep_that_has_not_ended_is_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,15 +105,29 @@ def with_run(runs: Sequence[Mapping[str, Any]], run: Mapping[str, Any], *, whole
     return [r for r in runs if any(r[key] != run[key] for key in replaced)] + [run]
 
 
+def hours_of(study: Study) -> float:
+    """Hours of work of a finished study.
+
+    A killed run leaves no time in the record, but its finished trials do: their times, one trial a core, are the least
+    that the sweep took.
+    """
+    seconds = dict(study.record["seconds"])
+    if "finetune" in seconds:
+        trials = study.table("trials").select("trial_seconds").collect()["trial_seconds"].sum()
+        seconds["finetune"] = max(seconds["finetune"], trials / study.record["hardware"]["cores"])
+    return float(sum(seconds.values())) / 3600
+
+
 def collect_runs(storage: str, folder: Path = FOLDER) -> None:
     """Where, when and from which commit each finished sweep ran, by its study record, beside the runs told before."""
     file = folder / "study.json"
     runs = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
     for sweep in (*SWEEPS, COCO[0]):
         try:
-            record = Study.load(newest(storage, sweep.replace("_", "-"))).record
+            study = Study.load(newest(storage, sweep.replace("_", "-")))
         except VtsweepError:
             continue
+        record = study.record
         if "report" not in record["seconds"]:
             continue  # it is still running, or was stopped
         hardware, words = record["hardware"], record["command"].split()
@@ -125,7 +139,7 @@ def collect_runs(storage: str, folder: Path = FOLDER) -> None:
             "hardware": f"{hardware['cores']} cores of an {hardware['processor']}".replace("(R)", ""),
             "date": datetime.fromisoformat(record["created"]).strftime("%-d %B %Y"),
             "commit": record["commit"][:7],
-            "hours": round(sum(record["seconds"].values()) / 3600, 2),
+            "hours": round(hours_of(study), 2),
         }
         runs = with_run(runs, run, whole=not told)
     runs.sort(key=lambda r: [*SWEEPS, COCO[0]].index(r["sweep"]))

@@ -110,7 +110,9 @@ def _local_states(root: str, names: Sequence[str]) -> list[_State]:
         except OSError:
             return _ABSENT
         newest = max(status.st_mtime_ns, status.st_ctime_ns)
-        return _State(status.st_size, f"{status.st_mtime_ns}/{status.st_ctime_ns}", newest, (status.st_dev, status.st_ino))
+        return _State(
+            status.st_size, f"{status.st_mtime_ns}/{status.st_ctime_ns}", newest, (status.st_dev, status.st_ino)
+        )
 
     return [state(name) for name in names]
 

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from orchestrator.compression import finish
-from orchestrator.compression.estimate import quadrature
+from orchestrator.compression.estimate import (
+    FLOOR,
+    ROUNDING,
+    WIDER,
+    _combine,
+    _components,
+    _controlled,
+    _rounding,
+    quadrature,
+)
 from orchestrator.compression.gram import Variant
 from orchestrator.compression.shared import Shared
 from orchestrator.compression.subspace import leading_block
@@ -92,3 +101,100 @@ def test_the_largest_eigenvalue_of_noise_is_within_two_percent() -> None:
     block = leading_block(matrix)
     found = torch.linalg.eigvalsh(block.mT @ matrix @ block)[:, -1]
     assert found.numpy() == pytest.approx(torch.linalg.eigvalsh(matrix)[:, -1].numpy(), rel=0.02)
+
+
+def quadratures(rng: np.random.Generator, n_matrices: int = 3, n_probes: int = 16) -> tuple[torch.Tensor, ...]:
+    """Four deflated eigenvalues, and a rest of 24 that each probe sees with its own weights (which sum to 24)."""
+    spectrum = np.sort(rng.uniform(0.5, 1.5, (n_matrices, 28)) * np.arange(1, 29) ** -0.7, axis=1)[:, ::-1].copy()
+    spectrum /= spectrum.sum(1, keepdims=True)
+    top, rest = torch.from_numpy(spectrum[:, :4].copy()), torch.from_numpy(spectrum[:, 4:].copy())
+    weights = torch.from_numpy(rng.uniform(0.9, 1.1, (n_matrices, n_probes, 24)))
+    return top, rest[:, None].expand(-1, n_probes, -1).contiguous(), weights * 24 / weights.sum(2, keepdim=True)
+
+
+def exact_effective_rank(eigenvalues: torch.Tensor) -> torch.Tensor:
+    p = eigenvalues.sqrt() / eigenvalues.sqrt().sum()
+    return (-(p * p.log()).sum()).exp()
+
+
+def test_a_quadrature_of_the_eigenvalues_themselves_is_exact() -> None:
+    top, nodes, weights = quadratures(np.random.default_rng(2))
+    found = _combine(top, nodes, torch.ones_like(weights), FLOOR * top[:, 0])
+    for row in range(len(top)):
+        spectrum = torch.cat([top[row], nodes[row, 0]])
+        assert float(found.effective_rank[row]) == pytest.approx(float(exact_effective_rank(spectrum)), rel=1e-9)
+        # 90 % falls within a component: its part counts
+        shares = np.r_[0.0, np.cumsum(spectrum.numpy())]
+        assert float(found.rank_90[row]) == pytest.approx(np.interp(0.9, shares, np.arange(29.0)), rel=1e-9)
+        # probes that agree leave the rounding and the width of a step
+        assert float(found.rank_90_se[row]) == pytest.approx(np.sqrt(0.1**2 + 0.25))
+        assert float(found.effective_rank_se[row]) < 2e-4 * float(found.effective_rank[row])
+
+
+def test_what_is_linear_in_the_eigenvalues_is_known_to_every_probe() -> None:
+    top, nodes, weights = quadratures(np.random.default_rng(3))
+    rest = 1 - top.sum(1)
+    found = _controlled(3 * nodes + 2, nodes, weights, rest)
+    assert found.numpy() == pytest.approx((3 * rest[:, None] + 48).expand_as(found).numpy(), rel=1e-6)
+
+
+def test_the_error_of_the_effective_rank_is_that_of_leaving_out_a_probe_at_a_time() -> None:
+    top, nodes, weights = quadratures(np.random.default_rng(4))
+    floor = FLOOR * top[:, 0]
+    found = _combine(top, nodes, weights, floor)
+    rest = (1 - top.sum(1)).clamp(min=0)
+    roots, logs = nodes.sqrt(), nodes.sqrt() * nodes.log() / 2
+    total = top.sqrt().sum(1)[:, None] + _controlled(roots, nodes, weights, rest)
+    turned = (top.sqrt() * top.log() / 2).sum(1)[:, None] + _controlled(logs, nodes, weights, rest)
+    for row in range(len(top)):
+        left_out = []
+        for probe in range(16):
+            kept = [p for p in range(16) if p != probe]
+            mean, mean_turned = total[row, kept].mean(), turned[row, kept].mean()
+            left_out.append(float((mean.log() - mean_turned / mean).exp()))
+        variance = 15 / 16 * np.square(left_out - np.mean(left_out)).sum()
+        systematic = 1e-4 * float(found.effective_rank[row])
+        want = np.sqrt(WIDER * variance * 15 / 13 + systematic**2)
+        assert float(found.effective_rank_se[row]) == pytest.approx(want, rel=0.02)
+
+
+def test_rounding_moves_the_effective_rank_by_its_slope() -> None:
+    top, nodes, weights = quadratures(np.random.default_rng(5))
+    ones = torch.ones_like(weights)
+    for row in range(len(top)):
+        spectrum = torch.cat([top[row], nodes[row, 0]]).requires_grad_()
+        rank = exact_effective_rank(spectrum)
+        (slope,) = torch.autograd.grad(rank.log(), spectrum)
+        want = 0.5 * ROUNDING * float(top[row, 0]) * float(slope[4:].abs().sum())
+        total, entropy = spectrum.detach().sqrt().sum()[None], rank.detach().log()[None]
+        chosen = slice(row, row + 1)
+        found = _rounding(nodes[chosen], ones[chosen], total, entropy, FLOOR * top[chosen, 0])
+        assert float(found[0]) == pytest.approx(want, rel=1e-6)
+
+
+def test_components_of_a_mixture_of_probes_and_their_jackknife() -> None:
+    top, nodes, weights = quadratures(np.random.default_rng(6), n_matrices=1)
+    nodes = nodes * torch.linspace(0.8, 1.2, 16)[None, :, None]  # each probe has nodes of its own
+
+    def crossing(probes: list[int]) -> float:
+        values = nodes[0, probes].flatten().numpy()
+        counts = weights[0, probes].flatten().numpy() / len(probes)
+        order = np.argsort(-values)
+        energy = (values * counts)[order]
+        energy *= float(1 - top.sum()) / energy.sum()
+        shares = np.r_[0.0, np.cumsum(energy)] + float(top.sum())
+        return 4 + float(np.interp(0.9, shares, np.r_[0.0, np.cumsum(counts[order])]))
+
+    value, error = _components(top, nodes, weights)
+    assert float(value[0]) == pytest.approx(crossing(list(range(16))), rel=1e-9)
+    left_out = np.array([crossing([p for p in range(16) if p != probe]) for probe in range(16)])
+    variance = 15 / 16 * np.square(left_out - left_out.mean()).sum() * 15 / 13
+    assert float(error[0]) == pytest.approx(np.sqrt(variance + 0.1**2 + 0.25), rel=1e-9)
+
+
+@pytest.mark.parametrize(("second", "want"), [(0.45, 2.0), (0.45 - 5e-7, 2.0), (0.45 - 5e-6, 3.0)])
+def test_deflated_directions_that_hold_90_percent_are_counted(second: float, want: float) -> None:
+    top = torch.tensor([[0.45, second, 0.08]], dtype=torch.float64)
+    nodes, weights = torch.full((1, 16, 5), 0.004, dtype=torch.float64), torch.ones(1, 16, 5, dtype=torch.float64)
+    value, error = _components(top, nodes, weights)
+    assert (float(value[0]), float(error[0])) == (want, 0.5)

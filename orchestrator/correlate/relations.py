@@ -122,8 +122,7 @@ def category_relations(
             shares = ranks.share_between(ranked, weights, codes)[:, 0].astype(np.float64)
             point, once = (ranks.epsilon_squared(part, n, n_categories) for part in (shares[0], shares[1:]))
             low, high = percentile_interval(ranks.epsilon_squared(once, n, n_categories), CONFIDENCE)
-            rows = _rows(correlations, "epsilon_squared", tap, group, family, attribute)
-            agreement = None if rows.is_empty() else float(rows.select((pl.col("q") < SIGNIFICANT).mean()).item())
+            agreement = _agreement(_rows(correlations, "epsilon_squared", tap, group, family, attribute))
             measured.append(
                 Relation(group, family, attribute, given, float(point), float(low), float(high), n, agreement)
             )
@@ -168,8 +167,11 @@ def _rows(
     )  # fmt: skip
 
 
-def _agreement(rows: pl.DataFrame, sign: float) -> float | None:
-    direction = pl.col("metric").replace_strict({n: m.direction for n, m in MEMBERS.items()}, return_dtype=pl.Int8)
-    agrees = (pl.col("q") < SIGNIFICANT) & ((direction * pl.col("rho")).sign() == sign)
-    share = rows.select(agrees.mean()).item()  # none where no row has a q
-    return None if share is None else float(share)
+def _agreement(rows: pl.DataFrame, sign: float | None = None) -> float | None:
+    """Share of the rows that have a q whose relation is significant, and of that sign; None where no row has a q."""
+    tested = rows.drop_nulls("q")
+    agrees = pl.col("q") < SIGNIFICANT
+    if sign is not None:
+        direction = pl.col("metric").replace_strict({n: m.direction for n, m in MEMBERS.items()}, return_dtype=pl.Int8)
+        agrees &= (direction * pl.col("rho")).sign() == sign
+    return None if tested.is_empty() else float(tested.select(agrees.mean()).item())

@@ -242,6 +242,10 @@ def test_agreement_is_of_the_metrics_that_have_a_q() -> None:
         {"metric": ["gini"] * 3, "rho": [0.4, 0.5, 0.6], "q": [0.01, 0.9, None]}, schema_overrides={"q": pl.Float64}
     )
     sign = MEMBERS["gini"].direction
-    assert _agreement(rows, sign) == 0.5
-    assert _agreement(rows[2:], sign) is None
-    assert _agreement(rows[:0], sign) is None
+    for opposite in (False, True):  # a row without q is left out whatever its sign
+        known = rows.with_columns(rho=pl.when(pl.col("q").is_null() & opposite).then(-pl.col("rho")).otherwise("rho"))
+        assert _agreement(known, sign) == 0.5
+        assert _agreement(known) == 0.5
+        assert _agreement(known[2:], sign) is None
+        assert _agreement(known[2:]) is None
+        assert _agreement(known[:0], sign) is None

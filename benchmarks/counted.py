@@ -22,9 +22,9 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks import gpu_model
 from benchmarks.fake_cuda import fake_cuda
-from orchestrator.capture import positions
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import State
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.config import CaptureConfig, ProbeConfig
 from orchestrator.study.cards import SPECTRUM_SECONDS
 
@@ -130,7 +130,7 @@ def recorded(shape: gpu_model.Shape, metrics: Sequence[str], n_layers: int | Non
     """The work of recording one pass."""
     n_layers = shape.layers + 1 if n_layers is None else n_layers
     config = CaptureConfig()
-    quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
+    quantiles = vision_quantiles(config.n_vision_positions, config.seed)
     vision, text = masks(shape)
     with counting() as work, torch.no_grad():
         recorder = Recorder(config, metrics, quantiles, {"decoder": n_layers})

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_model
 from benchmarks.common import seconds
-from orchestrator.capture import positions
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import Taps, default_taps
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.compression.metrics import NORMS, measure
 from orchestrator.compression.registry import default_names
 from orchestrator.config import CaptureConfig, FinetuneConfig
@@ -93,7 +93,7 @@ def free() -> None:
 def passes(adapter: Adapter, batch: Batch, metrics: Sequence[str] | None, n: int) -> None:
     """`n` passes as in a worker: results are read while the next pass runs. Bare passes for None."""
     config = CaptureConfig()
-    quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
+    quantiles = vision_quantiles(config.n_vision_positions, config.seed)
     layers = {tap: len(tap_layers) for tap, tap_layers in Taps(adapter, default_taps(adapter)).select.items()}
     waiting = None
     for _ in range(n):

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import header, last_line, seconds
-from orchestrator.capture import positions
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.taps import Taps, default_taps
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.compression.registry import METRICS
 from orchestrator.config import CaptureConfig
 from orchestrator.models.adapter import Adapter
@@ -55,7 +55,7 @@ def small_model(family: str, *, quick: bool) -> tuple[Adapter, Batch]:
 def measure(adapter: Adapter, batch: Batch, repeats: int) -> dict[str, float]:
     """Return the seconds of a bare pass, of one with taps, of one that keeps features, and of one with all metrics."""
     config = CaptureConfig()
-    quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
+    quantiles = vision_quantiles(config.n_vision_positions, config.seed)
     taps = default_taps(adapter)
 
     def bare() -> None:

@@ -25,15 +25,25 @@ if TYPE_CHECKING:
     from tests.faults.s3_server import S3Server
 
 
+FUZZ = 25
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--attacks", type=int, default=4, help="seeded attacks on a whole study (with -m faults)")
     parser.addoption("--first-attack", type=int, default=0, help="seed of the first of them")
-    parser.addoption("--fuzz", type=int, default=25, help="altered inputs of each kind")
+    parser.addoption(
+        "--fuzz", type=int, default=FUZZ, help="altered inputs of each kind, drawn anew if not the default"
+    )
 
 
-# A machine that is busy makes an example slow, not wrong.
-settings.register_profile("gate", deadline=None)
-settings.load_profile("gate")
+# A machine that is busy makes an example slow, not wrong. What lands is judged on the same examples as the run before.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("search" if config.getoption("--fuzz") != FUZZ else "gate")
+
 
 COCO = Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
 """A real COCO folder beside the checkout, where there is one."""

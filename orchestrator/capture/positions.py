@@ -11,8 +11,7 @@
 | `before` | last token before the image, if vision tokens are in the sequence and not at its start |
 
 A vision position is a quantile q in [0, 1): token floor(q N) of an image's N vision tokens. Images of different sizes
-thus share positions, at the same relative place in reading order. Quantile k of P is (k + s + u_k) / P; the common
-shift s and each u_k are drawn from [0, 0.5). Positions are spread over the image and, for N >= 2 P, distinct.
+thus share positions, at the same relative place in reading order (`vision_quantiles`).
 
 Shapes: B images, N tokens, D width, P positions.
 """
@@ -27,12 +26,6 @@ from torch import Tensor
 FLOAT16_MAX = 65504.0
 CLASSES = ("vision_object", "vision_background")
 """Positions that are means over a part of the vision tokens."""
-
-
-def vision_quantiles(n: int, seed: int) -> np.ndarray:
-    """The `n` seeded quantiles, float64 in [0, 1), ascending."""
-    draws = np.random.default_rng([seed, n]).random(n + 1) / 2
-    return (np.arange(n) + draws[0] + draws[1:]) / max(n, 1)
 
 
 def vision_ordinals(quantiles: np.ndarray, counts: Int64[Tensor, " B"]) -> Int64[Tensor, "B P"]:

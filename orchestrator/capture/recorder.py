@@ -64,7 +64,7 @@ class Recorder:
     Args:
         config: metrics, kept positions and their seed.
         metrics: names, in the order of `Row.values`.
-        quantiles: `positions.vision_quantiles` of the config.
+        quantiles: `vision_quantiles` of the config.
         n_layers: number of layers at each tap; the capacity of its buffer.
         own_prompts: each image has its own prompt; short prompts repeat text positions.
         classes: for each image which of its vision tokens, in their order, are of each of `positions.CLASSES`.

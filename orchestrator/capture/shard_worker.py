@@ -26,6 +26,7 @@ from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.tables import images_table, metrics_table, picture_table, rejected_table
 from orchestrator.capture.taps import State, Taps
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.compression.registry import chosen_names
 from orchestrator.config import RunConfig
 from orchestrator.data.sample import N_IMAGES
@@ -77,7 +78,7 @@ class CaptureWorker:
         )
         self.prepare = Preparer(self.adapter, run.capture.prompt)
         self.metrics = chosen_names(run.capture.metrics, run.capture.spectrum)
-        self.quantiles = positions.vision_quantiles(vision_positions(run), run.capture.seed)
+        self.quantiles = vision_quantiles(vision_positions(run), run.capture.seed)
         self.select = select_taps(self.adapter, run)
         # checks names and layers before the first image
         self.n_layers = {tap: len(layers) for tap, layers in Taps(self.adapter, self.select).select.items()}

@@ -65,7 +65,7 @@ def make_layout(
     Args:
         masks: group -> mask of its tokens; on the CPU, so that no synchronization is needed.
         device: device of the states.
-        quantiles: `positions.vision_quantiles`.
+        quantiles: `vision_quantiles`.
         n_text_positions: text tokens kept for probes.
         own_prompts: each image has its own prompt.
     """

@@ -19,13 +19,16 @@ share an image or group, one of each `cluster` is taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 import scipy
 from numpy.typing import NDArray
 
+from orchestrator.cluster.placement import n_cores
 from orchestrator.config import CorrelateConfig
 from orchestrator.correlate.columns import KEYS, Columns, blocks, matrix, patterns, take, wide
 from orchestrator.data.clusters import CLUSTER, independent_rows
@@ -37,11 +40,15 @@ from orchestrator.stats.multiplicity import benjamini_hochberg
 from orchestrator.stats.resample import percentile_interval, resample_weights
 from orchestrator.stats.shape import monotonicity
 
+Part = TypeVar("Part")
+
 SHAPE = ("shape_p", "turning_point", "rho_below", "rho_above")
 MIN_IMAGES = 5
 """Fewer images with both values give a null: an interval would be noise."""
 _CHUNK = 2**22
 """Resampled ranks held at once (32-bit): bounds memory at some tens of MB."""
+_THREADS = 8
+"""Threads at most: each holds some tens of MB."""
 _COLUMNS = 64
 """Columns of metrics whose resampled ranks are held at once."""
 
@@ -159,13 +166,22 @@ def _statistics(x: Columns, y: Columns, config: CorrelateConfig) -> tuple[NDArra
     # few resamples of many columns at a time: those of y are ranked once and stay in the cache
     step = max(1, _CHUNK // (n * min(n_columns, _COLUMNS)))
     resampled = np.empty((n_resamples, n_columns, len(y.names)), np.float32)
-    for first in range(0, n_resamples, step):
+
+    def fill(first: int) -> None:
         some = weights[first : first + step]
         y_scores = ranks.rank_scores(right, some, np.float32)
         for k, part in enumerate(parts):
             into = resampled[first : first + step, k * _COLUMNS : (k + 1) * _COLUMNS]
             into[...] = ranks.spearman(ranks.rank_scores(part, some, np.float32), y_scores)
+
+    _in_threads(fill, range(0, n_resamples, step))
     return rho, percentile_interval(resampled, config.confidence)
+
+
+def _in_threads(work: Callable[[int], Part], starts: Iterable[int]) -> list[Part]:
+    """`work` of each start in order, on as many threads as there are cores: numpy lets go of the interpreter."""
+    with ThreadPoolExecutor(min(n_cores(), _THREADS)) as pool:
+        return list(pool.map(work, starts))
 
 
 def _constant(x: Columns, y: Columns) -> NDArray:
@@ -194,9 +210,12 @@ def _categorical(x: Columns, attribute: str, values: pl.Series, config: Correlat
     if config.n_bootstrap:
         weights = resample_weights(n, config.n_bootstrap, config.seed)
         step = max(1, _CHUNK // (n * config.n_bootstrap))
-        parts = [ordered.part(slice(i, i + step)) for i in range(0, len(x.names), step)]
-        shares = [ranks.share_between(ranks.rank_scores(p, weights, np.float32), weights, codes) for p in parts]
-        resampled = np.concatenate(shares, 1)
+
+        def share_of(first: int) -> NDArray:
+            part = ordered.part(slice(first, first + step))
+            return ranks.share_between(ranks.rank_scores(part, weights, np.float32), weights, codes)
+
+        resampled = np.concatenate(_in_threads(share_of, range(0, len(x.names), step)), 1)
         for _ in range(2):
             resampled = ranks.epsilon_squared(resampled, n, n_categories)
         spread = tuple(side[:, None] for side in percentile_interval(resampled, config.confidence))

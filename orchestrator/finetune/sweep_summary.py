@@ -87,13 +87,22 @@ def effect_of_ratio(by_ratio: Seeds) -> RatioEffect:
 
 def outcome_by_seed(trials: pl.DataFrame, column: str) -> dict[float, dict[int, float]]:
     """A column of table `trials` by ratio and seed, over finished trials; other settings are averaged."""
-    done = trials.filter(pl.col("status") == "done").drop_nulls(column)
-    means = done.group_by("complexity_ratio", "seed").agg(pl.col(column).cast(pl.Float64).mean())
-    by_ratio: dict[float, dict[int, float]] = {}
-    for ratio, seed, value in means.sort("complexity_ratio", "seed").iter_rows():
-        if np.isfinite(value):
-            by_ratio.setdefault(ratio, {})[seed] = value
-    return by_ratio
+    return outcomes_by_seed(trials, [column])[column]
+
+
+def outcomes_by_seed(trials: pl.DataFrame, columns: Sequence[str]) -> dict[str, dict[float, dict[int, float]]]:
+    """`outcome_by_seed` of several columns, which are averaged in one go."""
+    done = trials.filter(pl.col("status") == "done")
+    means = done.group_by("complexity_ratio", "seed").agg(pl.col(columns).cast(pl.Float64).mean())
+    means = means.sort("complexity_ratio", "seed")
+    settings = list(zip(means["complexity_ratio"], means["seed"], strict=True))
+    found: dict[str, dict[float, dict[int, float]]] = {}
+    for column in columns:
+        by_ratio = found.setdefault(column, {})
+        for (ratio, seed), value in zip(settings, means[column], strict=True):
+            if value is not None and np.isfinite(value):
+                by_ratio.setdefault(ratio, {})[seed] = value
+    return found
 
 
 def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
@@ -110,9 +119,11 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
     ]  # fmt: skip
     named = [c for c in primary if c in every]
     confidence = familywise_confidence(len(named))
+    scales = {c: scale_column(c, trials.columns) for c in every}
+    by_seed = outcomes_by_seed(trials, list(dict.fromkeys([*every, *scales.values()])))
     rows = []
     for column in [*named, *(c for c in every if c not in named)]:
-        by_ratio = outcome_by_seed(trials, column)
+        by_ratio = by_seed[column]
         if len(by_ratio) < 2:
             continue
         first, last = min(by_ratio), max(by_ratio)
@@ -120,7 +131,7 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
         changes = np.array([by_ratio[last][s] - by_ratio[first][s] for s in seeds])
         is_primary = column in named
         interval = student_interval(changes, confidence if is_primary else 0.95)
-        smallest = smallest_effect(trials, column, by_ratio)
+        smallest = smallest_effect(column, by_seed[scales[column]])
         spread, detectable = float(changes.std(ddof=1)) if len(changes) > 1 else 0.0, detectable_effect(len(changes))
         if spread < _NO_SPREAD:
             interval = replace(interval, low=None, high=None)
@@ -159,13 +170,17 @@ def kind_of(column: str) -> str:
     return parts[2] if parts[0] == "asked" and len(parts) > 2 else parts[0]
 
 
-def smallest_effect(trials: pl.DataFrame, column: str, by_ratio: Seeds) -> float:
+def scale_column(column: str, columns: Sequence[str]) -> str:
+    """The column that gives an outcome's scale: of a change the metric itself, where the table has it."""
+    value = column.replace("delta/", "compression/", 1)
+    return value if kind_of(column) == "delta" and value in columns else column
+
+
+def smallest_effect(column: str, scale: Seeds) -> float:
     """Smallest effect of interest in the outcome's unit (`SMALLEST`, else relative); 0 if there is no scale."""
     kind = kind_of(column)
     if kind in SMALLEST:
         return SMALLEST[kind]
-    value = column.replace("delta/", "compression/", 1)
-    scale = outcome_by_seed(trials, value) if kind == "delta" and value in trials.columns else by_ratio
     return SMALLEST_RELATIVE * abs(float(np.mean(list(scale[min(scale)].values())))) if scale else 0.0
 
 

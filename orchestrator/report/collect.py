@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 import yaml
 
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.compression.tokenmap import lay_on_grid
 from orchestrator.config import RunConfig, StageName
 from orchestrator.correlate.findings import find
@@ -248,8 +249,6 @@ def _places(view: View | None, run: RunConfig) -> dict[str, Any]:
         return {}
     if len(np.unique(grid[:, 2])) > 1 or run.capture.n_vision_positions == 0:
         return {}
-    from orchestrator.capture.positions import vision_quantiles  # imports torch
-
     n_positions = run.capture.n_vision_positions
     quantiles = vision_quantiles(len(grid) if n_positions == "all" else n_positions, run.capture.seed)
     tokens = np.floor(quantiles * len(grid)).astype(int)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import scipy
 
@@ -29,6 +31,7 @@ def paired_power(effect: float, n_pairs: int, alpha: float = 0.05) -> float:
     return float(power) if np.isfinite(power) else 1.0  # scipy gives NaN where nothing is left of 1 - power
 
 
+@cache
 def detectable_effect(n_pairs: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
     """Smallest effect, in deviations of the paired differences, seen with `power`; None for fewer than two pairs."""
     if n_pairs < 2:

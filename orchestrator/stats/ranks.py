@@ -46,19 +46,20 @@ def rank_scores(
 
     The inner product of two such vectors is Spearman's rho with average ranks for ties.
     """
-    n_resamples, n = weights.shape
+    (n_resamples, n), n_columns = weights.shape, len(columns.order)
     weights = weights.astype(dtype)
-    sums = np.zeros((n_resamples, len(columns.order), n + 1), dtype)
-    np.cumsum(weights[:, columns.order], axis=2, out=sums[..., 1:])
-    rows = np.arange(len(columns.order))[:, None]
-    scores = sums[:, rows, columns.below]
-    scores += sums[:, rows, columns.up_to]
+    sums = np.zeros((n_resamples, n_columns, n + 1), dtype)
+    np.cumsum(np.take(weights, columns.order, axis=1), axis=2, out=sums[..., 1:])
+    sums, first = sums.reshape(n_resamples, -1), (np.arange(n_columns) * (n + 1))[:, None]
+    scores = np.take(sums, first + columns.below, axis=1)  # unlike an index, `take` lets other threads work
+    scores += np.take(sums, first + columns.up_to, axis=1)
     scores *= 0.5
     scores -= n / 2  # rank minus the mean rank (n + 1) / 2, which weights leave as it is
     scores *= np.sqrt(weights)[:, None, :]
     norms = np.linalg.norm(scores, axis=2, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(norms > 1e-3, scores / norms, np.nan).astype(dtype, copy=False)
+    norms[norms <= 1e-3] = np.nan
+    scores /= norms
+    return scores
 
 
 def spearman(x: Float[np.ndarray, "S C n"], y: Float[np.ndarray, "S A n"]) -> Float[np.ndarray, "S C A"]:

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from orchestrator.capture import positions
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.config import CaptureConfig, RunConfig
 from orchestrator.models.planning import vision_positions
 
 
 @given(n=st.integers(1, 64), seed=st.integers(0, 2**31), counts=st.lists(st.integers(1, 5000), min_size=1, max_size=4))
 def test_vision_places_are_tokens_of_the_image_in_reading_order(n, seed, counts):
-    found = positions.vision_ordinals(positions.vision_quantiles(n, seed), torch.tensor(counts))
+    found = positions.vision_ordinals(vision_quantiles(n, seed), torch.tensor(counts))
     assert found.shape == (len(counts), n)
     assert (found >= 0).all()
     assert (found < torch.tensor(counts)[:, None]).all()
@@ -23,13 +24,13 @@ def test_vision_places_are_tokens_of_the_image_in_reading_order(n, seed, counts)
 
 @given(n=st.integers(1, 64), seed=st.integers(0, 2**31), extra=st.integers(0, 1000))
 def test_vision_places_are_distinct_where_there_are_twice_as_many_tokens(n, seed, extra):
-    found = positions.vision_ordinals(positions.vision_quantiles(n, seed), torch.tensor([2 * n + extra]))
+    found = positions.vision_ordinals(vision_quantiles(n, seed), torch.tensor([2 * n + extra]))
     assert len(set(found[0].tolist())) == n or n == 1
 
 
 def test_vision_places_depend_on_the_seed_alone():
-    assert (positions.vision_quantiles(16, 3) == positions.vision_quantiles(16, 3)).all()
-    assert (positions.vision_quantiles(16, 3) != positions.vision_quantiles(16, 4)).any()
+    assert (vision_quantiles(16, 3) == vision_quantiles(16, 3)).all()
+    assert (vision_quantiles(16, 3) != vision_quantiles(16, 4)).any()
 
 
 def test_text_places_run_from_the_first_to_the_last_token():
@@ -90,7 +91,7 @@ def test_the_largest_values_do_not_overflow(value):
 
 @given(n=st.integers(1, 700), seed=st.integers(0, 50))
 def test_as_many_places_as_tokens_are_every_token_once(n: int, seed: int) -> None:
-    found = positions.vision_ordinals(positions.vision_quantiles(n, seed), torch.tensor([n]))
+    found = positions.vision_ordinals(vision_quantiles(n, seed), torch.tensor([n]))
     assert found[0].tolist() == list(range(n))
 
 

@@ -9,13 +9,13 @@ import polars as pl
 import pytest
 import torch
 
-from orchestrator.capture import positions
 from orchestrator.capture.loading import Loaded, load_shard
 from orchestrator.capture.pass_record import PassRecord
 from orchestrator.capture.recorder import Recorder
 from orchestrator.capture.shard_result import ShardResult
 from orchestrator.capture.shard_worker import CaptureWorker
 from orchestrator.capture.taps import Taps, default_taps
+from orchestrator.capture.vision_quantiles import vision_quantiles
 from orchestrator.compression.registry import METRICS
 from orchestrator.config import CaptureConfig, RunConfig
 from orchestrator.data.source import make_source
@@ -77,7 +77,7 @@ def test_a_pass_in_bfloat16_differs_by_its_rounding_alone(model: str, gpu: str) 
 
 def record(adapter: Adapter, batch: Batch) -> PassRecord:
     config = CaptureConfig()
-    quantiles = positions.vision_quantiles(config.n_vision_positions, config.seed)
+    quantiles = vision_quantiles(config.n_vision_positions, config.seed)
     names = [name for name in METRICS if METRICS[name].needs in ("norms", "gram")]
     recorder = Recorder(config, names, quantiles, {"decoder": adapter.n_layers + 1}, own_prompts=True)
     with torch.inference_mode(), Taps(adapter, default_taps(adapter), on_state=recorder):

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -180,12 +181,13 @@ def heat_map(
 
 def save(figure: Figure, folder: Storage, name: str, dpi: int = 130) -> list[str]:
     """Write `figure` as `name.png` and `name.svg` into `folder`; returns both names. Fixes the figure's layout."""
-    written = []
+    png, svg = io.BytesIO(), io.BytesIO()
     with mpl.rc_context(RC):
-        for kind in ("png", "svg"):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
-            figure.set_layout_engine("none")  # the second format reuses the first one's layout, at half the cost
-            folder.write(f"{name}.{kind}", buffer.getvalue())
-            written.append(f"{name}.{kind}")
-    return written
+        # `savefig` draws a figure twice for every format: once for its size, which is known here.
+        figure.set_dpi(dpi)
+        FigureCanvasAgg(figure).print_png(png)
+        figure.set_layout_engine("none")  # the second format reuses the first one's layout, at half the cost
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    folder.write(f"{name}.png", png.getvalue())
+    folder.write(f"{name}.svg", svg.getvalue())
+    return [f"{name}.png", f"{name}.svg"]

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from orchestrator.data.boxes import Boxes, sample_boxes
-from orchestrator.data.reading import retrying
 from orchestrator.data.sample import Source
 from orchestrator.errors import StorageError, VtsweepError
+from orchestrator.store.reading import retrying
 
 
 @dataclass(frozen=True, eq=False)

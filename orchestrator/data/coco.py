@@ -20,9 +20,9 @@ from orchestrator.data.attributes import COCO_ATTRIBUTES, Kind, coco_attributes
 from orchestrator.data.coco_annotations import Annotations, parse, read_annotations, read_categories, read_images
 from orchestrator.data.content import content_digest
 from orchestrator.data.images import read_image
-from orchestrator.data.reading import read_bytes
 from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
+from orchestrator.store.reading import read_bytes
 
 COCO_VERSION = 2
 """Incremented whenever the same folder gives different images or attributes; part of the fingerprint."""

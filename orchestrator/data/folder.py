@@ -19,9 +19,9 @@ from orchestrator.data.attributes import Kind
 from orchestrator.data.columns import Column, type_column
 from orchestrator.data.content import content_digest
 from orchestrator.data.images import read_image, safe_name
-from orchestrator.data.reading import read_bytes
 from orchestrator.data.sample import Sample
 from orchestrator.errors import ConfigError, DataError, did_you_mean
+from orchestrator.store.reading import read_bytes
 from orchestrator.store.tables.core import TABLES
 
 FOLDER_VERSION = 3

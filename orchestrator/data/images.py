@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from orchestrator.data.reading import read_bytes
 from orchestrator.errors import DataError
+from orchestrator.store.reading import read_bytes
 
 _PLAIN = re.compile(r"[\w-][\w .-]*(/[\w-][\w .-]*)*")
 """Names of letters, digits and few signs, none of whose parts begins with a dot: they need no closer look."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
@@ -42,6 +42,8 @@ ADAPTER_GROUP = "vtsweep.adapters"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CONTENT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_LARGE = 1 << 26
+"""Bytes from which a file's digest is kept for other commands: 64 MiB are read in some hundredths of a second."""
 TAKES_SEVERAL = ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "internvl", "idefics3", "smolvlm", "gemma3")
 """Families whose published models were trained on several images a prompt, and whose processor lays them out."""
 
@@ -228,7 +230,8 @@ def check_lora(name: str) -> Path:
 def digest_folder(folder: Path) -> str:
     """Return the SHA-256 (16 hex digits) of a checkpoint's files: names and contents, weights included.
 
-    Files are read again only when they have changed: a study asks many times, and a 7B model takes seconds to read.
+    Files are read again only when they have changed, large ones not even by another command (`store.content_cache`): a
+    study asks many times, and a 7B model takes seconds to read.
     """
     files = sorted({file for pattern in _CONTENT for file in folder.glob(pattern)}, key=lambda file: file.name)
     states = [file.stat() for file in files]
@@ -240,9 +243,25 @@ def digest_folder(folder: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest_files(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    large = [file for file, size, *_ in files if size >= _LARGE]
+    known = _large_digests(large) if large else {}
     digest = hashlib.sha256()
     for file, size, *_ in files:
         digest.update(f"{file.name}\0{size}\0".encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(known.get(file) or _digest_file(file))
     return digest.hexdigest()[:16]
+
+
+def _digest_file(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+def _large_digests(files: Sequence[Path]) -> dict[Path, bytes]:
+    """Digests of files in one folder; a file that is gone or cannot be read is left out."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    from orchestrator.store.content_cache import MISSING, file_digests
+
+    found = file_digests(LocalFileSystem(), str(files[0].parent), [file.name for file in files])
+    return {f: bytes.fromhex(known.digest) for f, known in zip(files, found, strict=True) if known.digest != MISSING}

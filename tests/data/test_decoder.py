@@ -15,12 +15,12 @@ from PIL import Image
 
 from orchestrator.capture.loading import load_shard
 from orchestrator.config import CocoConfig, FolderConfig, RunConfig
-from orchestrator.data import reading
 from orchestrator.data.images import decode, safe_name
 from orchestrator.data.sample import Source
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError, StorageError
 from orchestrator.notebook import _pixels
+from orchestrator.store import reading
 from orchestrator.store.filesystem import Storage
 from tests.points import run_capture
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from orchestrator.config import CocoConfig, FolderConfig, RunConfig
-from orchestrator.data import content
 from orchestrator.data.content import content_digest, file_digests
 from orchestrator.data.source import make_source
 from orchestrator.errors import DataError
+from orchestrator.store import content_cache
 from orchestrator.store.filesystem import Storage
 from tests.points import capture_stage, run_capture
 
@@ -143,19 +143,19 @@ def test_one_file_listed_twice_in_coco_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(content, "FRESH_NS", 0)
+    monkeypatch.setattr(content_cache, "FRESH_NS", 0)
     return tmp_path / "cache"
 
 
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    plain = content._hash
+    plain = content_cache._hash
 
     def count(fs: Any, root: str, name: str, local: bool) -> str:
         names.append(name)
         return plain(fs, root, name, local)
 
-    monkeypatch.setattr(content, "_hash", count)
+    monkeypatch.setattr(content_cache, "_hash", count)
     return names
 
 
@@ -181,7 +181,7 @@ def test_a_second_run_reads_only_what_changed(tmp_path: Path, monkeypatch: pytes
     second = file_digests(fs, str(root), names)
     assert read == ["7.bin"]
     assert second[7] != first[7]
-    assert second[8] == content.MISSING
+    assert second[8] == content_cache.MISSING
     assert second[:7] + second[9:] == first[:7] + first[9:]
 
 

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from orchestrator.config import CaptureConfig, ModelConfig, RunConfig, ScenesConfig
 from orchestrator.config.sweep import load_sweep
 from orchestrator.errors import ModelError
-from orchestrator.models import extras, known_config
-from orchestrator.models.catalogue import FAMILIES, catalogue_rows, entries, resolve
+from orchestrator.models import catalogue, extras, known_config
+from orchestrator.models.catalogue import FAMILIES, catalogue_rows, digest_folder, entries, resolve
 from orchestrator.models.decoder_config import context_length
 from orchestrator.models.examine import examine
 from orchestrator.models.geometry import anyres_grid
@@ -31,6 +31,7 @@ from orchestrator.models.visual_tokens import (
     qwen_resize,
     visual_load,
 )
+from orchestrator.store import content_cache
 
 COMMIT = "0" * 40
 
@@ -108,6 +109,32 @@ def test_weights_are_digested_once_until_a_file_changes(tmp_path, monkeypatch):
     weights.write_bytes(b"changed")
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert fingerprint(config) != first
+
+
+def test_large_weights_are_read_by_the_first_command_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("VTSWEEP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(content_cache, "FRESH_NS", 0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, content in (("config.json", b"{}"), ("a.safetensors", b"first"), ("b.safetensors", b"second")):
+        (folder / name).write_bytes(content)
+    plain = digest_folder(folder)
+
+    def by_another_command() -> str:
+        catalogue._digest_files.cache_clear()
+        return digest_folder(folder)
+
+    monkeypatch.setattr(catalogue, "_LARGE", 4)
+    assert by_another_command() == plain  # whatever is large
+    with monkeypatch.context() as patch:
+        patch.setattr(content_cache, "_hash", lambda *_: pytest.fail("read again"))
+        assert by_another_command() == plain
+    before = (folder / "b.safetensors").stat()
+    (folder / "b.safetensors").write_bytes(b"secund")
+    os.utime(folder / "b.safetensors", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert by_another_command() != plain
+    (folder / "b.safetensors").write_bytes(b"second")
+    assert by_another_command() == plain
 
 
 def test_fingerprint_is_of_content_and_holds_no_path(tmp_path):

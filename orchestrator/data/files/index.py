@@ -27,10 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.data.attributes import Kind
-from orchestrator.data.content import cache_folder, file_digests
+from orchestrator.data.content import file_digests
 from orchestrator.data.files.layouts import Files, Layout
 from orchestrator.data.files.table import Shape, write_table
 from orchestrator.errors import DataError
+from orchestrator.store.content_cache import cache_folder
 
 VERSION = 6
 """Raised if the same files give other rows; part of the table's name and of the fingerprint."""

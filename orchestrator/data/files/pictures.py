@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from orchestrator.data.files.records import picture_column
 from orchestrator.data.images import decode, read_image, safe_name
-from orchestrator.data.reading import retrying
 from orchestrator.errors import DataError
+from orchestrator.store.reading import retrying
 
 
 class _Listed:

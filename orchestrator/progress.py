@@ -19,6 +19,11 @@ _LINE_SECONDS = 5.0
 """Minimum interval, s, between lines in redirected output or a job log."""
 
 
+def format_number(value: float) -> str:
+    """`0.12345` -> `0.123`, `1580.2` -> `1,580`."""
+    return f"{value:,.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def format_seconds(seconds: float) -> str:
     """`75.2` -> `1m15s`."""
     total = round(seconds)
@@ -102,7 +107,9 @@ class Progress:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, rate=f"{self._rate():.3g} {self.unit}/s", note=self._note)
+            self._bar.update(
+                self._task, completed=self.done, rate=f"{format_number(self._rate())} {self.unit}/s", note=self._note
+            )
         elif time.monotonic() - self._last_line >= _LINE_SECONDS:
             self._last_line = time.monotonic()
             self._print(self._line())
@@ -118,7 +125,7 @@ class Progress:
         else:
             elapsed = format_seconds(time.monotonic() - self._started)
             state = "done" if kind is None else "stopped"
-            rate = f", {self._rate():.3g} {self.unit}/s" if self.done > self._skipped else ""
+            rate = f", {format_number(self._rate())} {self.unit}/s" if self.done > self._skipped else ""
             self._print(f"{self.step}: {state}, {self.done} {self.unit} in {elapsed}{rate}")
 
     @classmethod
@@ -138,9 +145,9 @@ class Progress:
         line = f"{self.step}: {self.done}"
         if self.total:
             left = format_seconds((self.total - self.done) / rate) if rate else "?"
-            line += f"/{self.total} {self.unit} ({self.done / self.total:.0%}), {rate:.3g}/s, {left} left"
+            line += f"/{self.total} {self.unit} ({self.done / self.total:.0%}), {format_number(rate)}/s, {left} left"
         else:
-            line += f" {self.unit}, {rate:.3g}/s"
+            line += f" {self.unit}, {format_number(rate)}/s"
         return f"{line} {self._note}".rstrip()
 
     def _print(self, line: str) -> None:

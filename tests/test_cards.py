@@ -6,12 +6,12 @@ import pytest
 
 from orchestrator.config import RunConfig
 from orchestrator.errors import ConfigError
-from orchestrator.models.planning import Footprint
+from orchestrator.models.planning import Footprint, footprint
 from orchestrator.study import cards
 from orchestrator.study.plan import make_plan
 from tests.conftest import tiny_study
 
-SEVEN_B = Footprint(28, 3584, 729, 20.0, 10.5, 10**6, 10**8, 378, 378)
+SEVEN_B = Footprint(28, 3584, 729, 20.0, 10.5, 10**6, 10**8, 378, 378, blocks=52)
 
 
 def run(**keys: object) -> RunConfig:
@@ -24,6 +24,19 @@ def test_the_measured_card_gives_back_what_was_measured_there() -> None:
     assert 0.15 <= metrics / forward <= 0.25  # counted +15 %, and measured work was 1.3 times counted work
     exact = cards.image_seconds(run(capture={"spectrum": "exact"}), SEVEN_B, cards.MEASURED)[1]
     assert 8 * (exact - metrics) / 4 == pytest.approx(0.208, rel=0.05)  # s a pass for one spectrum of 232 sets
+
+
+def test_a_small_model_waits_for_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = footprint(run(model={"name": "reference-joint"}))
+    assert small.blocks == 10
+    monkeypatch.setitem(cards.METRIC_KERNELS, "gram", 3498)  # of the version that was measured: 11 times the bare pass
+    forward, metrics = cards.image_seconds(run(), small, cards.MEASURED)
+    assert 8 * forward == pytest.approx(2.3e-3, rel=0.1)
+    assert 9 < (forward + metrics) / forward < 12
+    for card in cards.CARDS.values():  # no card launches faster
+        assert cards.image_seconds(run(), small, card) == (forward, metrics)
+    larger = run(how={"batch_size": 16})
+    assert sum(cards.image_seconds(larger, small, cards.MEASURED)) == pytest.approx((forward + metrics) / 2)
 
 
 def test_slower_memory_slows_metrics_and_a_lower_matrix_rate_the_pass() -> None:

@@ -13,6 +13,7 @@ import pytest
 from orchestrator.cli.app import main
 from orchestrator.cli.common import app
 from orchestrator.errors import StorageError
+from orchestrator.progress import format_number
 
 HEAVY = ("torch", "ray", "mlflow", "transformers", "matplotlib", "scipy.stats", "sklearn")
 COMMANDS = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
@@ -225,3 +226,16 @@ def test_the_ui_of_a_folder_without_runs_is_refused_and_makes_nothing(
     assert code == 5
     assert "mlflow.db" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_have_three_digits_and_no_exponent_below_a_million() -> None:
+    shown = {
+        0.12345: "0.123",
+        9.996: "10",
+        999.4: "999",
+        999.6: "1,000",
+        1580.2: "1,580",
+        -1234.5: "-1,234",
+        2e6: "2e+06",
+    }
+    assert {value: format_number(value) for value in shown} == shown

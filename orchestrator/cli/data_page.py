@@ -15,6 +15,7 @@ from PIL import Image
 from orchestrator.data.overview import Overview
 from orchestrator.data.sample import Sample, Source
 from orchestrator.errors import ConfigError, DataError
+from orchestrator.progress import format_number
 
 N_PICTURES = 6
 WIDTH = 360
@@ -107,7 +108,7 @@ def _embedded(image: np.ndarray) -> str:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return format_number(value) if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _cells(tag: str, row: Mapping[str, Any], texts: Iterable[str]) -> str:

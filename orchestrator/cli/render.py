@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.progress import format_number
+
 _STYLES = {"ok": "green", "done": "green", "warn": "yellow", "fail": "red", "failed": "red", "contradicted": "magenta"}
 
 
@@ -18,7 +20,7 @@ def format_cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return format_number(value)
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list | tuple):

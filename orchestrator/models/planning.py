@@ -55,6 +55,8 @@ class Footprint:
     width_px: int
     pictures: float = 1.0
     """Mean pictures of a row that has any."""
+    blocks: int = 0
+    """Blocks of the decoder and of the vision encoder."""
 
 
 def footprint(run: RunConfig, pictures: Mapping[int, int] | None = None) -> Footprint:
@@ -141,6 +143,7 @@ def _footprint(
         raw_bytes_per_image=raw_bytes(config, decoder, load),
         height=0,
         width_px=0,
+        blocks=decoder.layers + vision.layers,
     )
 
 

@@ -4,7 +4,8 @@ Measured (26 November 2026, 28 blocks of width 3,584, 729 visual tokens, bfloat1
 passes, exact spectra, and the ratio of a LoRA step to a forward pass. Metrics of the present code were not measured:
 their time is the counted work (`python -m benchmarks.gpu --counted`) times the earlier ratio of measured to counted
 time. For another card, passes are scaled by its dense bfloat16 rate, metrics by its memory bandwidth, and exact spectra
-by its float32 rate, from data sheets. Loading and preparing images is assumed to overlap, as it does with eight cores
+by its float32 rate, from data sheets. A pass takes no less than the launches of its kernels, which is what small models
+wait for. Loading and preparing images is assumed to overlap, as it does with eight cores
 per GPU.
 """
 
@@ -27,6 +28,12 @@ including norms, `estimate` the additional cost of one variant."""
 SPECTRUM_SECONDS = 0.90e-3 / 736**3
 """Seconds of one exact spectrum divided by the cube of its side, measured with its float32 Gram matrix;
 `capture.spectrum: exact` computes four per tap point."""
+LAUNCH_SECONDS = 6e-6
+"""Seconds that a kernel takes at least, measured on `reference-joint`; the same on every card."""
+BLOCK_KERNELS = 40
+"""Kernels of a block, counted: 37 to 41 in the reference models."""
+METRIC_KERNELS = {"gram": 1942, "estimate": 2014}
+"""Kernels of a pass's metrics, of all layers together, counted; classes as in `ELEMENT_SECONDS`."""
 STEP_OVER_PASS = {False: 2.74, True: 3.99}
 """Time of a LoRA step divided by that of a forward pass of the same tokens, without and with recomputed activations."""
 ACTIVATION_BYTES = 79
@@ -106,17 +113,24 @@ def machine(card: Card, n: int) -> Machine:
 
 
 def image_seconds(run: RunConfig, model: Footprint, card: Card) -> tuple[float, float]:
-    """Seconds per image of the forward pass and of the metrics on one card."""
-    forward = model.tflop_per_image * 1e12 / machine(card, 1).flops_per_second
+    """Seconds per image of the forward pass and of the metrics on one card, in passes of `how.batch_size` images."""
+    batch = run.how.batch_size
     points = model.layers + 2
     elements = model.vision_tokens * model.width * points
     spectrum = run.capture.spectrum
     classes = ["gram"] + ["estimate"] * 4 * (spectrum == "estimate")
     metrics = elements * sum(ELEMENT_SECONDS[name] for name in classes) * MEASURED.bandwidth / card.bandwidth
+    metrics = max(metrics, LAUNCH_SECONDS * sum(METRIC_KERNELS[name] for name in classes) / batch)
     if spectrum == "exact":
         side = min(model.vision_tokens, model.width)
         metrics += 4 * points * SPECTRUM_SECONDS * side**3 * MEASURED.float32 / card.float32
-    return forward, metrics
+    return forward_seconds(model, card, batch), metrics
+
+
+def forward_seconds(model: Footprint, card: Card, batch: int) -> float:
+    """Seconds per image of a pass of `batch` images: of its operations, or of launching its kernels."""
+    operations = model.tflop_per_image * 1e12 / machine(card, 1).flops_per_second
+    return max(operations, LAUNCH_SECONDS * BLOCK_KERNELS * model.blocks / batch)
 
 
 def card_rate(run: RunConfig, model: Footprint, card: Card) -> CardRate:
@@ -140,8 +154,9 @@ def card_seconds(stage: StageName, run: RunConfig, images: int, model: Footprint
         return images * sum(image_seconds(run, model, card)) / n
     if stage == "finetune":
         tune = run.finetune
-        a_pass = model.tflop_per_image * 1e12 / machine(card, 1).flops_per_second
-        tokens = tune.batch_size // tune.accumulate * (model.vision_tokens + 64)
+        batch = max(1, tune.batch_size // tune.accumulate)
+        a_pass = forward_seconds(model, card, batch)
+        tokens = batch * (model.vision_tokens + 64)
         needed = model.memory_gb + tokens * model.layers * model.width * ACTIVATION_BYTES / 1e9
         factor = STEP_OVER_PASS[needed > card.memory_gb * 0.8]
         rest = run.model_copy(update={"finetune": tune.model_copy(update={"n_steps": 1})})

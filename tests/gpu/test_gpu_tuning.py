@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from orchestrator.finetune.lora import tunable
 from orchestrator.finetune.train import TrainingLog, train
 from orchestrator.finetune.worker import TrialWorker
 from orchestrator.models.adapter import Adapter
+from orchestrator.store.filesystem import Storage
+from orchestrator.study.resolve import resolve_run
 from tests.gpu.conftest import loaded, make_run
 
 pytestmark = pytest.mark.cuda
@@ -78,19 +81,19 @@ def test_answers_equal_those_of_the_cpu(gpu: str) -> None:
     assert written >= 0.97
 
 
-def test_drift_between_two_models_equals_the_cpus(gpu: str) -> None:
-    run = make_run(**SETTINGS)
+def test_drift_between_two_models_equals_the_cpus(gpu: str, tmp_path: Path) -> None:
+    point = resolve_run(make_run(**SETTINGS), Storage(str(tmp_path)), "finetune")
     found = []
     for device in ("cpu", gpu):
         adapter = loaded("reference-joint", device)
         worker = TrialWorker(adapter)
-        base = worker.snapshot(run)
+        base = worker.snapshot(point)
         block: Any = adapter.layers[1]
         weight = next(p for p in block.parameters() if p.ndim == 2)
         before = weight.detach().clone()
         with torch.no_grad():
             weight.mul_(1.2)
-        changed = worker.snapshot(run)
+        changed = worker.snapshot(point)
         with torch.no_grad():
             weight.copy_(before)
         found.append(compare(base, changed))

@@ -82,7 +82,7 @@ def counted(settings: gpu_parts.Settings, wanted: Sequence[str]) -> dict[str, An
             named[name] = run_part(name, settings if name == "quickstart" else small)
     if "probes" in wanted:
         found = run_part("probes", gpu_parts.Settings("cpu", settings.tiny))
-        named["probes"] = {key: found[key] for key in ("probe_sklearn_over_ours",) if key in found}
+        named["probes"] = {key: found[key] for key in ("probe_sklearn_over_ours", "probes_failed") if key in found}
     on_cores = {key: value for found in named.values() for key, value in found.items()}
     return {**figures, **on_cores, "measured_on_cores": sorted(on_cores)}
 
@@ -102,7 +102,7 @@ def run_part(name: str, settings: gpu_parts.Settings) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the requested parts; print one line per part, and one of all."""
+    """Run the requested parts; print one line per part, and one of all; exit code 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="comma-separated parts")
     parser.add_argument("--tiny", action="store_true", help="small sizes: shows that it runs, measures nothing")
@@ -122,13 +122,13 @@ def main() -> None:
         return
     if arguments.counted or not (has_gpu or arguments.tiny):
         print("no GPU: figures are counted, not measured" if not has_gpu else "figures are counted, not measured")
-        print(json.dumps({**figures, **counted(settings, wanted)}))
-        return
-    for name in PARTS:
-        if name not in wanted:
-            continue
-        figures |= run_part(name, settings)
+        figures |= counted(settings, wanted)
+    else:
+        for name in PARTS:
+            if name in wanted:
+                figures |= run_part(name, settings)
     print(json.dumps(figures))
+    raise SystemExit(any(key.endswith("_failed") for key in figures))
 
 
 if __name__ == "__main__":

@@ -57,6 +57,9 @@ METRICS: dict[str, Metric] = {
 
 METRIC_NAMES: tuple[str, ...] = tuple(METRICS)
 
+ERRORS = frozenset(name for name, metric in METRICS.items() if metric.base.endswith("_se"))
+"""Columns that hold an estimate's standard error, of all variants: no metric to relate, compare or show."""
+
 
 class MetricFunction(Protocol):
     """Function of a user's metric: hidden (B, N, D) float32 with zeros at padding, mask (B, N) -> (B,) float."""

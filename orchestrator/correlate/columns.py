@@ -9,11 +9,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from orchestrator.compression.registry import ERRORS
 from orchestrator.errors import DataError
 
 KEYS = ("tap", "layer", "group")
-ERROR = "_estimate_se"
-"""End of the names of columns that hold an estimate's standard error: no metric to relate."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Columns:
 
 def wide(layer_metrics: pl.DataFrame, image_ids: pl.Series) -> Columns:
     """One row an image and one column a (tap, layer, group, metric), NaN where there is no value."""
-    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens") and not c.endswith(ERROR)]
+    metrics = [c for c in layer_metrics.columns if c not in (*KEYS, "image_id", "n_tokens", *ERRORS)]
     names: list[tuple[str, ...]] = []
     parts = []
     for key, frame in layer_metrics.sort(KEYS).group_by(KEYS, maintain_order=True):

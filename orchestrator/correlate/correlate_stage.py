@@ -15,7 +15,7 @@ from orchestrator.store.resolved_point import ResolvedPoint
 from orchestrator.store.stage_folder import Stage
 from orchestrator.store.tables.core import TABLES, check_table
 
-VERSION = 6
+VERSION = 7
 """Raised whenever equal inputs would give other values; part of the digest."""
 
 

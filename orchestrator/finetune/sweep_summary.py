@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import scipy
 
+from orchestrator.compression.registry import ERRORS
 from orchestrator.errors import DataError
 from orchestrator.stats.intervals import MIN_SEEDS, student_interval
 from orchestrator.stats.multiplicity import benjamini_hochberg, familywise_confidence
@@ -116,6 +117,7 @@ def contrasts(trials: pl.DataFrame, primary: Sequence[str]) -> pl.DataFrame:
     every = [
         c for c in trials.columns
         if kind_of(c) in _KINDS and not c.endswith(_ENDS) and trials[c].dtype.is_numeric()
+        and ERRORS.isdisjoint(c.split("/"))
     ]  # fmt: skip
     named = [c for c in primary if c in every]
     confidence = familywise_confidence(len(named))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from orchestrator.compression.declaration import Metric
-from orchestrator.compression.registry import METRICS, get_metric
+from orchestrator.compression.registry import ERRORS, METRICS, get_metric
 from orchestrator.errors import ConfigError
 
 # Okabe and Ito 2008, "Color Universal Design". Each group and family has one colour in all figures.
@@ -188,7 +188,8 @@ HEADLINE = (
 def main_metrics(names: Iterable[str]) -> list[str]:
     """Plain and centred metrics among `names` in the registry's order, then those of other packages."""
     present = list(names)
-    registered = [n for n, m in METRICS.items() if n in present and not m.trimmed and n != "massive_share"]
+    left_out = {"massive_share", *ERRORS}
+    registered = [n for n, m in METRICS.items() if n in present and not m.trimmed and n not in left_out]
     return registered + [n for n in present if n not in METRICS]
 
 

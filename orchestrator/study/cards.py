@@ -5,8 +5,7 @@ passes, exact spectra, and the ratio of a LoRA step to a forward pass. Metrics o
 their time is the counted work (`python -m benchmarks.gpu --counted`) times the earlier ratio of measured to counted
 time. For another card, passes are scaled by its dense bfloat16 rate, metrics by its memory bandwidth, and exact spectra
 by its float32 rate, from data sheets. A pass takes no less than the launches of its kernels, which is what small models
-wait for. Loading and preparing images is assumed to overlap, as it does with eight cores
-per GPU.
+wait for. Loading and preparing images is assumed to overlap, as it does with eight cores per GPU.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,10 +174,10 @@ def ratio_figure(trials: pl.DataFrame, title: str, sweep: Mapping[str, Any] | No
         axes.axhline(0, color=CONTROL_COLOUR, lw=0.8)
         of = len(compression_columns(completed))
         how = "primary outcome" if column == named and "primary" in chosen else f"chosen of {of} by the outcome"
-        axes.set_title(f"{column_words(column).replace(', ', ',' + chr(10), 1)} ({how})", fontsize=8)
+        axes.set_title(textwrap.fill(f"{column_words(column)} ({how})", 38), fontsize=8)
         axes.set_ylabel(_turned(axes, column, "up"))
     for axes in panels:
-        axes.set_xlabel("complexity ratio (share of high-tier examples)")
+        axes.set_xlabel("complexity ratio (share of high tier)")
         axes.grid(True)
         axes.set_axisbelow(True)
     head(figure, f"Effect of the complexity ratio · {title} · dots = trials, bars = 95 % interval")

@@ -23,8 +23,10 @@ def test_errors_are_not_related() -> None:
         "group": ["vision"] * 2,
         "n_tokens": [4, 4],
     }
-    metrics = pl.DataFrame({**keys, "gini": [0.1, 0.2], **{name: [0.1, 0.3] for name in sorted(ERRORS)}})
-    assert [names[-1] for names in wide(metrics, ids).names] == ["gini"]
+    metrics = pl.DataFrame(
+        {"image_id": ids, **keys, "gini": [0.1, 0.2], **{name: [0.1, 0.3] for name in sorted(ERRORS)}}
+    )
+    assert [names[-1] for names in wide(metrics, metrics["image_id"]).names] == ["gini"]
 
 
 def test_errors_are_no_main_metrics() -> None:

@@ -16,17 +16,10 @@ def test_errors_are_those_of_every_variant_of_every_estimate() -> None:
 
 
 def test_errors_are_not_related() -> None:
-    keys = {
-        "image_id": ["a", "b"],
-        "tap": ["decoder"] * 2,
-        "layer": [0, 0],
-        "group": ["vision"] * 2,
-        "n_tokens": [4, 4],
-    }
-    metrics = pl.DataFrame(
-        {"image_id": ids, **keys, "gini": [0.1, 0.2], **{name: [0.1, 0.3] for name in sorted(ERRORS)}}
-    )
-    assert [names[-1] for names in wide(metrics, metrics["image_id"]).names] == ["gini"]
+    ids = pl.Series("image_id", ["a", "b"])
+    keys = {"tap": ["decoder"] * 2, "layer": [0, 0], "group": ["vision"] * 2, "n_tokens": [4, 4]}
+    metrics = pl.DataFrame({"image_id": ids, **keys, "gini": [0.1, 0.2], **{e: [0.1, 0.3] for e in sorted(ERRORS)}})
+    assert [names[-1] for names in wide(metrics, ids).names] == ["gini"]
 
 
 def test_errors_are_no_main_metrics() -> None:
